@@ -1,0 +1,127 @@
+"""What flows between the stages: one dataclass each for ground truth, sample, batch and detections.
+
+Boxes are float32 xyxy pixels of the image at hand, without the +1 convention; sizes are (height, width);
+labels are 0..C-1 with background = C. Shape letters: N objects, B images, G most objects of an image in the
+batch, S side of a stored mask, C classes, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+def _require_same_rows(**tensors: Tensor) -> None:
+    """Raise ValueError unless all tensors have the same length."""
+    rows = {name: tensor.shape[0] for name, tensor in tensors.items()}
+    if len(set(rows.values())) > 1:
+        raise ValueError(f"expected the same number of rows everywhere, received {rows}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)  # eq: tensors have no single answer to ==
+class Instances:
+    """The annotated objects of one image.
+
+    A mask is an S x S grid of coverage laid over a rectangle of the image, its frame. The grid keeps the
+    annotation's own resolution (objects larger than the grid are area-averaged into it), so resizing, flipping
+    and cropping an image move frames and never resample a mask, and no full-size bitmap exists anywhere. The
+    outermost ring of the grid is a margin: zero, or the mask repeated where the object touches the image's edge.
+    """
+
+    boxes: Tensor  # (N, 4) float32, xyxy in pixels
+    labels: Tensor  # (N,) int64 in [0, C)
+    masks: Tensor  # (N, S, S) uint8, 255 = covered
+    mask_frames: Tensor  # (N, 4) float32, xyxy in pixels: the rectangle that the whole grid covers
+
+    def __post_init__(self) -> None:
+        _require_same_rows(
+            boxes=self.boxes, labels=self.labels, masks=self.masks, mask_frames=self.mask_frames
+        )
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    def __getitem__(self, index: Tensor) -> Instances:
+        """The objects at ``index`` (bool mask or int64 positions)."""
+        return Instances(
+            boxes=self.boxes[index],
+            labels=self.labels[index],
+            masks=self.masks[index],
+            mask_frames=self.mask_frames[index],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Sample:
+    """One image on its way to a batch."""
+
+    image: Tensor  # (3, H, W) uint8 RGB
+    instances: Instances
+    image_id: int
+    original_hw: tuple[int, int]  # pixels, before any transform
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Batch:
+    """Samples of a step, padded right and bottom to one size; ground truth is padded to G rows."""
+
+    images: Tensor  # (B, 3, H, W) uint8 RGB, 0 in the padding
+    image_hws: Tensor  # (B, 2) int64, sizes before padding
+    original_hws: Tensor  # (B, 2) int64, sizes of the image files
+    image_ids: Tensor  # (B,) int64
+    boxes: Tensor  # (B, G, 4) float32
+    labels: Tensor  # (B, G) int64
+    valid: Tensor  # (B, G) bool, False in the padding
+    masks: Tensor  # (B, G, S, S) uint8
+    mask_frames: Tensor  # (B, G, 4) float32
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on ``device``; from pinned memory the copies do not wait."""
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory (called by the data loader)."""
+        return replace(self, **{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Detections:
+    """What the model found in one image, best score first."""
+
+    image_hw: tuple[int, int]  # pixels, of the image that the boxes refer to
+    boxes: Tensor  # (N, 4) float32, xyxy in pixels
+    scores: Tensor  # (N,) float32 in [0, 1]
+    labels: Tensor  # (N,) int64 in [0, C)
+    masks: Tensor  # (N, M, M) float32 in [0, 1]: probabilities on a grid over the box
+
+    def __post_init__(self) -> None:
+        _require_same_rows(boxes=self.boxes, scores=self.scores, labels=self.labels, masks=self.masks)
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    def __getitem__(self, index: Tensor) -> Detections:
+        """The detections at ``index`` (bool mask or int64 positions)."""
+        return replace(
+            self,
+            boxes=self.boxes[index],
+            scores=self.scores[index],
+            labels=self.labels[index],
+            masks=self.masks[index],
+        )
+
+    def to(self, device: torch.device | str) -> Detections:
+        """The same detections on ``device``."""
+        return replace(
+            self,
+            boxes=self.boxes.to(device),
+            scores=self.scores.to(device),
+            labels=self.labels.to(device),
+            masks=self.masks.to(device),
+        )

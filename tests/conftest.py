@@ -1,0 +1,62 @@
+"""Fixtures that many test files use."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of test data and recordings that lies beside the project."""
+    if not SHARED.is_dir():
+        message = f"no test data at {SHARED}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    return SHARED
+
+
+Case = tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]
+
+
+@pytest.fixture(scope="session")
+def recorded(shared: Path) -> Any:
+    """A function: name of a recording -> its cases as (about, inputs, state, outputs)."""
+
+    def cases(name: str) -> Iterator[Case]:
+        about = json.loads((shared / "reference" / f"{name}.json").read_text())
+        tensors = load_file(shared / "reference" / f"{name}.safetensors")
+        for case in about["cases"]:
+            inputs, state, outputs = (
+                {key: tensors[stored] for key, stored in case.get(part, {}).items()}
+                for part in ("inputs", "state", "outputs")
+            )
+            yield case, inputs, state, outputs
+
+    return cases
+
+
+@pytest.fixture(scope="session")
+def check() -> Any:
+    """A function: assert that an output meets its recorded tolerance."""
+
+    def compare(case: dict[str, Any], name: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+        tolerance = case["tolerance"][name]
+        assert ours.shape == theirs.shape, f"{case['name']}.{name}: {ours.shape} against {theirs.shape}"
+        ours, theirs = ours.detach().double(), theirs.double()
+        wrong = (ours - theirs).abs() > tolerance["atol"] + tolerance["rtol"] * theirs.abs()
+        share = wrong.double().mean().item() if wrong.numel() else 0.0
+        worst = (ours - theirs).abs().max().item() if wrong.numel() else 0.0
+        assert share <= tolerance.get("may_differ", 0.0), (
+            f"{case['name']}.{name}: {share:.2%} of values are off, by up to {worst:g}"
+        )
+
+    return compare
