@@ -1,0 +1,61 @@
+"""RoI features from a pyramid (RoIAlign of Mask R-CNN, section 3; levels as in FPN, Eq. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+
+def roi_levels(boxes: Tensor, levels: int, finest_scale: float = 56.0) -> Tensor:
+    """Pyramid level (N,) int64 of boxes (N, 4): clamp(floor(log2(sqrt(w·h) / 56 + 1e-6)), 0, levels - 1)."""
+    scale = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
+    return torch.log2(scale / finest_scale + 1e-6).floor().clamp(0, levels - 1).long()
+
+
+class RoIPooler(nn.Module):
+    """Aligned RoIAlign with adaptive sampling, each RoI from the level of its size.
+
+    Args:
+        output_size: S.
+        strides: stride of each level, finest first.
+    """
+
+    def __init__(self, output_size: int, strides: Sequence[int] = (4, 8, 16, 32)) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.strides = tuple(strides)
+
+    def forward(self, pyramid: Sequence[Tensor], rois: Tensor) -> Tensor:
+        """Features (R, channels, S, S).
+
+        Args:
+            pyramid: at least as many maps (B, channels, h, w) as there are strides.
+            rois: (R, 5): image index, x1, y1, x2, y2 in pixels.
+        """
+        levels = roi_levels(rois[:, 1:], len(self.strides))
+        if rois.device.type == "cpu":
+            return self._level_by_level(pyramid, rois, levels)
+        # A RoI of another level is given no extent: it has no sampling points, costs next to nothing and adds zero.
+        # Unlike picking the rows of a level, that does not wait for their number.
+        parts = []
+        for level, stride in enumerate(self.strides):
+            here = (levels == level).unsqueeze(1)
+            own = torch.cat([rois[:, :1], torch.where(here, rois[:, 1:], rois[:, 1:3].repeat(1, 2))], dim=1)
+            parts.append(self._align(pyramid[level], own, stride))
+        return torch.stack(parts).sum(dim=0)
+
+    def _level_by_level(self, pyramid: Sequence[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
+        order, parts = [], []
+        for level, stride in enumerate(self.strides):
+            rows = (levels == level).nonzero().squeeze(1)
+            order.append(rows)
+            parts.append(self._align(pyramid[level], rois[rows], stride))
+        return torch.cat(parts)[torch.cat(order).argsort()]
+
+    def _align(self, features: Tensor, rois: Tensor, stride: int) -> Tensor:
+        return roi_align(
+            features.float(), rois.float(), self.output_size, 1 / stride, sampling_ratio=0, aligned=True
+        )

@@ -1,0 +1,83 @@
+"""Box arithmetic: overlap, the delta coder, clipping, anchors (spec of Mask R-CNN; Faster R-CNN, section 3.1.2).
+
+Boxes are (..., 4) float32 xyxy pixels, width = x2 - x1. Shape letters: N and M boxes, A anchors, H and W cells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+MAX_LOG_SCALE = math.log(1000 / 16)  # |dw|, |dh| beyond this would overflow exp and are clamped
+
+Stds = tuple[float, float, float, float]
+
+
+def box_areas(boxes: Tensor) -> Tensor:
+    """Areas (...,) of boxes (..., 4), in square pixels."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union of every pair.
+
+    Args:
+        boxes: (..., N, 4).
+        others: (..., M, 4).
+
+    Returns:
+        (..., N, M) float32 in [0, 1]. The union is area + area - intersection on float32 corners, so that overlaps
+        that tie in the reference implementation tie here too.
+    """
+    boxes_N1, others_1M = boxes.unsqueeze(-2), others.unsqueeze(-3)
+    left_top = torch.maximum(boxes_N1[..., :2], others_1M[..., :2])
+    right_bottom = torch.minimum(boxes_N1[..., 2:], others_1M[..., 2:])
+    width, height = (right_bottom - left_top).clamp(min=0).unbind(-1)
+    intersection = width * height
+    union = box_areas(boxes).unsqueeze(-1) + box_areas(others).unsqueeze(-2) - intersection
+    return intersection / union.clamp(min=1e-6)
+
+
+def encode(boxes: Tensor, targets: Tensor, stds: Stds) -> Tensor:
+    """Deltas (..., 4) = (dx, dy, dw, dh) / stds that move ``boxes`` (..., 4) onto ``targets`` (..., 4)."""
+    size = boxes[..., 2:] - boxes[..., :2]
+    target_size = targets[..., 2:] - targets[..., :2]
+    shift = (targets[..., :2] + targets[..., 2:] - boxes[..., :2] - boxes[..., 2:]) * 0.5 / size
+    deltas = torch.cat([shift, (target_size / size).log()], dim=-1)
+    return deltas / deltas.new_tensor(stds)
+
+
+def decode(boxes: Tensor, deltas: Tensor, stds: Stds) -> Tensor:
+    """Boxes (..., 4) that ``deltas`` (..., 4) make of ``boxes`` (..., 4): the inverse of `encode`, not clipped."""
+    deltas = deltas.float() * torch.tensor(stds, device=deltas.device)
+    size = boxes[..., 2:] - boxes[..., :2]
+    centre = (boxes[..., :2] + boxes[..., 2:]) * 0.5 + deltas[..., :2] * size
+    half = size * deltas[..., 2:].clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp() * 0.5
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def clip(boxes: Tensor, image_hws: Tensor) -> Tensor:
+    """Boxes (B, ..., 4) clipped to their images of size ``image_hws`` (B, 2) (height, width)."""
+    limits = image_hws.flip(-1).repeat(1, 2).to(boxes.dtype)  # (B, 4): w, h, w, h
+    limits = limits.view(-1, *([1] * (boxes.dim() - 2)), 4)
+    return torch.minimum(boxes.clamp(min=0), limits)
+
+
+def base_anchors(size: float, ratios: Sequence[float]) -> Tensor:
+    """Anchors (len(ratios), 4) of area size² around (0, 0); a ratio is height / width."""
+    roots = torch.tensor(ratios).sqrt()
+    half_hw = torch.stack([size * roots, size / roots], dim=1) / 2
+    half = half_hw.flip(1)
+    return torch.cat([-half, half], dim=1)
+
+
+def anchor_grid(base: Tensor, stride: int, grid_hw: tuple[int, int]) -> Tensor:
+    """Anchors (H·W·ratios, 4) of one level, by row, column, ratio, centred on (column·stride, row·stride)."""
+    rows = torch.arange(grid_hw[0], device=base.device, dtype=base.dtype) * stride
+    columns = torch.arange(grid_hw[1], device=base.device, dtype=base.dtype) * stride
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    shifts = torch.stack([x, y, x, y], dim=-1)  # (H, W, 4)
+    return (shifts[:, :, None] + base).view(-1, 4)

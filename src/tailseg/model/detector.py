@@ -1,0 +1,154 @@
+"""One detector composed of parts; Mask R-CNN is it with one box stage.
+
+Training and inference are two entrances with one return type each: `forward` gives losses (distributed wrappers see
+only that), `detect` gives detections. Both read top to bottom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tailseg.layers.roi_pooling import RoIPooler
+from tailseg.model import box_head as box_heads
+from tailseg.model import mask_head as mask_heads
+from tailseg.model.backbone import Backbone
+from tailseg.model.box_head import BoxHead, RoISampler, RoITargets
+from tailseg.model.boxes import clip
+from tailseg.model.fpn import FPN
+from tailseg.model.mask_head import MaskHead, mask_loss, mask_targets
+from tailseg.model.matching import live_rows
+from tailseg.model.nms import best_per_class
+from tailseg.model.rpn import RPN, Proposals
+from tailseg.structures import Batch, Detections
+
+
+class Detector(nn.Module):
+    """Backbone, neck, RPN, box head and mask head.
+
+    Args:
+        backbone, neck, rpn, sampler, box_head, mask_head: the parts, built.
+        pixel_mean, pixel_std: of RGB in 0..255.
+        score_threshold: detections score above this.
+        nms_iou: NMS threshold within a class.
+        max_detections: of an image, over all classes.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        neck: FPN,
+        rpn: RPN,
+        sampler: RoISampler,
+        box_head: BoxHead,
+        mask_head: MaskHead,
+        *,
+        pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
+        pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
+        score_threshold: float = 1e-4,
+        nms_iou: float = 0.5,
+        max_detections: int = 300,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.rpn = rpn
+        self.sampler = sampler
+        self.box_head = box_head
+        self.mask_head = mask_head
+        self.box_pooler = RoIPooler(box_heads.ROI_SIZE)
+        self.mask_pooler = RoIPooler(mask_heads.ROI_SIZE)
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
+        self.score_threshold = score_threshold
+        self.nms_iou = nms_iou
+        self.max_detections = max_detections
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar losses of a step; their sum is the objective."""
+        pyramid = self.features(batch)
+        anchors = self.rpn(pyramid)
+        losses = self.rpn.loss(anchors, batch.image_hws, batch.boxes, batch.valid)
+        proposals = self.rpn.propose(anchors, batch.image_hws)
+        targets = self.sampler(proposals, batch.boxes, batch.labels, batch.valid)
+        logits, deltas = self.box_head(self.box_pooler(pyramid, targets.rois))
+        losses |= self.box_head.loss(logits, deltas, targets)
+        losses["mask"] = self._mask_loss(pyramid, targets, batch)
+        return losses
+
+    @torch.no_grad()
+    def detect(self, batch: Batch) -> list[Detections]:
+        """Detections of each image, in pixels of the image file, best score first."""
+        pyramid = self.features(batch)
+        proposals = self.rpn.propose(self.rpn(pyramid), batch.image_hws)
+        boxes, scores, labels = self._detect_boxes(pyramid, proposals, batch.image_hws)
+        counts = [len(found) for found in labels]
+        rois = torch.cat([torch.cat([b.new_full((len(b), 1), i), b], dim=1) for i, b in enumerate(boxes)])
+        masks = self.mask_head(self.mask_pooler(pyramid, rois), torch.cat(labels)).sigmoid().split(counts)
+        factors = (batch.original_hws / batch.image_hws).flip(1).repeat(1, 2).to(rois)
+        return [
+            Detections(
+                image_hw=(int(hw[0]), int(hw[1])),
+                boxes=boxes[i] * factors[i],
+                scores=scores[i],
+                labels=labels[i],
+                masks=masks[i],
+            )
+            for i, hw in enumerate(batch.original_hws.tolist())
+        ]
+
+    def features(self, batch: Batch) -> list[Tensor]:
+        """P2..P6 of the batch, channels_last."""
+        return list(self.neck(self.backbone(self.normalized(batch.images, batch.image_hws))))
+
+    def normalized(self, images: Tensor, image_hws: Tensor) -> Tensor:
+        """(B, 3, H, W) float32 with mean 0 and deviation 1; 0 in the padding."""
+        rows = torch.arange(images.shape[2], device=images.device) < image_hws[:, :1]
+        columns = torch.arange(images.shape[3], device=images.device) < image_hws[:, 1:]
+        inside = (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
+        pixels = images.float().contiguous(memory_format=torch.channels_last)
+        return torch.where(inside, (pixels - self.pixel_mean) / self.pixel_std, 0.0)
+
+    def _mask_loss(self, pyramid: list[Tensor], targets: RoITargets, batch: Batch) -> Tensor:
+        """Loss of the positives' own masks. Positives come first, so only the first slots can hold any."""
+        front = min(self.sampler.max_positive, self.sampler.slots)
+        slots = targets.positive.shape[0] // len(batch)
+        could = targets.positive.clone().view(len(batch), slots)[:, :front]
+        offsets = torch.arange(len(batch), device=could.device).unsqueeze(1) * slots
+        positions = (offsets + torch.arange(could.shape[1], device=could.device)).flatten()
+        rows = positions[live_rows(could)]
+        weights = targets.positive[rows]
+        labels = torch.where(weights, targets.labels[rows], 0)
+        logits = self.mask_head(self.mask_pooler(pyramid, targets.rois[rows]), labels)
+        objects = targets.objects[rows]
+        goal = mask_targets(
+            targets.rois[rows, 1:], batch.masks.flatten(0, 1)[objects], batch.mask_frames.flatten(0, 1)[objects]
+        )
+        return mask_loss(logits, goal, weights)
+
+    def _detect_boxes(
+        self, pyramid: list[Tensor], proposals: Proposals, image_hws: Tensor
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Boxes (n, 4) in network pixels, scores (n,) and labels (n,) of each image."""
+        batch, slots = proposals.valid.shape
+        image = torch.arange(batch, device=proposals.boxes.device).view(-1, 1, 1).expand(-1, slots, 1)
+        rois = torch.cat([image.to(proposals.boxes), proposals.boxes], dim=2).flatten(0, 1)
+        logits, deltas = self.box_head(self.box_pooler(pyramid, rois))
+        scores = self.box_head.classification.scores(logits)[:, :-1].unflatten(0, (batch, slots))
+        boxes = self.box_head.decode(proposals.boxes, deltas.unflatten(0, (batch, slots)))
+        boxes = clip(boxes, image_hws)
+        found: list[tuple[Tensor, ...]] = [
+            best_per_class(
+                boxes[i][proposals.valid[i]],
+                scores[i][proposals.valid[i]],
+                score_threshold=self.score_threshold,
+                iou=self.nms_iou,
+                limit=self.max_detections,
+            )
+            for i in range(batch)
+        ]
+        return [f[0] for f in found], [f[1] for f in found], [f[2] for f in found]

@@ -1,0 +1,174 @@
+"""Region proposal network (Faster R-CNN, section 3.1; spec, section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tailseg.model.boxes import Stds, anchor_grid, base_anchors, clip, decode, encode
+from tailseg.model.matching import Matcher, sample
+from tailseg.model.nms import keep_within_levels
+
+STRIDES = (4, 8, 16, 32, 64)
+RATIOS = (0.5, 1.0, 2.0)
+NO_STDS: Stds = (1.0, 1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Proposals:
+    """Class-agnostic boxes of a batch, best first; P slots an image."""
+
+    boxes: Tensor  # (B, P, 4) float32, clipped to the image
+    scores: Tensor  # (B, P) objectness in [0, 1]
+    valid: Tensor  # (B, P) bool, False where NMS left fewer than P
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RpnOutput:
+    """What the RPN says of every anchor; A anchors over all levels, finest level first."""
+
+    logits: Tensor  # (B, A) float32 objectness
+    deltas: Tensor  # (B, A, 4) float32
+    anchors: Tensor  # (A, 4)
+    level_sizes: list[int]  # anchors of each level
+    grid_hws: list[tuple[int, int]]  # cells of each level
+
+
+class RPN(nn.Module):
+    """Objectness and box deltas for three anchors in every cell of P2..P6.
+
+    Args:
+        channels: width of the pyramid.
+        anchor_scale: an anchor's side is this many strides.
+        pre_nms_train, pre_nms_test: anchors kept of each level before NMS.
+        post_nms_train, post_nms_test: proposals of an image.
+        nms_iou: NMS threshold within a level.
+        box_beta: beta of the Smooth-L1 box loss; 0 is L1.
+        size_divisor: images count as padded to multiples of this; anchors beyond are not trained.
+    """
+
+    def __init__(
+        self,
+        channels: int = 256,
+        *,
+        anchor_scale: float = 8.0,
+        pre_nms_train: int = 2000,
+        pre_nms_test: int = 1000,
+        post_nms_train: int = 1000,
+        post_nms_test: int = 1000,
+        nms_iou: float = 0.7,
+        box_beta: float = 0.0,
+        size_divisor: int = 32,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.objectness = nn.Conv2d(channels, len(RATIOS), 1)
+        self.deltas = nn.Conv2d(channels, len(RATIOS) * 4, 1)
+        for layer in (self.conv, self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+        base = torch.stack([base_anchors(anchor_scale * stride, RATIOS) for stride in STRIDES])
+        self.register_buffer("base_anchors", base, persistent=False)
+        self.base_anchors: Tensor
+        self.pre_nms = {True: pre_nms_train, False: pre_nms_test}
+        self.post_nms = {True: post_nms_train, False: post_nms_test}
+        self.nms_iou = nms_iou
+        self.box_beta = box_beta
+        self.size_divisor = size_divisor
+        self.matcher = Matcher(positive_iou=0.7, negative_iou=0.3, low_quality_iou=0.3)
+        self.slots, self.max_positive = 256, 128
+
+    def forward(self, pyramid: Sequence[Tensor]) -> RpnOutput:
+        """Score and adjust all anchors of P2..P6, (B, channels, h, w) each."""
+        logits, deltas, anchors = [], [], []
+        for level, features in enumerate(pyramid):
+            hidden = F.relu(self.conv(features))
+            batch = hidden.shape[0]
+            logits.append(self.objectness(hidden).permute(0, 2, 3, 1).reshape(batch, -1).float())
+            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(batch, -1, 4).float())
+            grid_hw = (features.shape[2], features.shape[3])
+            anchors.append(anchor_grid(self.base_anchors[level], STRIDES[level], grid_hw))
+        return RpnOutput(
+            logits=torch.cat(logits, dim=1),
+            deltas=torch.cat(deltas, dim=1),
+            anchors=torch.cat(anchors),
+            level_sizes=[a.shape[0] for a in anchors],
+            grid_hws=[(f.shape[2], f.shape[3]) for f in pyramid],
+        )
+
+    def loss(self, output: RpnOutput, image_hws: Tensor, boxes: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """``rpn_objectness`` and ``rpn_box``: sums over sampled anchors divided by their number.
+
+        Args:
+            output: from `forward`.
+            image_hws: (B, 2) sizes before padding.
+            boxes: (B, G, 4) ground truth.
+            valid: (B, G) bool.
+        """
+        usable = self.inside_padded_image(output, image_hws)
+        matched = self.matcher(output.anchors.unsqueeze(0), usable, boxes, valid)
+        drawn = sample(matched, self.slots, self.max_positive)
+        negative = drawn.valid & ~drawn.positive
+        total = (drawn.positive.sum(1).clamp(min=1) + negative.sum(1).clamp(min=1)).sum()
+
+        logits = output.logits.gather(1, drawn.index)
+        bce = F.binary_cross_entropy_with_logits(logits, drawn.positive.float(), reduction="none")
+        anchors = output.anchors[drawn.index]
+        target_boxes = boxes.gather(1, drawn.matched.unsqueeze(2).expand(-1, -1, 4))
+        # Rows that are no positives get a harmless target: their own anchor.
+        target_boxes = torch.where(drawn.positive.unsqueeze(2), target_boxes, anchors)
+        targets = encode(anchors, target_boxes, NO_STDS)
+        deltas = output.deltas.gather(1, drawn.index.unsqueeze(2).expand(-1, -1, 4))
+        distance = smooth_l1(deltas, targets, self.box_beta).sum(2)
+        return {
+            "rpn_objectness": (bce * drawn.valid).sum() / total,
+            "rpn_box": (distance * drawn.positive).sum() / total,
+        }
+
+    def inside_padded_image(self, output: RpnOutput, image_hws: Tensor) -> Tensor:
+        """(B, A) bool: anchors whose cell lies in the image padded to a multiple of `size_divisor`."""
+        padded = (image_hws + self.size_divisor - 1) // self.size_divisor * self.size_divisor
+        parts = []
+        for (h, w), stride in zip(output.grid_hws, STRIDES, strict=True):
+            rows = torch.arange(h, device=padded.device) * stride < padded[:, :1]
+            columns = torch.arange(w, device=padded.device) * stride < padded[:, 1:]
+            cells = rows.unsqueeze(2) & columns.unsqueeze(1)
+            parts.append(cells.flatten(1).repeat_interleave(len(RATIOS), dim=1))
+        return torch.cat(parts, dim=1)
+
+    @torch.no_grad()
+    def propose(self, output: RpnOutput, image_hws: Tensor) -> Proposals:
+        """The best boxes of each image: top of each level, NMS within the level, best over all levels."""
+        scores = output.logits.sigmoid()
+        top_scores, top_boxes, sizes = [], [], []
+        start = 0
+        for size in output.level_sizes:
+            stop = start + size
+            kept = min(self.pre_nms[self.training], size)
+            best, index = scores[:, start:stop].topk(kept, dim=1)
+            deltas = output.deltas[:, start:stop].gather(1, index.unsqueeze(2).expand(-1, -1, 4))
+            top_boxes.append(decode(output.anchors[start:stop][index], deltas, NO_STDS))
+            top_scores.append(best)
+            sizes.append(kept)
+            start = stop
+        boxes = clip(torch.cat(top_boxes, dim=1), image_hws)
+        merged = torch.cat(top_scores, dim=1)
+        valid = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
+        keep = keep_within_levels(boxes, merged, valid, sizes, self.nms_iou)
+        best, index = merged.masked_fill(~keep, -1.0).topk(
+            min(self.post_nms[self.training], merged.shape[1]), dim=1
+        )
+        boxes = boxes.gather(1, index.unsqueeze(2).expand(-1, -1, 4))
+        return Proposals(boxes=boxes, scores=best, valid=best >= 0)
+
+
+def smooth_l1(predicted: Tensor, target: Tensor, beta: float) -> Tensor:
+    """Element-wise |x| - beta/2, or x²/(2·beta) where |x| < beta; beta 0 is L1."""
+    if beta == 0:
+        return (predicted - target).abs()
+    return F.smooth_l1_loss(predicted, target, reduction="none", beta=beta)
