@@ -36,9 +36,7 @@ class Instances:
     mask_frames: Tensor  # (N, 4) float32, xyxy in pixels: the rectangle that the whole grid covers
 
     def __post_init__(self) -> None:
-        _require_same_rows(
-            boxes=self.boxes, labels=self.labels, masks=self.masks, mask_frames=self.mask_frames
-        )
+        _require_same_rows(boxes=self.boxes, labels=self.labels, masks=self.masks, mask_frames=self.mask_frames)
 
     def __len__(self) -> int:
         return self.labels.shape[0]

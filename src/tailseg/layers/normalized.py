@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 
 def normalize(x: Tensor, dim: int, eps: float) -> Tensor:
-    """x / (‖x‖ + eps) along ``dim``: eps is added to the norm, which matters at tiny norms."""
-    return x / (torch.linalg.vector_norm(x, dim=dim, keepdim=True) + eps)
+    """X / (‖x‖ + eps) along ``dim``: eps is added to the norm, which matters at tiny norms."""
+    norm: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    return x / (norm + eps)
 
 
 class NormalizedLinear(nn.Module):
@@ -24,9 +25,7 @@ class NormalizedLinear(nn.Module):
     Shapes: (..., F) -> (..., K).
     """
 
-    def __init__(
-        self, in_features: int, out_features: int, temperature: float = 20.0, eps: float = 1e-6
-    ) -> None:
+    def __init__(self, in_features: int, out_features: int, temperature: float = 20.0, eps: float = 1e-6) -> None:
         super().__init__()
         self.temperature = temperature
         self.eps = eps

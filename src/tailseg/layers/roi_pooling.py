@@ -56,6 +56,7 @@ class RoIPooler(nn.Module):
         return torch.cat(parts)[torch.cat(order).argsort()]
 
     def _align(self, features: Tensor, rois: Tensor, stride: int) -> Tensor:
-        return roi_align(
+        pooled: Tensor = roi_align(
             features.float(), rois.float(), self.output_size, 1 / stride, sampling_ratio=0, aligned=True
         )
+        return pooled

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 def log_seesaw_factors(
     logits: Tensor, labels: Tensor, counts: Tensor, p: float, q: float = 0.0, eps: float = 1e-2
 ) -> Tensor:
-    """ln S of every sample: what Seesaw adds to the logits of a cross-entropy.
+    """Ln S of every sample: what Seesaw adds to the logits of a cross-entropy.
 
     ln S_ij = p · min(0, ln N_j - ln N_i)  (Eq. 2), with q > 0 plus q · ln max(1, σ_j / max(σ_i, eps)).
     Only the row of each sample's own label is made, never the C x C matrix.

@@ -35,14 +35,20 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, name: str, *, frozen_stages: int = 1, train_norm: bool = False, options: dict[str, Any] | None = None
+        self,
+        name: str,
+        *,
+        frozen_stages: int = 1,
+        train_norm: bool = False,
+        options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         try:
             net = timm.create_model(name, pretrained=False, features_only=True, **(options or {}))
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:  # TypeError: an option that the network does not take
             raise UserError(
-                f"model.backbone.name: '{name}' is not usable as a timm backbone ({error}); see timm.list_models()"
+                f"model.backbone: '{name}' with options {options or {}} is not usable as a timm backbone ({error}); "
+                "timm.list_models() lists the names"
             ) from error
         strides = list(net.feature_info.reduction())
         if any(stride not in strides for stride in STRIDES):

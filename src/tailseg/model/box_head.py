@@ -39,9 +39,7 @@ class RoISampler(nn.Module):
         max_positive: most positives among them.
     """
 
-    def __init__(
-        self, matcher: Matcher, num_classes: int, *, slots: int = 512, max_positive: int = 128
-    ) -> None:
+    def __init__(self, matcher: Matcher, num_classes: int, *, slots: int = 512, max_positive: int = 128) -> None:
         super().__init__()
         self.matcher = matcher
         self.num_classes = num_classes

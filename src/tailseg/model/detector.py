@@ -126,7 +126,9 @@ class Detector(nn.Module):
         logits = self.mask_head(self.mask_pooler(pyramid, targets.rois[rows]), labels)
         objects = targets.objects[rows]
         goal = mask_targets(
-            targets.rois[rows, 1:], batch.masks.flatten(0, 1)[objects], batch.mask_frames.flatten(0, 1)[objects]
+            targets.rois[rows, 1:],
+            batch.masks.flatten(0, 1)[objects],
+            batch.mask_frames.flatten(0, 1)[objects],
         )
         return mask_loss(logits, goal, weights)
 

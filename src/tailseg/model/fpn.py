@@ -22,7 +22,8 @@ class FPN(nn.Module):
         self.lateral_convs = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
         self.output_convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
         for conv in (*self.lateral_convs, *self.output_convs):
-            assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+            assert isinstance(conv, nn.Conv2d)
+            assert conv.bias is not None
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)
 

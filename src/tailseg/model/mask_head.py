@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,9 +29,7 @@ class MaskHead(nn.Module):
     def __init__(self, in_channels: int, num_classes: int, *, channels: int = 256, convs: int = 4) -> None:
         super().__init__()
         widths = [in_channels, *[channels] * convs]
-        self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
         self.upsample = nn.ConvTranspose2d(channels, channels, 2, stride=2)
         self.predictor = nn.Conv2d(channels, num_classes, 1)
         for layer in (*self.convs, self.upsample, self.predictor):
@@ -66,7 +66,7 @@ def mask_targets(boxes: Tensor, masks: Tensor, frames: Tensor, size: int = MASK_
     in_grid = (boxes - origin) / extent * side
     rows = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype).unsqueeze(1)
     grids = masks.unsqueeze(1).float().div(255)
-    inside = roi_align(grids, torch.cat([rows, in_grid], dim=1), size, 1.0, sampling_ratio=0, aligned=True)
+    inside: Tensor = roi_align(grids, torch.cat([rows, in_grid], dim=1), size, 1.0, sampling_ratio=0, aligned=True)
     return (inside.squeeze(1) >= 0.5).float()
 
 

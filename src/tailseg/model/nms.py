@@ -25,12 +25,11 @@ def nms_within_groups(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float)
         return groups.new_zeros(0)
     span = boxes.max().double() - boxes.min().double() + 1
     apart = boxes.double() + (groups * span)[:, None]
-    return nms(apart, scores.double(), iou)
+    kept: Tensor = nms(apart, scores.double(), iou)
+    return kept
 
 
-def keep_within_levels(
-    boxes: Tensor, scores: Tensor, valid: Tensor, level_sizes: list[int], iou: float
-) -> Tensor:
+def keep_within_levels(boxes: Tensor, scores: Tensor, valid: Tensor, level_sizes: list[int], iou: float) -> Tensor:
     """Which proposals survive NMS within their image and level.
 
     Args:

@@ -160,9 +160,7 @@ class RPN(nn.Module):
         merged = torch.cat(top_scores, dim=1)
         valid = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
         keep = keep_within_levels(boxes, merged, valid, sizes, self.nms_iou)
-        best, index = merged.masked_fill(~keep, -1.0).topk(
-            min(self.post_nms[self.training], merged.shape[1]), dim=1
-        )
+        best, index = merged.masked_fill(~keep, -1.0).topk(min(self.post_nms[self.training], merged.shape[1]), dim=1)
         boxes = boxes.gather(1, index.unsqueeze(2).expand(-1, -1, 4))
         return Proposals(boxes=boxes, scores=best, valid=best >= 0)
 

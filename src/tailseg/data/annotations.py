@@ -1,0 +1,318 @@
+"""Annotation files (LVIS v1, LVIS v0.5, COCO) as flat columns, and the data sets they make up.
+
+A file becomes a handful of numpy arrays: no Python object per annotation, so forked workers share the memory.
+Frequency groups and instance filter follow the LVIS paper and MMDetection's ``datasets/coco.py``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from tailseg.data.image_files import ImageFolder, candidate_names
+from tailseg.data.masks import Segmentation
+from tailseg.data.parsing import (
+    Frequency,
+    Report,
+    Segmentations,
+    annotation_columns,
+    category_columns,
+    image_columns,
+    positions_of,
+    read_json,
+    table,
+)
+from tailseg.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """One class; counts are of this file's instances after the filter, without crowds."""
+
+    id: int
+    name: str
+    frequency: Frequency  # rare, common or frequent, by the number of training images
+    image_count: int
+    instance_count: int
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """An annotation file: images in the file's order, annotations sorted by image, labels by category id."""
+
+    path: Path
+    images_dir: Path
+    categories: tuple[Category, ...]  # in id order: the label is the position
+    frequency_stated: bool  # the file itself gives each category's frequency
+    report: Report
+
+    image_ids: NDArray[np.int64]  # (I,)
+    image_hws: NDArray[np.int64]  # (I, 2)
+    file_names: tuple[str | None, ...]
+    coco_urls: tuple[str | None, ...]
+    neg_category_ids: tuple[tuple[int, ...], ...]  # verified absent; for evaluation only
+    not_exhaustive_category_ids: tuple[tuple[int, ...], ...]
+
+    first_annotation: NDArray[np.int64]  # (I + 1,): image i has rows first[i] to first[i + 1]
+    annotation_ids: NDArray[np.int64]  # (N,)
+    labels: NDArray[np.int64]  # (N,) in [0, C)
+    boxes: NDArray[np.float32]  # (N, 4) xyxy in pixels, as annotated: may reach beyond the image
+    areas: NDArray[np.float32]  # (N,) pixels
+    crowd: NDArray[np.bool_]  # (N,)
+    segmentations: Segmentations
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.image_ids)
+
+    @cached_property
+    def label_to_category_id(self) -> NDArray[np.int64]:
+        """(C,) the category id of each label: the one way back from labels to the file's ids."""
+        return np.array([c.id for c in self.categories], dtype=np.int64)
+
+    def category_id_to_label(self, category_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The labels of category ids of this file (ValueError for an id it has not)."""
+        labels, known = positions_of(np.asarray(category_ids, np.int64), self.label_to_category_id)
+        if not known.all():
+            missing = np.asarray(category_ids)[~known][0]
+            raise ValueError(f"expected category ids of {self.path}, received {missing}")
+        return labels
+
+    def image_counts(self) -> NDArray[np.int64]:
+        """(C,) images that contain each class, after the instance filter."""
+        return np.array([c.image_count for c in self.categories], dtype=np.int64)
+
+    def rows(self, image: int) -> NDArray[np.int64]:
+        """The annotations of the ``image``-th image that one trains on: all but crowds."""
+        rows = np.arange(self.first_annotation[image], self.first_annotation[image + 1])
+        return rows[~self.crowd[rows]]
+
+    def segmentation(self, row: int) -> Segmentation:
+        """Polygons (float32, pixels) or compressed RLE of annotation ``row``."""
+        return self.segmentations[row]
+
+    @cached_property
+    def _folder(self) -> ImageFolder:
+        return ImageFolder(self.images_dir)
+
+    def image_path(self, image: int) -> Path:
+        """Where the ``image``-th image lies.
+
+        Raises:
+            UserError: it is not in the image folder, or its name leads out of it.
+        """
+        names = candidate_names(self.file_names[image], self.coco_urls[image])
+        where = f"{self.path}: image {self.image_ids[image]}"
+        path = self._folder.find(names, where)
+        if path is None:
+            place = f"{self.images_dir}, its train2017 or its val2017"
+            raise UserError(f"{where}: {names[0]!r} is not in {place}; put it there or correct the image folder")
+        return path
+
+    def check_images(self) -> None:
+        """Raise UserError unless the file of every image exists (it is not opened)."""
+        if not self.images_dir.is_dir():
+            raise UserError(f"{self.images_dir}: there is no such folder of images; put the images there")
+        for image in range(len(self)):
+            self.image_path(image)
+
+
+def load_annotations(
+    json_path: Path,
+    images_dir: Path,
+    *,
+    frequency_from: Annotations | None = None,
+    rare_max: int = 10,
+    common_max: int = 100,
+) -> Annotations:
+    """Read an LVIS or COCO annotation file.
+
+    Args:
+        json_path: the file.
+        images_dir: folder of the images; looked at when an image is asked for, not before.
+        frequency_from: the training split, whose frequency groups are taken when the file states none.
+        rare_max: most training images of a rare class, where groups must be computed.
+        common_max: most training images of a common class.
+
+    Raises:
+        UserError: the file is missing, broken or contradicts itself.
+    """
+    json_path, images_dir = Path(json_path), Path(images_dir)
+    with _no_garbage_collection():
+        data = read_json(json_path)
+        images = table(data, json_path, "images", "image")
+        annotations = table(data, json_path, "annotations", "annotation")
+        categories = table(data, json_path, "categories", "category")
+        if not images.rows or not categories.rows:
+            missing = "images" if categories.rows else "categories"
+            raise UserError(f"{json_path}: the list of {missing} is empty; there is nothing to work on")
+        of_images = image_columns(images)
+        category_ids, names, groups = category_columns(categories)
+        columns, report = annotation_columns(annotations, of_images["image_ids"], of_images["image_hws"], category_ids)
+    loaded = Annotations(
+        path=json_path,
+        images_dir=images_dir,
+        categories=_count(category_ids, names, groups, columns, len(images.rows)),
+        frequency_stated=groups is not None,
+        report=report,
+        **of_images,
+        **columns,
+    )
+    if loaded.frequency_stated:
+        return loaded
+    if frequency_from is not None:
+        return with_frequencies_of(loaded, frequency_from)
+    named = [replace(c, frequency=frequency_group(c.image_count, rare_max, common_max)) for c in loaded.categories]
+    return replace(loaded, categories=tuple(named))
+
+
+def frequency_group(image_count: int, rare_max: int = 10, common_max: int = 100) -> Frequency:
+    """LVIS's group of a class with ``image_count`` training images."""
+    return "r" if image_count <= rare_max else "c" if image_count <= common_max else "f"
+
+
+def with_frequencies_of(annotations: Annotations, train: Annotations) -> Annotations:
+    """``annotations`` with the frequency groups of the training split (UserError if categories differ)."""
+    require_same_categories(train, annotations)
+    pairs = zip(annotations.categories, train.categories, strict=True)
+    return replace(annotations, categories=tuple(replace(c, frequency=t.frequency) for c, t in pairs))
+
+
+def require_same_categories(train: Annotations, val: Annotations) -> None:
+    """Raise UserError unless both files have the same category ids and names."""
+    ours = {c.id: c.name for c in train.categories}
+    theirs = {c.id: c.name for c in val.categories}
+    for category_id in sorted(ours.keys() | theirs.keys()):
+        a, b = ours.get(category_id), theirs.get(category_id)
+        if a != b:
+            found = [f"{name!r}" if name is not None else "missing" for name in (a, b)]
+            where = f"category {category_id} is {found[0]} in {train.path} but {found[1]} in {val.path}"
+            raise UserError(f"{where}; both files need the same categories")
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Parsing makes millions of objects and no cycles: looking for those would double the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _count(
+    ids: NDArray[np.int64],
+    names: list[str],
+    groups: list[Frequency] | None,
+    columns: dict[str, Any],
+    image_count: int,
+) -> tuple[Category, ...]:
+    """The categories with their counts over images and instances."""
+    real = ~columns["crowd"]
+    labels = columns["labels"][real]
+    images = np.repeat(np.arange(image_count), np.diff(columns["first_annotation"]))[real]
+    instances = np.bincount(labels, minlength=len(ids))
+    pairs = np.unique(images * len(ids) + labels) % len(ids)  # each (image, class) once
+    in_images = np.bincount(pairs, minlength=len(ids))
+    groups = groups or ["f"] * len(ids)
+    columns_of_categories = zip(ids, names, groups, in_images, instances, strict=True)
+    return tuple(Category(int(i), name, group, int(m), int(n)) for i, name, group, m, n in columns_of_categories)
+
+
+@dataclass(frozen=True, eq=False)
+class DataSplits:
+    """A data set: its training and validation files. A split that was not needed may be None."""
+
+    name: str
+    train: Annotations | None
+    val: Annotations | None
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """The three entries of a data set's YAML file."""
+
+    train: Path | None
+    val: Path | None
+    images: Path | None
+
+
+def open_data(
+    data: str | Path, *, need: tuple[str, ...] = ("train", "val"), rare_max: int = 10, common_max: int = 100
+) -> DataSplits:
+    """Open a data set.
+
+    Args:
+        data: a folder with ``train.json``, ``val.json`` and ``images/``, or a YAML file with the entries
+            ``train``, ``val`` and ``images``, relative to the YAML file.
+        need: the splits that must be there. The training file is also read, where there is one, when only it
+            can tell the frequency groups.
+        rare_max: most training images of a rare class, where the files state no groups.
+        common_max: most training images of a common class.
+
+    Raises:
+        UserError: something is missing or broken, or train and val have different categories.
+    """
+    data = Path(data)
+    sources = _sources(data)
+    for split in (*need, "images"):
+        path = getattr(sources, split)
+        if path is None:
+            raise UserError(f"{data}: the entry {split!r} is missing; add it, with a path relative to this file")
+        if not path.exists():
+            what = "a folder of images" if split == "images" else "an annotation file in LVIS or COCO format"
+            raise UserError(f"{data}: {path} does not exist; it should be {what}")
+    assert sources.images is not None
+    if not sources.images.is_dir():
+        raise UserError(f"{data}: {sources.images} is not a folder; give the folder that holds the images")
+
+    def load(path: Path | None) -> Annotations:
+        assert path is not None
+        assert sources.images is not None
+        return load_annotations(path, sources.images, rare_max=rare_max, common_max=common_max)
+
+    val = load(sources.val) if "val" in need else None
+    only_train_knows = val is not None and not val.frequency_stated and sources.train and sources.train.exists()
+    train = load(sources.train) if "train" in need or only_train_knows else None
+    if train and val:
+        require_same_categories(train, val)
+        val = val if val.frequency_stated else with_frequencies_of(val, train)
+    return DataSplits(data.resolve().stem if data.is_file() else data.resolve().name, train, val)
+
+
+def _sources(data: Path) -> _Sources:
+    """The paths that a folder or a YAML file stands for."""
+    if data.is_dir():
+        return _Sources(data / "train.json", data / "val.json", data / "images")
+    if not data.exists():
+        raise UserError(f"{data}: no such folder or file; give a folder with train.json, val.json and images/")
+    if data.suffix.lower() not in (".yaml", ".yml"):
+        raise UserError(f"{data}: expected a folder or a YAML file with the entries train, val and images")
+    try:
+        content = yaml.safe_load(data.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        raise UserError(f"{data}: not valid YAML{place}; write the entries train, val and images") from None
+    known = [field.name for field in fields(_Sources)]
+    if not isinstance(content, dict):
+        raise UserError(f"{data}: expected the entries train, val and images, each with a path")
+    for key, value in content.items():
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
+            raise UserError(f"{data}: unknown entry {key!r}; did you mean {nearest!r}?")
+        if not isinstance(value, str) or not value:
+            raise UserError(f"{data}: {key} is {value!r}; it must be a path")
+    return _Sources(**{key: data.parent / content[key] if key in content else None for key in known})

@@ -1,0 +1,165 @@
+"""From an image file and its annotations to a `Sample`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+from PIL import ImageOps, UnidentifiedImageError
+from torch.utils.data import Dataset
+
+from tailseg.data.annotations import Annotations
+from tailseg.data.masks import rasterise
+from tailseg.data.transforms import Image, Transform, clip_boxes
+from tailseg.errors import UserError
+from tailseg.structures import Instances, Sample
+
+MIN_TRAIN_SIDE = 32  # pixels; MMDetection's ``filter_cfg`` for LVIS
+
+
+def read_image(path: Path) -> Image:
+    """An image file as (H, W, 3) uint8 RGB.
+
+    The orientation of the EXIF data is applied. Transparent pixels are shown on white. Of 16 bits the upper 8
+    count.
+
+    Raises:
+        UserError: the file is missing, empty, broken, cut off or no image.
+    """
+    return _to_rgb(_decode(path), path, upright=True)
+
+
+def _decode(path: Path) -> PillowImage.Image:
+    """The decoded image, in the mode and orientation of the file."""
+    try:
+        with PillowImage.open(path) as image:
+            image.load()
+            return image
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such image; check the path") from None
+    except UnidentifiedImageError:
+        empty = path.is_file() and path.stat().st_size == 0
+        problem = "the file is empty" if empty else "not an image that can be read"
+        raise UserError(f"{path}: {problem}; replace it by a JPEG or PNG file") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many types on broken files: OSError, SyntaxError, zlib's ...
+        message = f"{path}: the image is broken or cut off ({error}); copy or download it again"
+        raise UserError(message.replace("\n", " ")) from None
+
+
+def _to_rgb(image: PillowImage.Image, path: Path, *, upright: bool) -> Image:
+    if upright:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise UserError(f"{path}: the pixels are floating point numbers; save the image with 8 bits a channel")
+    if image.mode.startswith("I"):  # greyscale of 16 bits, which Pillow's own conversion would clip at 255
+        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = PillowImage.alpha_composite(PillowImage.new("RGBA", rgba.size, "white"), rgba)
+    return np.array(image.convert("RGB"))  # a copy: torch wants memory that can be written to
+
+
+class DetectionDataset(Dataset[Sample]):
+    """The images of an annotation file with their objects.
+
+    An item is asked for by ``(index, seed)``. All chance in a sample comes from its seed, so samples depend
+    neither on the number of workers nor on what was asked for before.
+
+    Attributes:
+        annotations: the file.
+        image_indices: (len,) int64, the position in the file of each image of the data set.
+        aspect_groups: (len,) bool, True where width < height.
+    """
+
+    def __init__(
+        self, annotations: Annotations, transform: Transform, *, drop_empty: bool, mask_grid: int = 112
+    ) -> None:
+        """Make a data set.
+
+        Args:
+            annotations: the file.
+            transform: applied to each image and its objects.
+            drop_empty: leave out images without objects and those with a side below 32 pixels (training).
+            mask_grid: cells of a mask's side; S = mask_grid + 2.
+
+        Raises:
+            UserError: no image is left.
+        """
+        self.annotations = annotations
+        self.transform = transform
+        self.mask_grid = mask_grid
+        hws = annotations.image_hws
+        kept = np.ones(len(annotations), np.bool_)
+        if drop_empty:
+            starts = np.concatenate([[0], np.cumsum(~annotations.crowd)])[annotations.first_annotation]
+            kept = (np.diff(starts) > 0) & (hws.min(axis=1) >= MIN_TRAIN_SIDE)
+        self.image_indices: NDArray[np.int64] = np.flatnonzero(kept)
+        if self.image_indices.size == 0:
+            message = f"{annotations.path}: no image has an object to train on and sides of {MIN_TRAIN_SIDE} pixels"
+            raise UserError(f"{message}; annotate some")
+        self.aspect_groups: NDArray[np.bool_] = (hws[:, 1] < hws[:, 0])[kept]
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.image_indices)
+
+    def __getitem__(self, item: tuple[int, int] | int) -> Sample:
+        """The sample of (index, seed); an index alone stands for seed 0.
+
+        Raises:
+            UserError: the image is missing or broken, or has another size than the file says.
+        """
+        index, seed = item if isinstance(item, tuple) else (item, 0)
+        position = int(self.image_indices[index])
+        pixels = self._image(position)
+        original_hw = (pixels.shape[0], pixels.shape[1])
+        instances = self._instances(position)
+        image, instances = self.transform(pixels, instances, np.random.default_rng(seed))
+        return Sample(
+            image=torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+            instances=instances,
+            image_id=int(self.annotations.image_ids[position]),
+            original_hw=original_hw,
+        )
+
+    def _image(self, position: int) -> Image:
+        """The pixels in the orientation that the annotations were made in."""
+        path = self.annotations.image_path(position)
+        decoded = _decode(path)
+        expected = tuple(self.annotations.image_hws[position].tolist())
+        image = _to_rgb(decoded, path, upright=True)
+        if image.shape[:2] == expected:
+            return image
+        if (
+            decoded.height,
+            decoded.width,
+        ) == expected:  # made on the stored pixels, by a tool that ignores EXIF
+            return _to_rgb(decoded, path, upright=False)
+        found = f"{image.shape[1]} x {image.shape[0]}"
+        stated = f"{expected[1]} x {expected[0]}"
+        place = f"{self.annotations.path} (image {self.annotations.image_ids[position]})"
+        message = f"{path}: the image is {found} pixels but {place} says {stated}"
+        raise UserError(f"{message}; correct the entry or restore the image")
+
+    def _instances(self, position: int) -> Instances:
+        """The objects of an image, as annotated, boxes clipped to it."""
+        annotations, side = self.annotations, self.mask_grid + 2
+        rows = annotations.rows(position)
+        height, width = annotations.image_hws[position].tolist()
+        masks = np.zeros((len(rows), side, side), np.uint8)
+        frames = np.zeros((len(rows), 4), np.float32)
+        for i, row in enumerate(rows):
+            segmentation = annotations.segmentation(int(row))
+            masks[i], frames[i] = rasterise(segmentation, (height, width), self.mask_grid)
+        return Instances(
+            boxes=clip_boxes(torch.from_numpy(annotations.boxes[rows]), (height, width)),
+            labels=torch.from_numpy(annotations.labels[rows]),
+            masks=torch.from_numpy(masks),
+            mask_frames=torch.from_numpy(frames),
+        )

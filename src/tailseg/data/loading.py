@@ -1,0 +1,159 @@
+"""Samples to batches, and the loaders of training and evaluation."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import cv2
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tailseg.data.dataset import DetectionDataset
+from tailseg.data.sampling import TrainSampler
+from tailseg.errors import UserError
+from tailseg.structures import Batch, Sample
+
+
+def collate(samples: list[Sample], divisor: int = 32) -> Batch:
+    """One batch of at least one sample.
+
+    Images are padded right and bottom with 0 to the largest height and width, rounded up to multiples of
+    ``divisor``. Objects are padded with zero rows to those of the fullest image, at least one row.
+    """
+    hws = [(int(s.image.shape[1]), int(s.image.shape[2])) for s in samples]
+    height, width = (-(-max(side) // divisor) * divisor for side in zip(*hws, strict=True))
+    images = torch.zeros((len(samples), 3, height, width), dtype=torch.uint8)
+    for image, sample, (h, w) in zip(images, samples, hws, strict=True):
+        image[:, :h, :w] = sample.image
+    rows = max(1, *(len(s.instances) for s in samples))
+    valid = torch.zeros((len(samples), rows), dtype=torch.bool)
+    for flags, sample in zip(valid, samples, strict=True):
+        flags[: len(sample.instances)] = True
+    return Batch(
+        images=images,
+        image_hws=torch.tensor(hws),
+        original_hws=torch.tensor([s.original_hw for s in samples]),
+        image_ids=torch.tensor([s.image_id for s in samples]),
+        boxes=_padded([s.instances.boxes for s in samples], rows),
+        labels=_padded([s.instances.labels for s in samples], rows),
+        valid=valid,
+        masks=_padded([s.instances.masks for s in samples], rows),
+        mask_frames=_padded([s.instances.mask_frames for s in samples], rows),
+    )
+
+
+def _padded(parts: list[Tensor], rows: int) -> Tensor:
+    """(N_i, ...) for each image -> (B, rows, ...), zero beyond N_i."""
+    padded = parts[0].new_zeros((len(parts), rows, *parts[0].shape[1:]))
+    for target, part in zip(padded, parts, strict=True):
+        target[: len(part)] = part
+    return padded
+
+
+Pairs = list[tuple[int, int]]  # (index, seed) of each sample of a batch
+
+
+@dataclass(frozen=True, slots=True)
+class _TrainPlan:
+    sampler: TrainSampler
+    start_step: int
+
+    def __iter__(self) -> Iterator[Pairs]:
+        return self.sampler.iterate(self.start_step)
+
+
+class _Guarded(Dataset[Sample | UserError]):
+    """A data set that returns a UserError as an item: raised in a worker, it would arrive as a traceback."""
+
+    def __init__(self, dataset: DetectionDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, item: tuple[int, int]) -> Sample | UserError:
+        try:
+            return self.dataset[item]
+        except UserError as error:
+            return error
+
+
+def _collate_guarded(samples: list[Sample | UserError], divisor: int) -> Batch | UserError:
+    good: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+        good.append(sample)
+    return collate(good, divisor)
+
+
+class BatchLoader:
+    """Batches in the order of a plan, made by worker processes; a UserError arrives as it was raised."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Start the plan from its first batch."""
+        for batch in self._loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+    def __len__(self) -> int:
+        """The number of batches (TypeError where the plan has no end)."""
+        return len(self._loader)
+
+
+def _one_thread(_worker: int) -> None:
+    cv2.setNumThreads(0)  # the workers are the parallel ones; torch limits itself
+
+
+def _loader(
+    dataset: DetectionDataset, plan: Iterable[Pairs], workers: int, divisor: int, *, pin_memory: bool
+) -> BatchLoader:
+    # Forked workers share the annotations' memory; elsewhere than on Linux forking is not safe.
+    context = multiprocessing.get_context("fork") if workers and sys.platform == "linux" else None
+    loader: DataLoader[Any] = DataLoader(
+        _Guarded(dataset),
+        batch_sampler=plan,  # any iterable of lists will do, also one without end
+        num_workers=workers,
+        collate_fn=partial(_collate_guarded, divisor=divisor),
+        pin_memory=pin_memory,
+        worker_init_fn=_one_thread,
+        multiprocessing_context=context,
+        generator=torch.Generator(),  # its own: the global one must not move with each loader
+    )
+    return BatchLoader(loader)
+
+
+def train_loader(
+    dataset: DetectionDataset,
+    sampler: TrainSampler,
+    start_step: int = 0,
+    workers: int = 0,
+    pin_memory: bool = False,
+    divisor: int = 32,
+) -> BatchLoader:
+    """The training batches of this process, without end, from ``start_step``.
+
+    They are the same for any number of workers.
+    """
+    return _loader(dataset, _TrainPlan(sampler, start_step), workers, divisor, pin_memory=pin_memory)
+
+
+def eval_loader(
+    dataset: DetectionDataset,
+    batch_size: int = 1,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    divisor: int = 32,
+) -> BatchLoader:
+    """Every image exactly once over all processes, in index order within each; the last may be smaller."""
+    mine = range(rank, len(dataset), world)
+    plan = [[(i, 0) for i in mine[start : start + batch_size]] for start in range(0, len(mine), batch_size)]
+    return _loader(dataset, plan, workers, divisor, pin_memory=False)

@@ -1,0 +1,159 @@
+"""Masks as small grids laid over the image: from polygons or RLE to the form that `Instances` holds.
+
+An object's bitmap is computed inside its own pixel rectangle only. A rectangle of at most ``grid`` pixels on
+an axis is kept pixel by pixel; a longer one is area-averaged into ``grid`` cells. RoIAlign over the grid then
+gives what RoIAlign over the full bitmap gives (Mask R-CNN, section 3.1), at a fixed cost per object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from hotcoco import mask as rle
+from numpy.typing import NDArray
+from torch import Tensor
+
+Polygons = Sequence[NDArray[np.floating]]  # each (2k,): x0, y0, x1, y1, ... in pixels
+Segmentation = Polygons | bytes  # bytes: compressed RLE of the whole image, COCO's encoding
+
+# Annotation files state coordinates with one to three decimals; float32 columns hold these up to 8192 pixels.
+_DECIMALS = 3
+
+
+def rle_runs(counts: bytes) -> NDArray[np.int64]:
+    """The run lengths of a compressed RLE, in COCO's encoding.
+
+    Each number is written in groups of five bits, low group first, with 48 added; bit 5 says that the number
+    goes on, bit 4 of its last group is its sign. From the fourth number on, the difference to the one before
+    the previous is written.
+
+    Raises:
+        ValueError: the bytes are not such a code, or a run is negative.
+    """
+    codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
+    if codes.size == 0:
+        return codes
+    ends = np.flatnonzero(codes & 32 == 0)
+    if codes.min() < 0 or codes.max() > 63 or ends.size == 0 or ends[-1] != codes.size - 1:
+        raise ValueError("not a compressed RLE")
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    if (ends - starts).max() > 6:  # 7 groups hold 35 bits, more than any image has pixels
+        raise ValueError("a run of the RLE is too long")
+    places = np.arange(codes.size) - np.repeat(starts, ends - starts + 1)
+    values = np.add.reduceat((codes & 31) << (5 * places), starts)
+    values -= np.where(codes[ends] & 16, 1 << (5 * (ends - starts + 1)), 0)
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    if values.min() < 0:
+        raise ValueError("a run of the RLE is negative")
+    return values
+
+
+def rasterise(
+    segmentation: Segmentation, image_hw: tuple[int, int], grid: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """The grid and the frame of one object.
+
+    Args:
+        segmentation: polygons (their union is the object), or the compressed RLE of the whole image.
+        image_hw: size of the image in pixels.
+        grid: most cells on an axis, at least 1.
+
+    Returns:
+        ``(S, S)`` uint8 with S = grid + 2, 255 = covered, and ``(4,)`` float32, the rectangle xyxy in pixels
+        that the whole grid covers. Cell (1, 1) is the first of the object's rectangle; the ring around the
+        used cells is zero, or repeats the outermost cells where the rectangle touches the image's edge, since
+        there RoIAlign of the full bitmap repeats its outermost pixels. Cells to the right of and below the
+        ring are zero.
+    """
+    if isinstance(segmentation, bytes):
+        bitmap, x0, y0 = rle.decode({"size": list(image_hw), "counts": segmentation}), 0, 0
+    else:
+        bitmap, x0, y0 = _polygons_to_bitmap(segmentation, image_hw)
+    rows, columns = np.flatnonzero(bitmap.any(axis=1)), np.flatnonzero(bitmap.any(axis=0))
+    if rows.size == 0:  # nothing is covered; one empty pixel keeps the frame's sides positive
+        bitmap, rows, columns = np.zeros((1, 1), np.uint8), np.zeros(1, np.int64), np.zeros(1, np.int64)
+    bitmap = bitmap[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return _into_grid(bitmap, (x0 + int(columns[0]), y0 + int(rows[0])), image_hw, grid)
+
+
+def _polygons_to_bitmap(polygons: Polygons, image_hw: tuple[int, int]) -> tuple[NDArray[np.uint8], int, int]:
+    """The union of polygons as a bitmap of the rectangle around them, and the rectangle's x0, y0.
+
+    COCO's rasteriser works on int(5·x + 0.5). That is applied before the shift into the rectangle and passed
+    on so that it comes out again, which makes the bitmap equal to the one of the full image in every pixel.
+    """
+    fifths = [np.trunc(np.round(p.astype(np.float64), _DECIMALS) * 5 + 0.5).reshape(-1, 2) for p in polygons]
+    points = np.concatenate([*fifths, np.empty((0, 2))])
+    if len(points) == 0:
+        return np.zeros((1, 1), np.uint8), 0, 0
+    limit = np.array(image_hw[::-1])
+    low = np.clip(np.floor(points.min(axis=0) / 5) - 1, 0, limit - 1).astype(np.int64)
+    high = np.clip(np.ceil(points.max(axis=0) / 5) + 2, low + 1, limit).astype(np.int64)
+    width, height = (high - low).tolist()
+    shifted = [p - 5 * low for p in fifths]
+    codes = rle.frPyObjects([((p - (p < 0)) / 5).ravel().tolist() for p in shifted], height, width)
+    bitmap: NDArray[np.uint8] = rle.decode(codes).max(axis=2)
+    return bitmap, int(low[0]), int(low[1])
+
+
+def _into_grid(
+    bitmap: NDArray[np.uint8], origin: tuple[int, int], image_hw: tuple[int, int], grid: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Lay the bitmap of the rectangle at ``origin`` (x, y) into a grid with its margin."""
+    height, width = bitmap.shape
+    (x, y), side = origin, grid + 2
+    used_h, used_w = min(height, grid), min(width, grid)
+    cells = np.ascontiguousarray(bitmap) * np.uint8(255)
+    if (used_h, used_w) != (height, width):
+        cells = cv2.resize(cells, (used_w, used_h), interpolation=cv2.INTER_AREA).reshape(used_h, used_w)
+    mask = np.zeros((side, side), np.uint8)
+    mask[1 : used_h + 1, 1 : used_w + 1] = cells
+    if y == 0:
+        mask[0] = mask[1]
+    if y + height == image_hw[0]:
+        mask[used_h + 1] = mask[used_h]
+    if x == 0:
+        mask[:, 0] = mask[:, 1]
+    if x + width == image_hw[1]:
+        mask[:, used_w + 1] = mask[:, used_w]
+    cell_w, cell_h = width / used_w, height / used_h
+    left, top = x - cell_w, y - cell_h
+    frame = np.array([left, top, left + side * cell_w, top + side * cell_h], np.float32)
+    return mask, frame
+
+
+def boxes_from_masks(masks: Tensor, frames: Tensor, window: tuple[float, float, float, float] | None = None) -> Tensor:
+    """Tight boxes around the covered cells (>= 128), for instances whose image was cropped.
+
+    Args:
+        masks: (N, S, S) uint8.
+        frames: (N, 4) float32, xyxy in pixels: what each grid covers.
+        window: rectangle xyxy in pixels; cells outside of it do not count and boxes are clipped to it. Give
+            the image's own rectangle to leave out the margin that repeats the mask beyond the image's edge.
+
+    Returns:
+        (N, 4) float32 xyxy in pixels; four zeros where no cell is covered.
+    """
+    count, side = masks.shape[0], masks.shape[-1]
+    if count == 0:
+        return frames.new_zeros((0, 4))
+    covered = masks >= 128
+    steps = torch.arange(side + 1, device=masks.device, dtype=frames.dtype) / side
+    origins, extents = frames[:, :2], frames[:, 2:] - frames[:, :2]
+    edges = origins[:, :, None] + extents[:, :, None] * steps  # (N, 2, S + 1): x edges, y edges
+    low, high = edges[..., :-1], edges[..., 1:]
+    if window is not None:
+        first = frames.new_tensor(window[:2])[:, None]
+        last = frames.new_tensor(window[2:])[:, None]
+        slack = 1e-3 * (high - low)  # a cell that only touches the window is outside, in spite of rounding
+        inside = (high > first + slack) & (low < last - slack)  # (N, 2, S)
+        covered = covered & inside[:, 1, :, None] & inside[:, 0, None, :]
+        low, high = low.maximum(first), high.minimum(last)
+    used = torch.stack([covered.any(dim=1), covered.any(dim=2)], dim=1)  # (N, 2, S): columns, rows
+    infinity = frames.new_tensor(float("inf"))
+    corners = [torch.where(used, low, infinity).amin(dim=2), torch.where(used, high, -infinity).amax(dim=2)]
+    return torch.where(used.any(dim=2).all(dim=1)[:, None], torch.cat(corners, dim=1), 0.0)

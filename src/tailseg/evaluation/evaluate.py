@@ -1,0 +1,89 @@
+"""Run a detector over a split and score it by the LVIS rules; detections are encoded as they come."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tailseg.data.dataset import DetectionDataset
+from tailseg.data.loading import eval_loader
+from tailseg.evaluation.metrics import Scores, score
+from tailseg.evaluation.results import ResultsWriter, merge_results
+from tailseg.model.detector import Detector
+from tailseg.progress import progress_bar
+
+
+def evaluate(
+    detector: Detector,
+    dataset: DetectionDataset,
+    out: Path,
+    *,
+    device: torch.device,
+    batch_size: int = 1,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    barrier: Callable[[], None] = lambda: None,
+    autocast: bool = False,
+    show: bool = True,
+) -> Scores | None:
+    """Write ``out/detections.json`` and ``out/metrics.json``.
+
+    Every process detects its share of the images; process 0 merges the shares, scores them and returns the
+    scores, the others return None.
+
+    Args:
+        detector: in any mode; it is put back as it was.
+        dataset: the split, with the recipe's test transform.
+        out: folder, made if absent.
+        device: of the detector.
+        batch_size: images at a time.
+        workers: loader processes.
+        rank: this process.
+        world: number of processes.
+        barrier: waits for all processes.
+        autocast: detect in bfloat16.
+        show: draw a progress bar.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    part = out / f".detections.{rank}.json"
+    category_ids = dataset.annotations.label_to_category_id.tolist()
+    was_training = detector.training
+    detector.eval()
+    loader = eval_loader(dataset, batch_size, rank, world, workers)
+    done, started = 0, time.perf_counter()
+    with ResultsWriter(part) as writer, progress_bar("evaluating", len(dataset), show=show) as advance:
+        for batch in loader:
+            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+                found = detector.detect(batch.to(device))
+            for image_id, detections in zip(batch.image_ids.tolist(), found, strict=True):
+                writer.add(image_id, detections.to("cpu"), category_ids)
+            done += len(batch) * world
+            advance(done, f"{done / (time.perf_counter() - started):.1f} images/s")
+    detector.train(was_training)
+    barrier()
+    if rank != 0:
+        return None
+    parts = [out / f".detections.{r}.json" for r in range(world)]
+    merge_results(parts, out / "detections.json")
+    for path in parts:
+        path.unlink()
+    annotations = dataset.annotations
+    scores = score(
+        annotations.path,
+        out / "detections.json",
+        frequencies={category.id: category.frequency for category in annotations.categories},
+        mask_areas=True,
+    )
+    write_json(out / "metrics.json", scores.metrics)
+    return scores
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON."""
+    path.write_text(json.dumps(content, indent=1) + "\n")

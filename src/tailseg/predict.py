@@ -1,0 +1,126 @@
+"""A trained model in use: from an image to detections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from tailseg.data.annotations import Category
+from tailseg.data.dataset import read_image
+from tailseg.data.loading import collate
+from tailseg.data.transforms import fit_transform
+from tailseg.layers.paste import encode_masks
+from tailseg.model.build import build_detector
+from tailseg.model.detector import Detector
+from tailseg.recipe import Recipe
+from tailseg.structures import Detections, Instances, Sample
+from tailseg.training.checkpoint import load_model, load_weights
+
+Picture = NDArray[np.uint8]
+
+
+class Model:
+    """A detector with its recipe and categories, ready to predict.
+
+    Args:
+        detector: trained, in evaluation mode.
+        recipe: it was built from.
+        categories: label -> category.
+    """
+
+    def __init__(self, detector: Detector, recipe: Recipe, categories: tuple[Category, ...]) -> None:
+        self.detector = detector
+        self.recipe = recipe
+        self.categories = categories
+
+    @property
+    def names(self) -> list[str]:
+        """Category names by label."""
+        return [category.name for category in self.categories]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the detector lies."""
+        return self.detector.pixel_mean.device
+
+    def predict(self, image: str | Path | Image.Image | Picture | Tensor) -> Detections:
+        """Detect the objects of one image.
+
+        Args:
+            image: path, Pillow image, uint8 array (H, W, 3) RGB, or uint8 tensor (3, H, W) RGB.
+
+        Returns:
+            Detections on the CPU, in pixels of that image, best score first.
+
+        Raises:
+            UserError: the file is missing or broken.
+            ValueError: an array or tensor of another shape or type.
+        """
+        picture = to_picture(image)
+        data = self.recipe.data
+        empty = Instances(
+            boxes=torch.zeros(0, 4),
+            labels=torch.zeros(0, dtype=torch.int64),
+            masks=torch.zeros(0, 1, 1, dtype=torch.uint8),
+            mask_frames=torch.zeros(0, 4),
+        )
+        fit = fit_transform(data.test_short_edge, data.long_edge)
+        resized, instances = fit(picture, empty, np.random.default_rng(0))
+        sample = Sample(
+            image=torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1))),
+            instances=instances,
+            image_id=0,
+            original_hw=(picture.shape[0], picture.shape[1]),
+        )
+        return self.detector.detect(collate([sample]).to(self.device))[0].to("cpu")
+
+
+def load(path: str | Path, device: str | torch.device | None = None) -> Model:
+    """Read a model file, onto the GPU if there is one.
+
+    Raises:
+        UserError: the file is missing or not a tailseg model.
+    """
+    checkpoint = load_model(Path(path))
+    detector = build_detector(checkpoint.recipe, len(checkpoint.categories))
+    load_weights(detector, checkpoint.state, checkpoint.path)
+    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    detector = detector.to(target).to(memory_format=torch.channels_last).eval()
+    return Model(detector, checkpoint.recipe, checkpoint.categories)
+
+
+def to_picture(image: str | Path | Image.Image | Picture | Tensor) -> Picture:
+    """Any accepted image as (H, W, 3) uint8 RGB."""
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    if isinstance(image, Tensor):
+        if image.dim() != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+            raise ValueError(f"expected a uint8 tensor (3, H, W), received {image.dtype} {tuple(image.shape)}")
+        return image.permute(1, 2, 0).cpu().numpy()
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"expected a uint8 array (H, W, 3), received {image.dtype} {image.shape}")
+    return image
+
+
+def to_json(detections: Detections, categories: tuple[Category, ...]) -> list[dict[str, Any]]:
+    """Detections as plain values: category, score, bbox xywh in pixels, segmentation as COCO RLE."""
+    masks = encode_masks(detections.masks, detections.boxes, detections.image_hw)
+    rows = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), masks, strict=True)
+    return [
+        {
+            "category_id": categories[label].id,
+            "category": categories[label].name,
+            "score": score,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "segmentation": mask,
+        }
+        for (x1, y1, x2, y2), score, label, mask in rows
+    ]

@@ -1,0 +1,385 @@
+"""The typed recipe: everything that a run depends on but its data, its seed and its devices.
+
+A recipe is complete and frozen. Built-in ones are functions in `tailseg.recipes`; a user's own is a YAML file that
+may start with ``extends: NAME``; single values are overridden with ``key=value``. An unknown key is an error that
+names the key, the place and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tailseg.errors import UserError
+
+
+class Section(BaseModel):
+    """Base of all parts of a recipe: frozen, unknown keys forbidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class BackboneRecipe(Section):
+    """`tailseg.model.backbone.Backbone`."""
+
+    name: str = "resnet50"
+    """timm model with features at strides 4, 8, 16 and 32."""
+    pretrained: bool = True
+    """Start from ImageNet weights where they can be had; a warning says when they cannot."""
+    frozen_stages: int = Field(1, ge=-1, le=4)
+    """The stem and this many stages are not trained; -1 trains everything."""
+    train_norm: bool = False
+    """Update batch statistics while training."""
+    options: dict[str, Any] = {}
+    """Further arguments of the timm model."""
+
+
+class NeckRecipe(Section):
+    """`tailseg.model.fpn.FPN`."""
+
+    channels: int = Field(256, ge=1)
+    """Channels of P2..P6."""
+
+
+class RpnRecipe(Section):
+    """`tailseg.model.rpn.RPN`."""
+
+    anchor_scale: float = Field(8.0, gt=0)
+    """An anchor's side, in strides of its level."""
+    pre_nms_train: int = Field(2000, ge=1)
+    """Anchors kept of each level before NMS, in training."""
+    pre_nms_test: int = Field(1000, ge=1)
+    """The same at test time."""
+    post_nms_train: int = Field(1000, ge=1)
+    """Proposals an image in training."""
+    post_nms_test: int = Field(1000, ge=1)
+    """Proposals an image at test time."""
+    nms_iou: float = Field(0.7, gt=0, le=1)
+    """NMS threshold within a level."""
+    box_beta: float = Field(0.0, ge=0)
+    """Beta of the Smooth-L1 box loss; 0 is L1."""
+
+
+class BoxHeadRecipe(Section):
+    """`tailseg.model.box_head.BoxHead` and its sampler."""
+
+    width: int = Field(1024, ge=1)
+    """Width of the two hidden layers."""
+    class_agnostic: bool = False
+    """One box a RoI instead of one a class."""
+    box_beta: float = Field(0.0, ge=0)
+    """Beta of the Smooth-L1 box loss; 0 is L1."""
+    stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
+    """Standard deviations of the box deltas."""
+    iou: float = Field(0.5, gt=0, le=1)
+    """A RoI is positive from this overlap with an object on."""
+    low_quality: bool = True
+    """An object whose best overlap reaches `iou` also takes every RoI with that same overlap."""
+    rois: int = Field(512, ge=1)
+    """RoIs sampled an image in training."""
+    max_positive: int = Field(128, ge=1)
+    """Most positives among them."""
+
+
+class MaskHeadRecipe(Section):
+    """`tailseg.model.mask_head.MaskHead`."""
+
+    channels: int = Field(256, ge=1)
+    """Channels of the hidden maps."""
+    convs: int = Field(4, ge=1)
+    """Number of 3x3 convolutions."""
+
+
+class ModelRecipe(Section):
+    """The architecture; each section maps to one constructor."""
+
+    backbone: BackboneRecipe = BackboneRecipe()
+    neck: NeckRecipe = NeckRecipe()
+    rpn: RpnRecipe = RpnRecipe()
+    box_head: BoxHeadRecipe = BoxHeadRecipe()
+    mask_head: MaskHeadRecipe = MaskHeadRecipe()
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """Mean of R, G, B in 0..255."""
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    """Standard deviation of R, G, B in 0..255."""
+
+
+class ClassifierRecipe(Section):
+    """What the box head learns its classes with."""
+
+    loss: Literal["cross-entropy", "seesaw"] = "cross-entropy"
+    normalized: bool = False
+    """Normalised linear layer (report, Eq. 3)."""
+    temperature: float = Field(20.0, gt=0)
+    """τ of Eq. 3."""
+    objectness: bool = True
+    """Seesaw only: the objectness branch (Eq. 4); without it background is one more class."""
+    p: float = Field(0.8, ge=0)
+    """Seesaw only: mitigation exponent (Eq. 2)."""
+    q: float = Field(0.0, ge=0)
+    """Seesaw only: compensation exponent of the conference paper; the report has none."""
+
+
+class DataRecipe(Section):
+    """Loading and augmentation."""
+
+    batch_per_device: int = Field(2, ge=1)
+    """Images a process and step."""
+    short_edges: tuple[int, ...] = Field((640, 672, 704, 736, 768, 800), min_length=1)
+    """Pixels; one is drawn for each training image."""
+    test_short_edge: int = Field(800, ge=32)
+    """Pixels."""
+    long_edge: int = Field(1333, ge=32)
+    """Pixels; the longer edge is not made longer than this."""
+    flip: float = Field(0.5, ge=0, le=1)
+    """Probability of mirroring a training image."""
+    mask_grid: int = Field(112, ge=14)
+    """Most cells a side of a stored mask; larger objects are area-averaged into it."""
+    workers: int = Field(2, ge=0)
+    """Loader processes of each training process."""
+    rare_max: int = Field(10, ge=0)
+    """For data without frequency groups: a class in at most this many training images is rare."""
+    common_max: int = Field(100, ge=1)
+    """For data without frequency groups: a class in at most this many is common, in more frequent."""
+
+
+class OptimizerRecipe(Section):
+    """The optimiser."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(0.02, gt=0)
+    """Learning rate for `reference_batch` images a step; it scales linearly with the images there are."""
+    reference_batch: int = Field(16, ge=1)
+    """Images."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """SGD only."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """On every parameter."""
+    clip: float | None = Field(None, gt=0)
+    """Largest global norm of the gradient; none by default."""
+
+
+class ScheduleRecipe(Section):
+    """The learning rate over time."""
+
+    epochs: int = Field(12, ge=1)
+    milestones: tuple[int, ...] = (8, 11)
+    """Epochs after which the learning rate is multiplied by `gamma`."""
+    gamma: float = Field(0.1, gt=0, le=1)
+    warmup_steps: int = Field(500, ge=0)
+    """Steps over which the rate rises linearly from `warmup_factor` of itself."""
+    warmup_factor: float = Field(0.001, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _milestones_in_order(self) -> ScheduleRecipe:
+        if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
+            raise ValueError(f"milestones must be rising epochs from 1 on, received {list(self.milestones)}")
+        return self
+
+
+class TrainingRecipe(Section):
+    """The loop."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    accumulate: int = Field(1, ge=1)
+    """Batches whose gradients make one step."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of an exponential moving average of the weights, which is then what is saved and evaluated."""
+    evaluate_every: int = Field(1, ge=1)
+    """Epochs between evaluations on the validation split; the last epoch is always evaluated."""
+    save_steps: int = Field(1000, ge=1)
+    """Steps between checkpoints; the end of an epoch always saves one."""
+    log_steps: int = Field(20, ge=1)
+    """Steps between lines of metrics.jsonl."""
+
+
+class TestRecipe(Section):
+    """Inference."""
+
+    score_threshold: float = Field(1e-4, ge=0, le=1)
+    nms_iou: float = Field(0.5, gt=0, le=1)
+    """NMS threshold within a class."""
+    max_detections: int = Field(300, ge=1)
+    """Of an image, over all classes."""
+
+
+class Recipe(Section):
+    """A complete run."""
+
+    name: str
+    """`table1/seesaw` for a built-in one; a file's own name otherwise."""
+    model: ModelRecipe = ModelRecipe()
+    classifier: ClassifierRecipe = ClassifierRecipe()
+    data: DataRecipe = DataRecipe()
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+    schedule: ScheduleRecipe = ScheduleRecipe()
+    training: TrainingRecipe = TrainingRecipe()
+    test: TestRecipe = TestRecipe()
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The complete recipe as YAML, in the order of its definition."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def diff(one: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
+    """(key, value in one, value in other) wherever two recipes differ, their names left out."""
+    a, b = flatten(one.model_dump(mode="json")), flatten(other.model_dump(mode="json"))
+    keys = [*a, *(key for key in b if key not in a)]
+    return [(k, a.get(k), b.get(k)) for k in keys if k != "name" and a.get(k) != b.get(k)]
+
+
+def validate(values: dict[str, Any], place: str) -> Recipe:
+    """Make a recipe of plain values.
+
+    Raises:
+        UserError: a key is unknown or a value is of the wrong type or out of range; names key and ``place``.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{place}: {_sentence(error.errors()[0])}") from error
+
+
+def _sentence(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return unknown_key(key)
+    received = repr(error.get("input"))
+    shown = received if len(received) < 60 else received[:57] + "..."
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if error["type"] == "value_error":
+        return f"{key or 'recipe'}: {message}"
+    return f"{key}: {message}, received {shown}"
+
+
+def unknown_key(key: str) -> str:
+    """A sentence that names an unknown dotted key and the nearest valid one."""
+    known = list(_keys(Recipe))
+    same_section = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
+    near = difflib.get_close_matches(key, same_section, 1, 0.4) or difflib.get_close_matches(key, known, 1, 0.0)
+    return f"unknown key '{key}'; the nearest valid key is '{near[0]}'"
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.")
+
+
+def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+    """The recipe with ``key=value`` settings applied, for example ``optimizer.lr=0.01``; values are YAML.
+
+    Raises:
+        UserError: a setting is malformed, its key unknown or its value wrong.
+    """
+    values = recipe.model_dump(mode="json")
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator or not key:
+            raise UserError(f"--set {setting}: expected KEY=VALUE, for example optimizer.lr=0.01")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {setting}: the value is not valid YAML") from error
+        if isinstance(value, str):
+            value = _number(value)
+        _assign(values, key, value, f"--set {setting}")
+    return validate(values, "--set " + " --set ".join(settings)) if settings else recipe
+
+
+def _number(text: str) -> Any:
+    """YAML reads 1e-4 as a string, for want of a dot; people mean the number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _assign(values: dict[str, Any], key: str, value: Any, place: str) -> None:
+    *path, last = key.split(".")
+    target: Any = values
+    for part in path:
+        if not isinstance(target, dict) or part not in target:
+            raise UserError(f"{place}: {unknown_key(key)}")
+        target = target[part]
+    free_form = path[-2:] == ["backbone", "options"]
+    if not isinstance(target, dict) or (last not in target and not free_form):
+        raise UserError(f"{place}: {unknown_key(key)}")
+    if isinstance(target.get(last), dict) and not isinstance(value, dict):
+        raise UserError(
+            f"{place}: '{key}' is a section; set one of its keys, such as {key}.{next(iter(target[last]), '')}"
+        )
+    target[last] = value
+
+
+def resolve(name: str, settings: Sequence[str] = ()) -> Recipe:
+    """The recipe of that name or YAML file, with overrides applied.
+
+    Raises:
+        UserError: there is none, or it is faulty.
+    """
+    return override(_load(name, ()), settings)
+
+
+def _load(name: str, chain: tuple[Path, ...]) -> Recipe:
+    from tailseg.recipes import BUILT_IN  # the built-in recipes are made of the classes above
+
+    if name in BUILT_IN:
+        return BUILT_IN[name]()
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        near = difflib.get_close_matches(name, BUILT_IN, 1, 0.0)
+        raise UserError(
+            f"unknown recipe '{name}'; did you mean '{near[0]}'? `tailseg recipes` lists them, and a file ends in .yaml"
+        )
+    return _from_file(path, chain)
+
+
+def _from_file(path: Path, chain: tuple[Path, ...]) -> Recipe:
+    if path.resolve() in chain:
+        raise UserError(f"{path}: 'extends' leads back to this file; break the circle")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{place}: not valid YAML; mend the file") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of recipe keys; see `tailseg recipes show small/seesaw`")
+    parent = values.pop("extends", None)
+    merged: dict[str, Any] = {"name": path.stem}
+    if parent is not None:
+        near = path.parent / str(parent)
+        source = str(near) if near.suffix in (".yaml", ".yml") else str(parent)
+        merged = _load(source, (*chain, path.resolve())).model_dump(mode="json") | {"name": path.stem}
+    return validate(_merge(merged, values), str(path))
+
+
+def _merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with ``values`` over it, section by section."""
+    merged = dict(base)
+    for key, value in values.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,409 @@
+"""Training, written out: one function a job, read downwards (spec, section 22)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from tailseg.data.annotations import DataSplits
+from tailseg.data.dataset import DetectionDataset
+from tailseg.data.loading import train_loader
+from tailseg.data.sampling import TrainSampler
+from tailseg.data.transforms import Compose, HorizontalFlip, ResizeShortestEdge, fit_transform
+from tailseg.errors import UserError
+from tailseg.evaluation.evaluate import evaluate
+from tailseg.evaluation.metrics import Scores
+from tailseg.model.backbone import load_pretrained
+from tailseg.model.build import build_detector
+from tailseg.model.detector import Detector
+from tailseg.progress import progress_bar
+from tailseg.recipe import DataRecipe, Recipe, flatten, to_yaml
+from tailseg.training.checkpoint import load_trainer, save_model, save_trainer
+from tailseg.training.optimizer import build_optimizer, rate_factor, scaled_rate
+
+logger = logging.getLogger(__name__)
+
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+
+
+def train_dataset(data: DataSplits, recipe: DataRecipe) -> DetectionDataset:
+    """The training split with the recipe's augmentation; images without annotations are left out."""
+    assert data.train is not None
+    transform = Compose((ResizeShortestEdge(recipe.short_edges, recipe.long_edge), HorizontalFlip(recipe.flip)))
+    return DetectionDataset(data.train, transform, drop_empty=True, mask_grid=recipe.mask_grid)
+
+
+def plain_dataset(data: DataSplits, recipe: DataRecipe, split: str) -> DetectionDataset:
+    """A whole split with the recipe's test transform."""
+    annotations = data.val if split == "val" else data.train
+    assert annotations is not None
+    transform = fit_transform(recipe.test_short_edge, recipe.long_edge)
+    return DetectionDataset(annotations, transform, drop_empty=False, mask_grid=recipe.mask_grid)
+
+
+def launch(devices: int, recipe: Recipe) -> Fabric:
+    """Start the processes of a run: ``devices`` on this machine, or those of torchrun or SLURM."""
+    nodes = 1
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    elif "SLURM_NNODES" in os.environ and "SLURM_NTASKS" in os.environ:
+        nodes = int(os.environ["SLURM_NNODES"])
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if accelerator == "cuda" and devices > torch.cuda.device_count():
+        raise UserError(f"--devices {devices}: this machine has {torch.cuda.device_count()} GPU(s); ask for no more")
+    # Counts are summed over processes and batch norm is not in training mode: no buffer needs broadcasting.
+    many = devices * nodes > 1
+    strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if many else "auto"
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=strategy,
+        precision="bf16-mixed" if recipe.training.precision == "bf16" else "32-true",
+    )
+    fabric.launch()
+    return fabric
+
+
+def train(
+    recipe: Recipe,
+    data: DataSplits,
+    out: Path,
+    *,
+    seed: int = 0,
+    devices: int = 1,
+    resume: bool = False,
+    show: bool = True,
+) -> Scores | None:
+    """Train a recipe; writes recipe.yaml, metrics.jsonl, last, best and trainer checkpoints into ``out``.
+
+    Two runs with equal arguments on one CPU process give bit-identical weights, whether or not they were stopped and
+    resumed in between, for any number of loader workers.
+
+    Returns:
+        The scores of the last evaluation (process 0; None elsewhere).
+
+    Raises:
+        UserError: something about data, folder, recipe or checkpoint is the user's to mend.
+        KeyboardInterrupt: after Ctrl-C, when everything has been saved.
+    """
+    fabric = launch(devices, recipe)
+    run = Run(fabric, recipe, data, out, seed)
+    run.start(resume)
+    with _interrupts() as stop, progress_bar("training", run.total_steps, show=show and run.leads) as advance:
+        batches = iter(
+            train_loader(
+                run.dataset,
+                run.sampler,
+                run.step * recipe.training.accumulate,
+                recipe.data.workers,
+                pin_memory=fabric.device.type == "cuda",
+            )
+        )
+        while run.step < run.total_steps:
+            run.train_step(batches)
+            advance(run.step, run.note)
+            epoch, within = divmod(run.step, run.steps_per_epoch)
+            if within == 0:
+                run.log()
+                last = run.step == run.total_steps
+                if last or epoch % recipe.training.evaluate_every == 0:
+                    run.evaluate(epoch, show)
+                run.save()
+            elif run.step % recipe.training.save_steps == 0:
+                run.save()
+            if run.agreed(stop):
+                run.log()
+                run.save()
+                raise KeyboardInterrupt
+    return run.scores
+
+
+class Run:
+    """What a training run holds: model, optimiser, position, log.
+
+    Args:
+        fabric: launched.
+        recipe, data, out, seed: of `train`.
+    """
+
+    def __init__(self, fabric: Fabric, recipe: Recipe, data: DataSplits, out: Path, seed: int) -> None:
+        assert data.train is not None
+        assert data.val is not None
+        self.fabric, self.recipe, self.data, self.out, self.seed = fabric, recipe, data, out, seed
+        self.leads = fabric.global_rank == 0
+        self.categories = data.train.categories
+        self.dataset = train_dataset(data, recipe.data)
+        self.sampler = TrainSampler(
+            self.dataset.aspect_groups,
+            recipe.data.batch_per_device,
+            fabric.global_rank,
+            fabric.world_size,
+            seed,
+        )
+        accumulate = recipe.training.accumulate
+        self.steps_per_epoch = max(1, self.sampler.steps_per_epoch // accumulate)
+        self.total_steps = recipe.schedule.epochs * self.steps_per_epoch
+        self.images_a_step = recipe.data.batch_per_device * fabric.world_size * accumulate
+        self.base_rate = scaled_rate(recipe.optimizer, self.images_a_step)
+
+        torch.manual_seed(seed)
+        self.detector = build_detector(recipe, len(self.categories))
+        self.weights_note = load_pretrained(self.detector.backbone) if recipe.model.backbone.pretrained else "random"
+        self.detector = self.detector.to(memory_format=torch.channels_last)
+        optimizer = build_optimizer(self.detector, recipe.optimizer)
+        self.model, self.optimizer = fabric.setup(self.detector, optimizer)
+        self.average: AveragedModel | None = None
+        if recipe.training.ema is not None:
+            self.average = AveragedModel(self.detector, multi_avg_fn=get_ema_multi_avg_fn(recipe.training.ema))
+        self.step = 0
+        self.best: float | None = None
+        self.scores: Scores | None = None
+        self.note = ""
+        self._sums: dict[str, Tensor] = {}
+        self._since = (0, time.perf_counter())
+
+    def start(self, resume: bool) -> None:
+        """Make the folder, or take up the run that it holds; says what is about to happen."""
+        trainer = self.out / "trainer.safetensors"
+        if resume:
+            if not trainer.is_file():
+                raise UserError(f"{self.out}: holds no trainer.safetensors to resume from; leave out --resume to start")
+            about = load_trainer(trainer, self.detector, self.optimizer, self.average)
+            self._require_same_run(about)
+            self.step, self.best = about["step"], about["best"]
+        elif trainer.is_file():
+            raise UserError(f"{self.out}: already holds a run; add --resume to go on with it, or choose another --out")
+        if self.leads:
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / "recipe.yaml").write_text(to_yaml(self.recipe))
+            self._cut_log()
+            trainable = sum(p.numel() for p in self.detector.parameters() if p.requires_grad)
+            logger.info(
+                "%s: %d training images, %d classes, %.1f M trainable parameters, backbone %s.",
+                self.recipe.name,
+                len(self.dataset),
+                len(self.categories),
+                trainable / 1e6,
+                self.weights_note,
+            )
+            logger.info(
+                "Learning rate %g = %g x %d / %d (images a step / the recipe's reference), %d steps from step %d on.",
+                self.base_rate,
+                self.recipe.optimizer.lr,
+                self.images_a_step,
+                self.recipe.optimizer.reference_batch,
+                self.total_steps,
+                self.step,
+            )
+        self.fabric.barrier()
+        self._since = (self.step, time.perf_counter())
+
+    def train_step(self, batches: Iterator[Any]) -> None:
+        """One step of the optimiser."""
+        recipe = self.recipe
+        # Seeded by position, so that what came before (an evaluation, a resumption) does not matter.
+        torch.manual_seed(_mixed(self.seed, self.step, self.fabric.global_rank))
+        rate = self.base_rate * rate_factor(self.step, self.steps_per_epoch, recipe.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        accumulate = recipe.training.accumulate
+        for micro in range(accumulate):
+            batch = next(batches).to(self.fabric.device)
+            with self.fabric.no_backward_sync(self.model, enabled=micro < accumulate - 1):
+                losses = self.model(batch)
+                self.fabric.backward(torch.stack(list(losses.values())).sum() / accumulate)
+            self._collect(losses)
+        if recipe.optimizer.clip is not None:
+            # Divergence is found when losses are read, so that this does not have to wait for the norm.
+            self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=recipe.optimizer.clip, error_if_nonfinite=False
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.detector)
+        self.step += 1
+        if self.step % recipe.training.log_steps == 0:
+            self.log()
+
+    def log(self) -> None:
+        """Write the mean losses since the last line; this is where the device is waited for."""
+        since, started = self._since
+        batches = (self.step - since) * self.recipe.training.accumulate
+        if batches == 0:
+            return
+        names = list(self._sums)
+        means = (torch.stack([self._sums[name] for name in names]) / batches).tolist()
+        losses = dict(zip(names, means, strict=True))
+        seconds = time.perf_counter() - started
+        self._sums, self._since = {}, (self.step, time.perf_counter())
+        total = sum(means)
+        if not math.isfinite(total):
+            bad = next(name for name, value in losses.items() if not math.isfinite(value))
+            raise UserError(
+                f"step {self.step}: the loss '{bad}' is {losses[bad]}: training diverged; lower optimizer.lr (now "
+                f"{self.base_rate:g}) or set optimizer.clip, then go on with --resume from the last checkpoint"
+            )
+        self.note = f"loss {total:.3f}"
+        images = batches * self.images_a_step / self.recipe.training.accumulate
+        rate = self.optimizer.param_groups[0]["lr"]
+        self._append({"step": self.step, "loss": total, **losses, "lr": rate, "images_per_second": images / seconds})
+
+    def evaluate(self, epoch: int, show: bool) -> None:
+        """Score the validation split; keep the model if its segm AP is the best so far."""
+        scores = evaluate(
+            self._saved_detector(),
+            plain_dataset(self.data, self.recipe.data, "val"),
+            self.out,
+            device=self.fabric.device,
+            batch_size=self.recipe.data.batch_per_device,
+            workers=self.recipe.data.workers,
+            rank=self.fabric.global_rank,
+            world=self.fabric.world_size,
+            barrier=self.fabric.barrier,
+            autocast=self.recipe.training.precision == "bf16",
+            show=show and self.leads,
+        )
+        self._since = (self.step, time.perf_counter())
+        if scores is None:
+            return
+        self.scores = scores
+        self._append({"step": self.step, "epoch": epoch, "metrics": scores.metrics})
+        reached = scores.metrics["segm"]["AP"]
+        logger.info("Epoch %d: segm AP %s, APr %s.", epoch, _percent(reached), _percent(scores.metrics["segm"]["APr"]))
+        if reached is not None and (self.best is None or reached > self.best):
+            self.best = reached
+            self._save_model("best.safetensors")
+
+    def save(self) -> None:
+        """Write trainer.safetensors, all that resuming needs in one file, then last.safetensors."""
+        if self.leads:
+            about = {
+                "step": self.step,
+                "best": self.best,
+                "seed": self.seed,
+                "world_size": self.fabric.world_size,
+                "recipe": self.recipe.model_dump(mode="json"),
+                "categories": [category.name for category in self.categories],
+            }
+            save_trainer(self.out / "trainer.safetensors", self.detector, self.optimizer, self.average, about)
+            self._save_model("last.safetensors")
+        self.fabric.barrier()
+
+    def agreed(self, stop: list[int]) -> bool:
+        """Whether some process was told to stop; with several, asked when losses are logged, for it costs a wait."""
+        if self.fabric.world_size == 1:
+            return bool(stop)
+        if self.step % self.recipe.training.log_steps:
+            return False
+        told = torch.tensor(float(bool(stop)), device=self.fabric.device)
+        return bool(self.fabric.all_reduce(told, reduce_op="sum") > 0)
+
+    def _saved_detector(self) -> Detector:
+        if self.average is None:
+            return self.detector
+        assert isinstance(self.average.module, Detector)
+        return self.average.module
+
+    def _save_model(self, name: str) -> None:
+        metrics = self.scores.metrics if self.scores else None
+        save_model(
+            self.out / name,
+            self._saved_detector(),
+            self.recipe,
+            self.categories,
+            step=self.step,
+            metrics=metrics,
+        )
+
+    def _collect(self, losses: dict[str, Tensor]) -> None:
+        for name, value in losses.items():
+            detached = value.detach()
+            self._sums[name] = self._sums[name] + detached if name in self._sums else detached
+
+    def _append(self, row: dict[str, Any]) -> None:
+        if self.leads:
+            with (self.out / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def _cut_log(self) -> None:
+        """Drop lines that were written after the checkpoint from which the run goes on."""
+        path = self.out / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.is_file() else []
+        kept = []
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                break  # the run was killed in the middle of its last line
+            if row["step"] <= self.step:
+                kept.append(line)
+        path.write_text("".join(line + "\n" for line in kept))
+
+    def _require_same_run(self, about: dict[str, Any]) -> None:
+        """A resumed run goes on exactly only with the recipe, data and processes that it began with."""
+        old, new = flatten(about["recipe"]), flatten(self.recipe.model_dump(mode="json"))
+        free = {"data.workers", "schedule.epochs", "schedule.milestones"}
+        free |= {key for key in new if key.startswith("training.") and key.endswith(("_steps", "_every"))}
+        changed = [key for key in new if key not in free and old.get(key) != new[key]]
+        if changed:
+            key = changed[0]
+            raise UserError(
+                f"{self.out}: cannot resume with {key} = {new[key]}, the run began with {old.get(key)}; set it back or "
+                "choose another --out"
+            )
+        if about["categories"] != [category.name for category in self.categories]:
+            raise UserError(f"{self.out}: the run began with other categories than the data has; choose another --out")
+        for key, value in (("seed", self.seed), ("world_size", self.fabric.world_size)):
+            if about[key] != value:
+                raise UserError(f"{self.out}: cannot resume with {key} {value}, the run began with {about[key]}")
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """A list that is no longer empty once Ctrl-C or a termination signal has come; a second one stops at once."""
+    seen: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+        logger.warning("Stopping after this step and saving; press Ctrl-C again to stop at once.")
+
+    try:
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are somebody else's
+        yield seen
+        return
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _mixed(seed: int, step: int, rank: int) -> int:
+    """One generator seed out of three numbers, without collisions for fewer than 2^20 processes."""
+    return (seed * 1_000_003 + step) * (1 << 20) % (1 << 62) + rank
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,125 @@
+import json
+from dataclasses import fields
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tailseg.data.annotations import load_annotations
+from tailseg.data.dataset import DetectionDataset
+from tailseg.data.loading import collate, eval_loader, train_loader
+from tailseg.data.sampling import TrainSampler
+from tailseg.data.transforms import Compose, HorizontalFlip, ResizeShortestEdge
+from tailseg.errors import UserError
+from tailseg.structures import Instances, Sample
+
+TRAIN = Compose((ResizeShortestEdge((32, 48), 90), HorizontalFlip(0.5)))
+
+
+def sample(height, width, count, image_id=1, side=6):
+    return Sample(
+        image=torch.full((3, height, width), image_id, dtype=torch.uint8),
+        instances=Instances(
+            boxes=torch.arange(count * 4, dtype=torch.float32).reshape(-1, 4),
+            labels=torch.arange(count) + 5,
+            masks=torch.full((count, side, side), 255, dtype=torch.uint8),
+            mask_frames=torch.ones(count, 4),
+        ),
+        image_id=image_id,
+        original_hw=(height * 2, width * 2),
+    )
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Eleven small images of both orientations, with one object each."""
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for i in range(11):
+        height, width = (40, 64) if i % 3 else (64, 40)
+        pixels = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+        images.append({"id": i, "height": height, "width": width, "file_name": f"{i}.png"})
+        shape = {"bbox": [4, 4, 20, 20], "area": 400, "segmentation": [[4, 4, 24, 4, 24, 24, 4, 24]]}
+        annotations.append({"id": i, "image_id": i, "category_id": 1, **shape})
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    annotations = load_annotations(tmp_path / "train.json", tmp_path / "images")
+    return DetectionDataset(annotations, TRAIN, drop_empty=True, mask_grid=16)
+
+
+def assert_same(one, other):
+    for field in fields(one):
+        assert torch.equal(getattr(one, field.name), getattr(other, field.name)), field.name
+
+
+def test_collate_pads_right_and_below():
+    batch = collate([sample(40, 50, 2, image_id=7), sample(33, 70, 0, image_id=9)])
+    assert batch.images.shape == (2, 3, 64, 96)
+    assert batch.images[0, :, :40, :50].unique().tolist() == [7]
+    assert int(batch.images[0].sum()) == 7 * 3 * 40 * 50  # nothing but zeros around it
+    assert int(batch.images[1].sum()) == 9 * 3 * 33 * 70
+    assert batch.image_hws.tolist() == [[40, 50], [33, 70]]
+    assert batch.original_hws.tolist() == [[80, 100], [66, 140]]
+    assert batch.image_ids.tolist() == [7, 9]
+    assert batch.valid.tolist() == [[True, True], [False, False]]
+    assert batch.labels.tolist() == [[5, 6], [0, 0]]
+    assert batch.boxes[0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert batch.boxes[1].abs().sum() == 0
+    assert batch.masks[0].min() == 255
+    assert batch.masks[1].max() == 0
+
+
+def test_collate_without_any_object_keeps_one_row():
+    batch = collate([sample(64, 64, 0)], divisor=64)
+    assert batch.images.shape == (1, 3, 64, 64)
+    assert batch.boxes.shape == batch.mask_frames.shape == (1, 1, 4)
+    assert batch.masks.shape == (1, 1, 6, 6)
+    assert not batch.valid.any()
+
+
+def test_training_batches_do_not_depend_on_workers_and_go_on_exactly(dataset):
+    sampler = TrainSampler(dataset.aspect_groups, 2, seed=4)
+    plain = list(islice(train_loader(dataset, sampler), 8))
+    parallel = list(islice(train_loader(dataset, sampler, workers=2), 8))
+    resumed = list(islice(train_loader(dataset, sampler, start_step=5), 3))
+    for one, other in zip(plain, parallel, strict=True):
+        assert_same(one, other)
+    for one, other in zip(plain[5:], resumed, strict=True):
+        assert_same(one, other)
+    seen = torch.cat([batch.image_ids for batch in plain[: sampler.steps_per_epoch]])
+    assert sorted(set(seen.tolist())) == list(range(11))
+
+
+def test_loaders_leave_the_global_generator_alone(dataset):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    next(iter(train_loader(dataset, TrainSampler(dataset.aspect_groups, 2))))
+    list(eval_loader(dataset))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("world", "batch_size", "workers"), [(1, 4, 0), (3, 2, 0), (2, 3, 1), (12, 1, 0)])
+def test_evaluation_sees_every_image_once_in_order(dataset, world, batch_size, workers):
+    seen = []
+    for rank in range(world):
+        loader = eval_loader(dataset, batch_size, rank, world, workers)
+        batches = list(loader)
+        assert len(loader) == len(batches)
+        mine = [image for batch in batches for image in batch.image_ids.tolist()]
+        assert mine == sorted(mine)
+        seen += mine
+    assert sorted(seen) == list(range(11))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_arrives_as_one_sentence(dataset, workers):
+    path = dataset.annotations.images_dir / "3.png"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError) as caught:
+        list(eval_loader(dataset, 2, workers=workers))
+    assert str(caught.value).startswith(f"{path}: the image is broken or cut off")
+    assert "\n" not in str(caught.value)

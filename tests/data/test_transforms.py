@@ -1,0 +1,137 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tailseg.data import transforms
+from tailseg.data.masks import boxes_from_masks, rasterise
+from tailseg.data.transforms import Compose, HorizontalFlip, ResizeShortestEdge, clip_boxes, fitted_size
+from tailseg.structures import Instances
+
+RNG = np.random.default_rng(0)
+
+
+def wedge(x, y):
+    """A shape of 20 x 12 pixels that is not its own mirror image."""
+    return np.array([x, y, x + 20, y, x + 20, y + 3, x, y + 12], np.float32)
+
+
+def scene(height=60, width=100, corners=((10, 20), (80, 48), (0, 0))):
+    image = np.arange(height * width * 3, dtype=np.uint32).reshape(height, width, 3).astype(np.uint8)
+    made = [rasterise([wedge(*corner)], (height, width), 30) for corner in corners]
+    masks = torch.from_numpy(np.stack([m for m, _ in made]) if made else np.zeros((0, 32, 32), np.uint8))
+    frames = torch.from_numpy(np.stack([f for _, f in made]) if made else np.zeros((0, 4), np.float32))
+    boxes = boxes_from_masks(masks, frames, (0, 0, width, height))
+    return image, Instances(boxes=boxes, labels=torch.arange(len(corners)), masks=masks, mask_frames=frames)
+
+
+def test_flip_mirrors_image_boxes_and_masks():
+    image, instances = scene()
+    mirror, flipped = HorizontalFlip(1.0)(image, instances, RNG)
+    np.testing.assert_array_equal(mirror, image[:, ::-1])
+    assert flipped.boxes[0].tolist() == [70, 20, 90, 32]  # 100 - 30, 100 - 10
+    # The masks, drawn from their grids, say the same as the boxes: frame and grid were mirrored alike.
+    torch.testing.assert_close(boxes_from_masks(flipped.masks, flipped.mask_frames, (0, 0, 100, 60)), flipped.boxes)
+    cell = (flipped.mask_frames[0, 2:] - flipped.mask_frames[0, :2]) / 32
+    column = ((torch.tensor([89.5, 20.5]) - flipped.mask_frames[0, :2]) / cell).long()
+    assert flipped.masks[0, column[1], column[0]] == 255  # the square corner, now on the right
+    column = ((torch.tensor([71.5, 30.5]) - flipped.mask_frames[0, :2]) / cell).long()
+    assert flipped.masks[0, column[1], column[0]] == 0
+
+
+def test_flip_twice_is_nothing():
+    image, instances = scene()
+    flip = HorizontalFlip(1.0)
+    again, back = flip(*flip(image, instances, RNG), RNG)
+    np.testing.assert_array_equal(again, image)
+    torch.testing.assert_close(back.mask_frames, instances.mask_frames)
+    torch.testing.assert_close(back.boxes, instances.boxes)
+    assert torch.equal(back.masks, instances.masks)
+
+
+def test_flip_leaves_its_input_alone_and_draws_with_its_probability():
+    image, instances = scene()
+    before = instances.boxes.clone()
+    rng = np.random.default_rng(1)
+    flips = sum(HorizontalFlip(0.25)(image, instances, rng)[1] is not instances for _ in range(1000))
+    assert 200 < flips < 300
+    assert torch.equal(instances.boxes, before)
+    assert HorizontalFlip(0.0)(image, instances, rng)[1] is instances
+
+
+@pytest.mark.parametrize(
+    ("image_hw", "short", "long", "expected"),
+    [
+        ((480, 640), 800, 1333, (800, 1067)),
+        ((427, 640), 800, 1333, (800, 1199)),
+        ((300, 900), 800, 1333, (444, 1333)),  # the long side decides
+        ((1, 1000), 800, 100, (1, 100)),  # never 0
+        ((640, 480), 320, 320, (320, 240)),
+    ],
+)
+def test_fitted_size(image_hw, short, long, expected):
+    assert fitted_size(image_hw, short, long) == expected
+
+
+def test_resize_scales_by_the_true_ratio_of_each_axis():
+    image, instances = scene(61, 100)
+    resized, changed = ResizeShortestEdge((30,), 1000)(image, instances, RNG)
+    assert resized.shape == (30, 49, 3)  # factor 30 / 61: 49.18 becomes 49
+    np.testing.assert_array_equal(resized, cv2.resize(image, (49, 30), interpolation=cv2.INTER_LINEAR))
+    ratios = torch.tensor([0.49, 30 / 61, 0.49, 30 / 61])
+    torch.testing.assert_close(changed.boxes, instances.boxes * ratios)
+    torch.testing.assert_close(changed.mask_frames, instances.mask_frames * ratios)
+    assert changed.masks is instances.masks
+
+
+def test_resize_draws_every_size_and_clips_boxes():
+    image, instances = scene()
+    rng = np.random.default_rng(0)
+    sizes = {ResizeShortestEdge((20, 30, 40), 500)(image, instances, rng)[0].shape[0] for _ in range(40)}
+    assert sizes == {20, 30, 40}
+    beyond = Instances(
+        boxes=torch.tensor([[-5.0, 10, 200, 100]]),
+        labels=instances.labels[:1],
+        masks=instances.masks[:1],
+        mask_frames=instances.mask_frames[:1],
+    )
+    _, clipped = ResizeShortestEdge((30,), 500)(image, beyond, rng)
+    assert clipped.boxes.tolist() == [[0, 5, 50, 30]]
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(st.integers(20, 120), st.integers(20, 120), st.integers(0, 1000))
+def test_boxes_and_masks_stay_together_through_all_transforms(short, long, seed):
+    image, instances = scene()
+    both = Compose((ResizeShortestEdge((short, short + 7), long), HorizontalFlip(0.5)))
+    changed, after = both(image, instances, np.random.default_rng(seed))
+    window = (0, 0, changed.shape[1], changed.shape[0])
+    torch.testing.assert_close(boxes_from_masks(after.masks, after.mask_frames, window), after.boxes, atol=1e-3, rtol=0)
+
+
+def test_no_objects():
+    image, instances = scene(corners=())
+    changed, after = Compose((ResizeShortestEdge((30,), 500), HorizontalFlip(1.0)))(image, instances, RNG)
+    assert changed.shape[:2] == (30, 50)
+    assert after.boxes.shape == after.mask_frames.shape == (0, 4)
+
+
+def test_evaluation_draws_nothing():
+    image, instances = scene()
+    rng = np.random.default_rng(0)
+    state = rng.bit_generator.state
+    resized, _ = transforms.fit_transform(30, 1000)(image, instances, rng)
+    assert resized.shape == (30, 50, 3)
+    assert rng.bit_generator.state == state
+
+
+def test_clip_boxes():
+    assert clip_boxes(torch.tensor([[-1.0, -2, 50, 30]]), (20, 40)).tolist() == [[0, 0, 40, 20]]
+
+
+@pytest.mark.parametrize("make", [lambda: HorizontalFlip(1.5), lambda: ResizeShortestEdge((), 5)])
+def test_nonsense_is_refused(make):
+    with pytest.raises(ValueError, match="received"):
+        make()

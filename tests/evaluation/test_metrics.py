@@ -1,0 +1,299 @@
+"""Scores against recorded values, against lvis-api and pycocotools on random data, and by hand."""
+
+import copy
+import gzip
+import json
+
+import numpy as np
+import pytest
+from lvis import LVIS, LVISEval, LVISResults
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from rich.console import Console
+
+from tailseg.errors import UserError
+from tailseg.evaluation.metrics import format_table, score
+
+
+@pytest.fixture(scope="module")
+def lvis_val(shared):
+    folder = shared / "data" / "lvis-val-100"
+    expected = json.loads((folder / "expected.json").read_text())
+    return folder / "lvis_val_100.json", folder / "dets_bbox_segm.json.gz", expected
+
+
+def test_recorded_scores(lvis_val):
+    annotations, detections, expected = lvis_val
+    scores = score(annotations, detections)
+    for kind in ("bbox", "segm"):
+        assert scores.metrics[kind] == pytest.approx(
+            {name.replace("@", ""): value for name, value in expected[kind].items()}, abs=1e-9
+        )
+    shark = next(row for row in scores.per_category if row["frequency"] == "r" and row["instances"])
+    assert shark["name"] == "shark"
+    assert shark["bbox_AP"] == pytest.approx(expected["bbox"]["APr"], abs=1e-9)  # it is alone in its group
+    measured = [row["segm_AP"] for row in scores.per_category if row["segm_AP"] is not None]
+    assert len(measured) == 190
+    assert np.mean(measured) == pytest.approx(expected["segm"]["AP"], abs=1e-9)
+
+
+def test_recorded_scores_by_mask_area(lvis_val):
+    annotations, detections, expected = lvis_val
+    expected = {name.replace("@", ""): value for name, value in expected["segm_bbox_removed"].items()}
+    rows = json.loads(gzip.decompress(detections.read_bytes()))
+    assert score(annotations, rows, mask_areas=True).metrics["segm"] == pytest.approx(expected, abs=1e-9)
+    for row in rows:
+        del row["bbox"]
+    without = score(annotations, rows, iou_types=["segm"]).metrics
+    assert without == {"segm": pytest.approx(expected, abs=1e-9)}
+
+
+def rectangle(box, size=(64, 64)):
+    x, y, w, h = box
+    mask = np.zeros(size, dtype=np.uint8, order="F")
+    mask[y : y + h, x : x + w] = 1
+    code = coco_mask.encode(mask)
+    return {"size": list(size), "counts": code["counts"].decode()}
+
+
+def random_box(rng):
+    x, y = rng.integers(0, 40, 2)
+    return [int(x), int(y), int(rng.integers(0, 24)), int(rng.integers(1, 24))]  # width 0 happens
+
+
+def random_data(seed, federated=True):
+    """Four classes on five images; detections are shaken copies and noise, with many tied scores."""
+    rng = np.random.default_rng(seed)
+    categories = [{"id": i, "name": f"c{i}", "frequency": "rccf"[i - 1]} for i in (1, 2, 3, 4)]
+    images = [{"id": int(i), "height": 64, "width": 64} for i in rng.permutation(np.arange(1, 6))]
+    annotations, rows = [], []
+    for image in images:
+        present = set()
+        for _ in range(rng.integers(0, 6)):
+            box, category = random_box(rng), int(rng.choice([1, 2, 4]))
+            present.add(category)
+            place = {"image_id": image["id"], "category_id": category}
+            shape = {"bbox": box, "segmentation": rectangle(box)}
+            annotations.append({"id": len(annotations) + 1, **place, **shape, "area": box[2] * box[3]})
+            for _ in range(rng.integers(0, 4)):
+                near = [max(0, v + int(d)) for v, d in zip(box, rng.integers(-2, 3, 4), strict=True)]
+                rows.append({**place, "bbox": near, "segmentation": rectangle(near)})
+        for _ in range(rng.integers(0, 6)):
+            box, category = random_box(rng), int(rng.integers(1, 5))
+            found = {"image_id": image["id"], "category_id": category, "bbox": box}
+            rows.append({**found, "segmentation": rectangle(box)})
+        if federated:
+            absent = sorted({1, 2, 3, 4} - present)
+            image["neg_category_ids"] = absent[: rng.integers(0, 3)]
+            image["not_exhaustive_category_ids"] = [int(c) for c in rng.choice([1, 2, 4], rng.integers(0, 2))]
+    for row in rows:
+        row["score"] = float(rng.integers(0, 8) / 8)
+    return {"images": images, "annotations": annotations, "categories": categories}, rows
+
+
+def official(data, rows, iou_type, max_dets, tmp_path, monkeypatch):
+    monkeypatch.setattr(np, "float", float, raising=False)  # lvis-api is older than NumPy 1.24
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    truth = LVIS(str(tmp_path / "data.json"))
+    evaluation = LVISEval(truth, LVISResults(truth, copy.deepcopy(rows), max_dets=max_dets), iou_type)
+    evaluation.run()
+    return [None if value == -1 else pytest.approx(value, abs=1e-9) for value in evaluation.results.values()]
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_equals_lvis_api_on_random_data(seed, tmp_path, monkeypatch):
+    data, rows = random_data(seed)
+    max_dets = (300, 5)[seed % 2]
+    scores = score(data, rows, max_dets=max_dets)
+    for kind in ("bbox", "segm"):
+        ours = scores.metrics[kind]
+        expected = official(data, rows, kind, max_dets, tmp_path, monkeypatch)
+        assert list(ours.values()) == expected
+    for row in rows:
+        del row["bbox"]
+    ours = score(data, rows, iou_types=["segm"], max_dets=max_dets).metrics["segm"]
+    assert list(ours.values()) == official(data, rows, "segm", max_dets, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_equals_coco_where_every_image_was_searched_for_every_class(seed):
+    data, rows = random_data(seed, federated=False)
+    data["annotations"] = [row for row in data["annotations"] if row["area"]]
+    rows = [row for row in rows if row["bbox"][2] * row["bbox"][3]]  # LVIS drops what has no area
+    for annotation in data["annotations"]:
+        annotation["iscrowd"] = 0
+    truth = COCO()
+    truth.dataset = copy.deepcopy(data)
+    truth.createIndex()
+    evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(rows)), "bbox")
+    evaluation.params.maxDets = [300]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision = evaluation.eval["precision"][:, :, :, 0, 0]
+    ours = score(data, rows, iou_types=["bbox"])
+    assert ours.metrics["bbox"]["AP"] == pytest.approx(precision[precision > -1].mean(), abs=1e-9)
+    for index, row in enumerate(ours.per_category):
+        theirs = precision[:, :, index]
+        assert row["bbox_AP"] == (None if (theirs == -1).all() else pytest.approx(theirs.mean(), abs=1e-9))
+
+
+def one_class(**image):
+    boxes = [[0, 0, 20, 20], [40, 40, 20, 20]]
+    return {
+        "images": [{"id": 1, "height": 64, "width": 64, **image}],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}],
+        "annotations": [
+            {
+                "id": i,
+                "image_id": 1,
+                "category_id": 3,
+                "bbox": box,
+                "area": 400,
+                "segmentation": rectangle(box),
+            }
+            for i, box in enumerate(boxes)
+        ],
+    }
+
+
+def found(box, score, category=3):
+    return {
+        "image_id": 1,
+        "category_id": category,
+        "bbox": box,
+        "score": score,
+        "segmentation": rectangle(box),
+    }
+
+
+def test_by_hand():
+    # The first is right, the second wrong, the third right at IoUs up to 16 / 20, 7 of the 10 thresholds.
+    rows = [found([0, 0, 20, 20], 0.9), found([20, 20, 20, 20], 0.8), found([40, 40, 16, 20], 0.7)]
+    scores = score(one_class(), rows)
+    half = 51 / 101  # precision 1 at recalls 0 to 0.5
+    lucky = half + 50 / 101 * 2 / 3  # and 2/3 beyond
+    for kind in ("bbox", "segm"):
+        assert scores.metrics[kind]["AP50"] == pytest.approx(lucky)
+        assert scores.metrics[kind]["AP"] == pytest.approx(0.7 * lucky + 0.3 * half)
+        assert scores.metrics[kind]["AR300"] == pytest.approx(0.7 * 1 + 0.3 * 0.5)
+        assert scores.metrics[kind]["APs"] == scores.metrics[kind]["AP"]
+        for name in ("APm", "APl", "APr", "APc", "APf", "ARm300", "ARl300"):
+            assert scores.metrics[kind][name] is None
+    assert scores.per_category == [
+        {"id": 3, "name": "cat", "frequency": None, "instances": 2}
+        | {f"{kind}_AP": scores.metrics[kind]["AP"] for kind in ("bbox", "segm")},
+        {"id": 5, "name": "dog", "frequency": None, "instances": 0, "bbox_AP": None, "segm_AP": None},
+    ]
+
+
+def test_frequencies_can_come_from_elsewhere():
+    metrics = score(one_class(), [found([0, 0, 20, 20], 0.9)], frequencies={3: "r", 5: "f"}).metrics
+    assert metrics["bbox"]["APr"] == metrics["bbox"]["AP"] == pytest.approx(51 / 101)
+    assert metrics["bbox"]["APf"] is None
+
+
+def test_without_lists_of_searched_classes_every_false_positive_counts():
+    data = one_class()
+    data["images"].append({"id": 2, "height": 64, "width": 64})
+    rows = [found([0, 0, 20, 20], 0.5), found([40, 40, 20, 20], 0.5)]
+    wrong = found([0, 0, 20, 20], 0.9) | {"image_id": 2}
+    assert score(data, rows).metrics["bbox"]["AP"] == pytest.approx(1)
+    assert score(data, [wrong, *rows]).metrics["bbox"]["AP"] == pytest.approx(2 / 3)
+    data["images"][1] |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}  # nobody looked
+    assert score(data, [wrong, *rows]).metrics["bbox"]["AP"] == pytest.approx(1)
+
+
+def test_crowd_regions_are_ignored():
+    data = one_class()
+    data["annotations"][1]["iscrowd"] = 1
+    scores = score(data, [found([0, 0, 20, 20], 0.5), found([45, 45, 9, 9], 0.9)])
+    assert scores.metrics["bbox"]["AP"] == scores.metrics["segm"]["AP"] == pytest.approx(1)
+    assert scores.per_category[0]["instances"] == 1
+
+
+def test_no_detections_score_zero_and_nothing_to_find_scores_none():
+    metrics = score(one_class(), []).metrics
+    assert metrics["bbox"]["AP"] == metrics["segm"]["AR300"] == metrics["bbox"]["APs"] == 0
+    assert metrics["bbox"]["APl"] is None
+    empty = one_class() | {"annotations": []}
+    for rows in ([], [found([0, 0, 20, 20], 0.5)]):
+        assert set(score(empty, rows).metrics["segm"].values()) == {None}
+    nothing = {"images": [], "annotations": [], "categories": []}
+    assert set(score(nothing, []).metrics["bbox"].values()) == {None}
+
+
+def test_input_is_left_as_it_was():
+    data, rows = random_data(0)
+    before = copy.deepcopy((data, rows))
+    score(data, rows)
+    assert (data, rows) == before
+
+
+def test_areas_left_out_of_the_annotations_are_measured():
+    data = one_class()
+    for annotation in data["annotations"]:
+        del annotation["area"]
+    metrics = score(data, [found([0, 0, 20, 20], 0.9)]).metrics
+    assert metrics == score(one_class(), [found([0, 0, 20, 20], 0.9)]).metrics
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("images"), "needs the lists images, annotations, categories"),
+        (lambda d: d["images"][0].pop("height"), "lacks 'height'"),
+        (lambda d: d["images"].append(3), "wrong kind"),
+        (lambda d: d["images"][0].update(id="1"), "annotation 0 names an image"),
+        (lambda d: d["images"][0].update(neg_category_ids=5), "wrong kind"),
+        (lambda d: d["annotations"][1].update(image_id=9), "annotation 1 names an image or a category"),
+        (lambda d: d["annotations"][1].update(category_id=9), "annotation 1 names an image or a category"),
+        (lambda d: d["annotations"][1].pop("segmentation"), "lacks 'segmentation'"),
+        (lambda d: d["annotations"][1].update(bbox=[1, 2, 3]), "annotation 1 has a bbox"),
+        (lambda d: d["annotations"][1].update(area="x"), "wrong kind"),
+        (
+            lambda d: d["annotations"][1]["segmentation"].update(counts="oo"),
+            "annotation 1: segmentation is malformed",
+        ),
+        (
+            lambda d: d["annotations"][1]["segmentation"].update(size=[1, 2]),
+            "annotation 1: segmentation has the size",
+        ),
+    ],
+)
+def test_faulty_annotations_are_named(change, message):
+    data = one_class()
+    change(data)
+    with pytest.raises(UserError, match=message):
+        score(data, [found([0, 0, 20, 20], 0.9)])
+
+
+def test_faulty_requests_are_named(tmp_path):
+    with pytest.raises(UserError, match="found keypoints"):
+        score(one_class(), [], iou_types=["keypoints"])
+    with pytest.raises(UserError, match=r"gone\.json"):
+        score(one_class(), tmp_path / "gone.json")
+    with pytest.raises(UserError, match=r"gone\.json"):
+        score(tmp_path / "gone.json", [])
+    with pytest.raises(UserError, match="row 0 has no 'bbox'; "):
+        score(one_class(), [{"image_id": 1, "category_id": 3, "score": 0.5}])
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(UserError, match="not an annotation file"):
+        score(tmp_path / "list.json", [])
+
+
+def test_table_in_percent():
+    console = Console(width=60, record=True)
+    console.print(format_table({"bbox": {"AP": 0.2346, "APr": None}, "segm": {"AP": 0.0, "APr": 1.0}}))
+    lines = [[cell.strip() for cell in line.strip("│").split("│")] for line in console.export_text().splitlines()]
+    assert ["AP", "23.5", "0.0"] in lines
+    assert ["APr", "–", "100.0"] in lines
+
+
+def test_more_than_300_detections_count_if_asked_for():
+    rows = [found([20, 20, 20, 20], 0.9)] * 310 + [found([0, 0, 20, 20], 0.5)]
+    assert score(one_class(), rows).metrics["bbox"]["AR300"] == 0
+    assert score(one_class(), rows, max_dets=311).metrics["bbox"]["AR311"] == 0.5
+    assert score(one_class(), rows, max_dets=310).metrics["bbox"]["AR310"] == 0
