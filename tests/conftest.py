@@ -1,7 +1,11 @@
 """Fixtures that many test files use."""
 
-import json
 import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, as the command line does
+
+# ruff: noqa: E402
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

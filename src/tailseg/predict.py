@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -15,9 +17,12 @@ from tailseg.data.annotations import Category
 from tailseg.data.dataset import read_image
 from tailseg.data.loading import collate
 from tailseg.data.transforms import fit_transform
+from tailseg.draw import draw_detections
+from tailseg.errors import UserError
 from tailseg.layers.paste import encode_masks
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
+from tailseg.progress import progress_bar
 from tailseg.recipe import Recipe
 from tailseg.structures import Detections, Instances, Sample
 from tailseg.training.checkpoint import load_model, load_weights
@@ -108,6 +113,67 @@ def to_picture(image: str | Path | Image.Image | Picture | Tensor) -> Picture:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"expected a uint8 array (H, W, 3), received {image.dtype} {image.shape}")
     return image
+
+
+def predict_files(
+    model: Model, images: Sequence[Path], out: Path, *, min_score: float = 0.5, show: bool = True
+) -> list[str]:
+    """Write ``out/STEM.png``, the picture with its detections, and ``out/STEM.json`` for each image.
+
+    A faulty image does not stop the others.
+
+    Returns:
+        A sentence for each image that could not be done.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: the folder cannot be made ({error.strerror}); choose another --out") from error
+    faults: list[str] = []
+    taken: set[str] = {path.name for path in out.iterdir() if path.resolve() in {i.resolve() for i in images}}
+    with progress_bar("predicting", len(images), show=show) as advance:
+        for done, path in enumerate(images, start=1):
+            try:
+                picture = read_image(path)
+                found = model.predict(picture)
+                _write_prediction(model, path, picture, found, out / _free_stem(path.stem, taken), min_score)
+            except UserError as error:
+                faults.append(str(error))
+            advance(done)
+    return faults
+
+
+def _free_stem(stem: str, taken: set[str]) -> str:
+    """``stem``, numbered if an image of that name was written before or is one of the inputs."""
+    number, free = 1, stem
+    while {f"{free}.png", f"{free}.json"} & taken:
+        number += 1
+        free = f"{stem}-{number}"
+    taken |= {f"{free}.png", f"{free}.json"}
+    return free
+
+
+def _write_prediction(
+    model: Model, path: Path, picture: Picture, found: Detections, target: Path, min_score: float
+) -> None:
+    kept = found[found.scores >= min_score]
+    drawn = draw_detections(picture, kept, model.names, min_score=min_score)
+    content = {
+        "image": str(path),
+        "height": picture.shape[0],
+        "width": picture.shape[1],
+        "detections": to_json(kept, model.categories),
+    }
+    try:
+        Image.fromarray(drawn).save(target.with_name(target.name + ".png"))
+        target.with_name(target.name + ".json").write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
+    except OSError as error:
+        raise UserError(
+            f"{target}: could not be written ({error.strerror}); make room or choose another --out"
+        ) from error
 
 
 def to_json(detections: Detections, categories: tuple[Category, ...]) -> list[dict[str, Any]]:

@@ -43,8 +43,7 @@ def one_run(seed: int, segm: dict, bbox: dict | None = None) -> dict:
             for i, n in enumerate((0, 9, 200))
         ],
         "curves": [{"step": step, "loss": 3.0 - step / 100, "loss_mask": 0.5} for step in range(0, 100, 10)],
-        "train_seconds": 312.4,
-        "eval_seconds": 14.0,
+        "seconds": 326.4,
         "checkpoint": f"{seed}/best.safetensors",
         "detections": f"{seed}/detections.json",
     }
@@ -262,7 +261,7 @@ def test_page_without_curves_categories_and_values(tmp_path):
     results = make(runs([(None, None)]), runs([(None, None)]))
     for method in results["methods"].values():
         for run in method["runs"]:
-            run.update(curves=[], per_category=[], train_seconds=None)
+            run.update(curves=[], per_category=[], seconds=None)
             run["metrics"] = {"segm": dict.fromkeys(BASE), "bbox": {}}
     write_report(results, tmp_path / "report.html")
     page = read(tmp_path / "report.html")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -108,8 +109,11 @@ class BatchLoader:
         return len(self._loader)
 
 
-def _one_thread(_worker: int) -> None:
+def _start_worker(_worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallel ones; torch limits itself
+    # Ctrl-C and a batch system's signal reach the whole group; the main process decides, and saves first.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _loader(
@@ -123,7 +127,7 @@ def _loader(
         num_workers=workers,
         collate_fn=partial(_collate_guarded, divisor=divisor),
         pin_memory=pin_memory,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
         multiprocessing_context=context,
         generator=torch.Generator(),  # its own: the global one must not move with each loader
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ def evaluate(
     world: int = 1,
     barrier: Callable[[], None] = lambda: None,
     autocast: bool = False,
+    frequencies: Mapping[int, str] | None = None,
     show: bool = True,
 ) -> Scores | None:
     """Write ``out/detections.json`` and ``out/metrics.json``.
@@ -48,6 +49,7 @@ def evaluate(
         world: number of processes.
         barrier: waits for all processes.
         autocast: detect in bfloat16.
+        frequencies: group of each category id; by default that of the data set's categories.
         show: draw a progress bar.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -77,7 +79,7 @@ def evaluate(
     scores = score(
         annotations.path,
         out / "detections.json",
-        frequencies={category.id: category.frequency for category in annotations.categories},
+        frequencies=frequencies or {category.id: category.frequency for category in annotations.categories},
         mask_areas=True,
     )
     write_json(out / "metrics.json", scores.metrics)

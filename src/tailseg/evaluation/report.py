@@ -314,12 +314,12 @@ def _runs(methods: Mapping[str, Any]) -> str:
     lines = "".join(
         f'<tr><th scope="row">{_heading(methods, key)}</th><td>{run["seed"]}</td>'
         + "".join(f"<td>{_percent(run['metrics'].get('segm', {}).get(metric))}</td>" for metric in ("AP", "APr"))
-        + f"<td>{_duration(run.get('train_seconds'))}</td><td>{_duration(run.get('eval_seconds'))}</td>"
+        + f"<td>{_duration(run.get('seconds'))}</td>"
         f'<td class="text"><code>{_text(run.get("checkpoint") or NOTHING)}</code></td></tr>\n'
         for key, method in methods.items()
         for run in method["runs"]
     )
-    head = ["Run", "Seed", "Mask AP", "Mask APr", "Training", "Evaluation", "Weights"]
+    head = ["Run", "Seed", "Mask AP", "Mask APr", "Training and scoring", "Weights"]
     runs = _html_table("Every run that enters the means.", head, f"<tbody>{lines}</tbody>")
     return f'<h3>Runs</h3>\n<div class="runs">{runs}</div>'
 

@@ -15,6 +15,14 @@ def roi_levels(boxes: Tensor, levels: int, finest_scale: float = 56.0) -> Tensor
     return torch.log2(scale / finest_scale + 1e-6).floor().clamp(0, levels - 1).long()
 
 
+def planar(pyramid: Sequence[Tensor]) -> list[Tensor]:
+    """Maps (B, channels, h, w) as RoIAlign reads them, float32 and one channel after the other.
+
+    It would convert by itself, but again in every pooling.
+    """
+    return [features.float().contiguous() for features in pyramid]
+
+
 class RoIPooler(nn.Module):
     """Aligned RoIAlign with adaptive sampling, each RoI from the level of its size.
 
@@ -36,8 +44,10 @@ class RoIPooler(nn.Module):
             rois: (R, 5): image index, x1, y1, x2, y2 in pixels.
         """
         levels = roi_levels(rois[:, 1:], len(self.strides))
-        if rois.device.type == "cpu":
-            return self._level_by_level(pyramid, rois, levels)
+        form = self._level_by_level if rois.device.type == "cpu" else self._at_every_level
+        return form(pyramid, rois, levels)
+
+    def _at_every_level(self, pyramid: Sequence[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
         # A RoI of another level is given no extent: it has no sampling points, costs next to nothing and adds zero.
         # Unlike picking the rows of a level, that does not wait for their number.
         parts = []

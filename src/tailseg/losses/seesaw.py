@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def log_seesaw_factors(
@@ -31,7 +34,7 @@ def log_seesaw_factors(
         factors = (log_counts - log_counts[labels].unsqueeze(1)).clamp_(max=0).mul_(p)
         if q > 0:
             log_prob = logits.log_softmax(dim=1)
-            own = log_prob.gather(1, labels.unsqueeze(1)).clamp(min=torch.tensor(eps).log().item())
+            own = log_prob.gather(1, labels.unsqueeze(1)).clamp(min=math.log(eps))
             factors += (log_prob - own).clamp_(min=0).mul_(q)
         # With σ_i below eps the ratio at the label itself could exceed 1; S_ii is 1 by Eq. 1.
         return factors.scatter_(1, labels.unsqueeze(1), 0.0)
@@ -120,5 +123,5 @@ class SeesawLoss(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
             factors = log_seesaw_factors(logits, labels, self.counts, self.p, self.q, self.eps)
-            shifted = logits + factors
-            return shifted.logsumexp(dim=1) - logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+            # The factor of the label itself is 0, so this is Eq. 1, and exact where logits are huge.
+            return F.cross_entropy(logits + factors, labels, reduction="none")

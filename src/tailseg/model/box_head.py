@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from tailseg.layers.normalized import NormalizedLinear
 from tailseg.losses.classification import Classification
-from tailseg.model.boxes import Stds, decode, encode
+from tailseg.model.boxes import Stds, constant, decode, encode
 from tailseg.model.matching import Matcher, sample
 from tailseg.model.rpn import Proposals, smooth_l1
 
@@ -118,7 +118,7 @@ class BoxHead(nn.Module):
         """Logits (R, num_logits) and deltas (R, 1 or C, 4) of RoI features (R, channels, 7, 7)."""
         hidden = F.relu(self.fc2(F.relu(self.fc1(features.flatten(1)))))
         deltas = self.regressor(hidden).float()
-        return self.classifier(hidden), deltas.view(deltas.shape[0], -1, 4)
+        return self.classifier(hidden), deltas.unflatten(1, (-1, 4))
 
     def loss(self, logits: Tensor, deltas: Tensor, targets: RoITargets) -> dict[str, Tensor]:
         """The classification's losses and ``box``, each divided by the number of sampled RoIs."""
@@ -130,7 +130,7 @@ class BoxHead(nn.Module):
             own = deltas.gather(1, column[:, None, None].expand(-1, 1, 4)).squeeze(1)
         boxes = targets.rois[:, 1:]
         # A slot that is no positive may hold a box without extent; its target is replaced before the logarithm.
-        safe = torch.where(targets.positive.unsqueeze(1), boxes, boxes.new_tensor([0.0, 0.0, 1.0, 1.0]))
+        safe = torch.where(targets.positive.unsqueeze(1), boxes, constant((0.0, 0.0, 1.0, 1.0), boxes.device, boxes.dtype))
         goal = torch.where(targets.positive.unsqueeze(1), targets.boxes, safe)
         distance = smooth_l1(own, encode(safe, goal, self.stds), self.box_beta).sum(1)
         losses["box"] = (distance * targets.positive).sum() / targets.valid.sum().clamp(min=1)

@@ -5,6 +5,7 @@ Boxes are (..., 4) float32 xyxy pixels, width = x2 - x1. Shape letters: N and M 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -14,6 +15,13 @@ from torch import Tensor
 MAX_LOG_SCALE = math.log(1000 / 16)  # |dw|, |dh| beyond this would overflow exp and are clamped
 
 Stds = tuple[float, float, float, float]
+
+
+@functools.cache
+def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A tensor of these values, made once for each device: every copy to a device waits for all of its work."""
+    with torch.inference_mode(False):  # so that it can take part in training later on
+        return torch.tensor(values, device=device, dtype=dtype)
 
 
 def box_areas(boxes: Tensor) -> Tensor:
@@ -32,10 +40,11 @@ def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
         (..., N, M) float32 in [0, 1]. The union is area + area - intersection on float32 corners, so that overlaps
         that tie in the reference implementation tie here too.
     """
-    boxes_N1, others_1M = boxes.unsqueeze(-2), others.unsqueeze(-3)
-    left_top = torch.maximum(boxes_N1[..., :2], others_1M[..., :2])
-    right_bottom = torch.minimum(boxes_N1[..., 2:], others_1M[..., 2:])
-    width, height = (right_bottom - left_top).clamp(min=0).unbind(-1)
+    # Coordinate by coordinate: a last dimension of 2 or 4 would keep the CPU from using vectors.
+    x1, y1, x2, y2 = boxes.unsqueeze(-2).unbind(-1)  # (..., N, 1) each
+    u1, v1, u2, v2 = others.unsqueeze(-3).unbind(-1)  # (..., 1, M) each
+    width = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp(min=0)
+    height = (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp(min=0)
     intersection = width * height
     union = box_areas(boxes).unsqueeze(-1) + box_areas(others).unsqueeze(-2) - intersection
     return intersection / union.clamp(min=1e-6)
@@ -47,12 +56,12 @@ def encode(boxes: Tensor, targets: Tensor, stds: Stds) -> Tensor:
     target_size = targets[..., 2:] - targets[..., :2]
     shift = (targets[..., :2] + targets[..., 2:] - boxes[..., :2] - boxes[..., 2:]) * 0.5 / size
     deltas = torch.cat([shift, (target_size / size).log()], dim=-1)
-    return deltas / deltas.new_tensor(stds)
+    return deltas / constant(stds, deltas.device, deltas.dtype)
 
 
 def decode(boxes: Tensor, deltas: Tensor, stds: Stds) -> Tensor:
     """Boxes (..., 4) that ``deltas`` (..., 4) make of ``boxes`` (..., 4): the inverse of `encode`, not clipped."""
-    deltas = deltas.float() * torch.tensor(stds, device=deltas.device)
+    deltas = deltas.float() * constant(stds, deltas.device)
     size = boxes[..., 2:] - boxes[..., :2]
     centre = (boxes[..., :2] + boxes[..., 2:]) * 0.5 + deltas[..., :2] * size
     half = size * deltas[..., 2:].clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp() * 0.5

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tailseg.layers.roi_pooling import RoIPooler
+from tailseg.layers.roi_pooling import RoIPooler, planar
 from tailseg.model import box_head as box_heads
 from tailseg.model import mask_head as mask_heads
 from tailseg.model.backbone import Backbone
@@ -75,6 +75,7 @@ class Detector(nn.Module):
         losses = self.rpn.loss(anchors, batch.image_hws, batch.boxes, batch.valid)
         proposals = self.rpn.propose(anchors, batch.image_hws)
         targets = self.sampler(proposals, batch.boxes, batch.labels, batch.valid)
+        pyramid = planar(pyramid)
         logits, deltas = self.box_head(self.box_pooler(pyramid, targets.rois))
         losses |= self.box_head.loss(logits, deltas, targets)
         losses["mask"] = self._mask_loss(pyramid, targets, batch)
@@ -85,6 +86,7 @@ class Detector(nn.Module):
         """Detections of each image, in pixels of the image file, best score first."""
         pyramid = self.features(batch)
         proposals = self.rpn.propose(self.rpn(pyramid), batch.image_hws)
+        pyramid = planar(pyramid)
         boxes, scores, labels = self._detect_boxes(pyramid, proposals, batch.image_hws)
         counts = [len(found) for found in labels]
         rois = torch.cat([torch.cat([b.new_full((len(b), 1), i), b], dim=1) for i, b in enumerate(boxes)])

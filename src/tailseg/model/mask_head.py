@@ -40,8 +40,8 @@ class MaskHead(nn.Module):
         """Logits (M, 28, 28) float32 of the class ``labels`` (M,) from RoI features (M, in_channels, 14, 14)."""
         hidden = features.contiguous(memory_format=torch.channels_last)
         for conv in self.convs:
-            hidden = F.relu(conv(hidden))
-        hidden = F.relu(self.upsample(hidden))
+            hidden = F.relu(conv(hidden), inplace=True)
+        hidden = F.relu(self.upsample(hidden), inplace=True)
         rows = self.predictor.weight.flatten(1)[labels].unsqueeze(1)  # (M, 1, channels)
         assert self.predictor.bias is not None
         logits = torch.bmm(rows, hidden.flatten(2)).squeeze(1).float() + self.predictor.bias[labels].unsqueeze(1)
@@ -63,7 +63,8 @@ def mask_targets(boxes: Tensor, masks: Tensor, frames: Tensor, size: int = MASK_
     """
     side = masks.shape[-1]
     origin, extent = frames[:, :2].repeat(1, 2), (frames[:, 2:] - frames[:, :2]).repeat(1, 2)
-    in_grid = (boxes - origin) / extent * side
+    # The frame of a padded object has no extent; whatever is laid over it gets no sampling points.
+    in_grid = torch.where(extent > 0, (boxes - origin) / extent * side, 0.0)
     rows = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype).unsqueeze(1)
     grids = masks.unsqueeze(1).float().div(255)
     inside: Tensor = roi_align(grids, torch.cat([rows, in_grid], dim=1), size, 1.0, sampling_ratio=0, aligned=True)

@@ -46,6 +46,8 @@ class Matcher:
         best = priors.new_full(usable.shape, -1.0)
         matched = torch.full(usable.shape, NEGATIVE, device=priors.device)
         forced = torch.full_like(matched, NEGATIVE)
+        if matched.numel() == 0:
+            return matched
         for start in range(0, objects.shape[1], OBJECTS_AT_ONCE):
             stop = start + OBJECTS_AT_ONCE
             iou = pairwise_iou(priors, objects[:, start:stop])
@@ -99,8 +101,9 @@ def sample(matched: Tensor, slots: int, max_positive: int) -> Sampled:
     # A slot won by a key of -1 is not a positive: give negatives among such winners their lottery ticket back.
     priority = torch.where(is_negative, lottery, priority)
     rank, index = priority.topk(slots, dim=1)
-    chosen = matched.gather(1, index)
-    return Sampled(index=index, matched=chosen.clamp(min=0), positive=rank >= 2, valid=rank >= 0)
+    positive = rank >= 2
+    own = torch.where(positive, matched.gather(1, index), 0)
+    return Sampled(index=index, matched=own, positive=positive, valid=rank >= 0)
 
 
 def live_rows(valid: Tensor) -> Tensor:

@@ -42,24 +42,29 @@ def keep_within_levels(boxes: Tensor, scores: Tensor, valid: Tensor, level_sizes
     Returns:
         (B, N) bool.
     """
+    # On CPU many short lists are cheaper than a long one, and their lengths are free to know.
+    form = _keep_list_by_list if boxes.device.type == "cpu" else _keep_in_one_call
+    return form(boxes, scores, valid, level_sizes, iou)
+
+
+def _keep_list_by_list(boxes: Tensor, scores: Tensor, valid: Tensor, level_sizes: list[int], iou: float) -> Tensor:
     keep = torch.zeros_like(valid)
-    if boxes.device.type == "cpu":  # many short lists are cheaper than a long one, and lengths are free to know
-        for image in range(boxes.shape[0]):
-            start = 0
-            for size in level_sizes:
-                rows = valid[image, start : start + size].nonzero().squeeze(1) + start
-                keep[image, rows[nms(boxes[image, rows], scores[image, rows], iou)]] = True
-                start += size
-        return keep
-    levels = torch.repeat_interleave(
-        torch.arange(len(level_sizes), device=boxes.device),
-        torch.tensor(level_sizes, device=boxes.device),
-        output_size=boxes.shape[1],
-    )
+    for image in range(boxes.shape[0]):
+        start = 0
+        for size in level_sizes:
+            rows = valid[image, start : start + size].nonzero().squeeze(1) + start
+            keep[image, rows[nms(boxes[image, rows], scores[image, rows], iou)]] = True
+            start += size
+    return keep
+
+
+def _keep_in_one_call(boxes: Tensor, scores: Tensor, valid: Tensor, level_sizes: list[int], iou: float) -> Tensor:
+    levels = torch.cat([torch.full((size,), level, device=boxes.device) for level, size in enumerate(level_sizes)])
     groups = torch.arange(boxes.shape[0], device=boxes.device)[:, None] * len(level_sizes) + levels
     # Invalid boxes are sent to a group of their own instead of being counted out, which would wait for the device.
     groups = torch.where(valid, groups, boxes.shape[0] * len(level_sizes))
     kept = nms_within_groups(boxes.flatten(0, 1), scores.flatten(), groups.flatten(), iou)
+    keep = torch.zeros_like(valid)
     keep.view(-1)[kept] = True
     return keep & valid
 
@@ -70,7 +75,7 @@ def best_per_class(
     """The ``limit`` best (box, class) pairs of an image after NMS within each class (spec, section 24).
 
     Whether greedy NMS keeps a pair depends on better-scored pairs alone, so a prefix of the pairs in score order
-    that yields ``limit`` survivors yields exactly the survivors of the whole; it is doubled until it does.
+    that yields ``limit`` survivors yields exactly the survivors of the whole; it is lengthened until it does.
 
     Args:
         boxes: (R, C, 4), or (R, 1, 4) where the box does not depend on the class.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from tailseg.model.boxes import Stds, anchor_grid, base_anchors, clip, decode, encode
@@ -87,10 +89,10 @@ class RPN(nn.Module):
         """Score and adjust all anchors of P2..P6, (B, channels, h, w) each."""
         logits, deltas, anchors = [], [], []
         for level, features in enumerate(pyramid):
-            hidden = F.relu(self.conv(features))
-            batch = hidden.shape[0]
-            logits.append(self.objectness(hidden).permute(0, 2, 3, 1).reshape(batch, -1).float())
-            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(batch, -1, 4).float())
+            batch = features.shape[0]
+            objectness, shifts = self._head(features)
+            logits.append(objectness.permute(0, 2, 3, 1).reshape(batch, -1).float())
+            deltas.append(shifts.permute(0, 2, 3, 1).reshape(batch, -1, 4).float())
             grid_hw = (features.shape[2], features.shape[3])
             anchors.append(anchor_grid(self.base_anchors[level], STRIDES[level], grid_hw))
         return RpnOutput(
@@ -100,6 +102,16 @@ class RPN(nn.Module):
             level_sizes=[a.shape[0] for a in anchors],
             grid_hws=[(f.shape[2], f.shape[3]) for f in pyramid],
         )
+
+    def _head(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Objectness (B, 3, h, w) and deltas (B, 12, h, w) of one level (B, channels, h, w)."""
+        if features.device.type == "cpu" and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+            parts = [self.conv, self.objectness, self.deltas]
+            weights = [tensor for part in parts for tensor in (part.weight, part.bias)]
+            pair: tuple[Tensor, Tensor] = SparselyTrainedHead.apply(features, *weights)
+            return pair
+        hidden = F.relu(self.conv(features), inplace=True)
+        return self.objectness(hidden), self.deltas(hidden)
 
     def loss(self, output: RpnOutput, image_hws: Tensor, boxes: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """``rpn_objectness`` and ``rpn_box``: sums over sampled anchors divided by their number.
@@ -163,6 +175,64 @@ class RPN(nn.Module):
         best, index = merged.masked_fill(~keep, -1.0).topk(min(self.post_nms[self.training], merged.shape[1]), dim=1)
         boxes = boxes.gather(1, index.unsqueeze(2).expand(-1, -1, 4))
         return Proposals(boxes=boxes, scores=best, valid=best >= 0)
+
+
+class SparselyTrainedHead(torch.autograd.Function):
+    """The RPN's three convolutions on one level, with a backward pass over the cells that have a gradient.
+
+    Of 25,000 cells of an image at most 256 are sampled for the loss, all others pass zeros on. Visiting the sampled
+    ones alone gives the same gradients and saves a tenth of a training step on CPU. On a device, their number would
+    have to be waited for.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Objectness and deltas of features (B, channels, h, w); weight and bias of each convolution in order."""
+        conv, conv_bias, objectness, objectness_bias, deltas, deltas_bias = weights
+        hidden = F.relu(F.conv2d(features, conv, conv_bias, padding=1), inplace=True)
+        ctx.save_for_backward(features, hidden, conv, objectness, deltas)
+        return F.conv2d(hidden, objectness, objectness_bias), F.conv2d(hidden, deltas, deltas_bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_objectness: Tensor, grad_deltas: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of all inputs; K cells have one, and each has 9 neighbours, itself included."""
+        features, hidden, conv, objectness, deltas = ctx.saved_tensors
+        batch, channels, height, width = features.shape
+        grad = _cells(torch.cat([grad_objectness, grad_deltas], dim=1))
+        rows = grad.any(dim=1).nonzero().squeeze(1)
+        grad, active = grad[rows], _cells(hidden)[rows]
+        grad_hidden = (grad @ torch.cat([objectness, deltas]).flatten(1)) * (active > 0)
+
+        step = torch.arange(-1, 2)
+        y = (rows // width % height)[:, None, None] + step[:, None]  # (K, 3, 1)
+        x = (rows % width)[:, None, None] + step  # (K, 1, 3)
+        inside = ((y >= 0) & (y < height) & (x >= 0) & (x < width)).flatten(1)  # (K, 9), False in the zero padding
+        neighbours = (rows[:, None] + (step[:, None] * width + step).flatten()).where(inside, 0)
+        patches = _cells(features)[neighbours] * inside.unsqueeze(2)  # (K, 9, channels)
+        grad_conv = (grad_hidden.T @ patches.flatten(1)).view(-1, 3, 3, channels).permute(0, 3, 1, 2)
+        grad_patches = (grad_hidden @ conv.permute(0, 2, 3, 1).flatten(1)).view(-1, 9, channels)
+        grad_features = features.new_zeros(batch * height * width, channels)
+        for place in range(9):  # within a place no neighbour comes twice, which spares a slow scatter-add
+            here = inside[:, place]
+            grad_features[neighbours[here, place]] += grad_patches[here, place]
+
+        grad_heads = (grad.T @ active)[:, :, None, None].split([len(objectness), len(deltas)])
+        grad_biases = grad.sum(0).split([len(objectness), len(deltas)])
+        return (
+            grad_features.view(batch, height, width, channels).permute(0, 3, 1, 2),
+            grad_conv,
+            grad_hidden.sum(0),
+            grad_heads[0],
+            grad_biases[0],
+            grad_heads[1],
+            grad_biases[1],
+        )
+
+
+def _cells(maps: Tensor) -> Tensor:
+    """Maps (B, channels, h, w) as rows (B·h·w, channels)."""
+    return maps.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def smooth_l1(predicted: Tensor, target: Tensor, beta: float) -> Tensor:

@@ -1,0 +1,267 @@
+"""The command line: one thin function a command.
+
+Exit codes: 0 done, 1 the input is at fault (one sentence on stderr), 2 usage, 130 stopped by Ctrl-C after saving.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from tailseg.errors import UserError
+
+# Before PyTorch is loaded: by default its threads spin while they wait for each other, and where the cores are shared
+# (loader workers, other people's jobs) a step then takes up to six times as long. Sleeping costs an idle machine little.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    help="Long-tailed instance segmentation: train, evaluate and run models that find rare classes too.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Make and diagnose data.", no_args_is_help=True)
+recipes_app = typer.Typer(help="List, show and compare recipes.", invoke_without_command=True)
+app.add_typer(data_app, name="data")
+app.add_typer(recipes_app, name="recipes")
+
+DataOption = Annotated[
+    str, typer.Option("--data", help="Folder with train.json, val.json and images/; a YAML file; or 'synthetic'.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; may be repeated.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bar, warnings only.")]
+ModelArgument = Annotated[Path, typer.Argument(help="A model, such as runs/seesaw/best.safetensors.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with different random numbers.")] = 1,
+    quiet: QuietOption = False,
+) -> None:
+    """Train cross-entropy and Seesaw on the built-in data, score both, write a report: minutes on two cores."""
+    _log(quiet)
+    from tailseg.demo import run_demo
+    from tailseg.evaluation.comparison import results_markdown, verdict
+
+    results = _stoppable(lambda: run_demo(out, seeds=seeds, show=not quiet))
+    typer.echo(results_markdown(results))
+    typer.echo(verdict(results))
+    typer.echo(f"Report: {out / 'report.html'}")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="Built-in recipe (see `tailseg recipes`) or YAML file.")],
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, metrics and detections.")],
+    settings: SetOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the exact step where OUT stopped.")] = False,
+    devices: Annotated[int, typer.Option(min=1, help="Processes on this machine: GPUs, or CPU processes.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a recipe."""
+    _log(quiet)
+    from tailseg.recipe import resolve
+
+    resolved = resolve(recipe, settings or ())
+    from tailseg.data.sources import open_source
+    from tailseg.evaluation.metrics import format_table
+    from tailseg.training.loop import train as run
+
+    splits = open_source(data, rare_max=resolved.data.rare_max, common_max=resolved.data.common_max, show=not quiet)
+    scores = _stoppable(lambda: run(resolved, splits, out, seed=seed, devices=devices, resume=resume, show=not quiet))
+    if scores is not None:
+        _print(format_table(scores.metrics))
+        typer.echo(f"Models: {out / 'best.safetensors'} (best segm AP), {out / 'last.safetensors'}")
+
+
+@app.command("eval")
+def evaluate(
+    model: ModelArgument,
+    data: DataOption,
+    split: Annotated[str, typer.Option(help="train or val.")] = "val",
+    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and detections.json.")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Score a model on a split by the LVIS rules."""
+    _log(quiet)
+    if split not in ("train", "val"):
+        raise typer.BadParameter(f"'{split}' is not one of train, val", param_hint="--split")
+    from tailseg.data.sources import open_source, require_categories
+    from tailseg.evaluation.evaluate import evaluate as run
+    from tailseg.evaluation.metrics import format_table
+    from tailseg.predict import load
+    from tailseg.training.loop import plain_dataset
+
+    loaded = load(model)
+    recipe = loaded.recipe.data
+    splits = open_source(data, need=(split,), rare_max=recipe.rare_max, common_max=recipe.common_max, show=not quiet)
+    dataset = plain_dataset(splits, recipe, split)
+    require_categories(dataset.annotations, loaded.categories, str(model))
+    folder = out or model.parent / f"eval-{splits.name}-{split}"
+    frequencies = None if dataset.annotations.frequency_stated else {c.id: c.frequency for c in loaded.categories}
+    scores = run(
+        loaded.detector,
+        dataset,
+        folder,
+        device=loaded.device,
+        batch_size=recipe.batch_per_device,
+        workers=recipe.workers,
+        frequencies=frequencies,
+        show=not quiet,
+    )
+    assert scores is not None
+    _print(format_table(scores.metrics))
+    typer.echo(f"Written: {folder / 'metrics.json'}, {folder / 'detections.json'}")
+
+
+@app.command()
+def predict(
+    model: ModelArgument,
+    images: Annotated[list[Path], typer.Argument(help="Images: JPEG, PNG and what else Pillow reads.")],
+    out: Annotated[Path, typer.Option(help="Folder for a picture and a JSON file per image.")],
+    score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score shown.")] = 0.5,
+    quiet: QuietOption = False,
+) -> None:
+    """Detect the objects in images, draw them and write them down."""
+    _log(quiet)
+    from tailseg.predict import load, predict_files
+
+    faults = predict_files(load(model), images, out, min_score=score, show=not quiet)
+    typer.echo(f"{len(images) - len(faults)} of {len(images)} images: pictures and JSON in {out}")
+    if faults:
+        raise UserError("; ".join(faults))
+
+
+@app.command()
+def score(
+    annotations: Annotated[Path, typer.Argument(help="LVIS or COCO annotation file, .json or .json.gz.")],
+    detections: Annotated[Path, typer.Argument(help="Results in LVIS format, .json or .json.gz.")],
+    iou: Annotated[str, typer.Option(help="bbox, segm or both, separated by a comma.")] = "bbox,segm",
+    out: Annotated[Path | None, typer.Option(help="JSON file for the metrics.")] = None,
+) -> None:
+    """Score any results file exactly as lvis-api does.
+
+    As there, small, medium and large go by the boxes' areas, for masks too, if the results carry boxes.
+    """
+    _log(quiet=False)
+    from tailseg.evaluation.evaluate import write_json
+    from tailseg.evaluation.metrics import format_table
+    from tailseg.evaluation.metrics import score as run
+
+    types = tuple(part.strip() for part in iou.split(",") if part.strip())
+    scores = run(annotations, detections, iou_types=types)
+    _print(format_table(scores.metrics))
+    if out is not None:
+        write_json(out, scores.metrics)
+
+
+@data_app.command("synth")
+def data_synth(
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    classes: Annotated[int, typer.Option(help="Number of classes.")] = 40,
+    images: Annotated[int, typer.Option(help="Training images; a quarter as many for validation.")] = 800,
+    size: Annotated[int, typer.Option(help="Side of the square images in pixels.")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the pictures.")] = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Draw a long-tailed data set in LVIS format."""
+    _log(quiet)
+    from tailseg.data.synthetic import SyntheticSettings, write_synthetic
+    from tailseg.progress import progress_bar
+
+    settings = SyntheticSettings(
+        classes=classes, train_images=images, val_images=max(1, images // 4), size=size, seed=seed
+    )
+    with progress_bar("drawing", images + settings.val_images, show=not quiet) as advance:
+        write_synthetic(out, settings, progress=lambda done, _total: advance(done))
+    typer.echo(f"{images} training and {settings.val_images} validation images of {classes} classes in {out}")
+
+
+@recipes_app.callback()
+def recipes(context: typer.Context) -> None:
+    """List the built-in recipes."""
+    if context.invoked_subcommand is None:
+        recipes_list()
+
+
+@recipes_app.command("list")
+def recipes_list() -> None:
+    """List the built-in recipes."""
+    from tailseg.recipes import BUILT_IN
+
+    for name, function in BUILT_IN.items():
+        typer.echo(f"{name:24}{(function.__doc__ or '').splitlines()[0]}")
+
+
+@recipes_app.command("show")
+def recipes_show(
+    recipe: Annotated[str, typer.Argument(help="Built-in recipe or YAML file.")], settings: SetOption = None
+) -> None:
+    """Print a complete recipe as YAML."""
+    from tailseg.recipe import resolve, to_yaml
+
+    typer.echo(to_yaml(resolve(recipe, settings or ())), nl=False)
+
+
+@recipes_app.command("diff")
+def recipes_diff(
+    one: Annotated[str, typer.Argument(help="Built-in recipe or YAML file.")],
+    other: Annotated[str, typer.Argument(help="Built-in recipe or YAML file.")],
+) -> None:
+    """Print the keys in which two recipes differ."""
+    from tailseg.recipe import diff, resolve
+
+    for key, before, after in diff(resolve(one), resolve(other)):
+        typer.echo(f"{key}: {before} -> {after}")
+
+
+def _log(quiet: bool) -> None:
+    logging.basicConfig(
+        level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr, force=True
+    )
+    for name in ("lightning_fabric", "lightning.fabric", "PIL", "matplotlib", "timm"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _stoppable(job: Callable[[], T]) -> T:
+    """Run a long job; after Ctrl-C it has saved, and the command ends with 130."""
+    try:
+        return job()
+    except KeyboardInterrupt:
+        typer.echo("Stopped; saved what was done. Go on with --resume.", err=True)
+        raise typer.Exit(130) from None
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point; turns a `UserError` into one sentence and exit code 1."""
+    try:
+        app()
+    except UserError as error:
+        print(f"tailseg: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

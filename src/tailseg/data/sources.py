@@ -1,0 +1,69 @@
+"""From what stands behind ``--data`` to a data set: a folder, a YAML file, or the word ``synthetic``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tailseg.data.annotations import Annotations, Category, DataSplits, open_data
+from tailseg.data.synthetic import SyntheticSettings, default_synthetic_folder, open_synthetic
+from tailseg.errors import UserError
+from tailseg.progress import progress_bar
+
+SYNTHETIC = "synthetic"
+
+
+def open_source(
+    data: str, *, need: tuple[str, ...] = ("train", "val"), rare_max: int = 10, common_max: int = 100, show: bool = True
+) -> DataSplits:
+    """Open a data set and check that every image that it lists is there.
+
+    Args:
+        data: a folder with train.json, val.json and images/, a YAML file, or ``synthetic``: the built-in set, drawn on
+            first use.
+        need: the splits that must be there.
+        rare_max: most training images of a rare class, for data without frequency groups.
+        common_max: most training images of a common class.
+        show: draw a progress bar while the built-in set is drawn.
+
+    Raises:
+        UserError: something is missing or broken.
+    """
+    if data == SYNTHETIC:
+        splits = open_data(str(draw_synthetic(SyntheticSettings(), show=show)), need=need)
+        splits = DataSplits(SYNTHETIC, splits.train, splits.val)
+    else:
+        splits = open_data(data, need=need, rare_max=rare_max, common_max=common_max)
+    for split in need:
+        annotations = getattr(splits, split)
+        annotations.check_images()
+    return splits
+
+
+def draw_synthetic(settings: SyntheticSettings, *, show: bool) -> str:
+    """The folder of the built-in set with these settings, drawn if it is not in the cache."""
+    total = settings.train_images + settings.val_images
+    known = (default_synthetic_folder(settings) / "val.json").is_file()
+    with progress_bar("drawing the built-in data", total, show=show and not known) as advance:
+        return str(open_synthetic(settings, progress=lambda done, _total: advance(done)))
+
+
+def require_categories(annotations: Annotations, categories: Sequence[Category], model: str) -> None:
+    """Refuse data whose categories are not those that a model was trained on.
+
+    Raises:
+        UserError: names the first category that differs.
+    """
+    ours = [(category.id, category.name) for category in annotations.categories]
+    theirs = [(category.id, category.name) for category in categories]
+    if ours == theirs:
+        return
+    where = next((pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), None)
+    if where is None:
+        difference = f"the data has {len(ours)} categories, the model {len(theirs)}"
+    else:
+        (our_id, our_name), (their_id, their_name) = where
+        difference = f"the data has {our_id} '{our_name}' where the model has {their_id} '{their_name}'"
+    raise UserError(
+        f"{annotations.path}: its categories are not those that {model} was trained on ({difference}); "
+        "use data with the model's categories, or train on this data"
+    )

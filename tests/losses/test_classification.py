@@ -1,0 +1,162 @@
+"""Classifications against the recordings of whole sequences of batches, by hand, and with empty slots."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tailseg.losses import CrossEntropyClassification, SeesawClassification
+
+
+def test_recorded_scores(recorded, check):
+    seen = 0
+    for case, inputs, _, outputs in recorded("classifier"):
+        if case["kind"] == "seesaw_activation":
+            scores = SeesawClassification(case["settings"]["num_classes"]).scores(inputs["logits"])
+            check(case, "scores", scores, outputs["scores"])
+            seen += 1
+    assert seen == 2
+
+
+def check_gradient(case, check, batch: str, grad: Tensor, inputs, outputs) -> None:
+    if f"{batch}.grad" in outputs:
+        check(case, f"{batch}.grad", grad, outputs[f"{batch}.grad"])
+        return
+    check(case, f"{batch}.grad_rows", grad[inputs[f"{batch}.rows"]], outputs[f"{batch}.grad_rows"])
+    check(case, f"{batch}.grad_row_norms", grad.norm(dim=1), outputs[f"{batch}.grad_row_norms"])
+    check(case, f"{batch}.grad_column_sums", grad.sum(0), outputs[f"{batch}.grad_column_sums"])
+
+
+def weighted_losses(ours: SeesawClassification, logits: Tensor, labels: Tensor, weights: Tensor) -> list[Tensor]:
+    """Sums of both losses with a weight a sample, put together from the per-sample losses."""
+    classes = ours.num_classes
+    positive = labels < classes
+    ours.seesaw.count(labels.clamp(max=classes - 1), positive)
+    per_sample = ours.seesaw.per_sample(logits[positive, :classes], labels[positive])
+    objectness = F.cross_entropy(logits[:, classes:], (~positive).long(), reduction="none")
+    return [(per_sample * weights[positive]).sum(), (objectness * weights).sum()]
+
+
+@pytest.mark.parametrize("name", ["seesaw", "seesaw_lvis"])
+def test_recorded_sequences(recorded, check, name):
+    seen = 0
+    for case, inputs, _, outputs in recorded(name):
+        about = case["settings"]
+        ours = SeesawClassification(about["num_classes"], p=about["p"], q=about["q"])
+        for number, avg_factor in enumerate(about["avg_factor"]):
+            batch = f"batch{number}"
+            logits, labels = inputs[f"{batch}.logits"].clone().requires_grad_(), inputs[f"{batch}.labels"]
+            if about["label_weights"]:
+                classes, objectness = weighted_losses(ours, logits, labels, inputs[f"{batch}.weights"])
+                scale = 1 / avg_factor
+            else:
+                losses = ours.loss(logits, labels, torch.ones_like(labels, dtype=torch.bool))
+                classes, objectness = losses["classes"], losses["objectness"]
+                scale = len(labels) / avg_factor  # ours divides by the number of RoIs
+            check(case, f"{batch}.loss_cls_classes", classes * scale, outputs[f"{batch}.loss_cls_classes"])
+            check(case, f"{batch}.loss_cls_objectness", objectness * scale, outputs[f"{batch}.loss_cls_objectness"])
+            (grad,) = torch.autograd.grad((classes + objectness) * scale, logits)
+            check_gradient(case, check, batch, grad, inputs, outputs)
+            assert ours.seesaw.counts.tolist() == outputs[f"{batch}.cum_samples"][:-1].tolist()
+        seen += 1
+    assert seen >= 4
+
+
+def test_objectness_by_hand():
+    a, b = 1.5, -0.25  # logits of object and background
+    ours = SeesawClassification(2, p=0.0)
+    logits = torch.tensor([[0.0, 0.0, a, b]])
+    probability = 1 / (1 + math.exp(b - a))
+    scores = torch.tensor([[probability / 2, probability / 2, 1 - probability]])
+    torch.testing.assert_close(ours.scores(logits), scores)
+    one = torch.tensor([True])
+    foreground, background = (ours.loss(logits, torch.tensor([label]), one) for label in (1, 2))
+    assert foreground["objectness"].item() == pytest.approx(-math.log(probability), rel=1e-6)
+    assert background["objectness"].item() == pytest.approx(-math.log(1 - probability), rel=1e-6)
+    assert foreground["classes"].item() == pytest.approx(math.log(2), rel=1e-6)
+    assert background["classes"].item() == 0
+
+
+KINDS = [
+    CrossEntropyClassification,
+    SeesawClassification,
+    lambda c: SeesawClassification(c, objectness=False),
+    lambda c: SeesawClassification(c, q=2.0),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_probabilities(kind):
+    torch.manual_seed(0)
+    ours = kind(5)
+    scores = ours.scores(torch.randn(30, ours.num_logits) * 4)
+    assert scores.shape == (30, 6)
+    assert (scores >= 0).all()
+    torch.testing.assert_close(scores.sum(1), torch.ones(30))
+    assert ours.scores(torch.zeros(0, ours.num_logits)).shape == (0, 6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_empty_slots_change_nothing(kind):
+    torch.manual_seed(0)
+    full, part = kind(5), kind(5)
+    logits, labels = torch.randn(12, full.num_logits), torch.arange(12) % 6
+    valid = torch.arange(12) < 8
+    padded = torch.where(valid[:, None], logits, 1e4).requires_grad_()
+    whole = part.loss(logits[:8], labels[:8], valid[:8])
+    losses = full.loss(padded, labels, valid)
+    assert losses.keys() == whole.keys()
+    for name in losses:
+        torch.testing.assert_close(losses[name], whole[name])
+    sum(losses.values()).backward()
+    assert (padded.grad[8:] == 0).all()
+    assert (padded.grad[:8] != 0).any()
+    for one, other in zip(full.buffers(), part.buffers(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [0, 3])
+def test_nothing_valid_gives_zero_with_a_gradient(kind, rows):
+    ours = kind(4)
+    logits = torch.randn(rows, ours.num_logits, requires_grad=True)
+    losses = ours.loss(logits, torch.full((rows,), 4), torch.zeros(rows, dtype=torch.bool))
+    sum(losses.values()).backward()
+    assert all(value.item() == 0 for value in losses.values())
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_cross_entropy_is_the_mean_over_valid_rois():
+    ours, logits = CrossEntropyClassification(2), torch.tensor([[0.0, 0.0, 0.0], [3.0, 0.0, 0.0], [9.0, 9.0, 0.0]])
+    losses = ours.loss(logits, torch.tensor([2, 0, 1]), torch.tensor([True, True, False]))
+    expected = (math.log(3) + math.log(math.exp(3) + 2) - 3) / 2
+    assert losses["classes"].item() == pytest.approx(expected, rel=1e-6)
+    assert ours.num_logits == 3
+
+
+def test_only_valid_foreground_is_counted_and_only_in_training():
+    ours = SeesawClassification(3)
+    labels, valid = torch.tensor([0, 0, 2, 3, 3, 1]), torch.tensor([True, True, True, True, False, False])
+    ours.loss(torch.zeros(6, 5), labels, valid)
+    assert ours.seesaw.counts.tolist() == [2, 0, 1]
+    ours.eval()
+    ours.loss(torch.zeros(6, 5), labels, valid)
+    assert ours.seesaw.counts.tolist() == [2, 0, 1]
+
+
+def test_without_objectness_background_is_one_more_class():
+    ours = SeesawClassification(3, objectness=False)
+    labels, valid = torch.tensor([0, 3, 3]), torch.ones(3, dtype=torch.bool)
+    logits = torch.tensor([[2.0, 1.0, 0.0, 0.5]]).expand(3, -1)
+    losses = ours.loss(logits, labels, valid)
+    assert ours.num_logits == 4
+    assert losses.keys() == {"classes"}
+    assert ours.seesaw.counts.tolist() == [1, 0, 0, 2]
+    # Background, seen twice, is spared nothing by the class seen once: S = (1/2)^0.8 for the three classes.
+    e = [math.exp(z) for z in (2.0, 1.0, 0.0, 0.5)]
+    background = math.log((e[0] + e[1] + e[2]) * 0.5**0.8 + e[3]) - 0.5
+    foreground = math.log(sum(e)) - 2.0
+    assert losses["classes"].item() == pytest.approx((foreground + 2 * background) / 3, rel=1e-6)
+    assert torch.equal(ours.scores(logits), logits.softmax(1))

@@ -1,0 +1,157 @@
+"""RoI sampling, the box head's losses by hand, and its empty cases."""
+
+import math
+
+import pytest
+import torch
+
+from tailseg.layers.normalized import NormalizedLinear
+from tailseg.losses import CrossEntropyClassification, SeesawClassification
+from tailseg.model.box_head import BoxHead, RoISampler, RoITargets
+from tailseg.model.boxes import encode
+from tailseg.model.matching import Matcher
+from tailseg.model.rpn import Proposals
+
+HALF = Matcher(positive_iou=0.5, negative_iou=0.5, low_quality_iou=0.5)
+STDS = (0.1, 0.1, 0.2, 0.2)
+
+
+def proposals_of(boxes: torch.Tensor, valid: torch.Tensor) -> Proposals:
+    return Proposals(boxes=boxes, scores=torch.rand(valid.shape), valid=valid)
+
+
+def two_images() -> tuple[Proposals, torch.Tensor, torch.Tensor, torch.Tensor]:
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [20, 20, 40, 40]], [[5, 5, 25, 45], [0, 0, 0, 0]]])
+    labels, valid = torch.tensor([[3, 1], [2, 0]]), torch.tensor([[True, True], [True, False]])
+    near = boxes.clone()
+    near[..., 2] -= 1.0
+    far = torch.tensor([100.0, 100, 120, 130]).expand(2, 3, 4) + torch.arange(3.0)[None, :, None]
+    found = torch.cat([near, far], dim=1)
+    usable = torch.tensor([[True] * 5, [True, False, True, True, False]])
+    return proposals_of(found, usable), boxes, labels, valid
+
+
+def test_sampler_labels_every_candidate():
+    proposals, boxes, labels, valid = two_images()
+    targets = RoISampler(HALF, num_classes=7, slots=512, max_positive=128)(proposals, boxes, labels, valid)
+    assert targets.rois.shape == (14, 5)
+    assert targets.rois[:, 0].tolist() == [0] * 7 + [1] * 7
+    assert targets.positive.tolist() == [True] * 4 + [False] * 3 + [True] * 2 + [False] * 5
+    assert targets.valid.tolist() == [True] * 7 + [True] * 4 + [False] * 3
+    rows = {tuple(r): (lab, obj) for r, lab, obj in zip(
+        targets.rois.tolist(), targets.labels.tolist(), targets.objects.tolist(), strict=True
+    )}  # fmt: skip
+    assert rows[0, 0, 0, 10, 10] == (3, 0)
+    assert rows[0, 20, 20, 39, 40] == (1, 1)
+    assert rows[1, 5, 5, 25, 45] == (2, 2)  # objects are numbered over the whole batch
+    assert rows[1, 5, 5, 24, 45] == (2, 2)
+    assert rows[1, 100, 100, 120, 130] == (7, 0)
+    own = boxes.flatten(0, 1)[targets.objects]
+    positive = targets.positive
+    assert torch.equal(targets.boxes[positive], own[positive])
+    assert torch.equal(targets.boxes[~positive], targets.rois[~positive, 1:])
+    assert (targets.labels[~positive] == 7).all()
+
+
+def test_sampler_limits():
+    proposals, boxes, labels, valid = two_images()
+    torch.manual_seed(0)
+    targets = RoISampler(HALF, num_classes=7, slots=4, max_positive=1)(proposals, boxes, labels, valid)
+    assert targets.positive.tolist() == [True, False, False, False] * 2
+    assert targets.valid.tolist() == [True] * 4 + [True] * 3 + [False]
+
+
+def test_sampler_without_objects():
+    proposals, boxes, labels, valid = two_images()
+    sampler = RoISampler(HALF, num_classes=7)
+    targets = sampler(proposals, boxes, labels, torch.zeros_like(valid))
+    assert not targets.positive.any()
+    assert (targets.labels == 7).all()
+    assert targets.valid.sum() == proposals.valid.sum()
+    nothing = sampler(proposals_of(boxes[:, :0], valid[:, :0]), boxes, labels, torch.zeros_like(valid))
+    assert not nothing.valid.any()
+
+
+def some_targets() -> RoITargets:
+    rois = torch.tensor([[0.0, 0, 0, 10, 20], [0, 8, 8, 24, 24], [0, 1, 2, 3, 4], [0, 7, 7, 7, 7]])
+    boxes = torch.tensor([[1.0, 0, 11, 10], [8, 8, 24, 24], [1, 2, 3, 4], [7, 7, 7, 7]])
+    return RoITargets(
+        rois=rois,
+        labels=torch.tensor([1, 0, 2, 2]),
+        positive=torch.tensor([True, True, False, False]),
+        valid=torch.tensor([True, True, True, False]),
+        objects=torch.zeros(4, dtype=torch.int64),
+        boxes=boxes,
+    )
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_losses_by_hand(agnostic, beta):
+    head = BoxHead(1, CrossEntropyClassification(2), width=4, class_agnostic=agnostic, stds=STDS, box_beta=beta)
+    logits = torch.zeros(4, 3, requires_grad=True)
+    deltas = torch.zeros(4, 1 if agnostic else 2, 4)
+    deltas[1, 0] = torch.tensor([0.5, -2.0, 0.0, 0.0])
+    deltas[0, -1, 3] = -3.0
+    deltas.requires_grad_()
+    losses = head.loss(logits, deltas, some_targets())
+    # First RoI: dx = 0.1 / 0.1 = 1, dy = -5 / 20 / 0.1 = -2.5, dh = ln 0.5 / 0.2; second: no shift is wanted.
+    differences = [1.0, 2.5, 0.0, abs(-3 - math.log(0.5) / 0.2), 0.5, 2.0, 0.0, 0.0]
+    if beta:
+        differences = [d * d / 2 if d < 1 else d - 0.5 for d in differences]
+    assert losses.keys() == {"classes", "box"}
+    assert losses["classes"].item() == pytest.approx(math.log(3), rel=1e-6)
+    assert losses["box"].item() == pytest.approx(sum(differences) / 3, rel=1e-5)
+    sum(losses.values()).backward()
+    assert torch.isfinite(deltas.grad).all()
+    used = deltas.grad.abs().sum(2) > 0
+    expected = [[True], [True], [False], [False]] if agnostic else [[False, True], [True, False]] + [[False] * 2] * 2
+    assert used.tolist() == expected
+    assert (logits.grad[3] == 0).all()
+
+
+def test_no_positive_gives_no_box_loss():
+    head = BoxHead(1, SeesawClassification(2), width=4)
+    targets = some_targets()
+    empty = RoITargets(
+        rois=targets.rois,
+        labels=torch.full((4,), 2),
+        positive=torch.zeros(4, dtype=torch.bool),
+        valid=torch.zeros(4, dtype=torch.bool),
+        objects=targets.objects,
+        boxes=targets.rois[:, 1:],
+    )
+    logits, deltas = head(torch.randn(4, 1, 7, 7))
+    losses = head.loss(logits, deltas, empty)
+    sum(losses.values()).backward()
+    assert {name: value.item() for name, value in losses.items()} == {"classes": 0, "objectness": 0, "box": 0}
+    assert all((p.grad == 0).all() for p in head.parameters())
+
+
+@pytest.mark.parametrize(("agnostic", "columns"), [(False, 5), (True, 1)])
+def test_forward_and_decode(agnostic, columns):
+    torch.manual_seed(0)
+    head = BoxHead(3, SeesawClassification(5), width=8, normalized=True, class_agnostic=agnostic, stds=STDS)
+    logits, deltas = head(torch.randn(6, 3, 7, 7))
+    assert (logits.shape, deltas.shape) == ((6, 7), (6, columns, 4))
+    assert isinstance(head.classifier, NormalizedLinear)
+    rois = torch.tensor([[0.0, 0, 10, 20], [5, 5, 8, 9]])
+    wanted = torch.tensor([[2.0, 3, 9, 30], [4, 4, 9, 11]])
+    back = head.decode(rois, encode(rois, wanted, STDS)[:, None].expand(-1, columns, -1))
+    torch.testing.assert_close(back, wanted[:, None].expand(-1, columns, -1))
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_no_rois(agnostic):
+    head = BoxHead(2, CrossEntropyClassification(3), width=4, class_agnostic=agnostic)
+    logits, deltas = head(torch.zeros(0, 2, 7, 7))
+    assert (logits.shape, deltas.shape) == ((0, 4), (0, 1 if agnostic else 3, 4))
+    none = torch.zeros(0, dtype=torch.int64)
+    targets = RoITargets(
+        rois=torch.zeros(0, 5), labels=none, positive=none.bool(), valid=none.bool(), objects=none,
+        boxes=torch.zeros(0, 4),
+    )  # fmt: skip
+    losses = head.loss(logits, deltas, targets)
+    sum(losses.values()).backward()
+    assert all(value.item() == 0 for value in losses.values())
+    assert all((p.grad == 0).all() for p in head.parameters())

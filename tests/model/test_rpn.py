@@ -1,0 +1,214 @@
+"""The RPN against the recordings, its losses against loops over the sampled anchors, and its limits."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tailseg.model import rpn as rpn_module
+from tailseg.model.boxes import anchor_grid, encode
+from tailseg.model.matching import Sampled
+from tailseg.model.rpn import NO_STDS, RPN, STRIDES, RpnOutput, smooth_l1
+
+
+def output_of(rpn: RPN, logits: list[Tensor], deltas: list[Tensor]) -> RpnOutput:
+    """What `forward` returns if its convolutions say these maps (B, 3, h, w) and (B, 12, h, w)."""
+    anchors = [
+        anchor_grid(base, stride, tuple(level.shape[2:]))
+        for base, stride, level in zip(rpn.base_anchors, STRIDES, logits, strict=True)
+    ]
+    batch = len(logits[0])
+    return RpnOutput(
+        logits=torch.cat([level.permute(0, 2, 3, 1).reshape(batch, -1) for level in logits], 1),
+        deltas=torch.cat([level.permute(0, 2, 3, 1).reshape(batch, -1, 4) for level in deltas], 1),
+        anchors=torch.cat(anchors),
+        level_sizes=[len(a) for a in anchors],
+        grid_hws=[tuple(level.shape[2:]) for level in logits],
+    )
+
+
+def test_recorded_proposals(recorded, check):
+    case, inputs, _, outputs = next(c for c in recorded("proposals_nms") if c[0]["kind"] == "rpn_proposals")
+    about = case["settings"]
+    rpn = RPN(4, pre_nms_test=about["nms_pre"], post_nms_test=about["max_per_img"], nms_iou=about["nms_iou"]).eval()
+    output = output_of(rpn, [inputs[f"logits{i}"] for i in range(5)], [inputs[f"deltas{i}"] for i in range(5)])
+    proposals = rpn.propose(output, torch.tensor(about["image_shapes"]))
+    assert proposals.valid.all()
+    check(case, "image0.bboxes", proposals.boxes[0], outputs["image0.bboxes"])
+    check(case, "image0.scores", proposals.scores[0], outputs["image0.scores"])
+
+
+def test_recorded_anchors_inside_the_padded_image(recorded, check):
+    case, _, _, outputs = next(c for c in recorded("anchors_assign") if c[0]["kind"] == "anchors")
+    rpn = RPN(4, size_divisor=1)
+    maps = [torch.zeros(1, 12, *grid_hw) for grid_hw in case["settings"]["feature_sizes"]]
+    output = output_of(rpn, [m[:, :3] for m in maps], maps)
+    inside = rpn.inside_padded_image(output, torch.tensor([case["settings"]["pad_shape"]]))[0]
+    for level, part in enumerate(inside.split(output.level_sizes)):
+        check(case, f"valid{level}", part, outputs[f"valid{level}"])
+
+
+def test_images_count_as_padded_to_the_divisor():
+    rpn = RPN(4, size_divisor=32)
+    maps = [torch.zeros(2, 12, 128 // s, 128 // s) for s in STRIDES]
+    output = output_of(rpn, [m[:, :3] for m in maps], maps)
+    inside = rpn.inside_padded_image(output, torch.tensor([[33, 128], [1, 90]]))
+    counts = [[part.sum().item() // 3 for part in image.split(output.level_sizes)] for image in inside]
+    assert counts == [[16 * 32, 8 * 16, 4 * 8, 2 * 4, 1 * 2], [8 * 24, 4 * 12, 2 * 6, 1 * 3, 1 * 2]]
+
+
+def small_rpn(seed: int = 0) -> tuple[RPN, RpnOutput]:
+    torch.manual_seed(seed)
+    rpn = RPN(4)
+    for layer in (rpn.conv, rpn.objectness, rpn.deltas):
+        nn.init.normal_(layer.weight, std=0.3)
+    output = rpn([torch.randn(2, 4, 64 // s, 96 // s + (s == 64)) for s in STRIDES])
+    return rpn, output
+
+
+def test_forward_lays_out_rows_columns_and_ratios():
+    torch.manual_seed(0)
+    rpn = RPN(4)
+    maps = [torch.randn(1, 4, 2, 3) for _ in STRIDES]
+    output = rpn(maps)
+    hidden = F.relu(rpn.conv(maps[1]))
+    logits, deltas = rpn.objectness(hidden)[0], rpn.deltas(hidden)[0]
+    row, column, ratio = 1, 2, 1
+    position = 18 + (row * 3 + column) * 3 + ratio
+    assert output.logits[0, position] == logits[ratio, row, column]
+    assert torch.equal(output.deltas[0, position], deltas[4 * ratio : 4 * ratio + 4, row, column])
+    centre = (output.anchors[position, :2] + output.anchors[position, 2:]) / 2
+    assert centre.tolist() == [column * 8, row * 8]
+
+
+def fixed_sampling(monkeypatch) -> Sampled:
+    drawn = Sampled(
+        index=torch.tensor([[5, 900, 30, 7, 8], [40, 3, 2, 1, 0]]),
+        matched=torch.tensor([[1, 0, 0, 0, 0], [0, 0, 0, 0, 0]]),
+        positive=torch.tensor([[True, True, False, False, False], [False] * 5]),
+        valid=torch.tensor([[True, True, True, False, False], [True, True, False, False, False]]),
+    )
+    monkeypatch.setattr(rpn_module, "sample", lambda matched, slots, most: drawn)
+    return drawn
+
+
+@pytest.mark.parametrize("beta", [0.0, 1 / 9])
+def test_losses_equal_loops(monkeypatch, beta):
+    rpn, output = small_rpn()
+    rpn.box_beta = beta
+    drawn = fixed_sampling(monkeypatch)
+    boxes = torch.tensor([[[3.0, 4, 30, 40], [10, 10, 60, 50]], [[0.0, 0, 0, 0], [0, 0, 0, 0]]])
+    valid = torch.tensor([[True, True], [False, False]])
+    losses = rpn.loss(output, torch.tensor([[64, 96], [60, 90]]), boxes, valid)
+    objectness = box = 0.0
+    for image in range(2):
+        for slot in range(5):
+            if not drawn.valid[image, slot]:
+                continue
+            anchor = int(drawn.index[image, slot])
+            positive = bool(drawn.positive[image, slot])
+            logit = output.logits[image, anchor].item()
+            objectness += math.log1p(math.exp(-logit if positive else logit))
+            if positive:
+                own = boxes[image, drawn.matched[image, slot]]
+                target = encode(output.anchors[anchor], own, NO_STDS)
+                for distance in (output.deltas[image, anchor] - target).abs().tolist():
+                    box += distance - beta / 2 if distance >= beta else distance**2 / (2 * beta)
+    total = (2 + 1) + (1 + 2)  # of each image: positives or 1, and negatives or 1
+    assert losses["rpn_objectness"].item() == pytest.approx(objectness / total, rel=1e-5)
+    assert losses["rpn_box"].item() == pytest.approx(box / total, rel=1e-5)
+
+
+def test_losses_without_objects():
+    rpn, output = small_rpn()
+    losses = rpn.loss(
+        output, torch.tensor([[64, 96], [60, 90]]), torch.zeros(2, 1, 4), torch.zeros(2, 1, dtype=torch.bool)
+    )
+    sum(losses.values()).backward()
+    assert losses["rpn_box"].item() == 0
+    assert losses["rpn_objectness"].item() > 0
+    assert all(torch.isfinite(p.grad).all() for p in rpn.parameters())
+    assert (rpn.deltas.weight.grad == 0).all()
+
+
+def test_the_sampler_gets_the_anchors_of_an_object(monkeypatch):
+    rpn, output = small_rpn()
+    seen = {}
+
+    def remember(matched: Tensor, slots: int, most: int) -> Sampled:
+        seen.update(matched=matched, slots=slots, most=most)
+        return real(matched, slots, most)
+
+    real = rpn_module.sample
+    monkeypatch.setattr(rpn_module, "sample", remember)
+    own = output.anchors[700]  # an object that equals an anchor
+    rpn.loss(output, torch.tensor([[64, 96], [64, 96]]), own.expand(2, 1, 4), torch.ones(2, 1, dtype=torch.bool))
+    assert (seen["slots"], seen["most"]) == (256, 128)
+    assert seen["matched"][:, 700].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_limits_of_proposals(training):
+    rpn, output = small_rpn()
+    rpn.pre_nms, rpn.post_nms = {True: 50, False: 20}, {True: 90, False: 30}
+    rpn.train(training)
+    image_hws = torch.tensor([[64, 96], [40, 90]])
+    proposals = rpn.propose(output, image_hws)
+    assert proposals.boxes.shape == (2, 90 if training else 30, 4)
+    assert not proposals.boxes.requires_grad
+    for image in range(2):
+        valid = proposals.valid[image]
+        boxes, scores = proposals.boxes[image][valid], proposals.scores[image][valid]
+        assert valid.any()
+        assert torch.equal(valid, torch.arange(len(valid)) < valid.sum())  # best first, unused slots last
+        assert (scores.diff() <= 0).all()
+        limits = torch.tensor([*image_hws[image].flip(0), *image_hws[image].flip(0)])
+        assert (boxes >= 0).all()
+        assert (boxes <= limits).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+def test_boxes_outside_the_image_are_dropped():
+    rpn = RPN(4).eval()
+    maps = [torch.zeros(1, 12, 2, 2) for _ in STRIDES]
+    for level in maps:
+        level[:, 0::4] = 100.0  # a hundred widths to the right
+    output = output_of(rpn, [torch.zeros(1, 3, 2, 2)] * 5, maps)
+    assert not rpn.propose(output, torch.tensor([[64, 64]])).valid.any()
+
+
+def test_smooth_l1():
+    x = torch.tensor([-2.0, -0.05, 0.0, 0.05, 2.0])
+    assert torch.equal(smooth_l1(x, torch.zeros(5), 0.0), x.abs())
+    expected = [1.95, 0.0125, 0, 0.0125, 1.95]
+    torch.testing.assert_close(smooth_l1(x, torch.zeros(5), 0.1), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("cells", ["none", "corners", "some", "all"])
+@pytest.mark.parametrize("hw", [(1, 1), (1, 5), (6, 7)])
+def test_sparse_backward_equals_that_of_the_convolutions(cells, hw):
+    torch.manual_seed(0)
+    rpn = RPN(4).double()
+    for layer in (rpn.conv, rpn.objectness, rpn.deltas):
+        nn.init.normal_(layer.weight, std=0.3)
+        nn.init.normal_(layer.bias, std=0.3)
+    features = torch.randn(3, 4, *hw, dtype=torch.float64, requires_grad=True)
+    chosen = torch.zeros(3, 1, *hw, dtype=torch.bool)
+    if cells == "corners":
+        chosen[0, :, 0, 0] = chosen[0, :, -1, -1] = chosen[2, :, 0, -1] = True
+    elif cells != "none":
+        chosen = torch.rand(chosen.shape) < (0.3 if cells == "some" else 2.0)
+    upstream = [torch.randn(3, c, *hw, dtype=torch.float64) * chosen for c in (3, 12)]
+    inputs = [features, *rpn.parameters()]
+    hidden = F.relu(rpn.conv(features))
+    plain = [rpn.objectness(hidden), rpn.deltas(hidden)]
+    fast = list(rpn._head(features))
+    for ours, theirs in zip(fast, plain, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    expected = torch.autograd.grad(plain, inputs, upstream)
+    for ours, theirs in zip(torch.autograd.grad(fast, inputs, upstream), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    with torch.no_grad():
+        assert torch.equal(rpn._head(features)[0], plain[0])
