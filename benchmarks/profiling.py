@@ -91,7 +91,7 @@ def profile(settings: Settings, recipe: str, task: str, repeats: int) -> dict[st
     try:
         for turn in range(repeats + 1):
             clock.seconds.clear()
-            whole = harness.timed(train if task == "train" else infer, device)
+            whole = harness.timed(train if task == "train" else infer, device).clock
             if turn > 0:  # the first is the warm-up
                 for name, seconds in clock.seconds.items():
                     rows[name].append(seconds)

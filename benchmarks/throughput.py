@@ -13,6 +13,7 @@ codes, torchvision's as the float bitmaps that it returns. A training step ends 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -225,31 +226,37 @@ def compare(settings: Settings, names: tuple[str, ...], pairs: int, task: str, r
     device = torch.device(settings.device)
     cases = {name: make_case(name, settings, pairs) for name in names}
     checks = {name: getattr(case, task)() for name, case in cases.items()}
-    seconds = harness.in_turn({n: getattr(c, task) for n, c in cases.items()}, repeats, device, warmups=0)
+    times = harness.in_turn({name: getattr(case, task) for name, case in cases.items()}, repeats, device)
     del cases
     rows: dict[str, Any] = {}
     for name in names:
-        rows[name] = harness.summary(seconds[name], settings.batch)
+        rows[name] = harness.summary(times[name], settings.batch)
         rows[name]["mask_rois" if task == "train" else "detections"] = checks[name]
         rows[name]["peak_bytes"] = harness.in_own_process(memory_of, name, settings, pairs, task)
         if name != TWIN and TWIN in names:
-            rows[name]["times_as_fast_as_torchvision"] = harness.speedup(seconds[name], seconds[TWIN])
+            rows[name]["times_as_fast_as_torchvision"] = harness.speedup(times[name], times[TWIN])
     return rows
 
 
 def show(title: str, rows: dict[str, Any]) -> None:
     print(f"\n{title}")
-    print(
-        f"  {'model':22}{'s/call min':>11}{'median':>9}{'max':>9}{'images/s':>10}{'GiB':>7}{'  faster by (range)':>20}"
-    )
+    heads = ("s/call", "(min-max)", "images/s", "CPU s/call", "GiB", "faster: clock", "CPU s")
+    widths = (9, 16, 10, 12, 7, 21, 21)
+    print(f"  {'model':22}" + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True)))
     for name, row in rows.items():
         low, median, high = row["seconds"].values()
-        ratio = row.get("times_as_fast_as_torchvision")
-        note = "{:.2f} ({:.2f}-{:.2f})".format(*ratio.values()) if ratio else ""
-        print(
-            f"  {name:22}{low:11.3f}{median:9.3f}{high:9.3f}{row['images_per_second']:10.3f}"
-            f"{row['peak_bytes'] / 2**30:7.2f}{note:>20}"
+        ratios = row.get("times_as_fast_as_torchvision", {})
+        notes = ["{:.2f} ({:.2f}-{:.2f})".format(*ratio.values()) for ratio in ratios.values()]
+        cells = (
+            f"{median:.3f}",
+            f"({low:.3f}-{high:.3f})",
+            f"{row['images_per_second']:.3f}",
+            f"{row['processor_seconds']['median']:.3f}",
+            f"{row['peak_bytes'] / 2**30:.2f}",
+            *notes,
         )
+        print(f"  {name:22}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=False)))
+    sys.stdout.flush()
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the input is at fault (one sentence on stderr), 2 usage, 1
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -57,7 +58,9 @@ def demo(
     from tailseg.demo import run_demo
     from tailseg.evaluation.comparison import results_markdown, verdict
 
-    results = _stoppable(lambda: run_demo(out, seeds=seeds, show=not quiet))
+    results = _stoppable(
+        lambda: run_demo(out, seeds=seeds, show=not quiet), f"Stopped. Remove {out} before the next demo there."
+    )
     typer.echo(results_markdown(results))
     typer.echo(verdict(results))
     typer.echo(f"Report: {out / 'report.html'}")
@@ -80,11 +83,16 @@ def train(
 
     resolved = resolve(recipe, settings or ())
     from tailseg.data.sources import open_source
+
+    splits = open_source(data, rare_max=resolved.data.rare_max, common_max=resolved.data.common_max, show=not quiet)
+    # Imported after the data is known to be sound: a fault there is told seconds earlier.
     from tailseg.evaluation.metrics import format_table
     from tailseg.training.loop import train as run
 
-    splits = open_source(data, rare_max=resolved.data.rare_max, common_max=resolved.data.common_max, show=not quiet)
-    scores = _stoppable(lambda: run(resolved, splits, out, seed=seed, devices=devices, resume=resume, show=not quiet))
+    scores = _stoppable(
+        lambda: run(resolved, splits, out, seed=seed, devices=devices, resume=resume, show=not quiet),
+        "Stopped. Go on from the last checkpoint with --resume.",
+    )
     if scores is not None:
         _print(format_table(scores.metrics))
         typer.echo(f"Models: {out / 'best.safetensors'} (best segm AP), {out / 'last.safetensors'}")
@@ -102,7 +110,7 @@ def evaluate(
     _log(quiet)
     if split not in ("train", "val"):
         raise typer.BadParameter(f"'{split}' is not one of train, val", param_hint="--split")
-    from tailseg.data.sources import open_source, require_categories
+    from tailseg.data.sources import open_source, require_categories, summary
     from tailseg.evaluation.evaluate import evaluate as run
     from tailseg.evaluation.metrics import format_table
     from tailseg.predict import load
@@ -113,6 +121,7 @@ def evaluate(
     splits = open_source(data, need=(split,), rare_max=recipe.rare_max, common_max=recipe.common_max, show=not quiet)
     dataset = plain_dataset(splits, recipe, split)
     require_categories(dataset.annotations, loaded.categories, str(model))
+    logging.getLogger(__name__).info(summary(dataset.annotations))
     folder = out or model.parent / f"eval-{splits.name}-{split}"
     frequencies = None if dataset.annotations.frequency_stated else {c.id: c.frequency for c in loaded.categories}
     scores = run(
@@ -239,12 +248,12 @@ def _log(quiet: bool) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _stoppable(job: Callable[[], T]) -> T:
-    """Run a long job; after Ctrl-C it has saved, and the command ends with 130."""
+def _stoppable(job: Callable[[], T], message: str) -> T:
+    """Run a long job; after Ctrl-C it has saved, and the command ends with ``message`` and 130."""
     try:
         return job()
     except KeyboardInterrupt:
-        typer.echo("Stopped; saved what was done. Go on with --resume.", err=True)
+        typer.echo(message, err=True)
         raise typer.Exit(130) from None
 
 
@@ -255,11 +264,18 @@ def _print(table: Table) -> None:
 
 
 def main() -> None:
-    """Entry point; turns a `UserError` into one sentence and exit code 1."""
+    """Entry point; turns a `UserError`, or a file that cannot be written, into one sentence and exit code 1."""
     try:
         app()
     except UserError as error:
         print(f"tailseg: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if error.filename is None and not full:
+            raise  # no file of the user's: a fault of ours, whose traceback is wanted
+        mend = "make room" if full else "choose another path or change its rights"
+        print(f"tailseg: {error.filename or 'a file'}: {error.strerror}; {mend}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -93,6 +93,8 @@ class MaskHeadRecipe(Section):
     """Channels of the hidden maps."""
     convs: int = Field(4, ge=1)
     """Number of 3x3 convolutions."""
+    class_agnostic: bool = False
+    """One mask a RoI instead of one a class: for sets too small to teach every class its own."""
 
 
 class ModelRecipe(Section):

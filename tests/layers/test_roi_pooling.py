@@ -37,7 +37,8 @@ def test_recorded_features_levels_and_gradients(recorded, check, path):
 
 
 @pytest.mark.parametrize(
-    ("side", "level"), [(0.0, 0), (1.0, 0), (111.9, 0), (112.0, 1), (223.9, 1), (224.0, 2), (448.0, 3), (5000.0, 3)]
+    ("side", "level"),
+    [(0.0, 0), (1.0, 0), (111.9, 0), (111.99, 0), (112.0, 1), (223.9, 1), (224.0, 2), (448.0, 3), (5000.0, 3)],
 )
 def test_level_of_a_square(side, level):
     boxes = torch.tensor([[10.0, 20.0, 10 + side, 20 + side]])

@@ -459,6 +459,18 @@ def test_no_detection_is_a_normal_case():
     assert found[0].masks.shape == (0, 28, 28)
 
 
+def test_unused_proposals_give_no_detections(monkeypatch):
+    detector = small_detector().eval()
+    detector.score_threshold = 0.0
+    boxes = torch.tensor([[0.0, 0, 30, 40], [50, 20, 90, 60]]).repeat(2, 1, 1)
+    valid = torch.tensor([[True, False], [False, False]])
+    proposals = Proposals(boxes=boxes, scores=torch.ones(2, 2), valid=valid)
+    monkeypatch.setattr(detector.rpn, "propose", lambda output, image_hws: proposals)
+    found = detector.detect(small_batch())
+    assert [len(f) for f in found] == [5, 0]  # a box for every class
+    assert found[0].boxes[:, 0].max() < 60  # image files are twice as large; the unused box starts at 100
+
+
 def test_boxes_are_in_pixels_of_the_image_file():
     detector = small_detector().eval()
     batch = small_batch()

@@ -36,8 +36,7 @@ def log_seesaw_factors(
             log_prob = logits.log_softmax(dim=1)
             own = log_prob.gather(1, labels.unsqueeze(1)).clamp(min=math.log(eps))
             factors += (log_prob - own).clamp_(min=0).mul_(q)
-        # With σ_i below eps the ratio at the label itself could exceed 1; S_ii is 1 by Eq. 1.
-        return factors.scatter_(1, labels.unsqueeze(1), 0.0)
+        return factors  # the label's own is 0: equal counts, and a ratio of at most 1
 
 
 class SeesawLoss(nn.Module):

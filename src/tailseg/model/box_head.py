@@ -130,7 +130,8 @@ class BoxHead(nn.Module):
             own = deltas.gather(1, column[:, None, None].expand(-1, 1, 4)).squeeze(1)
         boxes = targets.rois[:, 1:]
         # A slot that is no positive may hold a box without extent; its target is replaced before the logarithm.
-        safe = torch.where(targets.positive.unsqueeze(1), boxes, constant((0.0, 0.0, 1.0, 1.0), boxes.device, boxes.dtype))
+        harmless = constant((0.0, 0.0, 1.0, 1.0), boxes.device, boxes.dtype)
+        safe = torch.where(targets.positive.unsqueeze(1), boxes, harmless)
         goal = torch.where(targets.positive.unsqueeze(1), targets.boxes, safe)
         distance = smooth_l1(own, encode(safe, goal, self.stds), self.box_beta).sum(1)
         losses["box"] = (distance * targets.positive).sum() / targets.valid.sum().clamp(min=1)

@@ -24,17 +24,23 @@ class MaskHead(nn.Module):
         num_classes: C.
         channels: of the hidden maps.
         convs: number of 3x3 convolutions.
+        class_agnostic: one row for all classes.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, *, channels: int = 256, convs: int = 4) -> None:
+    def __init__(
+        self, in_channels: int, num_classes: int, *, channels: int = 256, convs: int = 4, class_agnostic: bool = False
+    ) -> None:
         super().__init__()
         widths = [in_channels, *[channels] * convs]
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
         self.upsample = nn.ConvTranspose2d(channels, channels, 2, stride=2)
-        self.predictor = nn.Conv2d(channels, num_classes, 1)
+        self.class_agnostic = class_agnostic
+        self.predictor = nn.Conv2d(channels, 1 if class_agnostic else num_classes, 1)
         for layer in (*self.convs, self.upsample, self.predictor):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(layer.bias)
+        if class_agnostic:  # by the fan-out of a single row, logits would start at ±10
+            nn.init.normal_(self.predictor.weight, std=0.01)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Logits (M, 28, 28) float32 of the class ``labels`` (M,) from RoI features (M, in_channels, 14, 14)."""
@@ -42,9 +48,10 @@ class MaskHead(nn.Module):
         for conv in self.convs:
             hidden = F.relu(conv(hidden), inplace=True)
         hidden = F.relu(self.upsample(hidden), inplace=True)
-        rows = self.predictor.weight.flatten(1)[labels].unsqueeze(1)  # (M, 1, channels)
+        own = torch.zeros_like(labels) if self.class_agnostic else labels
+        rows = self.predictor.weight.flatten(1)[own].unsqueeze(1)  # (M, 1, channels)
         assert self.predictor.bias is not None
-        logits = torch.bmm(rows, hidden.flatten(2)).squeeze(1).float() + self.predictor.bias[labels].unsqueeze(1)
+        logits = torch.bmm(rows, hidden.flatten(2)).squeeze(1).float() + self.predictor.bias[own].unsqueeze(1)
         return logits.view(-1, *hidden.shape[2:])
 
 

@@ -25,7 +25,7 @@ def cross_entropy() -> Recipe:
             neck=NeckRecipe(channels=64),
             rpn=RpnRecipe(anchor_scale=4.0, pre_nms_train=500, pre_nms_test=500, post_nms_train=500, post_nms_test=300),
             box_head=BoxHeadRecipe(width=256, class_agnostic=True, rois=128, max_positive=32),
-            mask_head=MaskHeadRecipe(channels=64, convs=4),
+            mask_head=MaskHeadRecipe(channels=64, convs=4, class_agnostic=True),
         ),
         data=DataRecipe(
             batch_per_device=4, short_edges=(256, 288, 320), test_short_edge=320, long_edge=384, mask_grid=112
@@ -47,12 +47,15 @@ def demo_cross_entropy() -> Recipe:
     return base.model_copy(
         update={
             "name": "demo/cross-entropy",
+            "model": base.model.model_copy(
+                update={"box_head": base.model.box_head.model_copy(update={"rois": 64, "max_positive": 16})}
+            ),
             "data": DataRecipe(
                 batch_per_device=8, short_edges=(128,), test_short_edge=128, long_edge=128, mask_grid=56
             ),
             "optimizer": base.optimizer.model_copy(update={"lr": 1e-3, "reference_batch": 8}),
-            "schedule": ScheduleRecipe(epochs=6, milestones=(4,), warmup_steps=50, warmup_factor=0.01),
-            "training": TrainingRecipe(evaluate_every=6),
+            "schedule": ScheduleRecipe(epochs=5, milestones=(4,), warmup_steps=50, warmup_factor=0.01),
+            "training": TrainingRecipe(evaluate_every=5),
         }
     )
 

@@ -24,6 +24,7 @@ from tailseg.data.annotations import DataSplits
 from tailseg.data.dataset import DetectionDataset
 from tailseg.data.loading import train_loader
 from tailseg.data.sampling import TrainSampler
+from tailseg.data.sources import summary
 from tailseg.data.transforms import Compose, HorizontalFlip, ResizeShortestEdge, fit_transform
 from tailseg.errors import UserError
 from tailseg.evaluation.evaluate import evaluate
@@ -127,6 +128,7 @@ def train(
                     run.evaluate(epoch, show)
                 run.save()
             elif run.step % recipe.training.save_steps == 0:
+                run.log()  # before saving: a diverged model must not replace a sound checkpoint
                 run.save()
             if run.agreed(stop):
                 run.log()
@@ -194,6 +196,9 @@ class Run:
             self.out.mkdir(parents=True, exist_ok=True)
             (self.out / "recipe.yaml").write_text(to_yaml(self.recipe))
             self._cut_log()
+            for annotations in (self.data.train, self.data.val):
+                assert annotations is not None
+                logger.info(summary(annotations))
             trainable = sum(p.numel() for p in self.detector.parameters() if p.requires_grad)
             logger.info(
                 "%s: %d training images, %d classes, %.1f M trainable parameters, backbone %s.",
@@ -294,7 +299,10 @@ class Run:
             self._save_model("best.safetensors")
 
     def save(self) -> None:
-        """Write trainer.safetensors, all that resuming needs in one file, then last.safetensors."""
+        """Write last.safetensors, then trainer.safetensors, all that resuming needs in one file.
+
+        In this order, since a run is resumed from the trainer's step: what failed before it is written again.
+        """
         if self.leads:
             about = {
                 "step": self.step,
@@ -304,8 +312,8 @@ class Run:
                 "recipe": self.recipe.model_dump(mode="json"),
                 "categories": [category.name for category in self.categories],
             }
-            save_trainer(self.out / "trainer.safetensors", self.detector, self.optimizer, self.average, about)
             self._save_model("last.safetensors")
+            save_trainer(self.out / "trainer.safetensors", self.detector, self.optimizer, self.average, about)
         self.fabric.barrier()
 
     def agreed(self, stop: list[int]) -> bool:

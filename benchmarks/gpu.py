@@ -1,0 +1,170 @@
+"""Everything there is to measure and test on a CUDA device, by one command and into one JSON.
+
+    python benchmarks/gpu.py
+
+Runs every benchmark of this folder on the device, asks where a training step waits for it, runs the tests marked
+``gpu``, and writes benchmarks/results/gpu.json. Exit code 1 if there is no device, a benchmark fails or a test does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import harness
+import torch
+
+HERE = Path(__file__).resolve().parent
+RUNS = {  # name in the JSON -> script and arguments; --out is added
+    "throughput-fp32": ("throughput.py", "--device", "cuda", "--precision", "fp32", "--repeats", "10"),
+    "throughput-bf16": ("throughput.py", "--device", "cuda", "--precision", "bf16", "--repeats", "10"),
+    "profile-fp32": ("throughput.py", "--device", "cuda", "--profile", "--repeats", "10"),
+}
+WAIT = "synchronizing CUDA operation"  # in what torch's sync debug mode says
+
+
+def run_benchmark(arguments: tuple[str, ...], extra: tuple[str, ...]) -> dict[str, Any]:
+    """The JSON that a script writes, or what it said when it failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "result.json"
+        command = [sys.executable, str(HERE / arguments[0]), *arguments[1:], *extra, "--out", str(out)]
+        print("$", *command[1:], flush=True)
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+        if done.returncode != 0:
+            print(done.stderr, file=sys.stderr)
+            return {"failed": done.stderr[-2000:]}
+        content: dict[str, Any] = json.loads(out.read_text())
+        return content
+
+
+def waits(extra: tuple[str, ...]) -> dict[str, Any]:
+    """`waiting_points`, in a process of its own: the debug mode holds for a whole process."""
+    command = [sys.executable, str(HERE / "gpu.py"), "--waits", *extra]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        return {"failed": done.stderr[-2000:]}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def waiting_points(size: tuple[int, int]) -> dict[str, Any]:
+    """Where a training step of table1/seesaw waits for the device: in error mode the first place, in warn mode all."""
+    from throughput import Settings, our_detector, scene
+
+    settings = Settings(
+        device="cuda",
+        batch=2,
+        size=size,
+        classes=1203,
+        precision="fp32",
+        pairs=0,
+        objects=12,
+        overrides=(),
+        threads=torch.get_num_threads(),
+    )
+    detector, _ = our_detector("table1/seesaw", settings, 0)
+    optimizer = torch.optim.SGD([p for p in detector.parameters() if p.requires_grad], lr=1e-7, fused=True)
+    batch = scene(settings)[0].to("cuda")
+    detector.train()
+
+    def step() -> None:
+        torch.stack(list(detector(batch).values())).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()  # kernels are loaded and constants copied the first time
+    torch.cuda.synchronize()
+    return {"error_mode": _in_error_mode(step), "all_places": _in_warn_mode(step)}
+
+
+def _in_error_mode(step: Callable[[], None]) -> str:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    except RuntimeError as error:
+        if WAIT not in str(error):
+            raise
+        own = [f for f in traceback.extract_tb(error.__traceback__) if "tailseg" in f.filename]
+        return f"stopped at {_place(own[-1].filename, own[-1].lineno)}" if own else f"stopped: {error}"
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return "a whole step runs without waiting"
+
+
+def _in_warn_mode(step: Callable[[], None]) -> list[str]:
+    """Each place with the number of its waits."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    places = [_place(w.filename, w.lineno) for w in caught if WAIT in str(w.message)]
+    return [f"{place} ({places.count(place)}x)" for place in dict.fromkeys(places)]
+
+
+def _place(filename: str, line: int | None) -> str:
+    parts = Path(filename).parts
+    start = parts.index("tailseg") if "tailseg" in parts else max(len(parts) - 3, 0)
+    return f"{'/'.join(parts[start:])}:{line}"
+
+
+def run_tests() -> dict[str, Any]:
+    """Outcome counts of `pytest -m gpu`, and the names of what failed or was skipped."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-m", "gpu", f"--junitxml={report}", "tests"]
+        print("$", *command[1:], flush=True)
+        done = subprocess.run(command, cwd=HERE.parent)
+        if not report.is_file():
+            return {"exit_code": done.returncode, "failed": ["pytest did not start"]}
+        return {"exit_code": done.returncode, **outcomes(report)}
+
+
+def outcomes(report: Path) -> dict[str, Any]:
+    """Counts and names out of a JUnit report."""
+    passed, failed, skipped = [], [], []
+    for case in ElementTree.parse(report).iter("testcase"):
+        name = f"{case.get('classname')}.{case.get('name')}"
+        kinds = {child.tag for child in case}
+        group = failed if kinds & {"failure", "error"} else skipped if "skipped" in kinds else passed
+        group.append(name)
+    return {"passed": len(passed), "failed": failed, "skipped": skipped}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, nargs=2, default=(800, 1344), metavar=("H", "W"), help="pixels")
+    parser.add_argument("--out", type=Path, default=harness.RESULTS / "gpu.json")
+    parser.add_argument("--waits", action="store_true", help="only say where a training step waits")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("There is no CUDA device on this machine, so there is nothing for gpu.py to measure.")
+    device = torch.device("cuda")
+    if options.waits:
+        print(json.dumps(waiting_points((options.size[0], options.size[1]))))
+        return
+    size = ("--size", str(options.size[0]), str(options.size[1]))
+    result: dict[str, Any] = {"machine": harness.machine(device)}
+    for name, arguments in RUNS.items():
+        result[name] = run_benchmark(arguments, size)
+    result["waits"] = waits(size)
+    result["tests"] = run_tests()
+    harness.write_json(options.out, result)
+    broken = [name for name, part in result.items() if part.get("failed")]
+    if broken or result["tests"]["exit_code"] != 0:
+        sys.exit(f"Failed: {', '.join(broken) or 'tests'}; see {options.out}.")
+
+
+if __name__ == "__main__":
+    main()

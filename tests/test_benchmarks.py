@@ -1,0 +1,136 @@
+"""The benchmarks run and write what they promise, and the model that we compare with does the same work as ours."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tailseg.model.build import build_detector
+from tailseg.recipe import override, resolve
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+TINY = ["--batch=1", "--size", "64", "96", "--classes=7", "--pairs=200", "--objects=2", "--repeats=1", "--threads=1"]
+TINY += ["--models", "table1/seesaw"]
+TINY += ["--set=model.backbone.name=resnet18", "--set=model.neck.channels=16", "--set=model.box_head.width=32"]
+TINY += ["--set=model.mask_head.channels=16", "--set=test.max_detections=10"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=FOLDER, capture_output=True, text=True)
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+@pytest.fixture
+def no_device() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+
+
+def test_throughput(tmp_path):
+    done = run("throughput.py", *TINY, "--tasks", "infer", "--out", str(tmp_path / "t.json"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "t.json").read_text())
+    assert {"python", "torch", "torchvision", "threads"} <= result["machine"].keys()
+    assert result["settings"]["size"] == [64, 96]
+    row = result["infer"]["table1/seesaw"]
+    assert row["detections"] == [10]
+    assert row["calls"] == 1
+    assert row["peak_bytes"] > 0
+    assert row["images_per_second"] == pytest.approx(1 / row["seconds"]["median"])
+
+
+def test_profile(tmp_path):
+    done = run("throughput.py", *TINY, "--profile", "--out", str(tmp_path / "p.json"))
+    assert done.returncode == 0, done.stderr
+    profile = json.loads((tmp_path / "p.json").read_text())["profile"]
+    assert {"backbone", "neck", "proposals", "box pooling", "mask head", "backward"} <= profile["train"].keys()
+    assert {"class NMS", "scores", "mask pasting", "all else"} <= profile["infer"].keys()
+    assert all(seconds > -0.01 for part in profile.values() for seconds in part.values())
+
+
+@pytest.mark.usefixtures("no_device")
+def test_gpu_without_a_device(tmp_path):
+    done = run("gpu.py", "--out", str(tmp_path / "gpu.json"))
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "no CUDA device" in done.stderr
+    assert not (tmp_path / "gpu.json").exists()
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_gpu_runs_every_benchmark():
+    from gpu import RUNS
+
+    scripts = {path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text()}
+    assert scripts - {"gpu.py"} == {arguments[0] for arguments in RUNS.values()}
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_outcomes_of_a_test_report(tmp_path):
+    from gpu import outcomes
+
+    report = tmp_path / "report.xml"
+    report.write_text(
+        '<testsuites><testsuite><testcase classname="a" name="x"/><testcase classname="a" name="y"><failure/>'
+        '</testcase><testcase classname="b" name="z"><skipped message="m"/></testcase></testsuite></testsuites>'
+    )
+    assert outcomes(report) == {"passed": 1, "failed": ["a.y"], "skipped": ["b.z"]}
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_speedup_by_hand():
+    from harness import Times, speedup
+
+    ours, theirs = [Times(1, 1), Times(2, 1), Times(4, 1)], [Times(4, 3), Times(6, 3), Times(8, 3)]
+    assert speedup(ours, theirs) == {
+        "clock": {"of_medians": 3.0, "smallest": 2.0, "largest": 4.0},
+        "processor": {"of_medians": 3.0, "smallest": 3.0, "largest": 3.0},
+    }
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_twin_computes_what_we_do():
+    from torchvision_twin import build_twin, twin_inputs
+
+    torch.manual_seed(0)
+    settings = ("test.max_detections=5", "model.rpn.post_nms_test=20")
+    detector = build_detector(override(resolve("table1/cross-entropy"), settings), 4).eval()
+    twin = build_twin(detector, (64, 96)).eval()
+    from throughput import Settings, scene
+
+    batch, masks = scene(
+        Settings(
+            device="cpu",
+            batch=1,
+            size=(64, 96),
+            classes=4,
+            precision="fp32",
+            pairs=0,
+            objects=2,
+            overrides=(),
+            threads=1,
+        )
+    )
+    images, targets = twin_inputs(batch, masks)
+    assert (targets[0]["labels"] == batch.labels[0] + 1).all()
+    with torch.no_grad():
+        ours = detector.features(batch)
+        theirs = list(twin.backbone(twin.transform(images)[0].tensors).values())
+        rows = torch.rand(3, 256, 7, 7)
+        logits, deltas = detector.box_head(rows)
+        their_logits, their_deltas = twin.roi_heads.box_predictor(twin.roi_heads.box_head(rows))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+    torch.testing.assert_close(logits, their_logits.roll(-1, 1))
+    torch.testing.assert_close(deltas, their_deltas.view(3, 5, 4)[:, 1:])
+    trained = {n for n, p in detector.backbone.net.named_parameters() if p.requires_grad and "bn" not in n}
+    assert {n for n in trained if "conv" in n} == {
+        n for n, p in twin.backbone.body.named_parameters() if p.requires_grad and "conv" in n
+    }
