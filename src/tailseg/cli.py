@@ -18,7 +18,8 @@ import typer
 from tailseg.errors import UserError
 
 # Before PyTorch is loaded: by default its threads spin while they wait for each other, and where the cores are shared
-# (loader workers, other people's jobs) a step then takes up to six times as long. Sleeping costs an idle machine little.
+# (loader workers, other people's jobs) a step then takes up to six times as long. Sleeping costs an idle machine
+# little.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:

@@ -350,8 +350,10 @@ def _load(name: str, chain: tuple[Path, ...]) -> Recipe:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         near = difflib.get_close_matches(name, BUILT_IN, 1, 0.0)
+        place = f"{chain[-1]}: extends an " if chain else ""
         raise UserError(
-            f"unknown recipe '{name}'; did you mean '{near[0]}'? `tailseg recipes` lists them, and a file ends in .yaml"
+            f"{place}unknown recipe '{name}'; did you mean '{near[0]}'? `tailseg recipes` lists them, and a file ends "
+            "in .yaml"
         )
     return _from_file(path, chain)
 

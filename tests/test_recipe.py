@@ -1,0 +1,221 @@
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tailseg.errors import UserError
+from tailseg.losses.classification import CrossEntropyClassification, SeesawClassification
+from tailseg.model.build import build_detector
+from tailseg.recipe import Recipe, diff, flatten, override, resolve, to_yaml, unknown_key, validate
+from tailseg.recipes import BUILT_IN
+from tailseg.structures import Batch
+
+CLASSES = 5
+
+
+def batch() -> Batch:
+    """Two images of 64 pixels, with two objects and with none."""
+    side = 30
+    return Batch(
+        images=torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8),
+        image_hws=torch.full((2, 2), 64),
+        original_hws=torch.full((2, 2), 128),
+        image_ids=torch.tensor([1, 2]),
+        boxes=torch.tensor([[[4.0, 4, 40, 40], [30, 30, 60, 60]], [[0, 0, 0, 0], [0, 0, 0, 0]]]),
+        labels=torch.tensor([[0, 4], [0, 0]]),
+        valid=torch.tensor([[True, True], [False, False]]),
+        masks=torch.full((2, 2, side, side), 255, dtype=torch.uint8),
+        mask_frames=torch.tensor([[[4.0, 4, 40, 40], [30, 30, 60, 60]], [[0, 0, 1, 1], [0, 0, 1, 1]]]),
+    )
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_recipe_trains_and_detects(name: str) -> None:
+    recipe = resolve(name, ["model.backbone.pretrained=false", "test.max_detections=7", "model.rpn.post_nms_test=50"])
+    torch.manual_seed(0)
+    detector = build_detector(recipe, CLASSES)
+    losses = detector.train()(batch())
+    seesaw = recipe.classifier.loss == "seesaw"
+    names = {"rpn_objectness", "rpn_box", "classes", "box", "mask"} | ({"objectness"} if seesaw else set())
+    assert set(losses) == names
+    assert all(loss.shape == () and torch.isfinite(loss) for loss in losses.values())
+    torch.stack(list(losses.values())).sum().backward()
+    gradients = [p.grad is not None and bool(p.grad.isfinite().all()) for p in detector.parameters() if p.requires_grad]
+    assert all(gradients)
+    kind = SeesawClassification if seesaw else CrossEntropyClassification
+    assert isinstance(detector.box_head.classification, kind)
+    found = detector.eval().detect(batch())
+    assert [f.image_hw for f in found] == [(128, 128)] * 2
+    for detections in found:
+        assert 0 < len(detections) <= 7
+        assert detections.boxes.shape == (len(detections), 4)
+        assert detections.masks.shape == (len(detections), 28, 28)
+        assert int(detections.labels.max()) < CLASSES
+        assert torch.equal(detections.scores, detections.scores.sort(descending=True).values)
+
+
+def test_the_spec_of_table_1() -> None:
+    """Spec, sections 2, 5, 6, 22 and 24, and the report's section 1.1."""
+    flat = flatten(resolve("table1/seesaw").model_dump())
+    expected = {
+        "model.backbone.name": "resnet50",
+        "model.backbone.frozen_stages": 1,
+        "classifier.loss": "seesaw",
+        "classifier.normalized": True,
+        "classifier.temperature": 20.0,
+        "classifier.objectness": True,
+        "classifier.p": 0.8,
+        "classifier.q": 0.0,
+        "data.short_edges": (640, 672, 704, 736, 768, 800),
+        "data.test_short_edge": 800,
+        "data.long_edge": 1333,
+        "optimizer.name": "sgd",
+        "optimizer.lr": 0.02,
+        "optimizer.reference_batch": 16,
+        "optimizer.momentum": 0.9,
+        "optimizer.weight_decay": 1e-4,
+        "optimizer.clip": None,
+        "schedule.epochs": 12,
+        "schedule.milestones": (8, 11),
+        "schedule.gamma": 0.1,
+        "schedule.warmup_steps": 500,
+        "schedule.warmup_factor": 0.001,
+        "training.precision": "fp32",
+        "training.ema": None,
+        "test.score_threshold": 1e-4,
+        "test.nms_iou": 0.5,
+        "test.max_detections": 300,
+    }
+    assert {key: flat[key] for key in expected} == expected
+
+
+def test_pairs_differ_in_the_classifier_only() -> None:
+    for family in ("table1", "small", "demo"):
+        found = diff(resolve(f"{family}/cross-entropy"), resolve(f"{family}/seesaw"))
+        assert found == [
+            ("classifier.loss", "cross-entropy", "seesaw"),
+            ("classifier.normalized", False, True),
+        ]
+    assert diff(resolve("demo/seesaw"), resolve("demo/seesaw")) == []
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
+    recipe = BUILT_IN[name]()
+    assert recipe.name == name
+    path = tmp_path / "recipe.yaml"
+    path.write_text(to_yaml(recipe))
+    assert resolve(str(path)) == recipe
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+def test_extends_in_a_chain(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "base.yaml").write_text("extends: small/seesaw\nclassifier: {p: 0.6}\noptimizer: {lr: 0.001}\n")
+    (tmp_path / "deep" / "top.yaml").write_text("extends: ../base.yaml\noptimizer: {clip: null}\n")
+    recipe = resolve(str(tmp_path / "deep" / "top.yaml"), ["schedule.epochs=3", "schedule.milestones=[2]"])
+    assert recipe.name == "top"
+    assert diff(resolve("small/seesaw"), recipe) == [
+        ("classifier.p", 0.8, 0.6),
+        ("optimizer.lr", 0.0005, 0.001),
+        ("optimizer.clip", 10.0, None),
+        ("schedule.epochs", 40, 3),
+        ("schedule.milestones", [28, 36], [2]),
+    ]
+    (tmp_path / "bare.yaml").write_text("classifier: {loss: seesaw}\n")
+    assert diff(resolve("table1/cross-entropy"), resolve(str(tmp_path / "bare.yaml"))) == [
+        ("classifier.loss", "cross-entropy", "seesaw")
+    ]
+
+
+def test_extends_at_fault(tmp_path: Path) -> None:
+    for name, parent in (("a", "b.yaml"), ("b", "c.yaml"), ("c", "a.yaml"), ("self", "self.yaml"), ("d", "gone.yaml")):
+        (tmp_path / f"{name}.yaml").write_text(f"extends: {parent}\n")
+    for name in ("a", "self"):
+        with pytest.raises(UserError, match=rf"{name}\.yaml: 'extends' leads back"):
+            resolve(str(tmp_path / f"{name}.yaml"))
+    with pytest.raises(UserError, match=r"gone\.yaml: cannot be read"):
+        resolve(str(tmp_path / "d.yaml"))
+    (tmp_path / "e.yaml").write_text("extends: table1/sesaw\n")
+    with pytest.raises(UserError, match=r"e\.yaml: extends an unknown recipe 'table1/sesaw'.*'table1/seesaw'"):
+        resolve(str(tmp_path / "e.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "expected a mapping"),
+        ("- 1\n", "expected a mapping"),
+        ("model: [1,\n", "not valid YAML"),
+        ("modle: {}\n", "'modle'; the nearest valid key is 'model"),
+        ("model: {backbone: {nam: x}}\n", "'model.backbone.nam'; the nearest valid key is 'model.backbone.name'"),
+        ("data: {flip: 2}\n", "data.flip: input should be less than or equal to 1, received 2"),
+        ("optimizer: null\n", "optimizer: "),
+        ("optimizer: {name: lamb}\n", "optimizer.name: input should be 'sgd' or 'adamw', received 'lamb'"),
+        ("schedule: {milestones: [3, 2]}\n", "milestones must be rising"),
+    ],
+)
+def test_yaml_at_fault(text: str, named: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        resolve(str(path))
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert named in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("optimizer.lr", "expected KEY=VALUE"),
+        ("=3", "expected KEY=VALUE"),
+        ("optimizer.lr=[1", "not valid YAML"),
+        ("optimizer.lr=fast", "optimizer.lr: input should be a valid number"),
+        ("optimizer.lr=-1", "optimizer.lr: input should be greater than 0, received -1"),
+        ("optimizer.lr=nan", "optimizer.lr: input should be greater than 0"),
+        ("schedule.epochs=1.5", "schedule.epochs: input should be a valid integer"),
+        ("optimizer=3", "'optimizer' is a section; set one of its keys, such as optimizer.name"),
+        ("optimzer.lr=3", "unknown key 'optimzer.lr'; the nearest valid key is 'optimizer.lr'"),
+        ("optimizer.lr.x=3", "unknown key 'optimizer.lr.x'"),
+        ("lr=3", "unknown key 'lr'; the nearest valid key is '"),
+    ],
+)
+def test_override_at_fault(setting: str, named: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve("demo/seesaw", [setting])
+    assert str(caught.value).startswith(f"--set {setting}: ")
+    assert named in str(caught.value)
+
+
+def test_override() -> None:
+    base = resolve("demo/seesaw")
+    assert override(base, ()) is base
+    changed = override(
+        base,
+        [
+            "optimizer.lr=1e-4",
+            "optimizer.clip=null",
+            "data.short_edges=[64, 96]",
+            "model.backbone.options={drop_rate: 0.1}",
+            "model.backbone.options.drop_path_rate=0.2",
+            "model.backbone.pretrained=no",
+            "optimizer.lr=2e-4",
+        ],
+    )
+    assert (changed.optimizer.lr, changed.optimizer.clip) == (2e-4, None)
+    assert changed.data.short_edges == (64, 96)
+    assert changed.model.backbone.options == {"drop_rate": 0.1, "drop_path_rate": 0.2}
+    assert changed.model.backbone.pretrained is False
+    assert base == resolve("demo/seesaw")
+
+
+def test_flatten_and_validate() -> None:
+    assert flatten({}) == {}
+    assert flatten({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a.b": 1, "a.c": {}, "d": [2]}
+    with pytest.raises(UserError, match=r"^here: name: field required"):
+        validate({}, "here")
+    assert unknown_key("schedule.epoch").endswith("'schedule.epochs'")
+    assert yaml.safe_load(to_yaml(resolve("demo/seesaw")))["schedule"]["milestones"] == [4]
