@@ -103,9 +103,15 @@ def bitmaps(boxes: Tensor, image_hw: tuple[int, int]) -> Tensor:
 
 def our_detector(name: str, settings: Settings, pairs: int) -> tuple[Detector, Recipe]:
     """A recipe's detector with random weights; ``pairs`` 0 leaves the classifier as it was made."""
-    torch.manual_seed(0)
     recipe = override(resolve(name), settings.overrides)
-    detector = build_detector(recipe, settings.classes).to(memory_format=torch.channels_last)
+    torch.manual_seed(0)
+    detector = build_detector(recipe, settings.classes)
+    torch.manual_seed(0)
+    same = build_detector(override(resolve("table1/cross-entropy"), settings.overrides), settings.classes)
+    # Other proposals would be other work: all but the classifier is the same in every model.
+    shared = {k: v for k, v in same.state_dict().items() if not k.startswith("box_head.class")}
+    detector.load_state_dict(shared, strict=False)
+    detector = detector.to(memory_format=torch.channels_last)
     if pairs:
         shift_classifier(detector, scene(settings)[0], pairs)
     return detector.to(settings.device), recipe
@@ -289,6 +295,9 @@ def main() -> None:
         overrides=tuple(options.set),
         threads=options.threads,
     )
+    kind = "profile" if options.profile else "throughput"
+    suffix = options.device if settings.precision == "fp32" else f"{options.device}-{settings.precision}"
+    out = options.out or harness.RESULTS / f"{kind}-{suffix}.json"
     result: dict[str, Any] = {"machine": harness.machine(device), "settings": asdict(settings)}
     if options.profile:
         from profiling import profile
@@ -296,14 +305,13 @@ def main() -> None:
         result["profile"] = {
             task: profile(settings, options.models[0], task, options.repeats) for task in ("train", "infer")
         }
+        harness.write_json(out, result)
     else:
         for task in options.tasks:
             pairs = 0 if task == "infer-untrained" else settings.pairs
             result[task] = compare(settings, tuple(options.models), pairs, task.split("-")[0], options.repeats)
+            harness.write_json(out, result)
             show(f"{task}, batch {settings.batch}, {settings.precision} on {settings.device}", result[task])
-    kind = "profile" if options.profile else "throughput"
-    suffix = options.device if settings.precision == "fp32" else f"{options.device}-{settings.precision}"
-    harness.write_json(options.out or harness.RESULTS / f"{kind}-{suffix}.json", result)
 
 
 if __name__ == "__main__":

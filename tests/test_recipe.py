@@ -210,6 +210,9 @@ def test_override() -> None:
     assert changed.model.backbone.options == {"drop_rate": 0.1, "drop_path_rate": 0.2}
     assert changed.model.backbone.pretrained is False
     assert base == resolve("demo/seesaw")
+    section = override(base, ["optimizer={lr: 0.1}", "optimizer.clip=3", "data={workers: 0}"])
+    assert section.optimizer == base.optimizer.model_copy(update={"lr": 0.1, "clip": 3.0})
+    assert section.data == base.data.model_copy(update={"workers": 0})
 
 
 def test_flatten_and_validate() -> None:

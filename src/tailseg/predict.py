@@ -10,11 +10,11 @@ import numpy as np
 import orjson
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from tailseg.data.annotations import Category
-from tailseg.data.dataset import read_image
+from tailseg.data.dataset import _to_rgb, read_image
 from tailseg.data.loading import collate
 from tailseg.data.transforms import fit_transform
 from tailseg.draw import draw_detections
@@ -105,12 +105,12 @@ def to_picture(image: str | Path | Image.Image | Picture | Tensor) -> Picture:
     if isinstance(image, str | Path):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        return _to_rgb(image, Path("image"), upright=True)  # as if read from its file
     if isinstance(image, Tensor):
-        if image.dim() != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+        if image.dim() != 3 or image.shape[0] != 3 or image.dtype != torch.uint8 or image.numel() == 0:
             raise ValueError(f"expected a uint8 tensor (3, H, W), received {image.dtype} {tuple(image.shape)}")
         return image.permute(1, 2, 0).cpu().numpy()
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(f"expected a uint8 array (H, W, 3), received {image.dtype} {image.shape}")
     return image
 

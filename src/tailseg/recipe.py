@@ -330,7 +330,8 @@ def _assign(values: dict[str, Any], key: str, value: Any, place: str) -> None:
         raise UserError(
             f"{place}: '{key}' is a section; set one of its keys, such as {key}.{next(iter(target[last]), '')}"
         )
-    target[last] = value
+    # A section is merged into, as in a file: what is not named stays.
+    target[last] = _merge(target, {last: value})[last]
 
 
 def resolve(name: str, settings: Sequence[str] = ()) -> Recipe:

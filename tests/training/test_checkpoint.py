@@ -26,7 +26,8 @@ CATEGORIES = (Category(3, "zebra crossing", "r", 1, 2), Category(17, "café", "f
 
 def toy(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    # Channels last, as the detector: memory order and order of the axes differ.
+    return nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
 
 
 def test_model_round_trip(tmp_path: Path) -> None:
@@ -39,7 +40,9 @@ def test_model_round_trip(tmp_path: Path) -> None:
     assert found.path == path
     state = model.state_dict()
     assert found.state.keys() == state.keys()
-    assert all(torch.equal(found.state[key], state[key]) and found.state[key].dtype == state[key].dtype for key in state)
+    assert all(
+        torch.equal(found.state[key], state[key]) and found.state[key].dtype == state[key].dtype for key in state
+    )
     save_model(path, state, recipe, (), step=0)
     assert (load_model(path).categories, load_model(path).metrics) == ((), None)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
@@ -123,7 +126,7 @@ def test_weights_must_fit_in_full(tmp_path: Path) -> None:
     for wrong, named in (
         (missing, "0.bias"),
         ({**state, "left.over": torch.ones(1)}, "left.over"),
-        ({**state, "0.weight": torch.ones(4, 4)}, "0.weight"),
+        ({**state, "0.weight": torch.ones(4, 3, 2, 3)}, "0.weight"),
         ({}, "0.weight"),
     ):
         with pytest.raises(UserError, match=f"does not fit its recipe, first at '{named}'"):
@@ -131,7 +134,7 @@ def test_weights_must_fit_in_full(tmp_path: Path) -> None:
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    model(torch.arange(6.0).reshape(2, 3)).square().sum().backward()
+    model(torch.arange(72.0).reshape(2, 3, 3, 4).sin()).square().sum().backward()
     optimizer.step()
     optimizer.zero_grad()
 
@@ -139,7 +142,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
 def test_trainer_round_trip(tmp_path: Path, kind: Any) -> None:
     """Steps after a restoration are the steps that would have followed, to the bit."""
-    options = {"lr": 0.1, **({"momentum": 0.9} if kind is torch.optim.SGD else {})}
+    options = {"lr": 0.1, "fused": True, **({"momentum": 0.9} if kind is torch.optim.SGD else {})}
     model, average = toy(), toy(1)
     optimizer = kind(model.parameters(), **options)
     save_trainer(tmp_path / "fresh", model, optimizer, None, {"step": 0})  # no optimiser state yet

@@ -171,9 +171,14 @@ def load_trainer(
     load_weights(model, _part(tensors, MODEL_KEY), path)
     if average is not None:
         load_weights(average, _part(tensors, AVERAGE_KEY), path)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in _part(tensors, OPTIMIZER_KEY).items():
         index, name = key.split(".", 1)
+        like = parameters[int(index)]
+        if value.shape == like.shape:
+            # Fused optimisers pair parameter and state in memory order, so both need the same, channels_last or not.
+            value = torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return about

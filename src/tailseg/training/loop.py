@@ -34,6 +34,7 @@ from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.progress import progress_bar
 from tailseg.recipe import DataRecipe, Recipe, flatten, to_yaml
+from tailseg.structures import Batch
 from tailseg.training.checkpoint import load_trainer, save_model, save_trainer
 from tailseg.training.optimizer import build_optimizer, rate_factor, scaled_rate
 
@@ -233,7 +234,7 @@ class Run:
         for micro in range(accumulate):
             batch = next(batches).to(self.fabric.device)
             with self.fabric.no_backward_sync(self.model, enabled=micro < accumulate - 1):
-                losses = self.model(batch)
+                losses = self._losses(batch)
                 self.fabric.backward(torch.stack(list(losses.values())).sum() / accumulate)
             self._collect(losses)
         if recipe.optimizer.clip is not None:
@@ -263,10 +264,7 @@ class Run:
         total = sum(means)
         if not math.isfinite(total):
             bad = next(name for name, value in losses.items() if not math.isfinite(value))
-            raise UserError(
-                f"step {self.step}: the loss '{bad}' is {losses[bad]}: training diverged; lower optimizer.lr (now "
-                f"{self.base_rate:g}) or set optimizer.clip, then go on with --resume from the last checkpoint"
-            )
+            raise self._diverged(f"the loss '{bad}' is {losses[bad]}")
         self.note = f"loss {total:.3f}"
         images = batches * self.images_a_step / self.recipe.training.accumulate
         rate = self.optimizer.param_groups[0]["lr"]
@@ -340,6 +338,24 @@ class Run:
             self.categories,
             step=self.step,
             metrics=metrics,
+        )
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        try:
+            losses: dict[str, Tensor] = self.model(batch)
+        except (RuntimeError, IndexError) as error:
+            # Proposals that are no numbers break an operator somewhere inside before a loss can show them.
+            with torch.no_grad():
+                found = self.detector.rpn(self.detector.features(batch))
+            if found.logits.isfinite().all() and found.deltas.isfinite().all():
+                raise
+            raise self._diverged("the proposals are no longer numbers") from error
+        return losses
+
+    def _diverged(self, what: str) -> UserError:
+        return UserError(
+            f"step {self.step}: {what}: training diverged; lower optimizer.lr (now {self.base_rate:g}) or set "
+            "optimizer.clip, then go on with --resume from the last checkpoint"
         )
 
     def _collect(self, losses: dict[str, Tensor]) -> None:

@@ -1,0 +1,179 @@
+"""The evaluation loop with a detector that answers from a list, and with a real one of random weights."""
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import torch
+from hotcoco import mask as rle
+from torch import nn
+
+from tailseg.data.dataset import DetectionDataset
+from tailseg.data.sources import open_source
+from tailseg.data.synthetic import SyntheticSettings, write_synthetic
+from tailseg.data.transforms import fit_transform
+from tailseg.errors import UserError
+from tailseg.evaluation.evaluate import evaluate
+from tailseg.evaluation.metrics import score
+from tailseg.structures import Batch, Detections
+
+CPU = torch.device("cpu")
+KEYS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR300", "ARs300", "ARm300", "ARl300"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DetectionDataset:
+    """Five images of 64 pixels, the last one without annotations."""
+    folder = tmp_path_factory.mktemp("set") / "data"
+    write_synthetic(folder, SyntheticSettings(classes=4, train_images=4, val_images=5, size=64))
+    content = orjson.loads((folder / "val.json").read_bytes())
+    last = content["images"][-1]["id"]
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] != last]
+    (folder / "val.json").write_bytes(orjson.dumps(content))
+    val = open_source(str(folder), need=("val",)).val
+    assert val is not None
+    return DetectionDataset(val, fit_transform(96, 96), drop_empty=False, mask_grid=28)
+
+
+class Oracle(nn.Module):
+    """Answers with the annotations themselves, as boxes full of mask, in the pixels of the image file."""
+
+    def __init__(self, dataset: DetectionDataset, change: Callable[[Detections], Detections] = lambda d: d) -> None:
+        super().__init__()
+        self.annotations, self.change = dataset.annotations, change
+        self.modes: list[bool] = []
+        self.sizes: list[int] = []
+
+    def detect(self, batch: Batch) -> list[Detections]:
+        self.modes.append(self.training)
+        self.sizes.append(len(batch))
+        assert batch.image_hws.tolist() == [[96, 96]] * len(batch)
+        return [self._answer(int(image_id)) for image_id in batch.image_ids]
+
+    def _answer(self, image_id: int) -> Detections:
+        annotations = self.annotations
+        rows = annotations.rows(annotations.image_ids.tolist().index(image_id))
+        found = Detections(
+            image_hw=(64, 64),
+            boxes=torch.from_numpy(annotations.boxes[rows]),
+            scores=torch.linspace(0.9, 0.5, len(rows)),
+            labels=torch.from_numpy(annotations.labels[rows]),
+            masks=torch.ones(len(rows), 28, 28),
+        )
+        return self.change(found)
+
+
+def nothing(found: Detections) -> Detections:
+    return found[torch.zeros(0, dtype=torch.int64)]
+
+
+def wrong_class(found: Detections) -> Detections:
+    return replace(found, labels=(found.labels + 1) % 4)
+
+
+def test_perfect_boxes(dataset: DetectionDataset, tmp_path: Path) -> None:
+    oracle = Oracle(dataset)
+    out = tmp_path / "deep" / "folder"
+    scores = evaluate(oracle, dataset, out, device=CPU, batch_size=2, show=False)  # type: ignore[arg-type]
+    assert scores is not None
+    assert scores.metrics["bbox"]["AP"] == 1.0
+    assert scores.metrics["bbox"]["AR300"] == 1.0
+    assert 0 < (scores.metrics["segm"]["AP"] or 0) < 1  # objects are not rectangles
+    assert {kind: list(values) for kind, values in scores.metrics.items()} == {"bbox": KEYS, "segm": KEYS}
+    assert json.loads((out / "metrics.json").read_text()) == scores.metrics
+    assert sorted(path.name for path in out.iterdir()) == ["detections.json", "metrics.json"]
+    assert oracle.sizes == [2, 2, 1]
+    assert not any(oracle.modes)
+    assert oracle.training  # as it was before
+
+
+def test_rows_of_the_results_file(dataset: DetectionDataset, tmp_path: Path) -> None:
+    evaluate(Oracle(dataset).eval(), dataset, tmp_path, device=CPU, show=False)  # type: ignore[arg-type]
+    rows = orjson.loads((tmp_path / "detections.json").read_bytes())
+    truth = orjson.loads(dataset.annotations.path.read_bytes())["annotations"]
+    assert len(rows) == len(truth)
+    key = lambda row: (row["image_id"], row["category_id"], *row["bbox"])  # noqa: E731
+    assert sorted(map(key, rows)) == sorted(map(key, truth))
+    for row in rows:
+        assert set(row) == {"image_id", "category_id", "bbox", "score", "segmentation"}
+        x, y, w, h = (round(side) for side in row["bbox"])
+        mask = rle.decode(row["segmentation"])
+        assert mask.shape == (64, 64)
+        assert mask.sum() == w * h
+        assert mask[y : y + h, x : x + w].all()
+
+
+@pytest.mark.parametrize("change", [nothing, wrong_class])
+def test_nothing_right(dataset: DetectionDataset, tmp_path: Path, change: Callable[[Detections], Detections]) -> None:
+    oracle = Oracle(dataset, change).eval()
+    scores = evaluate(oracle, dataset, tmp_path, device=CPU, show=False)  # type: ignore[arg-type]
+    assert scores is not None
+    for kind in ("bbox", "segm"):
+        assert scores.metrics[kind]["AP"] == 0.0
+        assert scores.metrics[kind]["AR300"] == 0.0
+    assert not oracle.training
+
+
+def test_frequencies_of_the_model(dataset: DetectionDataset, tmp_path: Path) -> None:
+    """Groups come from the data set, or from the caller where the data set states none."""
+    only_first = {category.id: "r" if category.id == 1 else "f" for category in dataset.annotations.categories}
+    oracle: Any = Oracle(dataset, lambda found: found[found.labels != 0])
+    scores = evaluate(oracle, dataset, tmp_path, device=CPU, frequencies=only_first, show=False)
+    assert scores is not None
+    metrics = scores.metrics["bbox"]
+    assert (metrics["APr"], metrics["APc"], metrics["APf"]) == (0.0, None, 1.0)
+    assert [row["frequency"] for row in scores.per_category] == ["r", "f", "f", "f"]
+    scores = evaluate(oracle, dataset, tmp_path, device=CPU, show=False)
+    assert scores is not None
+    assert [row["frequency"] for row in scores.per_category] == [c.frequency for c in dataset.annotations.categories]
+
+
+@pytest.mark.parametrize("world", [2, 3, 7])
+def test_shares_of_several_processes(dataset: DetectionDataset, tmp_path: Path, world: int) -> None:
+    """More processes than images included: the merged file is that of one process but for the order."""
+    whole = evaluate(Oracle(dataset), dataset, tmp_path / "one", device=CPU, show=False)  # type: ignore[arg-type]
+    barrier = threading.Barrier(world)
+    scores: dict[int, Any] = {}
+
+    def process(rank: int) -> None:
+        oracle: Any = Oracle(dataset)
+        scores[rank] = evaluate(
+            oracle, dataset, tmp_path / "many", device=CPU, rank=rank, world=world, barrier=barrier.wait, show=False
+        )
+
+    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert whole is not None
+    assert scores[0].metrics == whole.metrics
+    assert all(scores[rank] is None for rank in range(1, world))
+    one, many = (orjson.loads((tmp_path / name / "detections.json").read_bytes()) for name in ("one", "many"))
+    assert sorted(map(orjson.dumps, one)) == sorted(map(orjson.dumps, many))
+    assert sorted(path.name for path in (tmp_path / "many").iterdir()) == ["detections.json", "metrics.json"]
+
+
+def test_agrees_with_scoring_the_file(dataset: DetectionDataset, tmp_path: Path) -> None:
+    half: Any = Oracle(dataset, lambda found: found[found.labels % 2 == 0])
+    scores = evaluate(half, dataset, tmp_path, device=CPU, show=False)
+    assert scores is not None
+    again = score(dataset.annotations.path, tmp_path / "detections.json", mask_areas=True)
+    assert again.metrics == scores.metrics
+
+
+def test_a_broken_image_is_named_and_leaves_no_results(dataset: DetectionDataset, tmp_path: Path) -> None:
+    path = dataset.annotations.image_path(2)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:300])
+    try:
+        with pytest.raises(UserError, match=path.name):
+            evaluate(Oracle(dataset), dataset, tmp_path, device=CPU, show=False)  # type: ignore[arg-type]
+    finally:
+        path.write_bytes(whole)
+    assert list(tmp_path.iterdir()) == []

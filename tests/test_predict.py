@@ -1,0 +1,208 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hotcoco import mask as rle
+from PIL import Image
+
+import tailseg
+from tailseg.data.annotations import Category
+from tailseg.errors import UserError
+from tailseg.model.build import build_detector
+from tailseg.predict import Model, predict_files, to_json, to_picture
+from tailseg.recipe import resolve
+from tailseg.structures import Detections
+from tailseg.training.checkpoint import save_model, write_tensors
+
+SETTINGS = (
+    "model.backbone.pretrained=false",
+    "model.neck.channels=16",
+    "model.rpn={pre_nms_test: 50, post_nms_test: 20}",
+    "model.box_head.width=32",
+    "model.mask_head={channels: 8, convs: 1}",
+    "data={test_short_edge: 64, long_edge: 96}",
+    "test.max_detections=9",
+)
+CATEGORIES = (Category(5, "fork", "f", 9, 9), Category(7, "egg_cup", "r", 1, 1), Category(40, "owl", "c", 3, 3))
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights."""
+    torch.manual_seed(0)
+    recipe = resolve("demo/seesaw", SETTINGS)
+    path = tmp_path_factory.mktemp("model") / "m.safetensors"
+    save_model(path, build_detector(recipe, len(CATEGORIES)), recipe, CATEGORIES, step=0)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(path: Path) -> Model:
+    return tailseg.load(path, "cpu")
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    """60 x 80 pixels of coloured rectangles."""
+    pixels = np.full((60, 80, 3), 120, np.uint8)
+    pixels[10:40, 20:50] = (250, 30, 20)
+    pixels[30:55, 55:75] = (10, 40, 240)
+    return pixels
+
+
+def assert_equal(one: Detections, other: Detections) -> None:
+    assert one.image_hw == other.image_hw
+    for field in ("boxes", "scores", "labels", "masks"):
+        assert torch.equal(getattr(one, field), getattr(other, field))
+
+
+def test_every_kind_of_input_gives_the_same(model: Model, picture: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(picture).save(tmp_path / "p.png")
+    found = model.predict(picture)
+    assert found.image_hw == (60, 80)
+    assert 0 < len(found) <= 9
+    assert found.boxes.device.type == "cpu"
+    assert bool((found.boxes >= 0).all())
+    assert bool((found.boxes <= torch.tensor([80.0, 60, 80, 60]) + 1e-4).all())
+    assert torch.equal(found.scores, found.scores.sort(descending=True).values)
+    assert set(found.labels.tolist()) <= {0, 1, 2}
+    for image in (
+        tmp_path / "p.png",
+        str(tmp_path / "p.png"),
+        Image.fromarray(picture),
+        torch.from_numpy(picture).permute(2, 0, 1),
+        picture[::-1][::-1],
+    ):
+        assert_equal(model.predict(image), found)
+
+
+def test_load_gives_the_saved_model(path: Path, model: Model, picture: np.ndarray) -> None:
+    assert model.names == ["fork", "egg_cup", "owl"]
+    assert model.categories == CATEGORIES
+    assert model.recipe == resolve("demo/seesaw", SETTINGS)
+    assert model.device == torch.device("cpu")
+    assert not model.detector.training
+    assert_equal(tailseg.load(str(path), torch.device("cpu")).predict(picture), model.predict(picture))
+
+
+def test_a_checkpoint_that_does_not_fit_its_recipe(path: Path, tmp_path: Path) -> None:
+    from tailseg.training.checkpoint import read_tensors
+
+    tensors, about = read_tensors(path)
+    about["recipe"]["model"]["neck"]["channels"] = 8
+    write_tensors(tmp_path / "edited", tensors, about)
+    with pytest.raises(UserError, match="edited: does not fit its recipe"):
+        tailseg.load(tmp_path / "edited")
+
+
+def test_modes_are_shown_as_people_see_them(picture: np.ndarray) -> None:
+    grey = Image.fromarray(picture).convert("L")
+    assert np.array_equal(to_picture(grey), np.repeat(np.asarray(grey)[:, :, None], 3, axis=2))
+    turned = Image.fromarray(picture)
+    turned.getexif()[0x0112] = 6  # to be turned by 90 degrees clockwise
+    assert np.array_equal(to_picture(turned), np.rot90(picture, -1))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "CMYK", "I;16"])
+def test_a_pillow_image_is_read_as_its_file_is(mode: str, picture: np.ndarray, tmp_path: Path) -> None:
+    if mode == "I;16":
+        image = Image.fromarray((picture[:, :, 0].astype(np.uint16) << 8) + 7)
+    else:
+        image = Image.fromarray(picture).convert(mode)
+    if mode in ("RGBA", "LA"):
+        alpha = np.zeros((60, 80), np.uint8)
+        alpha[:, 40:] = 255
+        image.putalpha(Image.fromarray(alpha))
+    file = tmp_path / ("p.tif" if mode == "CMYK" else "p.png")
+    image.save(file)
+    assert np.array_equal(to_picture(image), to_picture(file))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((3, 4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+        torch.zeros(4, 4, 3, dtype=torch.uint8),
+        torch.zeros(3, 4, 4),
+        torch.zeros(1, 3, 4, 4, dtype=torch.uint8),
+        torch.zeros(3, 4, 0, dtype=torch.uint8),
+    ],
+)
+def test_arrays_of_another_shape(model: Model, image: Any) -> None:
+    with pytest.raises(ValueError, match=r"^expected a uint8 (array \(H, W, 3\)|tensor \(3, H, W\)), received"):
+        model.predict(image)
+
+
+@pytest.mark.parametrize("hw", [(1, 1), (1, 500), (500, 1), (3, 2)])
+def test_images_of_odd_shapes(model: Model, hw: tuple[int, int]) -> None:
+    found = model.predict(np.full((*hw, 3), 90, np.uint8))
+    assert found.image_hw == hw
+    assert bool(found.boxes.isfinite().all())
+
+
+def test_to_json() -> None:
+    found = Detections(
+        image_hw=(20, 30),
+        boxes=torch.tensor([[2.0, 3, 12, 9], [0, 0, 30, 20]]),
+        scores=torch.tensor([0.75, 0.5]),
+        labels=torch.tensor([1, 2]),
+        masks=torch.ones(2, 28, 28),
+    )
+    first, second = to_json(found, CATEGORIES)
+    assert (first["category_id"], first["category"], first["score"]) == (7, "egg_cup", 0.75)
+    assert (second["category_id"], second["bbox"]) == (40, [0, 0, 30, 20])
+    assert first["bbox"] == [2, 3, 10, 6]
+    mask = rle.decode(first["segmentation"])
+    expected = np.zeros((20, 30), bool)
+    expected[3:9, 2:12] = True
+    assert np.array_equal(mask.astype(bool), expected)
+    assert to_json(found[torch.zeros(0, dtype=torch.int64)], CATEGORIES) == []
+
+
+def test_files(model: Model, picture: np.ndarray, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        folder.mkdir()
+        Image.fromarray(picture).save(folder / "p.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "a" / "p.png").read_bytes()[:60])
+    (tmp_path / "text.jpg").write_text("no image")
+    images = [folders[0] / "p.png", tmp_path / "broken.png", tmp_path / "gone.png", tmp_path / "text.jpg"]
+    images += [folders[1] / "p.png", folders[0] / "p.png"]
+    out = tmp_path / "new" / "out"
+    faults = predict_files(model, images, out, min_score=0, show=False)
+    assert [str(name) in fault for name, fault in zip(images[1:4], faults, strict=True)] == [True] * 3
+    assert not any("\n" in fault for fault in faults)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "p-2.json", "p-2.png", "p-3.json", "p-3.png", "p.json", "p.png",
+    ]  # fmt: skip
+    content = json.loads((out / "p-2.json").read_text())
+    found = model.predict(picture)
+    assert content["image"] == str(folders[1] / "p.png")
+    assert (content["height"], content["width"]) == (60, 80)
+    assert [row["score"] for row in content["detections"]] == pytest.approx(found.scores.tolist())
+    assert predict_files(model, [], out, show=False) == []
+    assert predict_files(model, images[:1], out, min_score=1, show=False) == []  # written again under its own name
+    assert json.loads((out / "p.json").read_text())["detections"] == []
+    with pytest.raises(UserError, match=r"p\.json: the folder cannot be made"):
+        predict_files(model, images, out / "p.json", show=False)
+
+
+def test_inputs_are_never_written_over(model: Model, picture: np.ndarray, tmp_path: Path) -> None:
+    """In the folder of the results, by a link, and as a twin that comes earlier in the list."""
+    for name in ("p.png", "q.png"):
+        Image.fromarray(picture).save(tmp_path / name)
+    (tmp_path / "q-2.png").write_bytes((tmp_path / "q.png").read_bytes())
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.symlink_to(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
+    inputs = [elsewhere / "q.png", tmp_path / "q-2.png", tmp_path / "p.png"]
+    assert predict_files(model, inputs, tmp_path, show=False) == []
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["p-2.json", "q-2-2.json", "q-3.json"]

@@ -1,0 +1,348 @@
+"""Training in this process, on a set of a dozen pictures; the command line's tests kill and interrupt real ones."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tailseg.data.annotations import DataSplits
+from tailseg.data.sources import open_source
+from tailseg.data.synthetic import SyntheticSettings, write_synthetic
+from tailseg.errors import UserError
+from tailseg.recipe import Recipe, resolve, to_yaml
+from tailseg.training.loop import Run, plain_dataset, train, train_dataset
+
+TINY = (
+    "model.backbone.pretrained=false",
+    "model.neck.channels=16",
+    "model.rpn={pre_nms_train: 50, pre_nms_test: 50, post_nms_train: 40, post_nms_test: 20}",
+    "model.box_head={width: 32, rois: 32, max_positive: 8}",
+    "model.mask_head={channels: 8, convs: 1}",
+    "data={batch_per_device: 2, workers: 0, short_edges: [64], test_short_edge: 64, long_edge: 64, mask_grid: 28}",
+    "schedule={epochs: 1, milestones: [1], warmup_steps: 4, warmup_factor: 0.1}",
+    "training.evaluate_every=1",
+    "test.max_detections=20",
+)
+IMAGES, STEPS = 12, 6
+
+
+def tiny(*settings: str) -> Recipe:
+    return resolve("demo/seesaw", [*TINY, *settings])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataSplits:
+    settings = SyntheticSettings(classes=4, train_images=IMAGES, val_images=4, size=64)
+    return open_source(str(write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)))
+
+
+@pytest.fixture(scope="module")
+def reference(data: DataSplits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One epoch with seed 0, not interrupted."""
+    out = tmp_path_factory.mktemp("reference") / "run"
+    scores = train(tiny(), data, out, show=False)
+    assert scores is not None
+    assert json.loads((out / "metrics.json").read_text()) == scores.metrics
+    return out
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """A function: from now on runs stop after this step, as if told to by a signal."""
+    return lambda step: monkeypatch.setattr(Run, "agreed", lambda self, stop: self.step == step)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def differing(one: Path, other: Path, name: str = "last.safetensors") -> list[str]:
+    a, b = load_file(one / name), load_file(other / name)
+    assert a.keys() == b.keys()
+    return [key for key in a if not torch.equal(a[key], b[key])]
+
+
+@pytest.mark.parametrize("settings", [(), ("data.workers=2",)])
+def test_same_seed_same_weights(data: DataSplits, reference: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
+    torch.manual_seed(99)  # whatever the process did before
+    np.random.seed(99)  # noqa: NPY002  (the legacy generator is what must not matter)
+    train(tiny(*settings), data, tmp_path / "run", show=False)
+    assert differing(tmp_path / "run", reference) == []
+    assert differing(tmp_path / "run", reference, "trainer.safetensors") == []
+
+
+def test_other_seed_other_weights(data: DataSplits, reference: Path, tmp_path: Path) -> None:
+    train(tiny(), data, tmp_path / "run", seed=1, show=False)
+    assert len(differing(tmp_path / "run", reference)) > 100
+
+
+@pytest.mark.parametrize("step", [1, 4, 6])
+def test_stopped_and_resumed(
+    data: DataSplits, reference: Path, tmp_path: Path, stop_at: Callable[[int], None], step: int
+) -> None:
+    """After the first step, in the middle and after the last one, with other numbers of workers."""
+    out = tmp_path / "run"
+    stop_at(step)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), data, out, show=False)
+    stop_at(-1)
+    train(tiny("data.workers=1"), data, out, resume=True, show=False)
+    assert differing(out, reference) == []
+    assert differing(out, reference, "trainer.safetensors") == []
+    assert [row["step"] for row in rows(out) if "loss" in row] == sorted({step, STEPS})
+
+
+def test_resuming_cuts_the_log(data: DataSplits, tmp_path: Path, stop_at: Callable[[int], None]) -> None:
+    out = tmp_path / "run"
+    stop_at(2)
+    recipe = tiny("training.log_steps=1", "schedule.epochs=2")
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, data, out, show=False)
+    assert [row["step"] for row in rows(out)] == [1, 2]
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "loss": 5.0}\n{"step": 3, "metr')
+    stop_at(4)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, data, out, resume=True, show=False)
+    assert [row["step"] for row in rows(out)] == [1, 2, 3, 4]
+    assert all(row["loss"] != 5.0 for row in rows(out))
+
+
+def test_what_the_log_says(reference: Path, data: DataSplits, tmp_path: Path, stop_at: Callable[[int], None]) -> None:
+    stop_at(6)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny("training.log_steps=1"), data, tmp_path / "run", show=False)
+    each = [row for row in rows(tmp_path / "run") if "loss" in row]
+    # lr 0.001 for 8 images, here 2; warm-up over four steps from a tenth.
+    assert [row["lr"] for row in each] == pytest.approx([0.00025 * f for f in (0.1, 0.325, 0.55, 0.775, 1, 1)])
+    names = {"rpn_objectness", "rpn_box", "classes", "objectness", "box", "mask"}
+    for row in each:
+        assert set(row) == {"step", "loss", "lr", "images_per_second"} | names
+        assert row["loss"] == pytest.approx(sum(row[name] for name in names), rel=1e-6)
+    (whole,) = [row for row in rows(reference) if "loss" in row]
+    for name in ("loss", *names):  # a line is the mean over the steps since the line before
+        assert whole[name] == pytest.approx(np.mean([row[name] for row in each]), rel=1e-5)
+    assert [row["epoch"] for row in rows(reference) if "metrics" in row] == [1]
+    assert (reference / "recipe.yaml").read_text() == to_yaml(tiny())
+
+
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Collects the ids of the images that training batches hold."""
+    from tailseg.model.detector import Detector
+
+    ids: list[int] = []
+    forward = Detector.forward
+
+    def watched(self: Detector, batch: Any) -> dict[str, Tensor]:
+        ids.extend(batch.image_ids.tolist())
+        return forward(self, batch)
+
+    monkeypatch.setattr(Detector, "forward", watched)
+    return ids
+
+
+def test_accumulation(data: DataSplits, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = seen(monkeypatch)
+    train(tiny("data.batch_per_device=1", "training.accumulate=2"), data, tmp_path / "run", show=False)
+    assert sorted(ids) == list(range(1, IMAGES + 1))  # one epoch, each image once
+    losses = [row for row in rows(tmp_path / "run") if "loss" in row]
+    assert [row["step"] for row in losses] == [STEPS]
+    assert losses[0]["lr"] == pytest.approx(0.00025)  # still two images a step
+    (whole,) = [row["loss"] for row in rows(reference) if "loss" in row]
+    assert losses[0]["loss"] == pytest.approx(whole, rel=0.5)
+
+
+def gradients_of_first_step(
+    data: DataSplits, out: Path, monkeypatch: pytest.MonkeyPatch, *settings: str
+) -> dict[str, Tensor]:
+    """The gradients that the optimiser is given in the first step."""
+    found: dict[str, Tensor] = {}
+
+    def keep(self: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        for group in self.param_groups:
+            for index, parameter in enumerate(group["params"]):
+                assert parameter.grad is not None
+                found[str(index)] = parameter.grad.clone()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", keep)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(*settings), data, out, show=False)
+    return found
+
+
+def norm(gradients: dict[str, Tensor]) -> float:
+    return math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
+
+
+def test_clipping(data: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = gradients_of_first_step(data, tmp_path / "raw", monkeypatch, "optimizer.clip=null")
+    assert norm(raw) > 0.1
+    clipped = gradients_of_first_step(data, tmp_path / "clipped", monkeypatch, "optimizer.clip=0.1")
+    factor = 0.1 / (norm(raw) + 1e-6)
+    for key, value in raw.items():
+        torch.testing.assert_close(clipped[key], value * factor, rtol=1e-4, atol=1e-8)
+    loose = gradients_of_first_step(data, tmp_path / "loose", monkeypatch, "optimizer.clip=1e6")
+    assert all(torch.equal(loose[key], value) for key, value in raw.items())
+
+
+def test_accumulated_gradient_is_the_mean(data: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches of one image: the gradient is half the sum of the two, each on the loss of its own image."""
+    from tailseg.model.detector import Detector
+
+    alone = {}
+
+    # With the loss replaced by the sum of one layer's weights times the image's id, the gradient is known.
+    def known(self: Detector, batch: Any) -> dict[str, Tensor]:
+        total = sum(parameter.sum() for parameter in self.parameters() if parameter.requires_grad)
+        alone.setdefault("ids", []).append(int(batch.image_ids[0]))
+        return {"loss": total * float(batch.image_ids[0])}
+
+    monkeypatch.setattr(Detector, "forward", known)
+    settings = ("data.batch_per_device=1", "training.accumulate=2", "optimizer.clip=null")
+    found = gradients_of_first_step(data, tmp_path / "run", monkeypatch, *settings)
+    first, second = alone["ids"]
+    assert first != second
+    for gradient in found.values():
+        torch.testing.assert_close(gradient, torch.full_like(gradient, (first + second) / 2))
+
+
+def test_average_of_the_weights(
+    data: DataSplits, tmp_path: Path, stop_at: Callable[[int], None], reference: Path
+) -> None:
+    """a_1 = w_1 and a_t = d a_(t-1) + (1 - d) w_t; the average is what is saved and evaluated, w what goes on."""
+    decay, weights = 0.6, []
+    for step in (1, 2, 3):
+        out = tmp_path / str(step)
+        stop_at(step)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(f"training.ema={decay}"), data, out, show=False)
+        tensors = load_file(out / "trainer.safetensors")
+        weights.append({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    saved = load_file(tmp_path / "3" / "last.safetensors")
+    trained = [key for key in saved if not torch.equal(weights[0][key], weights[2][key]) and key.endswith("weight")]
+    assert len(trained) > 50
+    for key in trained:
+        one, two, three = (w[key].double() for w in weights)
+        expected = decay * (decay * one + (1 - decay) * two) + (1 - decay) * three
+        torch.testing.assert_close(saved[key].double(), expected, rtol=1e-5, atol=1e-8)
+        assert not torch.equal(saved[key], weights[2][key])
+    # The average does not touch the training itself, and a resumed run goes on averaging.
+    stop_at(-1)
+    train(tiny(f"training.ema={decay}"), data, tmp_path / "3", resume=True, show=False)
+    ours, theirs = load_file(tmp_path / "3" / "trainer.safetensors"), load_file(reference / "trainer.safetensors")
+    assert all(torch.equal(ours[key], value) for key, value in theirs.items())
+    average = load_file(tmp_path / "3" / "last.safetensors")
+    assert all(torch.equal(ours[f"average.module.{key}"], value) for key, value in average.items())
+
+
+def test_saved_average_is_what_was_evaluated(data: DataSplits, tmp_path: Path) -> None:
+    from tailseg.evaluation.evaluate import evaluate
+    from tailseg.predict import load
+
+    recipe = tiny("training.ema=0.9")
+    scores = train(recipe, data, tmp_path / "run", show=False)
+    assert scores is not None
+    model = load(tmp_path / "run" / "last.safetensors", "cpu")
+    dataset = plain_dataset(data, recipe.data, "val")
+    again = evaluate(model.detector, dataset, tmp_path / "again", device=model.device, batch_size=2, show=False)
+    assert again is not None
+    assert again.metrics == scores.metrics
+
+
+def test_best_is_the_best(data: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tailseg.evaluation.metrics import Scores
+    from tailseg.training import loop
+    from tailseg.training.checkpoint import load_model
+
+    values = iter([0.2, 0.5, 0.5, None])
+
+    def scored(*_: Any, **__: Any) -> Scores:
+        value = next(values)
+        return Scores(metrics={"bbox": {}, "segm": {"AP": value, "APr": None}}, per_category=[])
+
+    monkeypatch.setattr(loop, "evaluate", scored)
+    train(tiny("schedule.epochs=4", "schedule.milestones=[]"), data, tmp_path / "run", show=False)
+    best, last = (load_model(tmp_path / "run" / f"{name}.safetensors") for name in ("best", "last"))
+    assert (best.step, last.step) == (2 * STEPS, 4 * STEPS)
+    assert best.metrics == {"bbox": {}, "segm": {"AP": 0.5, "APr": None}}
+    assert [c.name for c in best.categories] == [c.name for c in data.val.categories]  # type: ignore[union-attr]
+    assert best.recipe == last.recipe
+
+
+def test_divergence_is_told_before_it_is_saved(
+    data: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tailseg.model.detector import Detector
+
+    forward, out = Detector.forward, tmp_path / "run"
+
+    def diverges(self: Detector, batch: Any) -> dict[str, Tensor]:
+        losses = forward(self, batch)
+        return {**losses, "box": losses["box"] * math.nan}
+
+    monkeypatch.setattr(Detector, "forward", diverges)
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_, **__: None)  # so that only the loss shows it
+    with pytest.raises(UserError, match=r"^step 4: the loss 'box' is nan: training diverged; lower optimizer\.lr"):
+        train(tiny("training.save_steps=4", "training.log_steps=1000"), data, out, show=False)
+    assert not (out / "trainer.safetensors").exists()
+
+
+def test_divergence_that_breaks_the_model(data: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"^step \d: .* training diverged; lower optimizer\.lr \(now 2\.5e\+11\)"):
+        train(tiny("optimizer.lr=1e12", "optimizer.clip=null"), data, tmp_path / "run", show=False)
+    from tailseg.model.detector import Detector
+
+    def faulty(self: Detector, batch: Any) -> dict[str, Tensor]:
+        raise RuntimeError("of ours")
+
+    monkeypatch.setattr(Detector, "forward", faulty)
+    with pytest.raises(RuntimeError, match="of ours"):  # with sound weights an error keeps its traceback
+        train(tiny(), data, tmp_path / "other", show=False)
+
+
+def test_resuming_needs_the_same_run(data: DataSplits, reference: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(reference, out)
+    with pytest.raises(UserError, match=r"run: already holds a run; add --resume"):
+        train(tiny(), data, out, show=False)
+    with pytest.raises(UserError, match=r"empty: holds no trainer\.safetensors"):
+        train(tiny(), data, tmp_path / "empty", resume=True, show=False)
+    for settings, seed, named in (
+        ((), 1, "cannot resume with seed 1, the run began with 0"),
+        (("optimizer.lr=0.5",), 0, r"cannot resume with optimizer\.lr = 0\.5, the run began with 0\.001"),
+        (("data.flip=0",), 0, r"cannot resume with data\.flip = 0"),
+        (("training.ema=0.5",), 0, r"does not fit its recipe|training\.ema"),
+        (("model.neck.channels=8",), 0, r"does not fit its recipe|model\.neck\.channels"),
+    ):
+        with pytest.raises(UserError, match=named):
+            train(tiny(*settings), data, out, resume=True, seed=seed, show=False)
+    renamed = orjson.loads(data.train.path.read_bytes())  # type: ignore[union-attr]
+    renamed["categories"][0]["name"] = "zebra"
+    other = tmp_path / "other"
+    other.mkdir()
+    for split in ("train", "val"):
+        (other / f"{split}.json").write_bytes(orjson.dumps({**renamed}))
+    (other / "images").symlink_to(data.train.images_dir)  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="other categories"):
+        train(tiny(), open_source(str(other)), out, resume=True, show=False)
+    assert differing(out, reference, "trainer.safetensors") == []
+
+
+def test_data_sets(data: DataSplits) -> None:
+    recipe = tiny("data.flip=1").data
+    ours, whole = train_dataset(data, recipe), plain_dataset(data, recipe, "val")
+    assert (len(ours), len(whole), len(plain_dataset(data, recipe, "train"))) == (IMAGES, 4, IMAGES)
+    mirrored, straight = ours[0, 0], plain_dataset(data, recipe, "train")[0, 0]
+    assert torch.equal(mirrored.image, straight.image.flip(2))
+    assert torch.equal(mirrored.instances.boxes[:, 0], 64 - straight.instances.boxes[:, 2])
