@@ -4,7 +4,6 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, as the command line does
 
-# ruff: noqa: E402
 import json
 from collections.abc import Iterator
 from pathlib import Path

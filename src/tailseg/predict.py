@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from tailseg.data.annotations import Category
-from tailseg.data.dataset import _to_rgb, read_image
+from tailseg.data.dataset import read_image, to_rgb
 from tailseg.data.loading import collate
 from tailseg.data.transforms import fit_transform
 from tailseg.draw import draw_detections
@@ -105,7 +105,7 @@ def to_picture(image: str | Path | Image.Image | Picture | Tensor) -> Picture:
     if isinstance(image, str | Path):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
-        return _to_rgb(image, Path("image"), upright=True)  # as if read from its file
+        return to_rgb(image, Path("image"), upright=True)  # as if read from its file
     if isinstance(image, Tensor):
         if image.dim() != 3 or image.shape[0] != 3 or image.dtype != torch.uint8 or image.numel() == 0:
             raise ValueError(f"expected a uint8 tensor (3, H, W), received {image.dtype} {tuple(image.shape)}")

@@ -29,7 +29,7 @@ def read_image(path: Path) -> Image:
     Raises:
         UserError: the file is missing, empty, broken, cut off or no image.
     """
-    return _to_rgb(_decode(path), path, upright=True)
+    return to_rgb(_decode(path), path, upright=True)
 
 
 def _decode(path: Path) -> PillowImage.Image:
@@ -51,7 +51,17 @@ def _decode(path: Path) -> PillowImage.Image:
         raise UserError(message.replace("\n", " ")) from None
 
 
-def _to_rgb(image: PillowImage.Image, path: Path, *, upright: bool) -> Image:
+def to_rgb(image: PillowImage.Image, path: Path, *, upright: bool) -> Image:
+    """A Pillow image of any mode as (H, W, 3) uint8 RGB; ``path`` names it in errors.
+
+    Args:
+        image: of any mode.
+        path: for the error message.
+        upright: apply the camera's orientation.
+
+    Raises:
+        UserError: its pixels are floating point numbers.
+    """
     if upright:
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
@@ -133,14 +143,14 @@ class DetectionDataset(Dataset[Sample]):
         path = self.annotations.image_path(position)
         decoded = _decode(path)
         expected = tuple(self.annotations.image_hws[position].tolist())
-        image = _to_rgb(decoded, path, upright=True)
+        image = to_rgb(decoded, path, upright=True)
         if image.shape[:2] == expected:
             return image
         if (
             decoded.height,
             decoded.width,
         ) == expected:  # made on the stored pixels, by a tool that ignores EXIF
-            return _to_rgb(decoded, path, upright=False)
+            return to_rgb(decoded, path, upright=False)
         found = f"{image.shape[1]} x {image.shape[0]}"
         stated = f"{expected[1]} x {expected[0]}"
         place = f"{self.annotations.path} (image {self.annotations.image_ids[position]})"

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,6 @@ from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.progress import progress_bar
 from tailseg.recipe import DataRecipe, Recipe, flatten, to_yaml
-from tailseg.structures import Batch
 from tailseg.training.checkpoint import load_trainer, save_model, save_trainer
 from tailseg.training.optimizer import build_optimizer, rate_factor, scaled_rate
 
@@ -71,6 +71,9 @@ def launch(devices: int, recipe: Recipe) -> Fabric:
         raise UserError(f"--devices {devices}: this machine has {torch.cuda.device_count()} GPU(s); ask for no more")
     # Counts are summed over processes and batch norm is not in training mode: no buffer needs broadcasting.
     many = devices * nodes > 1
+    # Newer releases of PyTorch rename that argument, and remark on the strides of channels_last gradients.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if many else "auto"
     fabric = Fabric(
         accelerator=accelerator,
@@ -234,7 +237,7 @@ class Run:
         for micro in range(accumulate):
             batch = next(batches).to(self.fabric.device)
             with self.fabric.no_backward_sync(self.model, enabled=micro < accumulate - 1):
-                losses = self._losses(batch)
+                losses: dict[str, Tensor] = self.model(batch)
                 self.fabric.backward(torch.stack(list(losses.values())).sum() / accumulate)
             self._collect(losses)
         if recipe.optimizer.clip is not None:
@@ -339,18 +342,6 @@ class Run:
             step=self.step,
             metrics=metrics,
         )
-
-    def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        try:
-            losses: dict[str, Tensor] = self.model(batch)
-        except (RuntimeError, IndexError) as error:
-            # Proposals that are no numbers break an operator somewhere inside before a loss can show them.
-            with torch.no_grad():
-                found = self.detector.rpn(self.detector.features(batch))
-            if found.logits.isfinite().all() and found.deltas.isfinite().all():
-                raise
-            raise self._diverged("the proposals are no longer numbers") from error
-        return losses
 
     def _diverged(self, what: str) -> UserError:
         return UserError(
