@@ -138,21 +138,24 @@ class Detector(nn.Module):
         self, pyramid: list[Tensor], proposals: Proposals, image_hws: Tensor
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Boxes (n, 4) in network pixels, scores (n,) and labels (n,) of each image."""
-        batch, slots = proposals.valid.shape
-        image = torch.arange(batch, device=proposals.boxes.device).view(-1, 1, 1).expand(-1, slots, 1)
-        rois = torch.cat([image.to(proposals.boxes), proposals.boxes], dim=2).flatten(0, 1)
+        slots = proposals.valid.shape[1]
+        rows = live_rows(proposals.valid)
+        image, valid = rows // slots, proposals.valid.flatten()[rows]
+        boxes = proposals.boxes.flatten(0, 1)[rows]
+        rois = torch.cat([image.unsqueeze(1).to(boxes), boxes], dim=1)
         logits, deltas = self.box_head(self.box_pooler(pyramid, rois))
-        scores = self.box_head.classification.scores(logits)[:, :-1].unflatten(0, (batch, slots))
-        boxes = self.box_head.decode(proposals.boxes, deltas.unflatten(0, (batch, slots)))
-        boxes = clip(boxes, image_hws)
-        found: list[tuple[Tensor, ...]] = [
-            best_per_class(
-                boxes[i][proposals.valid[i]],
-                scores[i][proposals.valid[i]],
-                score_threshold=self.score_threshold,
-                iou=self.nms_iou,
-                limit=self.max_detections,
+        scores = self.box_head.classification.scores(logits)[:, :-1]
+        decoded = clip(self.box_head.decode(boxes, deltas), image_hws[image])
+        found: list[tuple[Tensor, ...]] = []
+        for i in range(len(image_hws)):
+            own = (image == i) & valid
+            found.append(
+                best_per_class(
+                    decoded[own],
+                    scores[own],
+                    score_threshold=self.score_threshold,
+                    iou=self.nms_iou,
+                    limit=self.max_detections,
+                )
             )
-            for i in range(batch)
-        ]
         return [f[0] for f in found], [f[1] for f in found], [f[2] for f in found]
