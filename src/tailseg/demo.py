@@ -92,7 +92,11 @@ def _run(recipe: Recipe, data: DataSplits, folder: Path, seed: int, show: bool) 
             {**row, "train_images": images[row["id"]], "train_instances": instances[row["id"]]}
             for row in scores.per_category
         ],
-        "curves": [row for row in rows if "loss" in row],
+        "curves": [
+            {key: value for key, value in row.items() if key not in ("lr", "images_per_second")}
+            for row in rows
+            if "loss" in row
+        ],
         "seconds": time.perf_counter() - started,
         "checkpoint": str(folder / "last.safetensors"),
         "detections": str(folder / "detections.json"),
@@ -163,13 +167,14 @@ def _pictures(data: DataSplits, detections: dict[str, str], out: Path) -> list[d
             mine = _is_found(objects, found[method][image])
             theirs = _is_found(objects, found[other][image])
             gains += [(counts[objects.labels[i]], image, i) for i in np.flatnonzero(mine & ~theirs)]
-        shown: set[int] = set()
+        shown: set[int] = set()  # classes, for variety
         for count, image, index in sorted(gains):
-            if image in shown or len(shown) == PICTURES:
+            label = int(truth[image].labels[index])
+            if label in shown or len(shown) == PICTURES:
                 continue
-            shown.add(image)
-            category = data.train.categories[int(truth[image].labels[index])]
-            name = f"only-{method}-{len(shown)}.png"
+            shown.add(label)
+            category = data.train.categories[label]
+            name = f"only-{method}-{len(shown)}.jpg"
             _draw_panels(val, image, truth[image], {m: found[m][image] for m in METHODS}, folder / name)
             caption = (
                 f"Only {METHODS[method]} found the {category.name.replace('_', ' ')}, "
@@ -236,4 +241,4 @@ def _draw_panels(annotations: Annotations, image: int, truth: _Objects, found: d
     picture = read_image(annotations.image_path(image))
     panels = {"Annotated": truth, **{METHODS[method]: objects for method, objects in found.items()}}
     drawn = [draw_objects(picture, o.boxes, o.labels, o.masks, names) for o in panels.values()]
-    Image.fromarray(contact_sheet(drawn, list(panels), columns=3)).quantize(128).save(path, optimize=True)
+    Image.fromarray(contact_sheet(drawn, list(panels), columns=3)).save(path, quality=88)

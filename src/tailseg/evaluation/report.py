@@ -85,8 +85,8 @@ tbody th { font-weight: normal }
 .key { display: inline-block; width: .75em; height: .75em; border-radius: 2px; margin-right: .4em }
 .charts, .small, .pictures { display: grid; gap: 1.6rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)) }
-.small, .pictures { grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)) }
-.pictures.whole { grid-template-columns: 1fr }
+.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)) }
+.pictures { grid-template-columns: 1fr }
 figure { margin: 0; min-width: 0 }
 figure svg { width: 100%; height: auto; display: block }
 figure svg text { font-family: system-ui, sans-serif !important }
@@ -264,8 +264,7 @@ def _pictures(pictures: Sequence[Mapping[str, Any]], folder: Path) -> str:
         figures = [_picture(picture, folder) for picture in pictures if picture["kind"] == kind]
         if figures:
             title = PICTURE_KINDS.get(kind, kind)
-            layout = "pictures whole" if kind == "comparison" else "pictures"
-            parts.append(f'<h3>{_text(title)}</h3>\n<div class="{layout}">{"".join(figures)}</div>\n')
+            parts.append(f'<h3>{_text(title)}</h3>\n<div class="pictures">{"".join(figures)}</div>\n')
     if not parts:
         return ""
     note = '<p class="note">Pictures show single, chosen cases; the tables above count.</p>\n'
