@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -45,6 +45,24 @@ def build_twin(detector: Detector, image_hw: tuple[int, int]) -> MaskRCNN:
     )
     copy_weights(detector, twin)
     return twin
+
+
+def build_stock(detector: Detector, image_hw: tuple[int, int]) -> MaskRCNN:
+    """torchvision's model as it comes, for our classes, image size, score threshold and number of detections.
+
+    Without pretrained weights it trains all of its backbone, batch statistics included, on 2000 proposals; at test it
+    keeps to 1000.
+    """
+    model: MaskRCNN = maskrcnn_resnet50_fpn(
+        weights=None,
+        weights_backbone=None,
+        num_classes=detector.sampler.num_classes + 1,
+        min_size=min(image_hw),
+        max_size=max(image_hw),
+        box_score_thresh=detector.score_threshold,
+        box_detections_per_img=detector.max_detections,
+    )
+    return model
 
 
 @torch.no_grad()
