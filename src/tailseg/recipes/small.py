@@ -48,14 +48,18 @@ def demo_cross_entropy() -> Recipe:
         update={
             "name": "demo/cross-entropy",
             "model": base.model.model_copy(
-                update={"box_head": base.model.box_head.model_copy(update={"rois": 64, "max_positive": 16})}
+                update={
+                    "rpn": base.model.rpn.model_copy(update={"pre_nms_train": 200, "post_nms_train": 200}),
+                    "box_head": base.model.box_head.model_copy(update={"rois": 64, "max_positive": 16}),
+                    "mask_head": base.model.mask_head.model_copy(update={"convs": 2}),
+                }
             ),
             "data": DataRecipe(
                 batch_per_device=8, short_edges=(128,), test_short_edge=128, long_edge=128, mask_grid=56
             ),
             "optimizer": base.optimizer.model_copy(update={"lr": 1e-3, "reference_batch": 8}),
-            "schedule": ScheduleRecipe(epochs=3, milestones=(2,), warmup_steps=50, warmup_factor=0.01),
-            "training": TrainingRecipe(evaluate_every=3),
+            "schedule": ScheduleRecipe(epochs=4, milestones=(3,), warmup_steps=50, warmup_factor=0.01),
+            "training": TrainingRecipe(evaluate_every=4),
         }
     )
 
