@@ -221,4 +221,4 @@ def test_flatten_and_validate() -> None:
     with pytest.raises(UserError, match=r"^here: name: field required"):
         validate({}, "here")
     assert unknown_key("schedule.epoch").endswith("'schedule.epochs'")
-    assert yaml.safe_load(to_yaml(resolve("demo/seesaw")))["schedule"]["milestones"] == [4]
+    assert yaml.safe_load(to_yaml(resolve("table1/seesaw")))["schedule"]["milestones"] == [8, 11]

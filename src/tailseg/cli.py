@@ -18,8 +18,8 @@ import typer
 from tailseg.errors import UserError
 
 # Before PyTorch is loaded: by default its threads spin while they wait for each other, and where the cores are shared
-# (loader workers, other people's jobs) a step then takes up to six times as long. Sleeping costs an idle machine
-# little.
+# (loader workers, other people's jobs) a step then takes up to twelve times as long. Sleeping costs an idle machine a
+# fifth of its speed; whoever has one to themselves sets OMP_WAIT_POLICY=ACTIVE.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:

@@ -242,7 +242,7 @@ def test_page_shows_numbers_origin_and_escapes_text(winning, tmp_path):
         "1,200 training",
         "12 epochs, 3,000 steps, 24,000 images",
         "cpu, 1 h 2 min in all",
-        "5 min 12 s",
+        "5 min 26 s",
     ):
         assert expected in text
 

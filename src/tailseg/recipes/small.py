@@ -58,8 +58,8 @@ def demo_cross_entropy() -> Recipe:
                 batch_per_device=8, short_edges=(128,), test_short_edge=128, long_edge=128, mask_grid=56
             ),
             "optimizer": base.optimizer.model_copy(update={"lr": 1e-3, "reference_batch": 8}),
-            "schedule": ScheduleRecipe(epochs=4, milestones=(3,), warmup_steps=50, warmup_factor=0.01),
-            "training": TrainingRecipe(evaluate_every=4),
+            "schedule": ScheduleRecipe(epochs=3, milestones=(2,), warmup_steps=50, warmup_factor=0.01),
+            "training": TrainingRecipe(evaluate_every=3),
         }
     )
 
