@@ -32,6 +32,7 @@ from tailseg.training.loop import train
 logger = logging.getLogger(__name__)
 
 METHODS = {"cross-entropy": "Cross-entropy", "seesaw": "Seesaw"}
+IN_SENTENCE = {"cross-entropy": "cross-entropy", "seesaw": "Seesaw"}
 PICTURES = 6  # of what only one method found, for each method
 FOUND_IOU = 0.5
 
@@ -177,10 +178,10 @@ def _pictures(data: DataSplits, detections: dict[str, str], out: Path) -> list[d
             name = f"only-{method}-{len(shown)}.jpg"
             _draw_panels(val, image, truth[image], {m: found[m][image] for m in METHODS}, folder / name)
             caption = (
-                f"Only {METHODS[method]} found the {category.name.replace('_', ' ')}, "
+                f"Only {IN_SENTENCE[method]} found the {category.name.replace('_', ' ')}, "
                 f"a class of {count} training image{'s' if count != 1 else ''}. "
                 f"Of all {sum(map(len, (o.labels for o in truth.values())))} objects, "
-                f"{len(gains)} were found by {METHODS[method]} alone."
+                f"{len(gains)} were found by {IN_SENTENCE[method]} alone."
             )
             pictures.append({"file": f"pictures/{name}", "caption": caption, "kind": f"only-{method}"})
     return pictures
