@@ -79,13 +79,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no dict)
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{path}: is not a tailseg checkpoint (no valid safetensors file); models of other projects go "
-            "through `tailseg convert`"
+            f"{path}: is not a tailseg checkpoint (no valid safetensors file); give one that "
+            "`tailseg train` wrote"
         ) from error
     if "tailseg" not in about:
         raise UserError(
-            f"{path}: is a safetensors file but not a tailseg checkpoint (it carries no recipe); models of other "
-            "projects go through `tailseg convert`"
+            f"{path}: is a safetensors file but not a tailseg checkpoint (it carries no recipe); give one that "
+            "`tailseg train` wrote"
         )
     return tensors, {key: json.loads(value) for key, value in about.items()}
 
