@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -346,3 +347,26 @@ def test_data_sets(data: DataSplits) -> None:
     mirrored, straight = ours[0, 0], plain_dataset(data, recipe, "train")[0, 0]
     assert torch.equal(mirrored.image, straight.image.flip(2))
     assert torch.equal(mirrored.instances.boxes[:, 0], 64 - straight.instances.boxes[:, 2])
+
+
+def test_bf16_trains_close_to_fp32(data: DataSplits, reference: Path, tmp_path: Path) -> None:
+    """The loss of the first steps is that of float32 to the precision of bfloat16; boxes are not converted."""
+    train(tiny("training.precision=bf16"), data, tmp_path / "run", show=False)
+    ours = [row["loss"] for row in rows(tmp_path / "run") if "loss" in row]
+    theirs = [row["loss"] for row in rows(reference) if "loss" in row]
+    assert ours[0] == pytest.approx(theirs[0], rel=0.02)
+    assert all(torch.isfinite(value).all() for value in load_file(tmp_path / "run" / "last.safetensors").values())
+
+
+def test_a_fault_in_the_loop_leaves_no_worker_behind(
+    data: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tailseg.model.detector import Detector
+
+    def fails(self: Detector, batch: Any) -> dict[str, Tensor]:
+        raise ArithmeticError("planted")
+
+    monkeypatch.setattr(Detector, "forward", fails)
+    with pytest.raises(ArithmeticError, match="planted"):
+        train(tiny("data.workers=2"), data, tmp_path / "run", show=False)
+    assert multiprocessing.active_children() == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -97,7 +97,7 @@ class BatchLoader:
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader = loader
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         """Start the plan from its first batch."""
         for batch in self._loader:
             if isinstance(batch, UserError):
@@ -109,11 +109,14 @@ class BatchLoader:
         return len(self._loader)
 
 
+GRACE_SECONDS = 30  # that a worker outlives a termination signal, for the main process to finish its step and save
+
+
 def _start_worker(_worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallel ones; torch limits itself
     # Ctrl-C and a batch system's signal reach the whole group; the main process decides, and saves first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: signal.alarm(GRACE_SECONDS))
 
 
 def _loader(

@@ -79,8 +79,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no dict)
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{path}: is not a tailseg checkpoint (no valid safetensors file); give one that "
-            "`tailseg train` wrote"
+            f"{path}: is not a tailseg checkpoint (no valid safetensors file); give one that `tailseg train` wrote"
         ) from error
     if "tailseg" not in about:
         raise UserError(

@@ -10,7 +10,7 @@ import signal
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -58,7 +58,7 @@ def plain_dataset(data: DataSplits, recipe: DataRecipe, split: str) -> Detection
     return DetectionDataset(annotations, transform, drop_empty=False, mask_grid=recipe.mask_grid)
 
 
-def launch(devices: int, recipe: Recipe) -> Fabric:
+def launch(devices: int) -> Fabric:
     """Start the processes of a run: ``devices`` on this machine, or those of torchrun or SLURM."""
     nodes = 1
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -80,7 +80,6 @@ def launch(devices: int, recipe: Recipe) -> Fabric:
         devices=devices,
         num_nodes=nodes,
         strategy=strategy,
-        precision="bf16-mixed" if recipe.training.precision == "bf16" else "32-true",
     )
     fabric.launch()
     return fabric
@@ -108,19 +107,20 @@ def train(
         UserError: something about data, folder, recipe or checkpoint is the user's to mend.
         KeyboardInterrupt: after Ctrl-C, when everything has been saved.
     """
-    fabric = launch(devices, recipe)
+    fabric = launch(devices)
     run = Run(fabric, recipe, data, out, seed)
     run.start(resume)
-    with _interrupts() as stop, progress_bar("training", run.total_steps, show=show and run.leads) as advance:
-        batches = iter(
-            train_loader(
-                run.dataset,
-                run.sampler,
-                run.step * recipe.training.accumulate,
-                recipe.data.workers,
-                pin_memory=fabric.device.type == "cuda",
-            )
+    with ExitStack() as stack:
+        stop = stack.enter_context(_interrupts())
+        advance = stack.enter_context(progress_bar("training", run.total_steps, show=show and run.leads))
+        loader = train_loader(
+            run.dataset,
+            run.sampler,
+            run.step * recipe.training.accumulate,
+            recipe.data.workers,
+            pin_memory=fabric.device.type == "cuda",
         )
+        batches = stack.enter_context(closing(iter(loader)))  # whatever happens, the workers are sent home
         while run.step < run.total_steps:
             run.train_step(batches)
             advance(run.step, run.note)
@@ -237,7 +237,11 @@ class Run:
         for micro in range(accumulate):
             batch = next(batches).to(self.fabric.device)
             with self.fabric.no_backward_sync(self.model, enabled=micro < accumulate - 1):
-                losses: dict[str, Tensor] = self.model(batch)
+                # Not Fabric's own mixed precision: it would convert the batch as well, boxes included.
+                with torch.autocast(
+                    self.fabric.device.type, torch.bfloat16, enabled=recipe.training.precision == "bf16"
+                ):
+                    losses: dict[str, Tensor] = self.model(batch)
                 self.fabric.backward(torch.stack(list(losses.values())).sum() / accumulate)
             self._collect(losses)
         if recipe.optimizer.clip is not None:
