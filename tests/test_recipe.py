@@ -1,3 +1,4 @@
+import inspect
 from pathlib import Path
 
 import pytest
@@ -5,9 +6,20 @@ import torch
 import yaml
 
 from tailseg.errors import UserError
-from tailseg.losses.classification import CrossEntropyClassification, SeesawClassification
+from tailseg.losses import CLASSIFICATIONS, NEED_STATISTICS, ClassStatistics
 from tailseg.model.build import build_detector
-from tailseg.recipe import Recipe, diff, flatten, override, resolve, to_yaml, unknown_key, validate
+from tailseg.recipe import (
+    CLASSIFIERS,
+    ClassifierRecipe,
+    Recipe,
+    diff,
+    flatten,
+    override,
+    resolve,
+    to_yaml,
+    unknown_key,
+    validate,
+)
 from tailseg.recipes import BUILT_IN
 from tailseg.structures import Batch
 
@@ -30,11 +42,20 @@ def batch() -> Batch:
     )
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
-def test_built_in_recipe_trains_and_detects(name: str) -> None:
-    recipe = resolve(name, ["model.backbone.pretrained=false", "test.max_detections=7", "model.rpn.post_nms_test=50"])
+STATISTICS = ClassStatistics(
+    num_images=2000, images=torch.tensor([1, 5, 20, 300, 1500]), instances=torch.tensor([1, 9, 40, 700, 4000])
+)
+EVERY_LOSS = [(name, ()) for name in BUILT_IN] + [
+    ("demo/cross-entropy", (f"classifier.loss={n}",)) for n in CLASSIFIERS
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), EVERY_LOSS)
+def test_recipe_trains_and_detects(name: str, settings: tuple[str, ...]) -> None:
+    small = ["model.backbone.pretrained=false", "test.max_detections=7", "model.rpn.post_nms_test=50"]
+    recipe = resolve(name, [*settings, *small])
     torch.manual_seed(0)
-    detector = build_detector(recipe, CLASSES)
+    detector = build_detector(recipe, CLASSES, STATISTICS)
     losses = detector.train()(batch())
     seesaw = recipe.classifier.loss == "seesaw"
     names = {"rpn_objectness", "rpn_box", "classes", "box", "mask"} | ({"objectness"} if seesaw else set())
@@ -43,8 +64,9 @@ def test_built_in_recipe_trains_and_detects(name: str) -> None:
     torch.stack(list(losses.values())).sum().backward()
     gradients = [p.grad is not None and bool(p.grad.isfinite().all()) for p in detector.parameters() if p.requires_grad]
     assert all(gradients)
-    kind = SeesawClassification if seesaw else CrossEntropyClassification
-    assert isinstance(detector.box_head.classification, kind)
+    classification = detector.box_head.classification
+    assert isinstance(classification, CLASSIFICATIONS[recipe.classifier.loss])
+    assert bool((detector.box_head.classifier.bias == classification.initial_bias).all())
     found = detector.eval().detect(batch())
     assert [f.image_hw for f in found] == [(128, 128)] * 2
     for detections in found:
@@ -53,6 +75,61 @@ def test_built_in_recipe_trains_and_detects(name: str) -> None:
         assert detections.masks.shape == (len(detections), 28, 28)
         assert int(detections.labels.max()) < CLASSES
         assert torch.equal(detections.scores, detections.scores.sort(descending=True).values)
+
+
+@pytest.mark.parametrize("loss", CLASSIFIERS)
+def test_a_model_of_every_loss_is_complete_in_its_state(loss: str) -> None:
+    recipe = resolve("demo/cross-entropy", [f"classifier.loss={loss}", "model.backbone.pretrained=false"])
+    trained = build_detector(recipe, CLASSES, STATISTICS).train()
+    trained(batch())
+    loaded = build_detector(recipe, CLASSES)
+    unknown = [b for b in loaded.box_head.classification.buffers() if b.is_floating_point() and bool(b.isnan().all())]
+    assert bool(unknown) == (CLASSIFICATIONS[loss] in NEED_STATISTICS)
+    loaded.load_state_dict(trained.state_dict())
+    for ours, theirs in zip(loaded.train()(batch()).values(), trained(batch()).values(), strict=True):
+        assert bool(torch.isfinite(ours))
+        assert bool(torch.isfinite(theirs))
+    pairs = zip(loaded.eval().detect(batch()), trained.eval().detect(batch()), strict=True)
+    assert all(torch.equal(ours.scores, theirs.scores) for ours, theirs in pairs)
+
+
+def test_another_loss_brings_its_own_keys_and_keeps_the_shared_ones() -> None:
+    base = resolve("demo/seesaw", ["classifier.temperature=16"])
+    changed = override(base, ["classifier.threshold=0.02", "classifier.loss=eql"]).classifier  # in any order
+    assert changed.model_dump() == {"loss": "eql", "normalized": True, "temperature": 16.0, "threshold": 0.02}
+    assert override(base, ["classifier={loss: focal, gamma: 1}"]).classifier.model_dump() == {
+        "loss": "focal",
+        "normalized": True,
+        "temperature": 16.0,
+        "gamma": 1.0,
+        "alpha": 0.25,
+    }
+    assert override(base, ["classifier.loss=seesaw", "classifier.p=0.5"]).classifier.model_dump()["p"] == 0.5
+
+
+def test_every_loss_has_one_home_for_its_defaults() -> None:
+    for loss, kind in CLASSIFIERS.items():
+        own = kind().model_dump(exclude=set(ClassifierRecipe.model_fields))
+        signature = inspect.signature(CLASSIFICATIONS[loss]).parameters
+        given = {name: p.default for name, p in signature.items() if name not in ("num_classes", "statistics")}
+        assert own == given
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("classifier.loss=seesow", "classifier.loss: unknown loss 'seesow'; did you mean 'seesaw'? There are "),
+        ("classifier.p=0.5", "key 'classifier.p' belongs to classifier.loss seesaw; set classifier.loss first"),
+        ("classifier.alpha=1", "belongs to classifier.loss eql-v2 or focal"),
+        ("classifier={loss: seesaw, threshold: 1}", "key 'classifier.threshold' belongs to classifier.loss eql"),
+        ("classifier={loss: seesaw, p: -1}", "classifier.p: input should be greater than or equal to 0, received -1"),
+        ("classifier={loss: seesaw, pp: 1}", "unknown key 'classifier.pp'; the nearest valid key is 'classifier.p'"),
+    ],
+)
+def test_mistakes_about_losses_are_named(setting: str, sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        resolve("demo/cross-entropy", [setting])
+    assert sentence in str(error.value)
 
 
 def test_the_spec_of_table_1() -> None:
@@ -96,6 +173,9 @@ def test_pairs_differ_in_the_classifier_only() -> None:
         assert found == [
             ("classifier.loss", "cross-entropy", "seesaw"),
             ("classifier.normalized", False, True),
+            ("classifier.objectness", None, True),
+            ("classifier.p", None, 0.8),
+            ("classifier.q", None, 0.0),
         ]
     assert diff(resolve("demo/seesaw"), resolve("demo/seesaw")) == []
 
@@ -125,7 +205,10 @@ def test_extends_in_a_chain(tmp_path: Path) -> None:
     ]
     (tmp_path / "bare.yaml").write_text("classifier: {loss: seesaw}\n")
     assert diff(resolve("table1/cross-entropy"), resolve(str(tmp_path / "bare.yaml"))) == [
-        ("classifier.loss", "cross-entropy", "seesaw")
+        ("classifier.loss", "cross-entropy", "seesaw"),
+        ("classifier.objectness", None, True),
+        ("classifier.p", None, 0.8),
+        ("classifier.q", None, 0.0),
     ]
 
 

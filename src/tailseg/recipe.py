@@ -8,9 +8,9 @@ names the key, the place and the nearest valid key.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -112,19 +112,124 @@ class ModelRecipe(Section):
 
 
 class ClassifierRecipe(Section):
-    """What the box head learns its classes with."""
+    """What the box head learns its classes with: what all losses share. `loss` chooses the section's other keys."""
 
-    loss: Literal["cross-entropy", "seesaw"] = "cross-entropy"
+    loss: str
     normalized: bool = False
     """Normalised linear layer (report, Eq. 3)."""
     temperature: float = Field(20.0, gt=0)
     """τ of Eq. 3."""
+
+
+class CrossEntropyRecipe(ClassifierRecipe):
+    """`tailseg.losses.CrossEntropyClassification`."""
+
+    loss: Literal["cross-entropy"] = "cross-entropy"
+
+
+class SeesawRecipe(ClassifierRecipe):
+    """`tailseg.losses.SeesawClassification`."""
+
+    loss: Literal["seesaw"] = "seesaw"
     objectness: bool = True
-    """Seesaw only: the objectness branch (Eq. 4); without it background is one more class."""
+    """The objectness branch (Eq. 4); without it background is one more class."""
     p: float = Field(0.8, ge=0)
-    """Seesaw only: mitigation exponent (Eq. 2)."""
+    """Mitigation exponent (Eq. 2)."""
     q: float = Field(0.0, ge=0)
-    """Seesaw only: compensation exponent of the conference paper; the report has none."""
+    """Compensation exponent of the conference paper; the report has none."""
+
+
+class EqlRecipe(ClassifierRecipe):
+    """`tailseg.losses.EqualizationClassification`."""
+
+    loss: Literal["eql"] = "eql"
+    threshold: float = Field(1.1e-3, ge=0)
+    """λ: classes in a smaller share of the training images are spared."""
+
+
+class EqlV2Recipe(ClassifierRecipe):
+    """`tailseg.losses.EqualizationV2Classification`."""
+
+    loss: Literal["eql-v2"] = "eql-v2"
+    gamma: float = Field(12.0, gt=0)
+    """Slope of the mapping from the gradient ratio to the weights."""
+    mu: float = 0.8
+    """Gradient ratio at its middle."""
+    alpha: float = Field(4.0, ge=0)
+    """How much more than 1 a positive gradient can weigh."""
+
+
+class GroupSoftmaxRecipe(ClassifierRecipe):
+    """`tailseg.losses.GroupSoftmaxClassification`."""
+
+    loss: Literal["group-softmax"] = "group-softmax"
+    thresholds: tuple[int, ...] = Field((10, 100, 1000), min_length=1)
+    """Training instances at which the next group of classes begins."""
+    others_ratio: float = Field(8.0, gt=0)
+    """RoIs of other groups that count, for each of the group's own."""
+
+
+class FederatedRecipe(ClassifierRecipe):
+    """`tailseg.losses.FederatedClassification`."""
+
+    loss: Literal["federated"] = "federated"
+    sampled: int = Field(50, ge=1)
+    """Classes of a step, those present included."""
+    power: float = Field(0.5, ge=0)
+    """Other classes are drawn in proportion to their image count to this power."""
+
+
+class ClassBalancedRecipe(ClassifierRecipe):
+    """`tailseg.losses.ClassBalancedClassification`."""
+
+    loss: Literal["class-balanced"] = "class-balanced"
+    beta: float = Field(0.999, ge=0, lt=1)
+    """β of the effective number of samples; 0 leaves cross-entropy."""
+
+
+class LdamRecipe(ClassifierRecipe):
+    """`tailseg.losses.LDAMClassification`."""
+
+    loss: Literal["ldam"] = "ldam"
+    max_margin: float = Field(0.5, ge=0)
+    """Margin of the rarest class, a cosine."""
+    scale: float = Field(20.0, gt=0)
+    """Logits a cosine is worth: the temperature of a normalised classifier."""
+
+
+class LogitAdjustmentRecipe(ClassifierRecipe):
+    """`tailseg.losses.LogitAdjustmentClassification`."""
+
+    loss: Literal["logit-adjustment"] = "logit-adjustment"
+    tau: float = Field(1.0, ge=0)
+    """Strength; 1 is balanced softmax."""
+
+
+class FocalRecipe(ClassifierRecipe):
+    """`tailseg.losses.FocalClassification`."""
+
+    loss: Literal["focal"] = "focal"
+    gamma: float = Field(2.0, ge=0)
+    """Focusing exponent."""
+    alpha: float = Field(0.25, ge=0, le=1)
+    """Weight of positives; negatives have 1 - alpha."""
+
+
+AnyClassifier = (
+    CrossEntropyRecipe
+    | SeesawRecipe
+    | EqlRecipe
+    | EqlV2Recipe
+    | GroupSoftmaxRecipe
+    | FederatedRecipe
+    | ClassBalancedRecipe
+    | LdamRecipe
+    | LogitAdjustmentRecipe
+    | FocalRecipe
+)
+CLASSIFIERS: dict[str, type[ClassifierRecipe]] = {
+    kind.model_fields["loss"].default: kind for kind in get_args(AnyClassifier)
+}
 
 
 class DataRecipe(Section):
@@ -216,7 +321,7 @@ class Recipe(Section):
     name: str
     """`table1/seesaw` for a built-in one; a file's own name otherwise."""
     model: ModelRecipe = ModelRecipe()
-    classifier: ClassifierRecipe = ClassifierRecipe()
+    classifier: Annotated[AnyClassifier, Field(discriminator="loss")] = CrossEntropyRecipe()
     data: DataRecipe = DataRecipe()
     optimizer: OptimizerRecipe = OptimizerRecipe()
     schedule: ScheduleRecipe = ScheduleRecipe()
@@ -260,9 +365,13 @@ def validate(values: dict[str, Any], place: str) -> Recipe:
 
 
 def _sentence(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
+    # In a union the second part of the place is the chosen loss, which is no key.
+    parts = [part for i, part in enumerate(error["loc"]) if not (i == 1 and error["loc"][0] == "classifier")]
+    key = ".".join(str(part) for part in parts)
     if error["type"] == "extra_forbidden":
         return unknown_key(key)
+    if error["type"] == "union_tag_invalid":
+        return f"{key}.loss: {_nearest(error['ctx']['tag'], CLASSIFIERS, 'loss')}"
     received = repr(error.get("input"))
     shown = received if len(received) < 60 else received[:57] + "..."
     message = error["msg"].removeprefix("Value error, ")
@@ -272,9 +381,18 @@ def _sentence(error: Any) -> str:
     return f"{key}: {message}, received {shown}"
 
 
+def _nearest(name: str, known: Iterable[str], what: str) -> str:
+    near = difflib.get_close_matches(name, known, 1, 0.0)
+    return f"unknown {what} '{name}'; did you mean '{near[0]}'? There are {', '.join(known)}"
+
+
 def unknown_key(key: str) -> str:
     """A sentence that names an unknown dotted key and the nearest valid one."""
-    known = list(_keys(Recipe))
+    known = list(dict.fromkeys(_keys(Recipe)))
+    if key in known:  # of another loss
+        section, _, name = key.rpartition(".")
+        owners = [loss for loss, kind in CLASSIFIERS.items() if name in kind.model_fields]
+        return f"key '{key}' belongs to {section}.loss {' or '.join(owners)}; set {section}.loss first"
     same_section = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
     near = difflib.get_close_matches(key, same_section, 1, 0.4) or difflib.get_close_matches(key, known, 1, 0.0)
     return f"unknown key '{key}'; the nearest valid key is '{near[0]}'"
@@ -283,8 +401,9 @@ def unknown_key(key: str) -> str:
 def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
         yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _keys(field.annotation, f"{prefix}{name}.")
+        for part in get_args(field.annotation) or (field.annotation,):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from _keys(part, f"{prefix}{name}.")
 
 
 def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
@@ -294,7 +413,8 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         UserError: a setting is malformed, its key unknown or its value wrong.
     """
     values = recipe.model_dump(mode="json")
-    for setting in settings:
+    # The loss first: it decides which keys its section has.
+    for setting in sorted(settings, key=lambda setting: not setting.startswith("classifier.loss=")):
         key, separator, text = setting.partition("=")
         if not separator or not key:
             raise UserError(f"--set {setting}: expected KEY=VALUE, for example optimizer.lr=0.01")
@@ -331,7 +451,9 @@ def _assign(values: dict[str, Any], key: str, value: Any, place: str) -> None:
             f"{place}: '{key}' is a section; set one of its keys, such as {key}.{next(iter(target[last]), '')}"
         )
     # A section is merged into, as in a file: what is not named stays.
-    target[last] = _merge(target, {last: value})[last]
+    merged = _merge(target, {last: value})
+    target.clear()
+    target.update(merged)
 
 
 def resolve(name: str, settings: Sequence[str] = ()) -> Recipe:
@@ -384,6 +506,11 @@ def _from_file(path: Path, chain: tuple[Path, ...]) -> Recipe:
 def _merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """``base`` with ``values`` over it, section by section."""
     merged = dict(base)
+    loss = values.get("loss")
+    if loss != merged.get("loss") and isinstance(loss, str) and loss in CLASSIFIERS:
+        # Another loss brings its own keys; what all losses share stays.
+        shared = {key: merged[key] for key in ClassifierRecipe.model_fields if key in merged and key != "loss"}
+        merged = CLASSIFIERS[loss](loss=loss, **shared).model_dump(mode="json")
     for key, value in values.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merge(merged[key], value) if both else value

@@ -1,4 +1,4 @@
-"""Seesaw Loss (report, section 1.1, Eqs. 1 and 2; compensation of arXiv 2008.10032, Eq. 5)."""
+"""Seesaw Loss (report, section 1.1, Eqs. 1, 2 and 4; compensation of arXiv 2008.10032, Eq. 5)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tailseg.losses.classification import mean_over_valid
+from tailseg.losses.seesaw_kernels import seesaw_losses
+
 
 def log_seesaw_factors(
     logits: Tensor, labels: Tensor, counts: Tensor, p: float, q: float = 0.0, eps: float = 1e-2
 ) -> Tensor:
-    """Ln S of every sample: what Seesaw adds to the logits of a cross-entropy.
+    """Ln S of every sample: what Seesaw adds to the logits of a cross-entropy. The loss's definition, step by step.
 
     ln S_ij = p · min(0, ln N_j - ln N_i)  (Eq. 2), with q > 0 plus q · ln max(1, σ_j / max(σ_i, eps)).
     Only the row of each sample's own label is made, never the C x C matrix.
@@ -44,21 +47,27 @@ class SeesawLoss(nn.Module):
 
     L = -z_i + ln(e^{z_i} + Σ_{j≠i} S_ij e^{z_j}), S_ij = min(1, N_j / N_i)^p, where N counts the training samples
     of each class seen so far, those of the present batch included. Counts grow in training mode only, are summed
-    over all processes, and are part of the state dict.
+    over all processes, and are part of the state dict. Recomputation by activation checkpointing does not count
+    again. Where one batch is scored twice in a step (two branches), call `count` once and `per_sample` for each.
+
+    On CUDA a label outside [0, C) ends in a device-side assertion, since looking at the labels would stall the step.
 
     Args:
         num_classes: C.
         p: mitigation exponent; 0 leaves plain cross-entropy.
         q: compensation exponent of the later conference paper; 0 (the report) switches it off.
         eps: floor of the label's own probability in the compensation.
-        reduction: ``mean`` over the samples, ``sum`` or ``none``.
-        sync_counts: sum the counts over all processes of an initialised `torch.distributed` group.
+        reduction: ``mean`` (over the samples, or over the sum of their weights), ``sum`` or ``none``.
+        sync_counts: sum the counts over all processes of an initialised `torch.distributed` group. The sum is
+            ordered on the device's stream, so that with NCCL the step does not wait for it.
+        count_dtype: of the counts. The public implementation counts in every process for itself, in float32, which
+            stands still at 2^24: ``sync_counts=False, count_dtype=torch.float32`` reproduces it.
 
     Raises:
-        ValueError: an argument or a shape is not as described.
+        ValueError: an argument is out of its range.
     """
 
-    counts: Tensor  # (C,) int64, samples seen of each class
+    counts: Tensor  # (C,) samples seen of each class
 
     def __init__(
         self,
@@ -68,59 +77,159 @@ class SeesawLoss(nn.Module):
         eps: float = 1e-2,
         reduction: str = "mean",
         sync_counts: bool = True,
+        count_dtype: torch.dtype = torch.int64,
     ) -> None:
         super().__init__()
-        if num_classes < 1 or p < 0 or q < 0 or not 0 < eps <= 1:
-            raise ValueError(
-                f"expected num_classes >= 1, p >= 0, q >= 0 and 0 < eps <= 1, received {num_classes}, {p}, {q}, {eps}"
-            )
-        if reduction not in ("mean", "sum", "none"):
-            raise ValueError(f"expected reduction 'mean', 'sum' or 'none', received {reduction!r}")
+        for name, value, sound in (
+            ("num_classes of at least 1", num_classes, num_classes >= 1),
+            ("p of at least 0", p, 0 <= p < math.inf),
+            ("q of at least 0", q, 0 <= q < math.inf),
+            ("eps in (0, 1]", eps, 0 < eps <= 1),
+            ("reduction 'mean', 'sum' or 'none'", repr(reduction), reduction in ("mean", "sum", "none")),
+        ):
+            if not sound:
+                raise ValueError(f"SeesawLoss expected {name}, received {value}")
         self.num_classes = num_classes
         self.p = p
         self.q = q
         self.eps = eps
         self.reduction = reduction
         self.sync_counts = sync_counts
-        self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
+        self.register_buffer("counts", torch.zeros(num_classes, dtype=count_dtype))
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"{self.num_classes}, p={self.p:g}, q={self.q:g}, reduction={self.reduction!r}"
+
+    def forward(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Loss of a batch; in training mode the batch is counted first.
 
         Args:
             logits: (N, C) float of any precision; computed in float32 or better.
             labels: (N,) int64 in [0, C).
+            weights: (N,) factors of the samples' losses; a sample of weight 0 is not counted.
 
         Returns:
             Scalar, or (N,) with reduction ``none``; an empty batch gives 0 with a gradient path.
+
+        Raises:
+            ValueError: shapes or labels are not as described.
         """
-        if logits.dim() != 2 or logits.shape[1] != self.num_classes or labels.shape != logits.shape[:1]:
-            raise ValueError(
-                f"expected logits (N, {self.num_classes}) and labels (N,), "
-                f"received {tuple(logits.shape)} and {tuple(labels.shape)}"
-            )
+        if weights is not None and weights.shape != labels.shape:
+            raise ValueError(f"SeesawLoss expected weights {tuple(labels.shape)}, received {tuple(weights.shape)}")
+        self._require_shapes(logits, labels)
         if self.training:
-            self.count(labels)
+            self.count(labels, None if weights is None else weights != 0)
         losses = self.per_sample(logits, labels)
+        if weights is not None:
+            losses = losses * weights
         if self.reduction == "none":
             return losses
-        total = losses.sum()
-        return total / max(len(labels), 1) if self.reduction == "mean" else total
+        if self.reduction == "sum" or len(labels) == 0:  # the mean of nothing would be NaN
+            return losses.sum()
+        if weights is None:
+            return losses.mean()
+        divisor = weights.sum()
+        return losses.sum() / torch.where(divisor == 0, 1, divisor)
 
     @torch.no_grad()
     def count(self, labels: Tensor, valid: Tensor | None = None) -> None:
-        """Add a batch's labels (N,) to the counts; where ``valid`` (N,) is False a sample is not counted."""
+        """Add a batch's labels (N,) to the counts; where ``valid`` (N,) is False a sample is not counted.
+
+        Raises:
+            ValueError: a label is outside [0, C) (on CPU).
+        """
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() >= 0:
+            return  # the backward pass recomputes a checkpointed forward, whose samples were counted then
         # index_add_ and not bincount: on CUDA the latter waits for the largest label.
         weights = torch.ones_like(labels) if valid is None else valid.to(torch.int64)
-        increment = torch.zeros_like(self.counts).index_add_(0, labels, weights)
+        increment = torch.zeros(self.num_classes, dtype=torch.int64, device=labels.device)
+        try:
+            increment.index_add_(0, labels, weights)
+        except (IndexError, RuntimeError) as error:
+            raise self._explained(error, labels) from error
         if self.sync_counts and dist.is_available() and dist.is_initialized():
             dist.all_reduce(increment)
         self.counts += increment
 
     def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Losses (N,) of logits (N, C) and labels (N,), without counting."""
-        with torch.autocast(logits.device.type, enabled=False):
-            logits = logits if logits.dtype == torch.float64 else logits.float()
-            factors = log_seesaw_factors(logits, labels, self.counts, self.p, self.q, self.eps)
-            # The factor of the label itself is 0, so this is Eq. 1, and exact where logits are huge.
-            return F.cross_entropy(logits + factors, labels, reduction="none")
+        """Losses (N,) of logits (N, C) and labels (N,), without counting.
+
+        Raises:
+            ValueError: shapes are not as described, or a label is outside [0, C) (on CPU).
+        """
+        self._require_shapes(logits, labels)
+        # Autocast lowers none of the operations that follow, and float32 strengths raise whatever they meet.
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        strengths = self.counts.clamp(min=1).to(dtype).log_().mul_(self.p)
+        try:
+            return seesaw_losses(logits, labels, strengths, self.q, self.eps)
+        except (IndexError, RuntimeError) as error:
+            raise self._explained(error, labels) from error
+
+    def _require_shapes(self, logits: Tensor, labels: Tensor) -> None:
+        if logits.dim() != 2 or logits.shape[1] != self.num_classes or labels.shape != logits.shape[:1]:
+            raise ValueError(
+                f"SeesawLoss expected logits (N, {self.num_classes}) and labels (N,), "
+                f"received {tuple(logits.shape)} and {tuple(labels.shape)}"
+            )
+
+    def _explained(self, error: Exception, labels: Tensor) -> Exception:
+        """What to raise instead of PyTorch's own error: it names the label if that is what is wrong."""
+        if labels.device.type != "cpu":
+            return error
+        wrong = ((labels < 0) | (labels >= self.num_classes)).nonzero().flatten()
+        if len(wrong) == 0:
+            return error
+        first = int(wrong[0])
+        return ValueError(
+            f"SeesawLoss expected labels in [0, {self.num_classes}), received {int(labels[first])} at position {first}"
+        )
+
+
+class SeesawClassification(nn.Module):
+    """Seesaw Loss over the classes and, beside it, an objectness branch (report, section 1.1, Eqs. 1, 2 and 4).
+
+    Logits are C classes, then ``object``, then ``background``. Without the objectness branch background is one more
+    class of the Seesaw Loss (C + 1 logits).
+
+    Args:
+        num_classes: C.
+        p: mitigation exponent of Eq. 2.
+        q: compensation exponent of the conference paper; 0 in the report.
+        objectness: train the branch of Eq. 4.
+    """
+
+    initial_bias = 0.0
+
+    def __init__(self, num_classes: int, *, p: float = 0.8, q: float = 0.0, objectness: bool = True) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.objectness = objectness
+        self.num_logits = num_classes + (2 if objectness else 1)
+        self.seesaw = SeesawLoss(num_classes if objectness else num_classes + 1, p=p, q=q)
+
+    def loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """``classes`` over the valid foreground (all valid RoIs without objectness), ``objectness`` over all.
+
+        Both are divided by the number of all valid RoIs (spec, section 11).
+        """
+        counted = valid & (labels < self.seesaw.num_classes)
+        own = labels.clamp(max=self.seesaw.num_classes - 1)
+        if self.training:
+            self.seesaw.count(own, counted)
+        losses = self.seesaw.per_sample(logits[:, : self.seesaw.num_classes], own)
+        result = {"classes": (losses * counted).sum() / valid.sum().clamp(min=1)}
+        if self.objectness:
+            is_background = (labels == self.num_classes).long()
+            pair = logits[:, self.num_classes :].float()
+            result["objectness"] = mean_over_valid(F.cross_entropy(pair, is_background, reduction="none"), valid)
+        return result
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Class probability times object probability, and the background's own (Eq. 4); rows sum to 1."""
+        logits = logits.float()
+        if not self.objectness:
+            return logits.softmax(dim=1)
+        is_object, background = logits[:, self.num_classes :].softmax(dim=1).split(1, dim=1)
+        return torch.cat([logits[:, : self.num_classes].softmax(dim=1) * is_object, background], dim=1)

@@ -97,13 +97,13 @@ class BoxHead(nn.Module):
         self.classification = classification
         self.fc1 = nn.Linear(channels * ROI_SIZE**2, width)
         self.fc2 = nn.Linear(width, width)
-        self.classifier: nn.Module
+        self.classifier: nn.Linear | NormalizedLinear
         if normalized:
             self.classifier = NormalizedLinear(width, classification.num_logits, temperature)
         else:
             self.classifier = nn.Linear(width, classification.num_logits)
             nn.init.normal_(self.classifier.weight, std=0.01)
-            nn.init.zeros_(self.classifier.bias)
+        nn.init.constant_(self.classifier.bias, classification.initial_bias)
         self.regressor = nn.Linear(width, 4 if class_agnostic else 4 * classification.num_classes)
         nn.init.normal_(self.regressor.weight, std=0.001)
         nn.init.zeros_(self.regressor.bias)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
-
-from tailseg.losses.classification import Classification, CrossEntropyClassification, SeesawClassification
+from tailseg.losses import CLASSIFICATIONS, NEED_STATISTICS, Classification, ClassStatistics
 from tailseg.model.backbone import Backbone
 from tailseg.model.box_head import BoxHead, RoISampler
 from tailseg.model.detector import Detector
@@ -15,8 +13,14 @@ from tailseg.model.rpn import RPN
 from tailseg.recipe import ClassifierRecipe, Recipe
 
 
-def build_detector(recipe: Recipe, num_classes: int) -> Detector:
-    """The detector of a recipe for C classes, with random weights (see `backbone.load_pretrained`)."""
+def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics | None = None) -> Detector:
+    """The detector of a recipe for C classes, with random weights (see `backbone.load_pretrained`).
+
+    Args:
+        recipe: its `model`, `classifier` and `test` sections are read.
+        num_classes: C.
+        statistics: of the training annotations; None for a detector whose state dict will be loaded.
+    """
     model = recipe.model
     backbone = Backbone(
         model.backbone.name,
@@ -28,7 +32,7 @@ def build_detector(recipe: Recipe, num_classes: int) -> Detector:
     matcher = Matcher(positive_iou=box.iou, negative_iou=box.iou, low_quality_iou=box.iou if box.low_quality else None)
     head = BoxHead(
         model.neck.channels,
-        build_classification(recipe.classifier, num_classes),
+        build_classification(recipe.classifier, num_classes, statistics),
         width=box.width,
         normalized=recipe.classifier.normalized,
         temperature=recipe.classifier.temperature,
@@ -49,11 +53,13 @@ def build_detector(recipe: Recipe, num_classes: int) -> Detector:
     )
 
 
-def build_classification(classifier: ClassifierRecipe, num_classes: int) -> Classification:
+def build_classification(
+    classifier: ClassifierRecipe, num_classes: int, statistics: ClassStatistics | None = None
+) -> Classification:
     """The object that owns a classifier's logits, loss and scores."""
-    result: nn.Module
-    if classifier.loss == "seesaw":
-        result = SeesawClassification(num_classes, p=classifier.p, q=classifier.q, objectness=classifier.objectness)
-    else:
-        result = CrossEntropyClassification(num_classes)
+    kind = CLASSIFICATIONS[classifier.loss]
+    options = classifier.model_dump(exclude=set(ClassifierRecipe.model_fields))
+    if kind in NEED_STATISTICS:
+        options["statistics"] = statistics
+    result: Classification = kind(num_classes, **options)
     return result

@@ -21,7 +21,7 @@ from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tailseg.data.annotations import DataSplits
+from tailseg.data.annotations import Annotations, DataSplits
 from tailseg.data.dataset import DetectionDataset
 from tailseg.data.loading import train_loader
 from tailseg.data.sampling import TrainSampler
@@ -30,6 +30,7 @@ from tailseg.data.transforms import Compose, HorizontalFlip, ResizeShortestEdge,
 from tailseg.errors import UserError
 from tailseg.evaluation.evaluate import evaluate
 from tailseg.evaluation.metrics import Scores
+from tailseg.losses import ClassStatistics
 from tailseg.model.backbone import load_pretrained
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
@@ -48,6 +49,15 @@ def train_dataset(data: DataSplits, recipe: DataRecipe) -> DetectionDataset:
     assert data.train is not None
     transform = Compose((ResizeShortestEdge(recipe.short_edges, recipe.long_edge), HorizontalFlip(recipe.flip)))
     return DetectionDataset(data.train, transform, drop_empty=True, mask_grid=recipe.mask_grid)
+
+
+def class_statistics(train: Annotations) -> ClassStatistics:
+    """What a loss may know of the classes before training."""
+    return ClassStatistics(
+        num_images=len(train),
+        images=torch.tensor([category.image_count for category in train.categories]),
+        instances=torch.tensor([category.instance_count for category in train.categories]),
+    )
 
 
 def plain_dataset(data: DataSplits, recipe: DataRecipe, split: str) -> DetectionDataset:
@@ -170,7 +180,7 @@ class Run:
         self.base_rate = scaled_rate(recipe.optimizer, self.images_a_step)
 
         torch.manual_seed(seed)
-        self.detector = build_detector(recipe, len(self.categories))
+        self.detector = build_detector(recipe, len(self.categories), class_statistics(data.train))
         self.weights_note = load_pretrained(self.detector.backbone) if recipe.model.backbone.pretrained else "random"
         self.detector = self.detector.to(memory_format=torch.channels_last)
         optimizer = build_optimizer(self.detector, recipe.optimizer)
