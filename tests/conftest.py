@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is loaded: kernels then run on the CPU
+
 from safetensors.torch import load_file
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

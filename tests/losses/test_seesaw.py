@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -227,3 +228,117 @@ def test_impossible_arguments(options):
 def test_impossible_shapes(logits, labels):
     with pytest.raises(ValueError, match=r"expected logits \(N, 3\)"):
         SeesawLoss(3)(torch.zeros(logits), torch.zeros(labels, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("label", "place"), [(3, 1), (-1, 2), (255, 0)])
+def test_a_label_out_of_range_is_named_and_counts_stay(label, place):
+    loss, labels = SeesawLoss(3), torch.tensor([0, 1, 2])
+    labels[place] = label
+    for call in (lambda: loss(torch.zeros(3, 3), labels), lambda: loss.per_sample(torch.zeros(3, 3), labels)):
+        with pytest.raises(ValueError, match=rf"labels in \[0, 3\), received {label} at position {place}"):
+            call()
+    assert loss.counts.tolist() == [0, 0, 0]
+
+
+def test_labels_of_another_type_are_not_blamed_on_their_range():
+    with pytest.raises(RuntimeError, match="int"):
+        SeesawLoss(3)(torch.zeros(2, 3), torch.tensor([0.0, 1.0]))
+
+
+def test_nan_logits_make_the_loss_nan():
+    logits = torch.zeros(4, 3)
+    logits[2, 1] = float("nan")
+    labels = torch.tensor([0, 1, 2, 0])
+    for reduction in ("mean", "sum"):
+        assert SeesawLoss(3, reduction=reduction)(logits, labels).isnan()
+    assert SeesawLoss(3)(logits, labels, torch.tensor([1.0, 1, 0, 1])).isnan()
+
+
+def test_weights():
+    logits, labels, _ = case(8, n=6, classes=4)
+    weights = torch.tensor([1.0, 0.5, 0.0, 2.0, 0.0, 1.0], dtype=torch.float64)
+    counted = SeesawLoss(4)
+    mean = counted(logits, labels, weights)
+    assert counted.counts.tolist() == torch.bincount(labels[weights > 0], minlength=4).tolist()
+    each = with_counts(counted.counts.tolist(), reduction="none")(logits, labels)
+    torch.testing.assert_close(mean, (each * weights).sum() / 4.5)
+    for reduction, expected in (("none", each * weights), ("sum", (each * weights).sum())):
+        loss = with_counts(counted.counts.tolist(), reduction=reduction)
+        torch.testing.assert_close(loss(logits, labels, weights), expected)
+    logits.requires_grad_()
+    nothing = SeesawLoss(4)(logits, labels, torch.zeros(6))
+    nothing.backward()
+    assert nothing.item() == 0
+    assert (logits.grad == 0).all()
+    with pytest.raises(ValueError, match=r"expected weights \(6,\), received \(5,\)"):
+        SeesawLoss(4)(logits, labels, torch.zeros(5))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_counts_once(reentrant):
+    logits, labels, _ = case(9, n=12, classes=5)
+    plain, checkpointed = SeesawLoss(5, q=1.0), SeesawLoss(5, q=1.0)
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    for _ in range(2):
+        torch.utils.checkpoint.checkpoint(checkpointed, ours * 2, labels, use_reentrant=reentrant).backward()
+        plain(theirs * 2, labels).backward()
+    assert torch.equal(checkpointed.counts, plain.counts)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_compiled_it_counts_and_learns_the_same():
+    logits, labels, _ = case(10, n=12, classes=5)
+    eager, compiled = SeesawLoss(5, q=1.0), SeesawLoss(5, q=1.0)
+    step = torch.compile(compiled, backend="aot_eager", fullgraph=True)
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    for _ in range(3):
+        loss, expected = step(ours, labels), eager(theirs, labels)
+        torch.testing.assert_close(loss, expected)
+        loss.backward()
+        expected.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    assert torch.equal(compiled.counts, eager.counts)
+
+
+def test_per_sample_gradients_by_function_transforms():
+    logits, labels, counts = case(11, n=5, classes=4)
+    loss = with_counts(counts.tolist(), reduction="sum")
+    rows = torch.func.vmap(torch.func.grad(lambda z, i: loss(z[None], i[None])))(logits, labels)
+    logits.requires_grad_()
+    loss(logits, labels).backward()
+    torch.testing.assert_close(rows, logits.grad)
+
+
+def test_used_twice_in_a_step_each_use_keeps_its_own_counts():
+    logits, labels, _ = case(12, n=10, classes=4)
+    loss, logits = SeesawLoss(4), logits.requires_grad_()
+    first, second = loss(logits[:5], labels[:5]), loss(logits[5:], labels[5:])
+    (first + second).backward()
+    other, expected = SeesawLoss(4), []
+    for half in (slice(5), slice(5, 10)):
+        leaf = logits.detach()[half].clone().requires_grad_()
+        other(leaf, labels[half]).backward()  # done before the next batch is counted
+        expected.append(leaf.grad)
+    torch.testing.assert_close(logits.grad, torch.cat(expected))
+
+
+def test_accumulated_batches_count_like_one():
+    logits, labels, _ = case(13, n=12, classes=4)
+    whole, parts = SeesawLoss(4), SeesawLoss(4)
+    whole(logits, labels)
+    for part in range(3):
+        parts(logits[part::3], labels[part::3])
+    assert torch.equal(whole.counts, parts.counts)
+
+
+def test_float_counts_of_the_public_implementation_stand_still():
+    loss = SeesawLoss(2, sync_counts=False, count_dtype=torch.float32)
+    loss.counts.copy_(torch.tensor([2.0**24, 5.0]))
+    loss.count(torch.tensor([0, 1]))
+    assert loss.counts.dtype == torch.float32
+    assert loss.counts.tolist() == [2.0**24, 6.0]
+    assert SeesawLoss(2).half().counts.dtype == torch.int64  # what conversion of a model leaves alone
+
+
+def test_it_prints_its_settings():
+    assert repr(SeesawLoss(1203, p=0.5)) == "SeesawLoss(1203, p=0.5, q=0, reduction='mean')"

@@ -57,6 +57,11 @@ class Classification(Protocol):
         """Scores (R, C + 1) in [0, 1] of logits (R, num_logits), background last (0 where a loss has none)."""
 
 
+def at_least_float32(logits: Tensor) -> Tensor:
+    """The logits in float32, or in float64 if they are: what losses are computed in, also under autocast."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def mean_over_valid(losses: Tensor, valid: Tensor) -> Tensor:
     """Sum of losses (R,) over valid RoIs (R,), divided by their number (at least 1).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tailseg.losses.classification import mean_over_valid
+from tailseg.losses.classification import at_least_float32, mean_over_valid
 
 
 class CrossEntropyClassification(nn.Module):
@@ -24,7 +24,7 @@ class CrossEntropyClassification(nn.Module):
 
     def loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Cross-entropy summed over valid RoIs, divided by their number."""
-        return {"classes": mean_over_valid(F.cross_entropy(logits.float(), labels, reduction="none"), valid)}
+        return {"classes": mean_over_valid(F.cross_entropy(at_least_float32(logits), labels, reduction="none"), valid)}
 
     def scores(self, logits: Tensor) -> Tensor:
         """Softmax over all logits."""

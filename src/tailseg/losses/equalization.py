@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tailseg.losses.classification import PRIOR_001, ClassStatistics, mean_over_valid, one_hot
+from tailseg.losses.classification import PRIOR_001, ClassStatistics, at_least_float32, mean_over_valid, one_hot
 
 UNSEEN_RATIO = 100.0  # of a class that has had no gradient yet: it is weighted as one in balance
 
@@ -50,7 +50,7 @@ class EqualizationClassification(nn.Module):
 
     def loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Weighted binary cross-entropies of a RoI, summed over classes; their mean over valid RoIs."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_float32(logits)
         targets = one_hot(labels, self.num_classes).to(logits.dtype)
         is_foreground = (labels < self.num_classes).unsqueeze(1)
         weights = 1 - is_foreground * self.spared * (1 - targets)
@@ -105,7 +105,7 @@ class EqualizationV2Classification(nn.Module):
 
     def loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Weighted binary cross-entropies of a RoI, summed over outputs; their mean over valid RoIs."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_float32(logits)
         targets = one_hot(labels, self.num_logits).to(logits.dtype)
         share = torch.sigmoid(self.gamma * (self.ratios() - self.mu))
         negative = F.pad(share, (0, 1), value=1.0)  # background: 1, and so 1 as positive too

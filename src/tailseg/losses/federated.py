@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tailseg.losses.classification import ClassStatistics, mean_over_valid, one_hot
+from tailseg.losses.classification import ClassStatistics, at_least_float32, mean_over_valid, one_hot
 
 
 class FederatedClassification(nn.Module):
@@ -72,7 +72,7 @@ class FederatedClassification(nn.Module):
 
     def loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Binary cross-entropies of a RoI, summed over the classes that count; their mean over valid RoIs."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_float32(logits)
         targets = one_hot(labels, self.num_classes).to(logits.dtype)
         losses = F.binary_cross_entropy_with_logits(logits, targets, self.draw(labels, valid), reduction="none")
         return {"classes": mean_over_valid(losses.sum(1), valid)}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tailseg.losses.classification import one_hot
+from tailseg.losses.classification import at_least_float32, one_hot
 
 
 class FocalClassification(nn.Module):
@@ -40,7 +40,7 @@ class FocalClassification(nn.Module):
 
         So the paper normalises (section 4.1): easy background adds next to nothing, and is not to dilute the rest.
         """
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_float32(logits)
         own = one_hot(labels, self.num_classes).bool()
         towards_truth = torch.where(own, logits, -logits)  # its sigmoid is p_t
         # The power is taken of the logarithm: 1 - p_t rounds to 0 for large logits, where a root has no gradient.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tailseg.losses.classification import ClassStatistics, one_hot
+from tailseg.losses.classification import ClassStatistics, at_least_float32, one_hot
 
 
 class GroupSoftmaxClassification(nn.Module):
@@ -62,7 +62,7 @@ class GroupSoftmaxClassification(nn.Module):
 
     def loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Sum over groups of the mean cross-entropy of the valid RoIs that the group counts."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_float32(logits)
         own = self._members()[labels] > 0  # (R, G + 1)
         others = logits[:, self.num_classes + 1 :]
         answer = torch.where(own, logits.gather(1, labels.unsqueeze(1)), others)

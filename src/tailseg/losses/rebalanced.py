@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tailseg.losses.classification import ClassStatistics, mean_over_valid, one_hot
+from tailseg.losses.classification import ClassStatistics, at_least_float32, mean_over_valid, one_hot
 from tailseg.losses.cross_entropy import CrossEntropyClassification
 
 
@@ -54,7 +54,7 @@ class ClassBalancedClassification(CrossEntropyClassification):
 
         Divided by the weights, a step of one class alone would lose what its weight is for.
         """
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_float32(logits)
         losses = F.cross_entropy(logits, labels, reduction="none") * F.pad(self.weights, (0, 1), value=1.0)[labels]
         return {"classes": mean_over_valid(losses, valid)}
 
@@ -97,7 +97,7 @@ class LDAMClassification(CrossEntropyClassification):
 
     def loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Cross-entropy with the label's logit lowered, summed over valid RoIs, divided by their number."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_float32(logits)
         margins = F.pad(self.relative_margins, (0, 1))[labels] * (self.scale * self.max_margin)  # (R,), in logits
         lowered = logits - one_hot(labels, self.num_logits) * margins.unsqueeze(1)
         return {"classes": mean_over_valid(F.cross_entropy(lowered, labels, reduction="none"), valid)}
@@ -135,6 +135,6 @@ class LogitAdjustmentClassification(CrossEntropyClassification):
 
     def loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of the shifted logits, summed over valid RoIs, divided by their number."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_float32(logits)
         shifted = logits + F.pad(self.tau * self.log_ratios, (0, 1))
         return {"classes": mean_over_valid(F.cross_entropy(shifted, labels, reduction="none"), valid)}

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tailseg.losses.classification import mean_over_valid
+from tailseg.losses.classification import at_least_float32, mean_over_valid
 from tailseg.losses.seesaw_kernels import seesaw_losses
 
 
@@ -222,7 +222,7 @@ class SeesawClassification(nn.Module):
         result = {"classes": (losses * counted).sum() / valid.sum().clamp(min=1)}
         if self.objectness:
             is_background = (labels == self.num_classes).long()
-            pair = logits[:, self.num_classes :].float()
+            pair = at_least_float32(logits[:, self.num_classes :])
             result["objectness"] = mean_over_valid(F.cross_entropy(pair, is_background, reduction="none"), valid)
         return result
 
