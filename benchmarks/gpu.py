@@ -28,6 +28,7 @@ RUNS = {  # name in the JSON -> script and arguments; --out is added
     "throughput-fp32": ("throughput.py", "--device", "cuda", "--precision", "fp32", "--repeats", "10"),
     "throughput-bf16": ("throughput.py", "--device", "cuda", "--precision", "bf16", "--repeats", "10"),
     "profile-fp32": ("throughput.py", "--device", "cuda", "--profile", "--repeats", "10"),
+    "losses": ("losses.py", "--device", "cuda"),
 }
 WAIT = "synchronizing CUDA operation"  # in what torch's sync debug mode says
 
@@ -83,10 +84,11 @@ def waiting_points(size: tuple[int, int]) -> dict[str, Any]:
 
     step()  # kernels are loaded and constants copied the first time
     torch.cuda.synchronize()
-    return {"error_mode": _in_error_mode(step), "all_places": _in_warn_mode(step)}
+    return {"error_mode": in_error_mode(step), "all_places": _in_warn_mode(step)}
 
 
-def _in_error_mode(step: Callable[[], None]) -> str:
+def in_error_mode(step: Callable[[], object]) -> str:
+    """Where a step first waits for the device, if it does; it must have run before, so that kernels are loaded."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         step()
@@ -157,7 +159,7 @@ def main() -> None:
     size = ("--size", str(options.size[0]), str(options.size[1]))
     result: dict[str, Any] = {"machine": harness.machine(device)}
     for name, arguments in RUNS.items():
-        result[name] = run_benchmark(arguments, size)
+        result[name] = run_benchmark(arguments, size if arguments[0] == "throughput.py" else ())
     result["waits"] = waits(size)
     result["tests"] = run_tests()
     harness.write_json(options.out, result)

@@ -35,6 +35,7 @@ model:
   box_head: {width: 32, rois: 32, max_positive: 8}
   mask_head: {channels: 8, convs: 1}
 data: {batch_per_device: 2, workers: 0, short_edges: [64], test_short_edge: 64, long_edge: 64, mask_grid: 28}
+optimizer: {name: adamw, lr: 0.001, weight_decay: 0.01, clip: 10}
 schedule: {epochs: 2, milestones: [1]}
 training: {evaluate_every: 2, save_steps: 2}
 test: {max_detections: 20}
@@ -147,6 +148,16 @@ def test_train_with_odd_but_sound_data(trained: tuple[Path, Done]) -> None:
     assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6, 8, 10, 12]
     assert [(row["step"], row["epoch"]) for row in rows if "metrics" in row] == [(STEPS, 2)]
     assert saved_step(out / "last.safetensors") == STEPS
+
+
+def test_eval_with_settings_of_the_test(trained: tuple[Path, Done], data: Path, tmp_path: Path) -> None:
+    model = trained[0] / "last.safetensors"
+    done = tailseg("eval", model, "--data", data, "--out", tmp_path, "--set", "test.max_detections=1")
+    assert done.returncode == 0, done.stderr
+    images = [row["image_id"] for row in orjson.loads((tmp_path / "detections.json").read_bytes())]
+    assert 0 < len(images) == len(set(images))
+    refused = tailseg("eval", model, "--data", data, "--out", tmp_path, "--set", "classifier.p=0")
+    assert_refused(refused, "classifier.p=0", "train anew")
 
 
 def test_eval_and_score_agree(trained: tuple[Path, Done], data: Path, tmp_path: Path) -> None:

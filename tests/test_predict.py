@@ -88,6 +88,30 @@ def test_load_gives_the_saved_model(path: Path, model: Model, picture: np.ndarra
     assert_equal(tailseg.load(str(path), torch.device("cpu")).predict(picture), model.predict(picture))
 
 
+def test_settings_of_the_test_can_be_changed(path: Path, picture: np.ndarray) -> None:
+    few = tailseg.load(path, "cpu", ["test.max_detections=2"])
+    assert few.recipe.test.max_detections == 2
+    assert len(few.predict(picture)) == 2
+    for setting, sentence in (
+        ("classifier.p=0", "--set classifier.p=0: a trained model allows test., data.test_short_edge, "),
+        ("test.nms=1", "unknown key 'test.nms'; the nearest valid key is 'test.nms_iou'"),
+        ("test.tau_norm=1", "test.tau_norm = 1 does not go with a normalised classifier; set it to 0"),
+    ):
+        with pytest.raises(UserError) as error:
+            tailseg.load(path, "cpu", [setting])
+        assert sentence in str(error.value)
+
+
+def test_tau_norm_of_a_trained_model(tmp_path: Path, picture: np.ndarray) -> None:
+    torch.manual_seed(0)
+    recipe = resolve("demo/cross-entropy", SETTINGS)
+    save_model(tmp_path / "m.safetensors", build_detector(recipe, len(CATEGORIES)), recipe, CATEGORIES, step=0)
+    plain, rebalanced = (
+        tailseg.load(tmp_path / "m.safetensors", "cpu", settings) for settings in ((), ("test.tau_norm=1",))
+    )
+    assert not torch.equal(plain.predict(picture).scores, rebalanced.predict(picture).scores)
+
+
 def test_a_checkpoint_that_does_not_fit_its_recipe(path: Path, tmp_path: Path) -> None:
     from tailseg.training.checkpoint import read_tensors
 

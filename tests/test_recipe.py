@@ -107,6 +107,13 @@ def test_another_loss_brings_its_own_keys_and_keeps_the_shared_ones() -> None:
     assert override(base, ["classifier.loss=seesaw", "classifier.p=0.5"]).classifier.model_dump()["p"] == 0.5
 
 
+@pytest.mark.parametrize("settings", [["classifier.normalized=true"], ["classifier.loss=group-softmax"]])
+def test_tau_norm_needs_one_plain_row_a_class(settings: list[str]) -> None:
+    assert resolve("demo/cross-entropy", ["test.tau_norm=0.7"]).test.tau_norm == 0.7
+    with pytest.raises(UserError, match=r"recipe: test.tau_norm = 0.7 does not go with .*; set it to 0"):
+        resolve("demo/cross-entropy", ["test.tau_norm=0.7", *settings])
+
+
 def test_every_loss_has_one_home_for_its_defaults() -> None:
     for loss, kind in CLASSIFIERS.items():
         own = kind().model_dump(exclude=set(ClassifierRecipe.model_fields))
@@ -123,6 +130,7 @@ def test_every_loss_has_one_home_for_its_defaults() -> None:
         ("classifier.alpha=1", "belongs to classifier.loss eql-v2 or focal"),
         ("classifier={loss: seesaw, threshold: 1}", "key 'classifier.threshold' belongs to classifier.loss eql"),
         ("classifier={loss: seesaw, p: -1}", "classifier.p: input should be greater than or equal to 0, received -1"),
+        ("test={tau_norm: -1}", "test.tau_norm: input should be greater than or equal to 0, received -1"),
         ("classifier={loss: seesaw, pp: 1}", "unknown key 'classifier.pp'; the nearest valid key is 'classifier.p'"),
     ],
 )

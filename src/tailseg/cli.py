@@ -105,6 +105,7 @@ def evaluate(
     data: DataOption,
     split: Annotated[str, typer.Option(help="train or val.")] = "val",
     out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and detections.json.")] = None,
+    settings: SetOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Score a model on a split by the LVIS rules."""
@@ -117,7 +118,7 @@ def evaluate(
     from tailseg.predict import load
     from tailseg.training.loop import plain_dataset
 
-    loaded = load(model)
+    loaded = load(model, settings=settings or ())
     recipe = loaded.recipe.data
     splits = open_source(data, need=(split,), rare_max=recipe.rare_max, common_max=recipe.common_max, show=not quiet)
     dataset = plain_dataset(splits, recipe, split)

@@ -23,11 +23,13 @@ from tailseg.layers.paste import encode_masks
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.progress import progress_bar
-from tailseg.recipe import Recipe
+from tailseg.recipe import Recipe, override
 from tailseg.structures import Detections, Instances, Sample
 from tailseg.training.checkpoint import load_model, load_weights
 
 Picture = NDArray[np.uint8]
+# Recipe keys (or their beginnings) that do not touch what was trained.
+AT_TEST_TIME = ("test.", "data.test_short_edge", "data.long_edge", "data.workers", "data.batch_per_device")
 
 
 class Model:
@@ -86,18 +88,27 @@ class Model:
         return self.detector.detect(collate([sample]).to(self.device))[0].to("cpu")
 
 
-def load(path: str | Path, device: str | torch.device | None = None) -> Model:
+def load(path: str | Path, device: str | torch.device | None = None, settings: Sequence[str] = ()) -> Model:
     """Read a model file, onto the GPU if there is one.
 
+    Args:
+        path: of a model that `tailseg train` saved.
+        device: where it shall run.
+        settings: recipe overrides that a trained model allows, such as ``test.nms_iou=0.6``.
+
     Raises:
-        UserError: the file is missing or not a tailseg model.
+        UserError: the file is missing or not a tailseg model, or a setting is faulty or not of the test.
     """
     checkpoint = load_model(Path(path))
-    detector = build_detector(checkpoint.recipe, len(checkpoint.categories))
+    for setting in settings:
+        if not setting.startswith(AT_TEST_TIME):
+            raise UserError(f"--set {setting}: a trained model allows {', '.join(AT_TEST_TIME)}; train anew for others")
+    recipe = override(checkpoint.recipe, settings)
+    detector = build_detector(recipe, len(checkpoint.categories))
     load_weights(detector, checkpoint.state, checkpoint.path)
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     detector = detector.to(target).to(memory_format=torch.channels_last).eval()
-    return Model(detector, checkpoint.recipe, checkpoint.categories)
+    return Model(detector, recipe, checkpoint.categories)
 
 
 def to_picture(image: str | Path | Image.Image | Picture | Tensor) -> Picture:

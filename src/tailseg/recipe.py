@@ -313,6 +313,8 @@ class TestRecipe(Section):
     """NMS threshold within a class."""
     max_detections: int = Field(300, ge=1)
     """Of an image, over all classes."""
+    tau_norm: float = Field(0.0, ge=0)
+    """Classifier rows are divided by their norm to this power (`tailseg.losses.tau_normalize`); 0 leaves them."""
 
 
 class Recipe(Section):
@@ -327,6 +329,13 @@ class Recipe(Section):
     schedule: ScheduleRecipe = ScheduleRecipe()
     training: TrainingRecipe = TrainingRecipe()
     test: TestRecipe = TestRecipe()
+
+    @model_validator(mode="after")
+    def _tau_norm_needs_rows_of_classes(self) -> Recipe:
+        if self.test.tau_norm > 0 and (self.classifier.normalized or self.classifier.loss == "group-softmax"):
+            what = "a normalised classifier" if self.classifier.normalized else "group-softmax"
+            raise ValueError(f"test.tau_norm = {self.test.tau_norm:g} does not go with {what}; set it to 0")
+        return self
 
 
 def to_yaml(recipe: Recipe) -> str:

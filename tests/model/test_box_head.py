@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tailseg.layers.normalized import NormalizedLinear
-from tailseg.losses import CrossEntropyClassification, SeesawClassification
+from tailseg.losses import CrossEntropyClassification, EqualizationV2Classification, SeesawClassification
+from tailseg.losses.classification import PRIOR_001
 from tailseg.model.box_head import BoxHead, RoISampler, RoITargets
 from tailseg.model.boxes import encode
 from tailseg.model.matching import Matcher
@@ -155,3 +156,28 @@ def test_no_rois(agnostic):
     sum(losses.values()).backward()
     assert all(value.item() == 0 for value in losses.values())
     assert all((p.grad == 0).all() for p in head.parameters())
+
+
+def test_tau_norm_works_at_test_time_only():
+    torch.manual_seed(0)
+    head = BoxHead(4, CrossEntropyClassification(5), width=16, tau_norm=1.0)
+    with torch.no_grad():
+        head.classifier.weight *= torch.tensor([3.0, 1, 0.2, 1, 1, 2])[:, None]
+        head.classifier.bias += torch.arange(6.0)
+    features = torch.randn(7, 4, 7, 7)
+    plain = head.train()(features)[0]
+    rebalanced = head.eval()(features)[0]
+    hidden = torch.relu(head.fc2(torch.relu(head.fc1(features.flatten(1)))))
+    norms = head.classifier.weight[:5].norm(dim=1)
+    rows = head.classifier.weight[:5] / norms[:, None] * norms.mean()
+    torch.testing.assert_close(rebalanced[:, :5], hidden @ rows.T + 2.0)  # 2 is the mean bias of the classes
+    torch.testing.assert_close(rebalanced[:, 5], plain[:, 5])
+    assert not torch.allclose(rebalanced[:, :5], plain[:, :5])
+    assert head.classifier.bias.tolist() == list(range(6))  # the weights themselves stay
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_the_classifier_starts_at_the_bias_that_the_loss_asks_for(normalized):
+    head = BoxHead(4, EqualizationV2Classification(3), width=8, normalized=normalized)
+    assert (head.classifier.bias == PRIOR_001).all()
+    assert (BoxHead(4, SeesawClassification(3), width=8, normalized=normalized).classifier.bias == 0).all()

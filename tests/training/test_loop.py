@@ -20,7 +20,7 @@ from tailseg.data.sources import open_source
 from tailseg.data.synthetic import SyntheticSettings, write_synthetic
 from tailseg.errors import UserError
 from tailseg.recipe import Recipe, resolve, to_yaml
-from tailseg.training.loop import Run, plain_dataset, train, train_dataset
+from tailseg.training.loop import Run, class_statistics, plain_dataset, train, train_dataset
 
 TINY = (
     "model.backbone.pretrained=false",
@@ -29,6 +29,7 @@ TINY = (
     "model.box_head={width: 32, rois: 32, max_positive: 8}",
     "model.mask_head={channels: 8, convs: 1}",
     "data={batch_per_device: 2, workers: 0, short_edges: [64], test_short_edge: 64, long_edge: 64, mask_grid: 28}",
+    "optimizer={name: adamw, lr: 0.001, weight_decay: 0.01, clip: 10}",
     "schedule={epochs: 1, milestones: [1], warmup_steps: 4, warmup_factor: 0.1}",
     "training.evaluate_every=1",
     "test.max_detections=20",
@@ -338,6 +339,25 @@ def test_resuming_needs_the_same_run(data: DataSplits, reference: Path, tmp_path
     with pytest.raises(UserError, match="other categories"):
         train(tiny(), open_source(str(other)), out, resume=True, show=False)
     assert differing(out, reference, "trainer.safetensors") == []
+
+
+def test_class_statistics_are_those_of_the_training_file(data: DataSplits) -> None:
+    assert data.train is not None
+    found = class_statistics(data.train)
+    file = json.loads(data.train.path.read_text())
+    rows = sorted(file["categories"], key=lambda row: row["id"])
+    assert found.num_images == len(file["images"]) == IMAGES
+    assert found.images.tolist() == [row["image_count"] for row in rows]
+    assert found.instances.tolist() == [row["instance_count"] for row in rows]
+
+
+def test_a_loss_that_needs_them_gets_the_statistics(data: DataSplits, tmp_path: Path) -> None:
+    settings = ("classifier.loss=eql", "classifier.threshold=0.5", "schedule.epochs=1")
+    train(tiny(*settings), data, tmp_path / "run", show=False)
+    state = load_file(tmp_path / "run" / "last.safetensors")
+    assert data.train is not None
+    share = class_statistics(data.train).images / IMAGES
+    assert state["box_head.classification.spared"].tolist() == (share < 0.5).float().tolist()
 
 
 def test_data_sets(data: DataSplits) -> None:

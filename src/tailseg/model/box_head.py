@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tailseg.layers.normalized import NormalizedLinear
-from tailseg.losses.classification import Classification
+from tailseg.losses import Classification, tau_normalize
 from tailseg.model.boxes import Stds, constant, decode, encode
 from tailseg.model.matching import Matcher, sample
 from tailseg.model.rpn import Proposals, smooth_l1
@@ -79,6 +79,7 @@ class BoxHead(nn.Module):
         class_agnostic: one box a RoI instead of one a class.
         stds: of the deltas.
         box_beta: beta of the Smooth-L1 box loss; 0 is L1.
+        tau_norm: at test time classifier rows are divided by their norm to this power; 0 leaves them.
     """
 
     def __init__(
@@ -92,9 +93,11 @@ class BoxHead(nn.Module):
         class_agnostic: bool = False,
         stds: Stds = (0.1, 0.1, 0.2, 0.2),
         box_beta: float = 0.0,
+        tau_norm: float = 0.0,
     ) -> None:
         super().__init__()
         self.classification = classification
+        self.tau_norm = tau_norm
         self.fc1 = nn.Linear(channels * ROI_SIZE**2, width)
         self.fc2 = nn.Linear(width, width)
         self.classifier: nn.Linear | NormalizedLinear
@@ -118,7 +121,15 @@ class BoxHead(nn.Module):
         """Logits (R, num_logits) and deltas (R, 1 or C, 4) of RoI features (R, channels, 7, 7)."""
         hidden = F.relu(self.fc2(F.relu(self.fc1(features.flatten(1)))))
         deltas = self.regressor(hidden).float()
-        return self.classifier(hidden), deltas.unflatten(1, (-1, 4))
+        return self._classify(hidden), deltas.unflatten(1, (-1, 4))
+
+    def _classify(self, hidden: Tensor) -> Tensor:
+        if self.training or self.tau_norm == 0:
+            logits: Tensor = self.classifier(hidden)
+            return logits
+        layer = self.classifier
+        weight, bias = tau_normalize(layer.weight, layer.bias, self.classification.num_classes, self.tau_norm)
+        return F.linear(hidden, weight, bias)
 
     def loss(self, logits: Tensor, deltas: Tensor, targets: RoITargets) -> dict[str, Tensor]:
         """The classification's losses and ``box``, each divided by the number of sampled RoIs."""

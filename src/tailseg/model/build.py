@@ -39,6 +39,7 @@ def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics
         class_agnostic=box.class_agnostic,
         stds=box.stds,
         box_beta=box.box_beta,
+        tau_norm=recipe.test.tau_norm,
     )
     return Detector(
         backbone,
@@ -49,7 +50,7 @@ def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics
         MaskHead(model.neck.channels, num_classes, **model.mask_head.model_dump()),
         pixel_mean=model.pixel_mean,
         pixel_std=model.pixel_std,
-        **recipe.test.model_dump(),
+        **recipe.test.model_dump(exclude={"tau_norm"}),
     )
 
 

@@ -59,8 +59,8 @@ def demo_cross_entropy() -> Recipe:
             ),
             # SGD, as in the report: Adam gives every weight steps of one size, however rarely its class is seen, and so
             # hides half of what a long tail does (docs/results/table1.md).
-            "optimizer": OptimizerRecipe(lr=0.02, reference_batch=8, clip=10.0),
-            "schedule": ScheduleRecipe(epochs=3, milestones=(2,), warmup_steps=50, warmup_factor=0.01),
+            "optimizer": OptimizerRecipe(lr=0.05, reference_batch=8, clip=1.0),
+            "schedule": ScheduleRecipe(epochs=3, milestones=(2,), warmup_steps=100, warmup_factor=0.01),
             "training": TrainingRecipe(evaluate_every=3),
         }
     )
