@@ -64,7 +64,7 @@ def textbook_seesaw(logits: Tensor, labels: Tensor, counts: Tensor, p: float) ->
 
 
 def inputs(samples: int, outputs: int, classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Logits (N, outputs) that carry a gradient, and labels (N,) of a long tail: class j about as often as 1 / (j + 1)."""
+    """Logits (N, outputs) that carry a gradient, and long-tailed labels (N,): class j in proportion to 1 / (j + 1)."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(samples, outputs, generator=generator) * 2
     frequency = 1 / torch.arange(1, classes + 1)

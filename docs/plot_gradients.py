@@ -160,7 +160,7 @@ def by_objects(instances: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def label_lines(axes: Axes, ends: dict[str, float], apart: float) -> None:
-    """Names right of the axes, each where its line ends, moved ``apart`` (in powers of ten) where they would overlap."""
+    """Names right of the axes, each where its line ends, kept ``apart`` (in powers of ten)."""
     floor, top = np.log10(axes.get_ylim())
     names = sorted(ends, key=lambda name: ends[name])
     exact = np.log10([max(ends[name], 10**floor) for name in names])

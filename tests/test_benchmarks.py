@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tailseg.losses import CLASSIFICATIONS, SeesawLoss
 from tailseg.model.build import build_detector
 from tailseg.recipe import override, resolve
 
@@ -53,6 +54,54 @@ def test_profile(tmp_path):
     assert {"backbone", "neck", "proposals", "box pooling", "mask head", "backward"} <= profile["train"].keys()
     assert {"class NMS", "scores", "mask pasting", "all else"} <= profile["infer"].keys()
     assert all(seconds > -0.01 for part in profile.values() for seconds in part.values())
+
+
+def test_losses(tmp_path):
+    tiny = (
+        "import losses as b; b.SIZES = ((8, 11), (9, 7)); b.TEXTBOOK_SIZE = b.ALL_SIZE = (8, 11); b.TURN = 0; b.main()"
+    )
+    done = run("-c", tiny, "--repeats=2", "--threads=1", "--out", str(tmp_path / "l.json"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "l.json").read_text())
+    assert result["machine"]["threads"] == 1
+    assert result["sizes"].keys() == {"8x11", "9x7"}
+    for rows in (*result["sizes"].values(), result["classifications"]):
+        base = next(iter(rows.values()))
+        assert base["time_ratio"]["median"] == base["memory_ratio"] == 1
+        for row in rows.values():
+            assert row["seconds"]["min"] > 0
+            assert row["memory_ratio"] == row["bytes"] / base["bytes"]
+    assert result["textbook"]["largest_difference"] < 1e-5
+    assert result["textbook"]["textbook"]["time_ratio"]["median"] > 0
+    assert result["classifications"].keys() == {"cross-entropy by torch", *CLASSIFICATIONS}
+    assert "waits" not in result
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_textbook_seesaw_is_ours():
+    from losses import textbook_seesaw
+
+    torch.manual_seed(0)
+    ours, counts = SeesawLoss(7).double().train(), torch.zeros(7)
+    for _ in range(3):
+        logits, labels = torch.randn(20, 7, dtype=torch.float64), torch.randint(0, 7, (20,)).square() // 7
+        a, b = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+        losses = ours(a, labels), textbook_seesaw(b, labels, counts, ours.p)
+        torch.testing.assert_close(*losses, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(*torch.autograd.grad(losses, (a, b)), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_memory_held_by_hand():
+    from losses import held_memory
+
+    def step() -> torch.Tensor:
+        first = torch.ones(1000)  # 4000 bytes
+        second = first + 1  # 8000 together
+        del first
+        return second + 1  # 8000 again
+
+    assert held_memory(step, torch.device("cpu")) == 8000
 
 
 @pytest.mark.usefixtures("no_device")

@@ -52,9 +52,9 @@ def train_dataset(data: DataSplits, recipe: DataRecipe) -> DetectionDataset:
 
 
 def class_statistics(train: Annotations) -> ClassStatistics:
-    """What a loss may know of the classes before training."""
+    """What a loss may know of the classes before training; images without objects are not trained on."""
     return ClassStatistics(
-        num_images=len(train),
+        num_images=max(1, len(train) - train.report.empty_images),
         images=torch.tensor([category.image_count for category in train.categories]),
         instances=torch.tensor([category.instance_count for category in train.categories]),
     )
