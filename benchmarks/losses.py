@@ -53,7 +53,7 @@ def textbook_seesaw(logits: Tensor, labels: Tensor, counts: Tensor, p: float) ->
         counts[label] += (labels == label).sum()
     seen = counts.clamp(min=1)
     ratios = seen.unsqueeze(0) / seen.unsqueeze(1)  # (C, C), N_j / N_i
-    factors = torch.where(ratios < 1, ratios**p, torch.ones_like(ratios))
+    factors = torch.where(ratios < 1, ratios**p, torch.ones_like(ratios)).to(logits.dtype)
     weights = torch.ones_like(logits)
     for label in labels.unique():
         weights[labels == label] = factors[label]

@@ -57,6 +57,7 @@ class Method:
 def methods(train: Annotations) -> dict[str, Method]:
     """The rows; constants that depend on the size of a data set stand where they stand on LVIS v1's curve."""
     instances = np.sort([category.instance_count for category in train.categories])
+    images = len(train) - train.report.empty_images
     # EQL spares LVIS's rare and common classes (its λ lies just above 100 images); so does this one.
     common = max(category.image_count for category in train.categories if category.frequency != "f")
     # Groups of 200, 412, 334 and 257 of LVIS's 1203 classes.
@@ -65,7 +66,7 @@ def methods(train: Annotations) -> dict[str, Method]:
     normalized = "classifier.normalized=true"
     return {
         "cross-entropy": Method("Cross-entropy"),
-        "eql": Method("EQL", ("classifier.loss=eql", f"classifier.threshold={(common + 0.5) / len(train):.6g}")),
+        "eql": Method("EQL", ("classifier.loss=eql", f"classifier.threshold={(common + 0.5) / images:.6g}")),
         "seesaw": Method("Seesaw", recipe="demo/seesaw"),
         "seesaw-p0": Method("Seesaw with p = 0", ("classifier.p=0",), recipe="demo/seesaw"),
         "eql-v2": Method("EQL v2", ("classifier.loss=eql-v2",)),

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tailseg.data.synthetic import lvis_curve
@@ -152,11 +153,11 @@ def epoch(name: str, counts: tuple[Tensor, Tensor], num_images: int) -> tuple[Te
     return pull, pushes, background
 
 
-def by_objects(instances: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def by_objects(instances: Tensor, values: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
     """Different numbers of instances, rising, and the geometric mean of the values of the classes that have them."""
     levels, index = instances.unique(return_inverse=True)
     total = torch.zeros(len(levels)).index_add_(0, index, values.float().log())
-    return levels, (total / index.bincount()).exp()
+    return levels.numpy(), (total / index.bincount()).exp().numpy()
 
 
 def label_lines(axes: Axes, ends: dict[str, float], apart: float) -> None:
@@ -173,7 +174,7 @@ def label_lines(axes: Axes, ends: dict[str, float], apart: float) -> None:
         heights = heights.clip(floor, top)
     for name, height, end in zip(names, heights, exact, strict=True):
         axes.annotate(
-            name if ends[name] > 10**floor else f"{name}: 0",
+            name if ends[name] > 0 else f"{name}: 0",
             (1.0, 10**end),
             (1.05, 10**height),
             xycoords=("axes fraction", "data"),
@@ -190,7 +191,7 @@ def draw_pushes(axes: Axes, x: Any, lines: dict[str, Tensor], floor: float) -> N
     for name, values in lines.items():
         _, _, color, style = LOSSES[name]
         width = 2.6 if name.startswith("Seesaw") else 1.6
-        axes.plot(x, values.clamp(min=floor), style, color=color, linewidth=width, clip_on=False)
+        axes.plot(x, values.clamp(min=floor).numpy(), style, color=color, linewidth=width, clip_on=False)
     axes.set_yscale("log")
     axes.set_ylim(floor, 1.3)
     axes.set_xlim(x[0], x[-1])
@@ -212,7 +213,7 @@ def draw_ratio(axes: Axes, name: str, instances: Tensor, sums: dict[str, tuple[T
     if ratio[0] > 0:
         axes.annotate(
             f"{ratio[0]:.2g}" if ratio[0] < 99.5 else f"{ratio[0]:.0f}",
-            (float(levels[0]), float(ratio[0])), (-2, -12), textcoords="offset points", va="top",
+            (levels[0], ratio[0]), (-4, -15), textcoords="offset points", va="top",
         )  # fmt: skip
     axes.axhline(1, color="#444444", linewidth=0.7)
     axes.set_xscale("log")
@@ -245,7 +246,7 @@ def picture(counts: tuple[Tensor, Tensor], num_images: int, out: Path) -> None:
 
     rare_logits = torch.linspace(-6, 3, 46)
     by_logit = {name: push(name, counts, num_images, 100, rare_logits, draw) for name in LOSSES}
-    draw_pushes(right, rare_logits, by_logit, 1e-5)
+    draw_pushes(right, rare_logits.numpy(), by_logit, 1e-5)
     right.set_xlabel("logit of the rare class over that of the sample's class")
     right.set_title("(b) the same for k = 100, other logits", loc="left")
 
@@ -277,15 +278,14 @@ def report(
 ) -> None:
     """Print the page's table."""
     low, middle, high = (int((rare_logits - z).abs().argmin()) for z in (-3.0, 0.0, 3.0))
-    rarest, most = int(instances.argmin()), int(instances.argmax())
     heads = ("z_j = -3", "z_j = 0", "z_j = 3", "rarest", "+ backgr.", "most freq.", "+ backgr.")
     print(f"{'':17}{'push of a sample, k = 100':>30}{'pushes / pulls of an epoch':>40}")
     print(f"{'loss':17}" + "".join(f"{head:>10}" for head in heads))
     for name, values in by_logit.items():
         pull, pushes, background = sums[name]
         cells = [float(values[index]) for index in (low, middle, high)]
-        for one in (rarest, most):
-            cells += [float(pushes[one] / pull[one]), float((pushes + background)[one] / pull[one])]
+        ratios = [by_objects(instances, push / pull)[1] for push in (pushes, pushes + background)]
+        cells += [ratio[end] for end in (0, -1) for ratio in ratios]  # of the rarest and the most frequent classes
         print(f"{name:17}" + "".join(f"{cell:10.2g}" if cell < 99.5 else f"{cell:10.0f}" for cell in cells))
 
 

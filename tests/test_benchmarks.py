@@ -96,10 +96,10 @@ def test_memory_held_by_hand():
     from losses import held_memory
 
     def step() -> torch.Tensor:
-        first = torch.ones(1000)  # 4000 bytes
-        second = first + 1  # 8000 together
+        first = torch.empty(1000)  # 4000 bytes
+        second = first.clone()  # 8000 together
         del first
-        return second + 1  # 8000 again
+        return second.clone()  # 8000 again
 
     assert held_memory(step, torch.device("cpu")) == 8000
 

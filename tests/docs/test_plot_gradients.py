@@ -1,7 +1,6 @@
 """The gradients that docs/gradients.md states are those of the code, and its plot is drawn."""
 
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -29,7 +28,7 @@ def own_gradient(name: str, z: tuple[float, ...], label: int, prepare=None, **op
     classification = kind(CLASSES, **options).double().eval()
     if prepare:
         prepare(classification)
-    values = [*z, *[0.7] * CLASSES][: classification.num_logits]
+    values = [*z, *[0.7] * (CLASSES + 1)][: classification.num_logits]
     logits = torch.tensor([values], dtype=torch.float64, requires_grad=True)
     loss = sum(classification.loss(logits, torch.tensor([label]), torch.tensor([True])).values())
     return float(torch.autograd.grad(loss, logits)[0][0, RARE])
@@ -135,7 +134,7 @@ def test_group_softmax(z, thresholds):
     """A step of one RoI: only a group that has the label counts it, and class 1 shares the rare one's at (1000,)."""
     group = [k for k in range(CLASSES) if sum(OBJECTS[k] >= t for t in thresholds) == 0]
     p = softmax([*(z[k] for k in group), 0.7], group.index(RARE))
-    expected = {label: p for label in group} | {RARE: p - 1, CLASSES: 0.0, 0: 0.0}
+    expected = dict.fromkeys(group, p) | {RARE: p - 1, CLASSES: 0.0, 0: 0.0}
     check("group-softmax", z, expected, thresholds=thresholds)
 
 
@@ -149,14 +148,19 @@ def test_group_softmax_with_an_own_sample_counts_others_too():
     torch.testing.assert_close(gradient[:, RARE], torch.tensor([-0.5, 0.5, 0.5], dtype=torch.float64) / 3)
 
 
-def test_script_draws_the_page_s_picture(tmp_path):
+def test_script_draws_the_page_s_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import plot_gradients
+
     rows = [f"{n},{n}" for n in (400, 200, 90, 60, 30, 12, 10, 6, 3, 1)]
     (tmp_path / "counts.csv").write_text("\n".join(rows))
-    command = [sys.executable, str(FOLDER / "plot_gradients.py"), "--counts", str(tmp_path / "counts.csv")]
-    done = subprocess.run([*command, "--out", str(tmp_path / "g.png")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(plot_gradients, "DRAWS", 100)
+    arguments = ["--counts", str(tmp_path / "counts.csv"), "--num-images", "1000", "--out", str(tmp_path / "g.png")]
+    monkeypatch.setattr(sys, "argv", ["plot_gradients.py", *arguments])
+    plot_gradients.main()
     assert (tmp_path / "g.png").read_bytes().startswith(b"\x89PNG")
-    assert "logit adjustment" in done.stdout
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in plot_gradients.LOSSES)
 
 
 def test_counts_that_are_none_are_refused(tmp_path, monkeypatch):
