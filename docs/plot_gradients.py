@@ -279,14 +279,14 @@ def report(
     """Print the page's table."""
     low, middle, high = (int((rare_logits - z).abs().argmin()) for z in (-3.0, 0.0, 3.0))
     heads = ("z_j = -3", "z_j = 0", "z_j = 3", "rarest", "+ backgr.", "most freq.", "+ backgr.")
-    print(f"{'':17}{'push of a sample, k = 100':>30}{'pushes / pulls of an epoch':>40}")
-    print(f"{'loss':17}" + "".join(f"{head:>10}" for head in heads))
+    print(f"{'':17}{'push of a sample, k = 100':>33}{'pushes / pulls of an epoch':>44}")
+    print(f"{'loss':17}" + "".join(f"{head:>11}" for head in heads))
     for name, values in by_logit.items():
         pull, pushes, background = sums[name]
         cells = [float(values[index]) for index in (low, middle, high)]
         ratios = [by_objects(instances, push / pull)[1] for push in (pushes, pushes + background)]
         cells += [ratio[end] for end in (0, -1) for ratio in ratios]  # of the rarest and the most frequent classes
-        print(f"{name:17}" + "".join(f"{cell:10.2g}" if cell < 99.5 else f"{cell:10.0f}" for cell in cells))
+        print(f"{name:17}" + "".join(f"{cell:11.2g}" if cell < 99.5 else f"{cell:11.0f}" for cell in cells))
 
 
 def read_counts(path: Path) -> tuple[Tensor, Tensor]:

@@ -118,7 +118,8 @@ def test_gpu_runs_every_benchmark():
     from gpu import RUNS
 
     scripts = {path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text()}
-    assert scripts - {"gpu.py"} == {arguments[0] for arguments in RUNS.values()}
+    # table1.py measures learning, for an hour and a half.
+    assert scripts - {"gpu.py", "table1.py"} == {arguments[0] for arguments in RUNS.values()}
 
 
 @pytest.mark.usefixtures("benchmarks")

@@ -175,6 +175,13 @@ def test_the_spec_of_table_1() -> None:
     assert {key: flat[key] for key in expected} == expected
 
 
+def test_equalization_loss_in_table_1() -> None:
+    """Spec, sections 9 and 26: a plain linear layer, and λ for LVIS v1."""
+    found = diff(resolve("table1/cross-entropy"), resolve("table1/eql"))
+    assert found == [("classifier.loss", "cross-entropy", "eql"), ("classifier.threshold", None, 0.0011)]
+    assert not resolve("table1/eql").classifier.normalized
+
+
 def test_pairs_differ_in_the_classifier_only() -> None:
     for family in ("table1", "small", "demo"):
         found = diff(resolve(f"{family}/cross-entropy"), resolve(f"{family}/seesaw"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tailseg.errors import UserError
-    from tailseg.layers.normalized import NormalizedLinear
+    from tailseg.layers.normalized import NormalizedConv2d, NormalizedLinear
     from tailseg.losses.seesaw import SeesawLoss
     from tailseg.predict import Model, load
     from tailseg.structures import Detections
@@ -18,13 +18,23 @@ __version__ = version("tailseg")
 _HOMES = {
     "Detections": "tailseg.structures",
     "Model": "tailseg.predict",
+    "NormalizedConv2d": "tailseg.layers.normalized",
     "NormalizedLinear": "tailseg.layers.normalized",
     "SeesawLoss": "tailseg.losses.seesaw",
     "UserError": "tailseg.errors",
     "load": "tailseg.predict",
 }
 
-__all__ = ["Detections", "Model", "NormalizedLinear", "SeesawLoss", "UserError", "__version__", "load"]
+__all__ = [
+    "Detections",
+    "Model",
+    "NormalizedConv2d",
+    "NormalizedLinear",
+    "SeesawLoss",
+    "UserError",
+    "__version__",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

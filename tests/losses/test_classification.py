@@ -128,6 +128,15 @@ def test_nothing_valid_gives_zero_with_a_gradient(kind, rows):
     assert torch.equal(logits.grad, torch.zeros_like(logits))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("label", [1, 4])  # of a class, and background
+def test_a_logit_that_is_no_number_shows_in_the_loss(kind, label):
+    ours, logits = kind(4), torch.zeros(3, kind(4).num_logits)
+    logits[1] = float("nan")
+    losses = ours.loss(logits, torch.tensor([0, label, 4]), torch.ones(3, dtype=torch.bool))
+    assert all(value.isnan() for value in losses.values())
+
+
 def test_cross_entropy_is_the_mean_over_valid_rois():
     ours, logits = CrossEntropyClassification(2), torch.tensor([[0.0, 0.0, 0.0], [3.0, 0.0, 0.0], [9.0, 9.0, 0.0]])
     losses = ours.loss(logits, torch.tensor([2, 0, 1]), torch.tensor([True, True, False]))

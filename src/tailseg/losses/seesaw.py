@@ -218,12 +218,14 @@ class SeesawClassification(nn.Module):
         own = labels.clamp(max=self.seesaw.num_classes - 1)
         if self.training:
             self.seesaw.count(own, counted)
-        losses = self.seesaw.per_sample(logits[:, : self.seesaw.num_classes], own)
+        # Split and not sliced: the gradients of the parts are then put together in one go.
+        classes, pair = logits.split([self.seesaw.num_classes, self.num_logits - self.seesaw.num_classes], dim=1)
+        losses = self.seesaw.per_sample(classes, own)
         result = {"classes": (losses * counted).sum() / valid.sum().clamp(min=1)}
         if self.objectness:
             is_background = (labels == self.num_classes).long()
-            pair = at_least_float32(logits[:, self.num_classes :])
-            result["objectness"] = mean_over_valid(F.cross_entropy(pair, is_background, reduction="none"), valid)
+            judged = F.cross_entropy(at_least_float32(pair), is_background, reduction="none")
+            result["objectness"] = mean_over_valid(judged, valid)
         return result
 
     def scores(self, logits: Tensor) -> Tensor:
