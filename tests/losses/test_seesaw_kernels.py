@@ -1,6 +1,9 @@
 """The three ways to the Seesaw losses against each other, and what each promises about memory and derivatives."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,6 +95,13 @@ def test_classes_ruled_out_by_minus_infinity():
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("label", [-1, 5])
+def test_labels_out_of_range_are_refused_by_pytorch(way, label):
+    with pytest.raises((RuntimeError, IndexError)):
+        way(torch.zeros(1, 5), torch.tensor([label]), torch.zeros(5), 0.0, EPS)
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_no_rows(way):
     logits = torch.zeros(0, 5, requires_grad=True)
     losses = way(logits, torch.zeros(0, dtype=torch.int64), torch.zeros(5), 2.0, EPS)
@@ -115,6 +125,17 @@ def test_the_gradient_passed_in_is_left_alone(way):
     leaf, upstream = logits.detach().requires_grad_(), torch.ones(7)
     way(leaf, labels, strengths, 0.0, EPS).backward(upstream)
     assert torch.equal(upstream, torch.ones(7))
+
+
+@interpreted
+def test_kernels_compile_for_gpus():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("compile_kernels.py")
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 8
+    assert all(int(size) > 0 for *_, size in lines)
 
 
 def test_second_derivatives():
@@ -179,6 +200,6 @@ def test_cuda_takes_triton_and_nothing_else_does(monkeypatch):
 
     for is_cuda, dtype in ((True, torch.float32), (True, torch.float64), (False, torch.float32)):
         seesaw_losses(Logits(is_cuda), None, torch.zeros(2, dtype=dtype), 0.0, EPS)
-    monkeypatch.setattr(seesaw_kernels, "find_spec", lambda name: None)  # a build without Triton
+    monkeypatch.setattr(seesaw_kernels, "has_triton", lambda: False)
     seesaw_losses(Logits(True), None, torch.zeros(2), 0.0, EPS)
     assert taken == ["triton_seesaw", "fused_seesaw", "fused_seesaw", "fused_seesaw"]

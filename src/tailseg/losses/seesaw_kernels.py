@@ -8,6 +8,7 @@ sum more than without it.
 from __future__ import annotations
 
 import math
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -81,26 +82,26 @@ class _FusedSeesaw(torch.autograd.Function):
 
 
 class _TritonSeesaw(torch.autograd.Function):
-    """Keeps three numbers a sample and makes one (N, C) buffer, the gradient."""
+    """Keeps four numbers a sample and makes one (N, C) buffer, the gradient."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, strengths: Tensor, q: float, eps: float) -> Tensor:
         from tailseg.losses import seesaw_triton
 
-        losses, *softmax = seesaw_triton.forward(logits, labels, strengths, q, eps)
-        ctx.save_for_backward(logits, labels, strengths, *softmax)
+        losses, *kept = seesaw_triton.forward(logits, labels, strengths, q, eps)
+        ctx.save_for_backward(logits, labels, strengths, *kept)
         ctx.options = q, eps
         return losses
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        logits, labels, strengths, *softmax = ctx.saved_tensors
+        logits, labels, strengths, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _gradient(grad, logits, labels, strengths, *ctx.options), None, None, None, None
         from tailseg.losses import seesaw_triton
 
-        result = seesaw_triton.backward(grad, logits, labels, strengths, *softmax, *ctx.options)
+        result = seesaw_triton.backward(grad, logits, labels, strengths, *kept, *ctx.options)
         return result, None, None, None, None
 
 
@@ -116,10 +117,16 @@ def triton_seesaw(logits: Tensor, labels: Tensor, strengths: Tensor, q: float, e
     return losses
 
 
+@cache
+def has_triton() -> bool:
+    """Whether kernels can be compiled: CUDA builds of PyTorch for Linux bring Triton along."""
+    return find_spec("triton") is not None
+
+
 def seesaw_losses(logits: Tensor, labels: Tensor, strengths: Tensor, q: float, eps: float) -> Tensor:
     """The fastest of the three that will do; arguments of `shifted_logits`, losses (N,)."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return plain_seesaw(logits, labels, strengths, q, eps)
-    if logits.is_cuda and strengths.dtype == torch.float32 and find_spec("triton") is not None:
+    if logits.is_cuda and strengths.dtype == torch.float32 and has_triton():
         return triton_seesaw(logits, labels, strengths, q, eps)
     return fused_seesaw(logits, labels, strengths, q, eps)

@@ -47,15 +47,14 @@ def _log_sum_exp(
 
 @triton.jit
 def _forward_kernel(
-    logits, row_stride, labels, strengths, losses, tops, log_totals, plain_normalisers, classes, log_eps,
+    logits, row_stride, labels, strengths, own_strengths, losses, tops, log_totals, plain_normalisers, classes, log_eps,
     q: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     sample = tl.program_id(0).to(tl.int64)
     row = logits + sample * row_stride
     label = tl.load(labels + sample)
-    tl.device_assert((label >= 0) & (label < classes), "Seesaw label out of range")
     own = tl.load(row + label).to(tl.float32)
-    own_strength = tl.load(strengths + label)
+    own_strength = tl.load(own_strengths + sample)
     plain_normaliser = tl.zeros((), tl.float32)
     floor = tl.zeros((), tl.float32)
     if q > 0:
@@ -72,8 +71,8 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    grads, logits, row_stride, labels, strengths, tops, log_totals, plain_normalisers, result, classes, log_eps,
-    q: tl.constexpr, block: tl.constexpr,
+    grads, logits, row_stride, labels, strengths, own_strengths, tops, log_totals, plain_normalisers, result, classes,
+    log_eps, q: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     sample = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * block + tl.arange(0, block)
@@ -82,7 +81,7 @@ def _backward_kernel(
     label = tl.load(labels + sample)
     z = tl.load(row + columns, inside, 0.0).to(tl.float32)
     strength = tl.load(strengths + columns, inside, 0.0)
-    own_strength = tl.load(strengths + label)
+    own_strength = tl.load(own_strengths + sample)
     plain_normaliser = tl.zeros((), tl.float32)
     floor = tl.zeros((), tl.float32)
     if q > 0:
@@ -100,7 +99,9 @@ def _rows(logits: Tensor) -> Tensor:
 
 
 def forward(logits: Tensor, labels: Tensor, strengths: Tensor, q: float, eps: float) -> tuple[Tensor, ...]:
-    """Losses, and three numbers a sample for `backward`, each (N,) float32; arguments of `shifted_logits`."""
+    """Losses, and four numbers a sample for `backward`, each (N,) float32; arguments of `shifted_logits`."""
+    # Gathered here and not in the kernel: PyTorch's gather refuses a label out of range, which Triton would read.
+    own_strengths = strengths.gather(0, labels)
     logits = _rows(logits.detach())
     count, classes = logits.shape
     outputs = torch.empty(4, count, dtype=torch.float32, device=logits.device).unbind()
@@ -110,13 +111,15 @@ def forward(logits: Tensor, labels: Tensor, strengths: Tensor, q: float, eps: fl
             logits.stride(0),
             labels.contiguous(),
             strengths.contiguous(),
+            own_strengths,
             *outputs,
             classes,
             math.log(eps),
             q=q,
             block=FORWARD_BLOCK,
         )
-    return outputs
+    losses, *softmax = outputs
+    return losses, own_strengths, *softmax
 
 
 def backward(
@@ -124,6 +127,7 @@ def backward(
     logits: Tensor,
     labels: Tensor,
     strengths: Tensor,
+    own_strengths: Tensor,
     tops: Tensor,
     log_totals: Tensor,
     plain_normalisers: Tensor,
@@ -141,6 +145,7 @@ def backward(
             logits.stride(0),
             labels.contiguous(),
             strengths.contiguous(),
+            own_strengths,
             tops,
             log_totals,
             plain_normalisers,
