@@ -27,12 +27,10 @@ import numpy as np
 import torch
 
 from tailseg.data.annotations import Annotations
-from tailseg.data.sources import draw_synthetic, open_source
-from tailseg.data.synthetic import SyntheticSettings
+from tailseg.data.sources import SYNTHETIC, open_source
 from tailseg.evaluation.comparison import number
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = SyntheticSettings(classes=120, train_images=1200, val_images=300, size=128, seed=0)
 SEED = 1  # the first; the budget was chosen with seed 0, for all methods alike
 BASELINE = "cross-entropy"
 METRICS = (("bbox", "AP"), ("segm", "AP"), ("segm", "APr"), ("segm", "APc"), ("segm", "APf"))
@@ -87,22 +85,22 @@ def methods(train: Annotations) -> dict[str, Method]:
 # Runs
 
 
-def command(method: Method, name: str, seed: int, data: Path, out: Path) -> list[str]:
+def command(method: Method, name: str, seed: int, out: Path) -> list[str]:
     """The command line of one run; its metrics land in ``out/NAME-SEED/metrics.json``."""
     folder = out / f"{name}-{seed}"
     settings = [part for setting in method.settings for part in ("--set", setting)]
     tailseg = [str(Path(sys.executable).with_name("tailseg"))]
     if method.tested_from is not None:
         model = out / f"{method.tested_from}-{seed}" / "last.safetensors"
-        return [*tailseg, "eval", str(model), "--data", str(data), "--out", str(folder), "--quiet", *settings]
+        return [*tailseg, "eval", str(model), "--data", SYNTHETIC, "--out", str(folder), "--quiet", *settings]
     resume = ["--resume"] if (folder / "trainer.safetensors").is_file() else []
     return [
-        *(*tailseg, "train", method.recipe, "--data", str(data), "--out", str(folder), "--seed", str(seed), "--quiet"),
+        *(*tailseg, "train", method.recipe, "--data", SYNTHETIC, "--out", str(folder), "--seed", str(seed), "--quiet"),
         *("--set", "data.workers=0", *settings, *resume),
     ]
 
 
-def run_all(rows: dict[str, Method], seeds: int, jobs: int, data: Path, out: Path) -> None:
+def run_all(rows: dict[str, Method], seeds: int, jobs: int, out: Path) -> None:
     """Train what is not trained yet, ``jobs`` runs at a time, the report's three rows first."""
     out.mkdir(parents=True, exist_ok=True)
     order = sorted(
@@ -126,7 +124,7 @@ def run_all(rows: dict[str, Method], seeds: int, jobs: int, data: Path, out: Pat
             name, seed = ready.pop(0)
             waiting.remove((name, seed))
             with (out / f"{name}-{seed}.log").open("wb") as log:
-                arguments = command(rows[name], name, seed, data, out)
+                arguments = command(rows[name], name, seed, out)
                 running[name, seed] = subprocess.Popen(arguments, env=environment, stdout=log, stderr=log)
         time.sleep(0.5)
 
@@ -264,28 +262,28 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a thread each")
     parser.add_argument("--methods", help="some rows only, separated by commas; no page is written then")
     arguments = parser.parse_args()
-    folder = Path(draw_synthetic(DATA, show=False))
-    data = open_source(str(folder), show=False)
+    data = open_source(SYNTHETIC, show=False)
     assert data.train is not None
+    assert data.val is not None
     rows = methods(data.train)
     if arguments.methods:
         chosen = arguments.methods.split(",")
         unknown = sorted(set(chosen) - set(rows))
         if unknown:
             parser.error(f"unknown methods {', '.join(unknown)}; there are {', '.join(rows)}")
-        run_all({name: rows[name] for name in chosen}, arguments.seeds, arguments.jobs, folder, arguments.out)
+        run_all({name: rows[name] for name in chosen}, arguments.seeds, arguments.jobs, arguments.out)
         return
-    run_all(rows, arguments.seeds, arguments.jobs, folder, arguments.out)
+    run_all(rows, arguments.seeds, arguments.jobs, arguments.out)
     lines = (arguments.out / f"{BASELINE}-{SEED}" / "metrics.jsonl").read_text().splitlines()
     batch = 8  # of the demo recipes
     frequencies = [category.frequency for category in data.train.categories]
     results = {
         "data": {
-            "classes": DATA.classes,
+            "classes": len(frequencies),
             "classes_by_frequency": {group: frequencies.count(group) for group in "rcf"},
-            "train_images": DATA.train_images,
-            "val_images": DATA.val_images,
-            "size": DATA.size,
+            "train_images": len(data.train),
+            "val_images": len(data.val),
+            "size": int(data.train.image_hws.max()),
         },
         "seeds": arguments.seeds,
         "images_seen": batch * json.loads(lines[-1])["step"],

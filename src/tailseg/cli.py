@@ -185,8 +185,8 @@ def score(
 @data_app.command("synth")
 def data_synth(
     out: Annotated[Path, typer.Argument(help="New folder.")],
-    classes: Annotated[int, typer.Option(help="Number of classes.")] = 40,
-    images: Annotated[int, typer.Option(help="Training images; a quarter as many for validation.")] = 800,
+    classes: Annotated[int, typer.Option(help="Number of classes.")] = 120,
+    images: Annotated[int, typer.Option(help="Training images; a quarter as many for validation.")] = 1200,
     size: Annotated[int, typer.Option(help="Side of the square images in pixels.")] = 128,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the pictures.")] = 0,
     quiet: QuietOption = False,

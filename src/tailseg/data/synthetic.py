@@ -52,9 +52,9 @@ class SyntheticSettings:
 
     """
 
-    classes: int = 40  # 2 to 1203
-    train_images: int = 800
-    val_images: int = 200
+    classes: int = 120  # 2 to 1203
+    train_images: int = 1200
+    val_images: int = 300
     size: int = 128  # pixels, height and width, at least 32
     seed: int = 0
 
