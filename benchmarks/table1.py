@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -136,7 +137,7 @@ def collect(rows: dict[str, Method], seeds: int, out: Path) -> dict[str, Any]:
         runs = [json.loads((out / f"{name}-{seed}" / "metrics.json").read_text()) for seed in range(SEED, SEED + seeds)]
         source = method.tested_from
         how = f"test of {source}" if source else f"tailseg train {method.recipe}"
-        settings = " ".join(f"--set {s}" for s in method.settings)
+        settings = shlex.join(part for setting in method.settings for part in ("--set", setting))
         found[name] = {"title": method.title, "command": f"{how} {settings}".strip(), "runs": runs}
     return found
 
