@@ -120,7 +120,7 @@ class SeesawLoss(nn.Module):
         self._require_shapes(logits, labels)
         if self.training:
             self.count(labels, None if weights is None else weights != 0)
-        losses = self.per_sample(logits, labels)
+        losses = self._losses(logits, labels)
         if weights is not None:
             losses = losses * weights
         if self.reduction == "none":
@@ -141,11 +141,14 @@ class SeesawLoss(nn.Module):
         """
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() >= 0:
             return  # the backward pass recomputes a checkpointed forward, whose samples were counted then
-        # index_add_ and not bincount: on CUDA the latter waits for the largest label.
-        weights = torch.ones_like(labels) if valid is None else valid.to(torch.int64)
-        increment = torch.zeros(self.num_classes, dtype=torch.int64, device=labels.device)
         try:
-            increment.index_add_(0, labels, weights)
+            if valid is None and labels.is_cpu and not torch.compiler.is_compiling():
+                increment = torch.bincount(labels, minlength=self.num_classes)
+            else:  # on CUDA bincount waits for the largest label
+                increment = torch.zeros(self.num_classes, dtype=torch.int64, device=labels.device)
+                increment.index_add_(0, labels, torch.ones_like(labels) if valid is None else valid.to(torch.int64))
+            if len(increment) != self.num_classes:
+                raise IndexError("a label is too large")
         except (IndexError, RuntimeError) as error:
             raise self._explained(error, labels) from error
         if self.sync_counts and dist.is_available() and dist.is_initialized():
@@ -159,6 +162,9 @@ class SeesawLoss(nn.Module):
             ValueError: shapes are not as described, or a label is outside [0, C) (on CPU).
         """
         self._require_shapes(logits, labels)
+        return self._losses(logits, labels)
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         # Autocast lowers none of the operations that follow, and float32 strengths raise whatever they meet.
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         strengths = self.counts.clamp(min=1).to(dtype).log_().mul_(self.p)

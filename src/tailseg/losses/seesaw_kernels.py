@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+LARGEST_BY_PROBABILITY = 69.0  # -ln 1e-30: float32 holds smaller ones, with fewer and fewer digits
+
 
 def shifted_logits(logits: Tensor, labels: Tensor, strengths: Tensor, q: float, eps: float) -> Tensor:
     """What Seesaw takes the softmax of: z_j + ln S_ij + a_i.
@@ -48,37 +50,39 @@ def plain_seesaw(logits: Tensor, labels: Tensor, strengths: Tensor, q: float, ep
 
 def _gradient(grad: Tensor, logits: Tensor, labels: Tensor, strengths: Tensor, q: float, eps: float) -> Tensor:
     """The gradient made anew from the logits, itself differentiable: for second derivatives and second passes."""
-    shifted = shifted_logits(logits, labels, strengths, q, eps)
-    terms = (shifted - shifted.detach().amax(dim=1, keepdim=True)).exp()  # step by step what the fused one computes
-    weight = grad.to(terms.dtype).unsqueeze(1)
-    prob = terms * (weight / terms.sum(dim=1, keepdim=True))
-    return prob.scatter_add(1, labels.unsqueeze(1), -weight).to(logits.dtype)
+    prob = shifted_logits(logits, labels, strengths, q, eps).softmax(dim=1)
+    weight = grad.to(prob.dtype).unsqueeze(1)
+    return (prob * weight).scatter_add(1, labels.unsqueeze(1), -weight).to(logits.dtype)
 
 
 class _FusedSeesaw(torch.autograd.Function):
-    """One (N, C) buffer: forward it becomes e^(logit - largest), backward the gradient, in place."""
+    """Keeps one (N, C) buffer, the probabilities, which become the gradient in place; few passes, for small batches."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, strengths: Tensor, q: float, eps: float) -> Tensor:
+        own = labels.unsqueeze(1)
         shifted = shifted_logits(logits, labels, strengths, q, eps)
-        shifted.sub_(shifted.amax(dim=1, keepdim=True))
-        own = shifted.gather(1, labels.unsqueeze(1))
-        total = shifted.exp_().sum(dim=1, keepdim=True)  # at least 1
-        ctx.save_for_backward(logits, labels, strengths, total)
+        prob = shifted.softmax(dim=1)
+        own_prob = prob.gather(1, own)
+        losses = own_prob.log().neg_()
+        # A probability that has run out of digits has no logarithm to speak of; then it takes another pass.
+        if not logits.is_cpu or (len(labels) and float(losses.max()) > LARGEST_BY_PROBABILITY):
+            losses = shifted.log_softmax(dim=1).gather(1, own).neg_()
+        ctx.save_for_backward(logits, labels, strengths)
         ctx.options = q, eps
-        ctx.buffer = shifted if ctx.needs_input_grad[0] else None
-        return (total.log() - own).squeeze(1)
+        ctx.prob = prob if ctx.needs_input_grad[0] else None
+        return losses.squeeze(1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        logits, labels, strengths, total = ctx.saved_tensors
-        buffer, ctx.buffer = ctx.buffer, None
-        if buffer is None or torch.is_grad_enabled():
+        logits, labels, strengths = ctx.saved_tensors
+        prob, ctx.prob = ctx.prob, None
+        if prob is None or torch.is_grad_enabled():
             return _gradient(grad, logits, labels, strengths, *ctx.options), None, None, None, None
-        weight = grad.to(total.dtype).unsqueeze(1)
-        buffer.mul_(weight / total).scatter_add_(1, labels.unsqueeze(1), -weight)
-        return buffer.to(logits.dtype), None, None, None, None
+        weight = grad.to(prob.dtype).unsqueeze(1)
+        prob.mul_(weight).scatter_add_(1, labels.unsqueeze(1), -weight)
+        return prob.to(logits.dtype), None, None, None, None
 
 
 class _TritonSeesaw(torch.autograd.Function):
