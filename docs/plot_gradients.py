@@ -308,8 +308,12 @@ def main() -> None:
     parser.add_argument("--num-images", type=int, default=LVIS_TRAIN_IMAGES, help="training images")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images" / "gradients.png")
     options = parser.parse_args()
+    try:
+        counts = read_counts(options.counts) if options.counts else lvis_like()
+    except (OSError, ValueError) as error:
+        parser.error(f"{options.counts}: {error}; give a CSV with a line images,instances a class")
     torch.manual_seed(0)
-    picture(read_counts(options.counts) if options.counts else lvis_like(), options.num_images, options.out)
+    picture(counts, options.num_images, options.out)
 
 
 if __name__ == "__main__":

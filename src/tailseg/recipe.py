@@ -21,7 +21,9 @@ from tailseg.errors import UserError
 class Section(BaseModel):
     """Base of all parts of a recipe: frozen, unknown keys forbidden."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class BackboneRecipe(Section):
@@ -143,7 +145,7 @@ class EqlRecipe(ClassifierRecipe):
     """`tailseg.losses.EqualizationClassification`."""
 
     loss: Literal["eql"] = "eql"
-    threshold: float = Field(1.1e-3, ge=0)
+    threshold: float = Field(1.1e-3, ge=0, le=1)
     """λ: classes in a smaller share of the training images are spared."""
 
 
@@ -153,7 +155,7 @@ class EqlV2Recipe(ClassifierRecipe):
     loss: Literal["eql-v2"] = "eql-v2"
     gamma: float = Field(12.0, gt=0)
     """Slope of the mapping from the gradient ratio to the weights."""
-    mu: float = 0.8
+    mu: float = Field(0.8, ge=0)
     """Gradient ratio at its middle."""
     alpha: float = Field(4.0, ge=0)
     """How much more than 1 a positive gradient can weigh."""
@@ -167,6 +169,12 @@ class GroupSoftmaxRecipe(ClassifierRecipe):
     """Training instances at which the next group of classes begins."""
     others_ratio: float = Field(8.0, gt=0)
     """RoIs of other groups that count, for each of the group's own."""
+
+    @model_validator(mode="after")
+    def _thresholds_rise(self) -> GroupSoftmaxRecipe:
+        if list(self.thresholds) != sorted(set(self.thresholds)):
+            raise ValueError(f"thresholds must be rising numbers, received {list(self.thresholds)}")
+        return self
 
 
 class FederatedRecipe(ClassifierRecipe):

@@ -1,6 +1,7 @@
 """The gradients that docs/gradients.md states are those of the code, and its plot is drawn."""
 
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -170,3 +171,23 @@ def test_counts_that_are_none_are_refused(tmp_path, monkeypatch):
     (tmp_path / "counts.csv").write_text("3,3\n2,0\n1,1\n")
     with pytest.raises(ValueError, match="all positive"):
         read_counts(tmp_path / "counts.csv")
+
+
+@pytest.mark.parametrize("content", [None, "a,b\n"])
+def test_wrong_counts_end_in_a_sentence(tmp_path, content):
+    path = tmp_path / "counts.csv"
+    if content is not None:
+        path.write_text(content)
+    command = [
+        sys.executable,
+        str(FOLDER / "plot_gradients.py"),
+        "--counts",
+        str(path),
+        "--out",
+        str(tmp_path / "p.png"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"{path}: " in done.stderr
+    assert "give a CSV with a line images,instances a class" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -84,6 +84,14 @@ def test_one_nan_makes_its_row_nan_and_no_other(way, q):
     assert grad.isnan().any(1).tolist() == [i == 3 for i in range(7)]
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_nan_leaves_the_digits_of_another_row_s_huge_loss_alone(way):
+    logits = torch.tensor([[float("nan"), 0.0], [-500.0, 500.0]])
+    losses = way(logits, torch.zeros(2, dtype=torch.int64), torch.zeros(2), 0.0, EPS)
+    assert losses[0].isnan()
+    assert losses[1].item() == 1000
+
+
 @interpreted
 def test_classes_ruled_out_by_minus_infinity():
     logits, labels, strengths, _ = case(3000)

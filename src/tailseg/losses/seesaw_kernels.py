@@ -66,7 +66,7 @@ class _FusedSeesaw(torch.autograd.Function):
         own_prob = prob.gather(1, own)
         losses = own_prob.log().neg_()
         # A probability that has run out of digits has no logarithm to speak of; then it takes another pass.
-        if not logits.is_cpu or (len(labels) and float(losses.max()) > LARGEST_BY_PROBABILITY):
+        if not logits.is_cpu or (len(labels) and not float(losses.max()) <= LARGEST_BY_PROBABILITY):
             losses = shifted.log_softmax(dim=1).gather(1, own).neg_()
         ctx.save_for_backward(logits, labels, strengths)
         ctx.options = q, eps
