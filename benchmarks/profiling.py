@@ -24,13 +24,13 @@ SITES = {  # part -> (owner within the detector, its method)
     "rpn convolutions": ("rpn", "forward"),
     "rpn matching, loss": ("rpn", "loss"),
     "proposals": ("rpn", "propose"),
-    "roi sampling": ("sampler", "forward"),
+    "roi sampling": ("stages.0.sampler", "forward"),
     "box pooling": ("box_pooler", "forward"),
-    "box head": ("box_head", "forward"),
-    "box losses": ("box_head", "loss"),
-    "scores": ("box_head.classification", "scores"),
+    "box head": ("stages.0.box_head", "forward"),
+    "box losses": ("stages.0.box_head", "loss"),
+    "scores": ("stages.0.box_head.classification", "scores"),
     "mask pooling": ("mask_pooler", "forward"),
-    "mask head": ("mask_head", "forward"),
+    "mask head": ("stages.0.mask_head", "forward"),
 }
 FUNCTIONS = {"mask targets": "mask_targets", "mask loss": "mask_loss", "class NMS": "best_per_class"}
 

@@ -109,7 +109,7 @@ def our_detector(name: str, settings: Settings, pairs: int) -> tuple[Detector, R
     torch.manual_seed(0)
     same = build_detector(override(resolve("table1/cross-entropy"), settings.overrides), settings.classes)
     # Other proposals would be other work: all but the classifier is the same in every model.
-    shared = {k: v for k, v in same.state_dict().items() if not k.startswith("box_head.class")}
+    shared = {k: v for k, v in same.state_dict().items() if not k.startswith("stages.0.box_head.class")}
     detector.load_state_dict(shared, strict=False)
     detector = detector.to(memory_format=torch.channels_last)
     if pairs:
@@ -121,7 +121,7 @@ def our_detector(name: str, settings: Settings, pairs: int) -> tuple[Detector, R
 def shift_classifier(detector: Detector, batch: Batch, pairs: int) -> None:
     """Give every class logits of mean 0 over the RoIs, and background so much that ``pairs`` an image stay above
     the score threshold, as in a trained model, in which most of 1.2 million do not."""
-    head, classes = detector.box_head, detector.sampler.num_classes
+    head, classes = detector.stages[0].box_head, detector.stages[0].sampler.num_classes
     layer: Any = head.classifier
     detector.eval()
     deviation = _logits(detector, batch)[:, :classes].std(0).mean()
@@ -146,7 +146,7 @@ def shift_classifier(detector: Detector, batch: Batch, pairs: int) -> None:
 def _logits(detector: Detector, batch: Batch) -> Tensor:
     """Class logits (R, num_logits) of the proposals of a batch."""
     seen: list[Tensor] = []
-    hook = detector.box_head.classifier.register_forward_hook(lambda _m, _i, output: seen.append(output))
+    hook = detector.stages[0].box_head.classifier.register_forward_hook(lambda _m, _i, output: seen.append(output))
     detector.detect(batch)
     hook.remove()
     return seen[0].clone()
@@ -156,7 +156,7 @@ def our_case(name: str, settings: Settings, pairs: int) -> Case:
     detector, recipe = our_detector(name, settings, pairs)
     optimizer = build_optimizer(detector, recipe.optimizer.model_copy(update={"lr": RATE}))
     batch = scene(settings)[0].to(settings.device)
-    rows = _count_rows(detector.mask_head)
+    rows = _count_rows(detector.stages[0].mask_head)
 
     def train() -> int:
         detector.train()

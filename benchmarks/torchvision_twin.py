@@ -19,7 +19,7 @@ def build_twin(detector: Detector, image_hw: tuple[int, int]) -> MaskRCNN:
     frozen in both. Differences that remain: torchvision freezes batch norm's scale and shift (we train them), takes
     2 x 2 samples a cell in RoIAlign (we take as many as the cell has pixels), and computes 1204 masks a RoI.
     """
-    rpn, sampler = detector.rpn, detector.sampler
+    rpn, sampler = detector.rpn, detector.stages[0].sampler
     backbone = resnet_fpn_backbone(
         backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
     )
@@ -56,7 +56,7 @@ def build_stock(detector: Detector, image_hw: tuple[int, int]) -> MaskRCNN:
     model: MaskRCNN = maskrcnn_resnet50_fpn(
         weights=None,
         weights_backbone=None,
-        num_classes=detector.sampler.num_classes + 1,
+        num_classes=detector.stages[0].sampler.num_classes + 1,
         min_size=min(image_hw),
         max_size=max(image_hw),
         box_score_thresh=detector.score_threshold,
@@ -71,7 +71,7 @@ def copy_weights(detector: Detector, twin: MaskRCNN) -> None:
     stored = {k: v for k, v in detector.backbone.net.state_dict().items() if "num_batches" not in k}
     twin.backbone.body.load_state_dict(stored)
     neck, fpn = detector.neck, twin.backbone.fpn
-    heads, head, mask = twin.roi_heads, detector.box_head, detector.mask_head
+    heads, head, mask = twin.roi_heads, detector.stages[0].box_head, detector.stages[0].mask_head
     pairs: list[tuple[nn.Module, nn.Module]] = [
         *zip(neck.lateral_convs, (block[0] for block in fpn.inner_blocks), strict=True),
         *zip(neck.output_convs, (block[0] for block in fpn.layer_blocks), strict=True),

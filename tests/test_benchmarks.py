@@ -174,7 +174,7 @@ def test_twin_computes_what_we_do():
         ours = detector.features(batch)
         theirs = list(twin.backbone(twin.transform(images)[0].tensors).values())
         rows = torch.rand(3, 256, 7, 7)
-        logits, deltas = detector.box_head(rows)
+        logits, deltas = detector.stages[0].box_head(rows)
         their_logits, their_deltas = twin.roi_heads.box_predictor(twin.roi_heads.box_head(rows))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))

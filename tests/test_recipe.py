@@ -64,9 +64,9 @@ def test_recipe_trains_and_detects(name: str, settings: tuple[str, ...]) -> None
     torch.stack(list(losses.values())).sum().backward()
     gradients = [p.grad is not None and bool(p.grad.isfinite().all()) for p in detector.parameters() if p.requires_grad]
     assert all(gradients)
-    classification = detector.box_head.classification
+    classification = detector.stages[0].box_head.classification
     assert isinstance(classification, CLASSIFICATIONS[recipe.classifier.loss])
-    assert bool((detector.box_head.classifier.bias == classification.initial_bias).all())
+    assert bool((detector.stages[0].box_head.classifier.bias == classification.initial_bias).all())
     found = detector.eval().detect(batch())
     assert [f.image_hw for f in found] == [(128, 128)] * 2
     for detections in found:
@@ -83,7 +83,8 @@ def test_a_model_of_every_loss_is_complete_in_its_state(loss: str) -> None:
     trained = build_detector(recipe, CLASSES, STATISTICS).train()
     trained(batch())
     loaded = build_detector(recipe, CLASSES)
-    unknown = [b for b in loaded.box_head.classification.buffers() if b.is_floating_point() and bool(b.isnan().all())]
+    buffers = loaded.stages[0].box_head.classification.buffers()
+    unknown = [b for b in buffers if b.is_floating_point() and bool(b.isnan().all())]
     assert bool(unknown) == (CLASSIFICATIONS[loss] in NEED_STATISTICS)
     loaded.load_state_dict(trained.state_dict())
     for ours, theirs in zip(loaded.train()(batch()).values(), trained(batch()).values(), strict=True):

@@ -37,6 +37,12 @@ class BackboneRecipe(Section):
     """The stem and this many stages are not trained; -1 trains everything."""
     train_norm: bool = False
     """Update batch statistics while training."""
+    norm_eps: float | None = Field(None, ge=0)
+    """Added to the variance of batch norm; by default the network's own value."""
+    stem_channels: int | None = Field(None, ge=1)
+    """ResNets with a 7x7 stem: its channels; by default the network's own."""
+    stride_in_1x1: bool = False
+    """ResNets with bottlenecks: a stage's first 1x1 convolution has its stride, not the 3x3 one (the original form)."""
     options: dict[str, Any] = {}
     """Further arguments of the timm model."""
 
@@ -65,10 +71,25 @@ class RpnRecipe(Section):
     """NMS threshold within a level."""
     box_beta: float = Field(0.0, ge=0)
     """Beta of the Smooth-L1 box loss; 0 is L1."""
+    inside_image: bool = False
+    """Only anchors that lie inside the image are trained."""
+    rounded_anchors: bool = False
+    """The corners of the anchor around (0, 0) are rounded to whole pixels, as in torchvision."""
+    fitted_strides: bool = False
+    """Anchors stand (image side // grid side) pixels apart, as in torchvision, instead of their level's stride."""
+
+
+class RoiPoolingRecipe(Section):
+    """`tailseg.layers.roi_pooling.RoIPooler`."""
+
+    sampling_ratio: int = Field(0, ge=0)
+    """Sampling points along each side of a cell; 0 takes as many as the cell has feature pixels."""
+    aligned: bool = True
+    """A pixel's value stands at its centre; torchvision's own models have it at its upper left corner."""
 
 
 class BoxHeadRecipe(Section):
-    """`tailseg.model.box_head.BoxHead` and its sampler."""
+    """`tailseg.model.box_head.BoxHead` and its sampler, the same in every stage."""
 
     width: int = Field(1024, ge=1)
     """Width of the two hidden layers."""
@@ -76,12 +97,8 @@ class BoxHeadRecipe(Section):
     """One box a RoI instead of one a class."""
     box_beta: float = Field(0.0, ge=0)
     """Beta of the Smooth-L1 box loss; 0 is L1."""
-    stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
-    """Standard deviations of the box deltas."""
-    iou: float = Field(0.5, gt=0, le=1)
-    """A RoI is positive from this overlap with an object on."""
     low_quality: bool = True
-    """An object whose best overlap reaches `iou` also takes every RoI with that same overlap."""
+    """An object whose best overlap reaches the stage's `iou` also takes every RoI with that same overlap."""
     rois: int = Field(512, ge=1)
     """RoIs sampled an image in training."""
     max_positive: int = Field(128, ge=1)
@@ -97,6 +114,23 @@ class MaskHeadRecipe(Section):
     """Number of 3x3 convolutions."""
     class_agnostic: bool = False
     """One mask a RoI instead of one a class: for sets too small to teach every class its own."""
+    normalized: bool = False
+    """The last 1x1 convolution is normalised (report, Eq. 3, at every place)."""
+    temperature: float = Field(20.0, gt=0)
+    """τ of a normalised one."""
+
+
+class StageRecipe(Section):
+    """`tailseg.model.detector.Stage`: one of the rounds in which boxes are classified and refined."""
+
+    iou: float = Field(0.5, gt=0, le=1)
+    """A RoI is positive from this overlap with an object on."""
+    stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
+    """Standard deviations of the box deltas."""
+    weight: float = Field(1.0, ge=0)
+    """Of the losses of classes and boxes."""
+    mask_weight: float = Field(1.0, ge=0)
+    """Of the mask loss; a stage where it is 0 has no mask head."""
 
 
 class ModelRecipe(Section):
@@ -105,12 +139,27 @@ class ModelRecipe(Section):
     backbone: BackboneRecipe = BackboneRecipe()
     neck: NeckRecipe = NeckRecipe()
     rpn: RpnRecipe = RpnRecipe()
+    roi_pooling: RoiPoolingRecipe = RoiPoolingRecipe()
     box_head: BoxHeadRecipe = BoxHeadRecipe()
     mask_head: MaskHeadRecipe = MaskHeadRecipe()
+    stages: tuple[StageRecipe, ...] = Field((StageRecipe(),), min_length=1)
+    """One for Mask R-CNN, three for a cascade; their masks are averaged."""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     """Mean of R, G, B in 0..255."""
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     """Standard deviation of R, G, B in 0..255."""
+
+    @model_validator(mode="after")
+    def _stages_fit_the_heads(self) -> ModelRecipe:
+        if len(self.stages) > 1 and not self.box_head.class_agnostic:
+            raise ValueError(
+                f"{len(self.stages)} stages refine one box a RoI; set model.box_head.class_agnostic=true, or leave one"
+            )
+        if all(stage.mask_weight == 0 for stage in self.stages):
+            raise ValueError(
+                "no stage has a mask head; set the mask_weight of one, such as model.stages.0.mask_weight=1"
+            )
+        return self
 
 
 class ClassifierRecipe(Section):
@@ -321,6 +370,8 @@ class TestRecipe(Section):
     """NMS threshold within a class."""
     max_detections: int = Field(300, ge=1)
     """Of an image, over all classes."""
+    min_size: float | None = Field(None, ge=0)
+    """Boxes with a side of at most this many network pixels are dropped; by default none is."""
     tau_norm: float = Field(0.0, ge=0)
     """Classifier rows are divided by their norm to this power (`tailseg.losses.tau_normalize`); 0 leaves them."""
 
@@ -418,9 +469,11 @@ def unknown_key(key: str) -> str:
 def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
         yield prefix + name
-        for part in get_args(field.annotation) or (field.annotation,):
+        parts = get_args(field.annotation) or (field.annotation,)
+        place = f"{name}.0." if Ellipsis in parts else f"{name}."  # of a list of sections the first stands for all
+        for part in parts:
             if isinstance(part, type) and issubclass(part, BaseModel):
-                yield from _keys(part, f"{prefix}{name}.")
+                yield from _keys(part, prefix + place)
 
 
 def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
@@ -457,9 +510,14 @@ def _assign(values: dict[str, Any], key: str, value: Any, place: str) -> None:
     *path, last = key.split(".")
     target: Any = values
     for part in path:
-        if not isinstance(target, dict) or part not in target:
+        if isinstance(target, list) and part.isdecimal() and int(part) < len(target):
+            target = target[int(part)]
+        elif isinstance(target, dict) and part in target:
+            target = target[part]
+        elif isinstance(target, list):
+            raise UserError(f"{place}: '{'.'.join(path[: path.index(part)])}' has places 0 to {len(target) - 1}")
+        else:
             raise UserError(f"{place}: {unknown_key(key)}")
-        target = target[part]
     free_form = path[-2:] == ["backbone", "options"]
     if not isinstance(target, dict) or (last not in target and not free_form):
         raise UserError(f"{place}: {unknown_key(key)}")
@@ -468,7 +526,7 @@ def _assign(values: dict[str, Any], key: str, value: Any, place: str) -> None:
             f"{place}: '{key}' is a section; set one of its keys, such as {key}.{next(iter(target[last]), '')}"
         )
     # A section is merged into, as in a file: what is not named stays.
-    merged = _merge(target, {last: value})
+    merged = merge(target, {last: value})
     target.clear()
     target.update(merged)
 
@@ -488,12 +546,16 @@ def _load(name: str, chain: tuple[Path, ...]) -> Recipe:
     if name in BUILT_IN:
         return BUILT_IN[name]()
     path = Path(name)
+    if path.suffix == ".safetensors":
+        from tailseg.training.checkpoint import load_model  # which needs the classes above
+
+        return load_model(path).recipe
     if path.suffix not in (".yaml", ".yml"):
         near = difflib.get_close_matches(name, BUILT_IN, 1, 0.0)
         place = f"{chain[-1]}: extends an " if chain else ""
         raise UserError(
             f"{place}unknown recipe '{name}'; did you mean '{near[0]}'? `tailseg recipes` lists them, and a file ends "
-            "in .yaml"
+            "in .yaml, or a model in .safetensors"
         )
     return _from_file(path, chain)
 
@@ -515,12 +577,12 @@ def _from_file(path: Path, chain: tuple[Path, ...]) -> Recipe:
     merged: dict[str, Any] = {"name": path.stem}
     if parent is not None:
         near = path.parent / str(parent)
-        source = str(near) if near.suffix in (".yaml", ".yml") else str(parent)
+        source = str(near) if near.suffix in (".yaml", ".yml", ".safetensors") else str(parent)
         merged = _load(source, (*chain, path.resolve())).model_dump(mode="json") | {"name": path.stem}
-    return validate(_merge(merged, values), str(path))
+    return validate(merge(merged, values), str(path))
 
 
-def _merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """``base`` with ``values`` over it, section by section."""
     merged = dict(base)
     loss = values.get("loss")
@@ -530,5 +592,5 @@ def _merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         merged = CLASSIFIERS[loss](loss=loss, **shared).model_dump(mode="json")
     for key, value in values.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = merge(merged[key], value) if both else value
     return merged

@@ -110,8 +110,8 @@ def test_training_step_equals_the_cpu(recipe):
     torch.stack(list(expected.values())).sum().backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    if hasattr(model.box_head.classification, "seesaw"):
-        model.box_head.classification.seesaw.counts.zero_()
+    if hasattr(model.stages[0].box_head.classification, "seesaw"):
+        model.stages[0].box_head.classification.seesaw.counts.zero_()
     model.cuda()
     losses = model(batch.to("cuda"))
     torch.stack(list(losses.values())).sum().backward()

@@ -81,6 +81,7 @@ def some_targets() -> RoITargets:
         labels=torch.tensor([1, 0, 2, 2]),
         positive=torch.tensor([True, True, False, False]),
         valid=torch.tensor([True, True, True, False]),
+        given=torch.zeros(4, dtype=torch.bool),
         objects=torch.zeros(4, dtype=torch.int64),
         boxes=boxes,
     )
@@ -119,6 +120,7 @@ def test_no_positive_gives_no_box_loss():
         labels=torch.full((4,), 2),
         positive=torch.zeros(4, dtype=torch.bool),
         valid=torch.zeros(4, dtype=torch.bool),
+        given=targets.given,
         objects=targets.objects,
         boxes=targets.rois[:, 1:],
     )
@@ -149,7 +151,7 @@ def test_no_rois(agnostic):
     assert (logits.shape, deltas.shape) == ((0, 4), (0, 1 if agnostic else 3, 4))
     none = torch.zeros(0, dtype=torch.int64)
     targets = RoITargets(
-        rois=torch.zeros(0, 5), labels=none, positive=none.bool(), valid=none.bool(), objects=none,
+        rois=torch.zeros(0, 5), labels=none, positive=none.bool(), valid=none.bool(), given=none.bool(), objects=none,
         boxes=torch.zeros(0, 4),
     )  # fmt: skip
     losses = head.loss(logits, deltas, targets)

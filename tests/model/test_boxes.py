@@ -50,16 +50,16 @@ def test_recorded_anchors(recorded, check):
     for level, (stride, grid_hw) in enumerate(zip(about["strides"], about["feature_sizes"], strict=True)):
         base = base_anchors(about["scales"][0] * stride, about["ratios"])
         check(case, f"base{level}", base, outputs[f"base{level}"])
-        check(case, f"anchors{level}", anchor_grid(base, stride, grid_hw), outputs[f"anchors{level}"])
+        check(case, f"anchors{level}", anchor_grid(base, (stride, stride), grid_hw), outputs[f"anchors{level}"])
 
 
 def test_anchors_by_hand():
     base = base_anchors(8, (0.25, 1.0, 4.0))
     assert base.tolist() == [[-8, -2, 8, 2], [-4, -4, 4, 4], [-2, -8, 2, 8]]
-    grid = anchor_grid(base[1:2], 4, (2, 3))  # by row, then column
+    grid = anchor_grid(base[1:2], (4, 4), (2, 3))  # by row, then column
     centres = (grid[:, :2] + grid[:, 2:]) / 2
     assert centres.tolist() == [[0, 0], [4, 0], [8, 0], [0, 4], [4, 4], [8, 4]]
-    assert anchor_grid(base, 4, (0, 3)).shape == (0, 4)
+    assert anchor_grid(base, (4, 4), (0, 3)).shape == (0, 4)
 
 
 @pytest.mark.parametrize("stds", STDS)

@@ -16,7 +16,7 @@ from tailseg.model.rpn import NO_STDS, RPN, STRIDES, RpnOutput, smooth_l1
 def output_of(rpn: RPN, logits: list[Tensor], deltas: list[Tensor]) -> RpnOutput:
     """What `forward` returns if its convolutions say these maps (B, 3, h, w) and (B, 12, h, w)."""
     anchors = [
-        anchor_grid(base, stride, tuple(level.shape[2:]))
+        anchor_grid(base, (stride, stride), tuple(level.shape[2:]))
         for base, stride, level in zip(rpn.base_anchors, STRIDES, logits, strict=True)
     ]
     batch = len(logits[0])
@@ -26,6 +26,7 @@ def output_of(rpn: RPN, logits: list[Tensor], deltas: list[Tensor]) -> RpnOutput
         anchors=torch.cat(anchors),
         level_sizes=[len(a) for a in anchors],
         grid_hws=[tuple(level.shape[2:]) for level in logits],
+        stride_hws=[(stride, stride) for stride in STRIDES],
     )
 
 
@@ -45,7 +46,7 @@ def test_recorded_anchors_inside_the_padded_image(recorded, check):
     rpn = RPN(4, size_divisor=1)
     maps = [torch.zeros(1, 12, *grid_hw) for grid_hw in case["settings"]["feature_sizes"]]
     output = output_of(rpn, [m[:, :3] for m in maps], maps)
-    inside = rpn.inside_padded_image(output, torch.tensor([case["settings"]["pad_shape"]]))[0]
+    inside = rpn.trained_anchors(output, torch.tensor([case["settings"]["pad_shape"]]))[0]
     for level, part in enumerate(inside.split(output.level_sizes)):
         check(case, f"valid{level}", part, outputs[f"valid{level}"])
 
@@ -54,7 +55,7 @@ def test_images_count_as_padded_to_the_divisor():
     rpn = RPN(4, size_divisor=32)
     maps = [torch.zeros(2, 12, 128 // s, 128 // s) for s in STRIDES]
     output = output_of(rpn, [m[:, :3] for m in maps], maps)
-    inside = rpn.inside_padded_image(output, torch.tensor([[33, 128], [1, 90]]))
+    inside = rpn.trained_anchors(output, torch.tensor([[33, 128], [1, 90]]))
     counts = [[part.sum().item() // 3 for part in image.split(output.level_sizes)] for image in inside]
     assert counts == [[16 * 32, 8 * 16, 4 * 8, 2 * 4, 1 * 2], [8 * 24, 4 * 12, 2 * 6, 1 * 3, 1 * 2]]
 

@@ -357,7 +357,7 @@ def test_a_loss_that_needs_them_gets_the_statistics(data: DataSplits, tmp_path: 
     state = load_file(tmp_path / "run" / "last.safetensors")
     assert data.train is not None
     share = class_statistics(data.train).images / IMAGES
-    assert state["box_head.classification.spared"].tolist() == (share < 0.5).float().tolist()
+    assert state["stages.0.box_head.classification.spared"].tolist() == (share < 0.5).float().tolist()
 
 
 def test_data_sets(data: DataSplits) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from tailseg.data.annotations import Annotations, Category, DataSplits, open_data
 from tailseg.data.synthetic import SyntheticSettings, default_synthetic_folder, open_synthetic
 from tailseg.errors import UserError
 from tailseg.progress import progress_bar
+
+logger = logging.getLogger(__name__)
 
 SYNTHETIC = "synthetic"
 
@@ -64,23 +67,33 @@ def draw_synthetic(settings: SyntheticSettings, *, show: bool) -> str:
         return str(open_synthetic(settings, progress=lambda done, _total: advance(done)))
 
 
-def require_categories(annotations: Annotations, categories: Sequence[Category], model: str) -> None:
-    """Refuse data whose categories are not those that a model was trained on.
+def known_categories(annotations: Annotations, categories: Sequence[Category], model: str) -> list[int | None]:
+    """The data's category id for each label of a model, by name; None where the data has no such category.
+
+    Names count as equal whatever their case and whether words are joined by spaces or underscores. A model may know
+    more than the data has, or less: then a warning says so.
 
     Raises:
-        UserError: names the first category that differs.
+        UserError: they have no category in common.
     """
-    ours = [(category.id, category.name) for category in annotations.categories]
-    theirs = [(category.id, category.name) for category in categories]
-    if ours == theirs:
-        return
-    where = next((pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), None)
-    if where is None:
-        difference = f"the data has {len(ours)} categories, the model {len(theirs)}"
-    else:
-        (our_id, our_name), (their_id, their_name) = where
-        difference = f"the data has {our_id} '{our_name}' where the model has {their_id} '{their_name}'"
-    raise UserError(
-        f"{annotations.path}: its categories are not those that {model} was trained on ({difference}); "
-        "use data with the model's categories, or train on this data"
-    )
+    ids = {same_name(category.name): category.id for category in annotations.categories}
+    exact = {category.name: category.id for category in annotations.categories}
+    known = [exact.get(category.name, ids.get(same_name(category.name))) for category in categories]
+    found = {category_id for category_id in known if category_id is not None}
+    if not found:
+        raise UserError(
+            f"{annotations.path}: has no category in common with {model}, which knows '{categories[0].name}' and "
+            f"{len(categories) - 1} others; use data with the model's categories, or train on this data"
+        )
+    if len(found) < len(exact):
+        first = next(category.name for category in annotations.categories if category.id not in found)
+        logger.warning(
+            "%s knows %d of the %d categories of %s; the others, such as '%s', score 0.",
+            model, len(found), len(exact), annotations.path, first,
+        )  # fmt: skip
+    return known
+
+
+def same_name(name: str) -> str:
+    """A category's name without differences of spelling between data sets: case, spaces and underscores."""
+    return " ".join(name.lower().replace("_", " ").split())

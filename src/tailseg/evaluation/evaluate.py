@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ def evaluate(
     world: int = 1,
     barrier: Callable[[], None] = lambda: None,
     autocast: bool = False,
+    category_ids: Sequence[int | None] | None = None,
     frequencies: Mapping[int, str] | None = None,
     show: bool = True,
 ) -> Scores | None:
@@ -49,12 +50,16 @@ def evaluate(
         world: number of processes.
         barrier: waits for all processes.
         autocast: detect in bfloat16.
+        category_ids: (C,) the data's category id of each label; detections of a label without one are left out. By
+            default the labels are the data set's own.
         frequencies: group of each category id; by default that of the data set's categories.
         show: draw a progress bar.
     """
     out.mkdir(parents=True, exist_ok=True)
     part = out / f".detections.{rank}.json"
-    category_ids = dataset.annotations.label_to_category_id.tolist()
+    labels = dataset.annotations.label_to_category_id.tolist() if category_ids is None else category_ids
+    known = torch.tensor([category_id is not None for category_id in labels])
+    ids = [-1 if category_id is None else int(category_id) for category_id in labels]
     was_training = detector.training
     detector.eval()
     loader = eval_loader(dataset, batch_size, rank, world, workers)
@@ -64,7 +69,8 @@ def evaluate(
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 found = detector.detect(batch.to(device))
             for image_id, detections in zip(batch.image_ids.tolist(), found, strict=True):
-                writer.add(image_id, detections.to("cpu"), category_ids)
+                on_cpu = detections.to("cpu")
+                writer.add(image_id, on_cpu[known[on_cpu.labels]], ids)
             done += len(batch) * world
             advance(done, f"{done / (time.perf_counter() - started):.1f} images/s")
     detector.train(was_training)

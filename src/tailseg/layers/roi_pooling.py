@@ -25,17 +25,28 @@ def planar(pyramid: Sequence[Tensor]) -> list[Tensor]:
 
 
 class RoIPooler(nn.Module):
-    """Aligned RoIAlign with adaptive sampling, each RoI from the level of its size.
+    """RoIAlign, each RoI from the level of its size.
 
     Args:
         output_size: S.
         strides: stride of each level, finest first.
+        sampling_ratio: sampling points along each side of a cell; 0 takes as many as the cell has feature pixels.
+        aligned: a pixel's value stands at its centre, not at its upper left corner.
     """
 
-    def __init__(self, output_size: int, strides: Sequence[int] = (4, 8, 16, 32)) -> None:
+    def __init__(
+        self,
+        output_size: int,
+        strides: Sequence[int] = (4, 8, 16, 32),
+        *,
+        sampling_ratio: int = 0,
+        aligned: bool = True,
+    ) -> None:
         super().__init__()
         self.output_size = output_size
         self.strides = tuple(strides)
+        self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
 
     def forward(self, pyramid: Sequence[Tensor], rois: Tensor) -> Tensor:
         """Features (R, channels, S, S).
@@ -55,7 +66,10 @@ class RoIPooler(nn.Module):
         for level, stride in enumerate(self.strides):
             here = (levels == level).unsqueeze(1)
             own = torch.cat([rois[:, :1], torch.where(here, rois[:, 1:], rois[:, 1:3].repeat(1, 2))], dim=1)
-            parts.append(self._align(pyramid[level], own, stride))
+            pooled = self._align(pyramid[level], own, stride)
+            if self.sampling_ratio > 0 or not self.aligned:  # then even a RoI without extent is sampled
+                pooled = torch.where(here[:, :, None, None], pooled, 0.0)
+            parts.append(pooled)
         return torch.stack(parts).sum(dim=0)
 
     def _level_by_level(self, pyramid: Sequence[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
@@ -68,6 +82,6 @@ class RoIPooler(nn.Module):
 
     def _align(self, features: Tensor, rois: Tensor, stride: int) -> Tensor:
         pooled: Tensor = roi_align(
-            features.float(), rois.float(), self.output_size, 1 / stride, sampling_ratio=0, aligned=True
+            features.float(), rois.float(), self.output_size, 1 / stride, self.sampling_ratio, self.aligned
         )
         return pooled

@@ -10,6 +10,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
+from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from tailseg.errors import UserError
@@ -28,10 +29,14 @@ class Backbone(nn.Module):
             (1 = stem and layer1 of a ResNet); -1 freezes nothing.
         train_norm: update batch statistics in the stages that are not frozen; otherwise all batch norm uses its
             running statistics, with trainable scale and shift.
+        norm_eps: added to the variance of batch norm; None leaves the network's own.
+        stem_channels: of a ResNet with a 7x7 stem; None leaves the network's own.
+        stride_in_1x1: move a bottleneck's stride from its 3x3 convolution to the 1x1 one before it.
         options: further arguments of the timm model.
 
     Raises:
-        UserError: the name is not a timm model with features at strides 4, 8, 16 and 32.
+        UserError: the name is not a timm model with features at strides 4, 8, 16 and 32, or an option does not go
+            with it.
     """
 
     def __init__(
@@ -40,6 +45,9 @@ class Backbone(nn.Module):
         *,
         frozen_stages: int = 1,
         train_norm: bool = False,
+        norm_eps: float | None = None,
+        stem_channels: int | None = None,
+        stride_in_1x1: bool = False,
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -59,6 +67,13 @@ class Backbone(nn.Module):
         wanted = tuple(strides.index(stride) for stride in STRIDES)
         ends = [module.replace(".", "_") for module in net.feature_info.module_name()]
         self.net = timm.create_model(name, features_only=True, out_indices=wanted, **(options or {}))
+        if stem_channels is not None:
+            _set_stem_channels(self.net, name, stem_channels)
+        if stride_in_1x1:
+            _move_strides(self.net, name)
+        if norm_eps is not None:
+            for norm in _batch_norms(self.net):
+                norm.eps = norm_eps
         self.name = name
         self.channels: tuple[int, ...] = tuple(self.net.feature_info.channels())
         self.train_norm = train_norm
@@ -95,9 +110,38 @@ def _leading_modules(net: nn.Module, ends: list[str], last: int) -> list[nn.Modu
     return [module for _, module in chain[:stop]]
 
 
-def _batch_norms(module: nn.Module) -> Iterator[nn.Module]:
+def _batch_norms(module: nn.Module) -> Iterator[Any]:
     kinds = (nn.modules.batchnorm._BatchNorm, BatchNormAct2d, FrozenBatchNormAct2d)
     return (m for m in module.modules() if isinstance(m, kinds))
+
+
+def _set_stem_channels(net: nn.ModuleDict, name: str, channels: int) -> None:
+    """Exchange the layers of a ResNet that touch the stem's output, which timm has fixed at 64 channels."""
+    parts = dict(net.named_children())
+    first: Any = next(iter(parts["layer1"].children())) if "layer1" in parts else None
+    if not isinstance(parts.get("conv1"), nn.Conv2d) or not isinstance(first, Bottleneck):
+        raise UserError(
+            f"model.backbone.stem_channels: '{name}' is no ResNet of bottlenecks with a 7x7 stem; leave it out"
+        )
+
+    def exchanged(conv: Any, in_channels: int, out_channels: int) -> nn.Conv2d:
+        fresh = nn.Conv2d(in_channels, out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False)
+        nn.init.kaiming_normal_(fresh.weight, mode="fan_out", nonlinearity="relu")
+        return fresh
+
+    shortcut: Any = first.downsample
+    net["conv1"], net["bn1"] = exchanged(parts["conv1"], 3, channels), nn.BatchNorm2d(channels)
+    first.conv1 = exchanged(first.conv1, channels, first.conv1.out_channels)
+    shortcut[0] = exchanged(shortcut[0], channels, shortcut[0].out_channels)
+
+
+def _move_strides(net: nn.Module, name: str) -> None:
+    """Give every bottleneck's stride to its first convolution, as ResNet was published (its 3x3 came later)."""
+    blocks = [block for block in net.modules() if isinstance(block, Bottleneck)]
+    if not blocks:
+        raise UserError(f"model.backbone.stride_in_1x1: '{name}' is no ResNet of bottlenecks; leave it out")
+    for block in blocks:
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
 
 
 def load_pretrained(backbone: Backbone) -> str:

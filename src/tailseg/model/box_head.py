@@ -25,6 +25,7 @@ class RoITargets:
     labels: Tensor  # (R,) int64 in [0, C], C = background
     positive: Tensor  # (R,) bool
     valid: Tensor  # (R,) bool, False in slots that could not be filled
+    given: Tensor  # (R,) bool: the RoI is a ground-truth box, put among the proposals
     objects: Tensor  # (R,) int64 position in the batch's flattened (B·G) objects; 0 where not positive
     boxes: Tensor  # (R, 4) box of that object; the RoI itself where not positive
 
@@ -62,6 +63,7 @@ class RoISampler(nn.Module):
             labels=torch.where(positive, labels.gather(1, drawn.matched), self.num_classes).flatten(),
             positive=positive.flatten(),
             valid=drawn.valid.flatten(),
+            given=(drawn.index < boxes.shape[1]).flatten(),
             objects=torch.where(positive, drawn.matched + image * boxes.shape[1], 0).flatten(),
             boxes=torch.where(positive.unsqueeze(2), own_boxes, rois).flatten(0, 1),
         )

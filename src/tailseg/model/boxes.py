@@ -75,18 +75,19 @@ def clip(boxes: Tensor, image_hws: Tensor) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limits)
 
 
-def base_anchors(size: float, ratios: Sequence[float]) -> Tensor:
-    """Anchors (len(ratios), 4) of area size² around (0, 0); a ratio is height / width."""
+def base_anchors(size: float, ratios: Sequence[float], *, rounded: bool = False) -> Tensor:
+    """Anchors (len(ratios), 4) of area size² around (0, 0); a ratio is height / width, ``rounded`` to whole pixels."""
     roots = torch.tensor(ratios).sqrt()
     half_hw = torch.stack([size * roots, size / roots], dim=1) / 2
     half = half_hw.flip(1)
-    return torch.cat([-half, half], dim=1)
+    anchors = torch.cat([-half, half], dim=1)
+    return anchors.round() if rounded else anchors
 
 
-def anchor_grid(base: Tensor, stride: int, grid_hw: tuple[int, int]) -> Tensor:
-    """Anchors (H·W·ratios, 4) of one level, by row, column, ratio, centred on (column·stride, row·stride)."""
-    rows = torch.arange(grid_hw[0], device=base.device, dtype=base.dtype) * stride
-    columns = torch.arange(grid_hw[1], device=base.device, dtype=base.dtype) * stride
+def anchor_grid(base: Tensor, stride_hw: tuple[int, int], grid_hw: tuple[int, int]) -> Tensor:
+    """Anchors (H·W·ratios, 4) of one level, by row, column, ratio, centred on (column·stride_w, row·stride_h)."""
+    rows = torch.arange(grid_hw[0], device=base.device, dtype=base.dtype) * stride_hw[0]
+    columns = torch.arange(grid_hw[1], device=base.device, dtype=base.dtype) * stride_hw[1]
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     shifts = torch.stack([x, y, x, y], dim=-1)  # (H, W, 4)
     return (shifts[:, :, None] + base).view(-1, 4)

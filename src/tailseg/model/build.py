@@ -5,12 +5,12 @@ from __future__ import annotations
 from tailseg.losses import CLASSIFICATIONS, NEED_STATISTICS, Classification, ClassStatistics
 from tailseg.model.backbone import Backbone
 from tailseg.model.box_head import BoxHead, RoISampler
-from tailseg.model.detector import Detector
+from tailseg.model.detector import Detector, Stage
 from tailseg.model.fpn import FPN
 from tailseg.model.mask_head import MaskHead
 from tailseg.model.matching import Matcher
 from tailseg.model.rpn import RPN
-from tailseg.recipe import ClassifierRecipe, Recipe
+from tailseg.recipe import ClassifierRecipe, Recipe, StageRecipe
 
 
 def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics | None = None) -> Detector:
@@ -22,36 +22,41 @@ def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics
         statistics: of the training annotations; None for a detector whose state dict will be loaded.
     """
     model = recipe.model
-    backbone = Backbone(
-        model.backbone.name,
-        frozen_stages=model.backbone.frozen_stages,
-        train_norm=model.backbone.train_norm,
-        options=model.backbone.options,
+    backbone = Backbone(**model.backbone.model_dump(exclude={"pretrained"}))
+    channels = model.neck.channels
+    return Detector(
+        backbone,
+        FPN(backbone.channels, channels),
+        RPN(channels, **model.rpn.model_dump()),
+        [_build_stage(recipe, stage, num_classes, statistics) for stage in model.stages],
+        **model.roi_pooling.model_dump(),
+        pixel_mean=model.pixel_mean,
+        pixel_std=model.pixel_std,
+        **recipe.test.model_dump(exclude={"tau_norm"}),
     )
-    box = model.box_head
-    matcher = Matcher(positive_iou=box.iou, negative_iou=box.iou, low_quality_iou=box.iou if box.low_quality else None)
-    head = BoxHead(
-        model.neck.channels,
+
+
+def _build_stage(recipe: Recipe, stage: StageRecipe, num_classes: int, statistics: ClassStatistics | None) -> Stage:
+    box, channels = recipe.model.box_head, recipe.model.neck.channels
+    matcher = Matcher(
+        positive_iou=stage.iou, negative_iou=stage.iou, low_quality_iou=stage.iou if box.low_quality else None
+    )
+    box_head = BoxHead(
+        channels,
         build_classification(recipe.classifier, num_classes, statistics),
         width=box.width,
         normalized=recipe.classifier.normalized,
         temperature=recipe.classifier.temperature,
         class_agnostic=box.class_agnostic,
-        stds=box.stds,
+        stds=stage.stds,
         box_beta=box.box_beta,
         tau_norm=recipe.test.tau_norm,
     )
-    return Detector(
-        backbone,
-        FPN(backbone.channels, model.neck.channels),
-        RPN(model.neck.channels, **model.rpn.model_dump()),
-        RoISampler(matcher, num_classes, slots=box.rois, max_positive=box.max_positive),
-        head,
-        MaskHead(model.neck.channels, num_classes, **model.mask_head.model_dump()),
-        pixel_mean=model.pixel_mean,
-        pixel_std=model.pixel_std,
-        **recipe.test.model_dump(exclude={"tau_norm"}),
-    )
+    mask_head = None
+    if stage.mask_weight > 0:
+        mask_head = MaskHead(channels, num_classes, **recipe.model.mask_head.model_dump())
+    sampler = RoISampler(matcher, num_classes, slots=box.rois, max_positive=box.max_positive)
+    return Stage(sampler, box_head, mask_head, weight=stage.weight, mask_weight=stage.mask_weight)
 
 
 def build_classification(

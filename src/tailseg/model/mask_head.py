@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
+from tailseg.layers.normalized import normalize
+
 ROI_SIZE = 14
 MASK_SIZE = 28
+EPS = 1e-6  # added to the norms of a normalised predictor
 
 
 class MaskHead(nn.Module):
@@ -25,21 +28,32 @@ class MaskHead(nn.Module):
         channels: of the hidden maps.
         convs: number of 3x3 convolutions.
         class_agnostic: one row for all classes.
+        normalized: the 1x1 convolution compares directions, as `tailseg.layers.normalized.NormalizedConv2d`.
+        temperature: τ of a normalised one.
     """
 
     def __init__(
-        self, in_channels: int, num_classes: int, *, channels: int = 256, convs: int = 4, class_agnostic: bool = False
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        channels: int = 256,
+        convs: int = 4,
+        class_agnostic: bool = False,
+        normalized: bool = False,
+        temperature: float = 20.0,
     ) -> None:
         super().__init__()
         widths = [in_channels, *[channels] * convs]
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
         self.upsample = nn.ConvTranspose2d(channels, channels, 2, stride=2)
         self.class_agnostic = class_agnostic
+        self.normalized, self.temperature = normalized, temperature
         self.predictor = nn.Conv2d(channels, 1 if class_agnostic else num_classes, 1)
         for layer in (*self.convs, self.upsample, self.predictor):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(layer.bias)
-        if class_agnostic:  # by the fan-out of a single row, logits would start at ±10
+        if class_agnostic or normalized:  # by the fan-out of a single row, logits would start at ±10
             nn.init.normal_(self.predictor.weight, std=0.01)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
@@ -49,10 +63,17 @@ class MaskHead(nn.Module):
             hidden = F.relu(conv(hidden), inplace=True)
         hidden = F.relu(self.upsample(hidden), inplace=True)
         own = torch.zeros_like(labels) if self.class_agnostic else labels
-        rows = self.predictor.weight.flatten(1)[own].unsqueeze(1)  # (M, 1, channels)
         assert self.predictor.bias is not None
-        logits = torch.bmm(rows, hidden.flatten(2)).squeeze(1).float() + self.predictor.bias[own].unsqueeze(1)
-        return logits.view(-1, *hidden.shape[2:])
+        logits = self._own_logits(self.predictor.weight.flatten(1)[own], hidden.flatten(2))
+        return (logits + self.predictor.bias[own].unsqueeze(1)).view(-1, *hidden.shape[2:])
+
+    def _own_logits(self, rows: Tensor, cells: Tensor) -> Tensor:
+        """<row, cell> (M, cells) float32 of each RoI's row (M, channels) and its cells (M, channels, cells)."""
+        if not self.normalized:
+            return torch.bmm(rows.unsqueeze(1), cells).squeeze(1).float()
+        with torch.autocast(cells.device.type, enabled=False):
+            directions = normalize(rows.float(), 1, EPS) * self.temperature
+            return torch.bmm(directions.unsqueeze(1), normalize(cells.float(), 1, EPS)).squeeze(1)
 
 
 @torch.no_grad()

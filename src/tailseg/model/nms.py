@@ -70,7 +70,7 @@ def _keep_in_one_call(boxes: Tensor, scores: Tensor, valid: Tensor, level_sizes:
 
 
 def best_per_class(
-    boxes: Tensor, scores: Tensor, *, score_threshold: float, iou: float, limit: int
+    boxes: Tensor, scores: Tensor, *, score_threshold: float, iou: float, limit: int, min_size: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The ``limit`` best (box, class) pairs of an image after NMS within each class (spec, section 24).
 
@@ -83,11 +83,14 @@ def best_per_class(
         score_threshold: pairs must score above this.
         iou: NMS threshold.
         limit: most detections.
+        min_size: boxes with a side of at most this many pixels are dropped first; None drops none.
 
     Returns:
         boxes (n, 4), scores (n,), labels (n,) and RoI rows (n,), best score first, n <= limit.
     """
     num_classes = scores.shape[1]
+    if min_size is not None:
+        scores = torch.where(((boxes[..., 2:] - boxes[..., :2]) > min_size).all(dim=2), scores, -1.0)
     flat = scores.flatten()
     candidates = int((flat > score_threshold).sum())
     prefix = min(FIRST_CANDIDATES, candidates)

@@ -38,6 +38,7 @@ class RpnOutput:
     anchors: Tensor  # (A, 4)
     level_sizes: list[int]  # anchors of each level
     grid_hws: list[tuple[int, int]]  # cells of each level
+    stride_hws: list[tuple[int, int]]  # pixels between the anchors of each level
 
 
 class RPN(nn.Module):
@@ -50,6 +51,9 @@ class RPN(nn.Module):
         post_nms_train, post_nms_test: proposals of an image.
         nms_iou: NMS threshold within a level.
         box_beta: beta of the Smooth-L1 box loss; 0 is L1.
+        inside_image: train only anchors that lie inside the image.
+        rounded_anchors: the corners of the anchors around (0, 0) are whole pixels.
+        fitted_strides: anchors of a level stand (image side // grid side) pixels apart instead of its stride.
         size_divisor: images count as padded to multiples of this; anchors beyond are not trained.
     """
 
@@ -64,6 +68,9 @@ class RPN(nn.Module):
         post_nms_test: int = 1000,
         nms_iou: float = 0.7,
         box_beta: float = 0.0,
+        inside_image: bool = False,
+        rounded_anchors: bool = False,
+        fitted_strides: bool = False,
         size_divisor: int = 32,
     ) -> None:
         super().__init__()
@@ -74,13 +81,15 @@ class RPN(nn.Module):
             nn.init.normal_(layer.weight, std=0.01)
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
-        base = torch.stack([base_anchors(anchor_scale * stride, RATIOS) for stride in STRIDES])
+        base = torch.stack([base_anchors(anchor_scale * s, RATIOS, rounded=rounded_anchors) for s in STRIDES])
         self.register_buffer("base_anchors", base, persistent=False)
         self.base_anchors: Tensor
         self.pre_nms = {True: pre_nms_train, False: pre_nms_test}
         self.post_nms = {True: post_nms_train, False: post_nms_test}
         self.nms_iou = nms_iou
         self.box_beta = box_beta
+        self.inside_image = inside_image
+        self.fitted_strides = fitted_strides
         self.size_divisor = size_divisor
         self.matcher = Matcher(positive_iou=0.7, negative_iou=0.3, low_quality_iou=0.3)
         self.slots, self.max_positive = 256, 128
@@ -88,20 +97,29 @@ class RPN(nn.Module):
     def forward(self, pyramid: Sequence[Tensor]) -> RpnOutput:
         """Score and adjust all anchors of P2..P6, (B, channels, h, w) each."""
         logits, deltas, anchors = [], [], []
+        grid_hws = [(features.shape[2], features.shape[3]) for features in pyramid]
+        stride_hws = self._stride_hws(grid_hws)
         for level, features in enumerate(pyramid):
             batch = features.shape[0]
             objectness, shifts = self._head(features)
             logits.append(objectness.permute(0, 2, 3, 1).reshape(batch, -1).float())
             deltas.append(shifts.permute(0, 2, 3, 1).reshape(batch, -1, 4).float())
-            grid_hw = (features.shape[2], features.shape[3])
-            anchors.append(anchor_grid(self.base_anchors[level], STRIDES[level], grid_hw))
+            anchors.append(anchor_grid(self.base_anchors[level], stride_hws[level], grid_hws[level]))
         return RpnOutput(
             logits=torch.cat(logits, dim=1),
             deltas=torch.cat(deltas, dim=1),
             anchors=torch.cat(anchors),
             level_sizes=[a.shape[0] for a in anchors],
-            grid_hws=[(f.shape[2], f.shape[3]) for f in pyramid],
+            grid_hws=grid_hws,
+            stride_hws=stride_hws,
         )
+
+    def _stride_hws(self, grid_hws: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Pixels between neighbouring anchors of each level."""
+        if not self.fitted_strides:
+            return [(stride, stride) for stride in STRIDES]
+        height, width = (side * STRIDES[0] for side in grid_hws[0])  # of the padded image
+        return [(height // h, width // w) for h, w in grid_hws]
 
     def _head(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Objectness (B, 3, h, w) and deltas (B, 12, h, w) of one level (B, channels, h, w)."""
@@ -122,7 +140,7 @@ class RPN(nn.Module):
             boxes: (B, G, 4) ground truth.
             valid: (B, G) bool.
         """
-        usable = self.inside_padded_image(output, image_hws)
+        usable = self.trained_anchors(output, image_hws)
         matched = self.matcher(output.anchors.unsqueeze(0), usable, boxes, valid)
         drawn = sample(matched, self.slots, self.max_positive)
         negative = drawn.valid & ~drawn.positive
@@ -142,16 +160,23 @@ class RPN(nn.Module):
             "rpn_box": (distance * drawn.positive).sum() / total,
         }
 
-    def inside_padded_image(self, output: RpnOutput, image_hws: Tensor) -> Tensor:
-        """(B, A) bool: anchors whose cell lies in the image padded to a multiple of `size_divisor`."""
+    def trained_anchors(self, output: RpnOutput, image_hws: Tensor) -> Tensor:
+        """(B, A) bool: anchors whose cell lies in the image padded to a multiple of `size_divisor`.
+
+        With `inside_image` they also lie wholly in the image itself, their right and lower edges short of its own.
+        """
         padded = (image_hws + self.size_divisor - 1) // self.size_divisor * self.size_divisor
         parts = []
-        for (h, w), stride in zip(output.grid_hws, STRIDES, strict=True):
-            rows = torch.arange(h, device=padded.device) * stride < padded[:, :1]
-            columns = torch.arange(w, device=padded.device) * stride < padded[:, 1:]
+        for (h, w), (stride_h, stride_w) in zip(output.grid_hws, output.stride_hws, strict=True):
+            rows = torch.arange(h, device=padded.device) * stride_h < padded[:, :1]
+            columns = torch.arange(w, device=padded.device) * stride_w < padded[:, 1:]
             cells = rows.unsqueeze(2) & columns.unsqueeze(1)
             parts.append(cells.flatten(1).repeat_interleave(len(RATIOS), dim=1))
-        return torch.cat(parts, dim=1)
+        trained = torch.cat(parts, dim=1)
+        if self.inside_image:
+            x1, y1, x2, y2 = output.anchors.unbind(1)
+            trained &= (x1 >= 0) & (y1 >= 0) & (x2 < image_hws[:, 1:]) & (y2 < image_hws[:, :1])
+        return trained
 
     @torch.no_grad()
     def propose(self, output: RpnOutput, image_hws: Tensor) -> Proposals:

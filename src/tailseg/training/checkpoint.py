@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tailseg import __version__
@@ -50,16 +50,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
-            file.write(save(plain, {key: json.dumps(value) for key, value in about.items()}))
-            file.flush()
+        save_file(plain, part, {key: json.dumps(value) for key, value in about.items()})
+        with part.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(
-            f"{path}: could not be saved ({error.strerror}); make room, then go on with --resume: "
-            "the checkpoint saved before is intact"
+            f"{path}: could not be saved ({reason}); make room and try again (a training goes on with --resume): "
+            "what stood there is intact"
         ) from error
 
 

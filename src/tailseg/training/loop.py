@@ -37,6 +37,7 @@ from tailseg.model.detector import Detector
 from tailseg.progress import progress_bar
 from tailseg.recipe import DataRecipe, Recipe, flatten, to_yaml
 from tailseg.training.checkpoint import load_trainer, save_model, save_trainer
+from tailseg.training.initial import start_from
 from tailseg.training.optimizer import build_optimizer, rate_factor, scaled_rate
 
 logger = logging.getLogger(__name__)
@@ -103,12 +104,23 @@ def train(
     seed: int = 0,
     devices: int = 1,
     resume: bool = False,
+    init: Path | None = None,
     show: bool = True,
 ) -> Scores | None:
     """Train a recipe; writes recipe.yaml, metrics.jsonl, last, best and trainer checkpoints into ``out``.
 
     Two runs with equal arguments on one CPU process give bit-identical weights, whether or not they were stopped and
     resumed in between, for any number of loader workers.
+
+    Args:
+        recipe: what is trained.
+        data: the splits.
+        out: folder for all that comes of it.
+        seed: of all random numbers.
+        devices: processes on this machine.
+        resume: go on with the run in ``out``.
+        init: model file whose weights the run starts from instead of ImageNet's (see `start_from`).
+        show: draw progress bars.
 
     Returns:
         The scores of the last evaluation (process 0; None elsewhere).
@@ -117,8 +129,10 @@ def train(
         UserError: something about data, folder, recipe or checkpoint is the user's to mend.
         KeyboardInterrupt: after Ctrl-C, when everything has been saved.
     """
+    if resume and init is not None:
+        raise UserError(f"--init {init}: --resume goes on with the weights of the run itself; leave out one of the two")
     fabric = launch(devices)
-    run = Run(fabric, recipe, data, out, seed)
+    run = Run(fabric, recipe, data, out, seed, init)
     run.start(resume)
     with ExitStack() as stack:
         stop = stack.enter_context(_interrupts())
@@ -156,10 +170,12 @@ class Run:
 
     Args:
         fabric: launched.
-        recipe, data, out, seed: of `train`.
+        recipe, data, out, seed, init: of `train`.
     """
 
-    def __init__(self, fabric: Fabric, recipe: Recipe, data: DataSplits, out: Path, seed: int) -> None:
+    def __init__(
+        self, fabric: Fabric, recipe: Recipe, data: DataSplits, out: Path, seed: int, init: Path | None = None
+    ) -> None:
         assert data.train is not None
         assert data.val is not None
         self.fabric, self.recipe, self.data, self.out, self.seed = fabric, recipe, data, out, seed
@@ -181,7 +197,7 @@ class Run:
 
         torch.manual_seed(seed)
         self.detector = build_detector(recipe, len(self.categories), class_statistics(data.train))
-        self.weights_note = load_pretrained(self.detector.backbone) if recipe.model.backbone.pretrained else "random"
+        self.weights_note = self._first_weights(init)
         self.detector = self.detector.to(memory_format=torch.channels_last)
         optimizer = build_optimizer(self.detector, recipe.optimizer)
         self.model, self.optimizer = fabric.setup(self.detector, optimizer)
@@ -194,6 +210,14 @@ class Run:
         self.note = ""
         self._sums: dict[str, Tensor] = {}
         self._since = (0, time.perf_counter())
+
+    def _first_weights(self, init: Path | None) -> str:
+        """Fill the detector; returns what with."""
+        if init is not None:
+            return start_from(init, self.detector, self.recipe, self.categories)
+        if self.recipe.model.backbone.pretrained:
+            return f"backbone {load_pretrained(self.detector.backbone)}"
+        return "random weights"
 
     def start(self, resume: bool) -> None:
         """Make the folder, or take up the run that it holds; says what is about to happen."""
@@ -215,7 +239,7 @@ class Run:
                 logger.info(summary(annotations))
             trainable = sum(p.numel() for p in self.detector.parameters() if p.requires_grad)
             logger.info(
-                "%s: %d training images, %d classes, %.1f M trainable parameters, backbone %s.",
+                "%s: %d training images, %d classes, %.1f M trainable parameters, %s.",
                 self.recipe.name,
                 len(self.dataset),
                 len(self.categories),
