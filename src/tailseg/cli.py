@@ -25,6 +25,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from tailseg.zoo.conversion import ForeignModel
+
 T = TypeVar("T")
 
 app = typer.Typer(
@@ -34,8 +36,10 @@ app = typer.Typer(
     add_completion=False,
 )
 data_app = typer.Typer(help="Make and diagnose data.", no_args_is_help=True)
+convert_app = typer.Typer(help="Turn checkpoints of other projects into models of ours.", no_args_is_help=True)
 recipes_app = typer.Typer(help="List, show and compare recipes.", invoke_without_command=True)
 app.add_typer(data_app, name="data")
+app.add_typer(convert_app, name="convert")
 app.add_typer(recipes_app, name="recipes")
 
 DataOption = Annotated[
@@ -43,6 +47,9 @@ DataOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; may be repeated.")
+]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="Built-in recipe (see `tailseg recipes`), YAML file, or model file (its recipe).")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bar, warnings only.")]
 ModelArgument = Annotated[Path, typer.Argument(help="A model, such as runs/seesaw/best.safetensors.")]
@@ -69,10 +76,13 @@ def demo(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="Built-in recipe (see `tailseg recipes`) or YAML file.")],
+    recipe: RecipeArgument,
     data: DataOption,
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, metrics and detections.")],
     settings: SetOption = None,
+    init: Annotated[
+        Path | None, typer.Option("--init", metavar="MODEL", help="Start from this model's weights (fine-tuning).")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the exact step where OUT stopped.")] = False,
     devices: Annotated[int, typer.Option(min=1, help="Processes on this machine: GPUs, or CPU processes.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
@@ -91,7 +101,7 @@ def train(
     from tailseg.training.loop import train as run
 
     scores = _stoppable(
-        lambda: run(resolved, splits, out, seed=seed, devices=devices, resume=resume, show=not quiet),
+        lambda: run(resolved, splits, out, seed=seed, devices=devices, resume=resume, init=init, show=not quiet),
         "Stopped. Go on from the last checkpoint with --resume.",
     )
     if scores is not None:
@@ -112,7 +122,7 @@ def evaluate(
     _log(quiet)
     if split not in ("train", "val"):
         raise typer.BadParameter(f"'{split}' is not one of train, val", param_hint="--split")
-    from tailseg.data.sources import open_source, require_categories, summary
+    from tailseg.data.sources import known_categories, open_source, summary
     from tailseg.evaluation.evaluate import evaluate as run
     from tailseg.evaluation.metrics import format_table
     from tailseg.predict import load
@@ -122,10 +132,13 @@ def evaluate(
     recipe = loaded.recipe.data
     splits = open_source(data, need=(split,), rare_max=recipe.rare_max, common_max=recipe.common_max, show=not quiet)
     dataset = plain_dataset(splits, recipe, split)
-    require_categories(dataset.annotations, loaded.categories, str(model))
+    known = known_categories(dataset.annotations, loaded.categories, str(model))
     logging.getLogger(__name__).info(summary(dataset.annotations))
     folder = out or model.parent / f"eval-{splits.name}-{split}"
-    frequencies = None if dataset.annotations.frequency_stated else {c.id: c.frequency for c in loaded.categories}
+    frequencies = None
+    if not dataset.annotations.frequency_stated and any(category.image_count for category in loaded.categories):
+        pairs = zip(known, loaded.categories, strict=True)
+        frequencies = {category_id: c.frequency for category_id, c in pairs if category_id is not None}
     scores = run(
         loaded.detector,
         dataset,
@@ -133,6 +146,7 @@ def evaluate(
         device=loaded.device,
         batch_size=recipe.batch_per_device,
         workers=recipe.workers,
+        category_ids=known,
         frequencies=frequencies,
         show=not quiet,
     )
@@ -204,6 +218,68 @@ def data_synth(
     typer.echo(f"{images} training and {settings.val_images} validation images of {classes} classes in {out}")
 
 
+OutModelArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Model file to write, ending in .safetensors.")]
+CategoriesOption = Annotated[
+    Path | None,
+    typer.Option("--categories", metavar="ANN.json", help="Annotation file with the classes it was trained on."),
+]
+
+
+@convert_app.command("mmdet")
+def convert_mmdet(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of mmdetection 2.x or 3.x, .pth.")],
+    out: OutModelArgument,
+    categories: CategoriesOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Mask R-CNN or Cascade Mask R-CNN of mmdetection, with cross-entropy or Seesaw Loss."""
+    _log(quiet=False)
+    from tailseg.zoo.mmdet import read_mmdet
+
+    _convert(read_mmdet(checkpoint), out, categories, settings)
+
+
+@convert_app.command("torchvision")
+def convert_torchvision(
+    source: Annotated[
+        str, typer.Argument(help="maskrcnn_resnet50_fpn (downloads its weights), or a state dict, .pth.")
+    ],
+    out: OutModelArgument,
+    categories: CategoriesOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Mask R-CNN R50-FPN (version 1) of torchvision."""
+    _log(quiet=False)
+    from tailseg.zoo.torchvision import read_torchvision
+
+    _convert(read_torchvision(source), out, categories, settings)
+
+
+@convert_app.command("detectron2")
+def convert_detectron2(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of detectron2, .pkl or .pth.")],
+    out: OutModelArgument,
+    categories: CategoriesOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Mask R-CNN R50-FPN or R101-FPN of detectron2, for COCO or LVIS."""
+    _log(quiet=False)
+    from tailseg.zoo.detectron2 import read_detectron2
+
+    _convert(read_detectron2(checkpoint), out, categories, settings)
+
+
+def _convert(foreign: ForeignModel, out: Path, categories: Path | None, settings: list[str] | None) -> None:
+    from tailseg.zoo.conversion import convert
+
+    recipe, labels = convert(foreign, out, categories=categories, settings=settings or ())
+    stages = {1: "Mask R-CNN", 3: "Cascade Mask R-CNN"}.get(len(recipe.model.stages), "detector")
+    typer.echo(
+        f"{out}: {stages}, {recipe.model.backbone.name}, {len(labels)} classes, classifier {recipe.classifier.loss}; "
+        f"its recipe: tailseg recipes show {out}"
+    )
+
+
 @recipes_app.callback()
 def recipes(context: typer.Context) -> None:
     """List the built-in recipes."""
@@ -221,9 +297,7 @@ def recipes_list() -> None:
 
 
 @recipes_app.command("show")
-def recipes_show(
-    recipe: Annotated[str, typer.Argument(help="Built-in recipe or YAML file.")], settings: SetOption = None
-) -> None:
+def recipes_show(recipe: RecipeArgument, settings: SetOption = None) -> None:
     """Print a complete recipe as YAML."""
     from tailseg.recipe import resolve, to_yaml
 
@@ -232,8 +306,8 @@ def recipes_show(
 
 @recipes_app.command("diff")
 def recipes_diff(
-    one: Annotated[str, typer.Argument(help="Built-in recipe or YAML file.")],
-    other: Annotated[str, typer.Argument(help="Built-in recipe or YAML file.")],
+    one: RecipeArgument,
+    other: RecipeArgument,
 ) -> None:
     """Print the keys in which two recipes differ."""
     from tailseg.recipe import diff, resolve

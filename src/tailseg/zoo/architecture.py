@@ -1,0 +1,134 @@
+"""What a detector's tensors, under our names, say of its architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from tailseg.errors import UserError
+
+State = Mapping[str, Tensor]
+
+BOTTLENECKS: dict[tuple[int, ...], int] = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+BASIC_BLOCKS: dict[tuple[int, ...], int] = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34}
+# timm's names of what is no plain ResNet: (depth, groups, base width).
+NAMED = {
+    (50, 32, 4): "resnext50_32x4d",
+    (101, 32, 4): "resnext101_32x4d",
+    (101, 32, 8): "resnext101_32x8d",
+    (101, 64, 4): "resnext101_64x4d",
+    (50, 1, 128): "wide_resnet50_2",
+    (101, 1, 128): "wide_resnet101_2",
+}
+PLANES = (64, 128, 256, 512)
+STEM = 64
+LOSS_OF_EXTRA_LOGITS = {2: "seesaw", 1: "cross-entropy"}  # logits beyond those of the classes
+
+Values = dict[str, Any]
+
+
+def infer_model(state: State, num_classes: int | None) -> tuple[Values, int]:
+    """Recipe values of `model` and `classifier` that tensors decide, and the number of classes.
+
+    Args:
+        state: tensors under the names of our `Detector`, with a `ResNet` as its backbone.
+        num_classes: if it is known from elsewhere.
+
+    Raises:
+        UserError: a tensor that decides is missing, or two of them disagree.
+    """
+    stages = _count(state, "stages.{}.box_head.fc1.weight")
+    if stages == 0:
+        raise UserError("no box head was found; only Mask R-CNN and its cascades of two-layer box heads are converted")
+    classes = _number_of_classes(state, num_classes)
+    logits = _require(state, "stages.0.box_head.classifier.weight").shape[0]
+    loss = LOSS_OF_EXTRA_LOGITS.get(logits - classes)
+    if loss is None:
+        raise UserError(
+            f"its classifier has {logits} logits for {classes} classes; softmax heads (one more) and Seesaw heads with "
+            "objectness (two more) are converted"
+        )
+    masks = [t for t in range(stages) if f"stages.{t}.mask_head.predictor.weight" in state]
+    if not masks:
+        raise UserError("no mask head was found; only models that predict masks are converted")
+    predictor = state[f"stages.{masks[0]}.mask_head.predictor.weight"]
+    model: Values = {
+        "backbone": infer_resnet(state),
+        "neck": {"channels": _require(state, "neck.lateral_convs.0.weight").shape[0]},
+        "box_head": {
+            "width": state["stages.0.box_head.fc1.weight"].shape[0],
+            "class_agnostic": _require(state, "stages.0.box_head.regressor.weight").shape[0] == 4,
+        },
+        "mask_head": {
+            "channels": predictor.shape[1],
+            "convs": _count(state, f"stages.{masks[0]}.mask_head.convs.{{}}.weight"),
+            "class_agnostic": predictor.shape[0] == 1 and classes > 1,
+        },
+        "stages": [{"mask_weight": 1.0 if t in masks else 0.0} for t in range(stages)],
+    }
+    return {"model": model, "classifier": {"loss": loss}}, classes
+
+
+def _number_of_classes(state: State, known: int | None) -> int:
+    """C, from whatever has a row a class."""
+    told: dict[str, int] = {} if known is None else {"the list of classes": known}
+    for name, rows_a_class in (("mask_head.predictor", 1), ("box_head.regressor", 4)):
+        for key, tensor in state.items():
+            if key.endswith(f"{name}.weight") and tensor.shape[0] > rows_a_class:
+                told[f"'{key}'"] = tensor.shape[0] // rows_a_class
+    for key, tensor in state.items():
+        if key.endswith("seesaw.counts"):
+            told[f"'{key}'"] = tensor.shape[0]
+    if not told:
+        raise UserError("its tensors do not say how many classes it has; name them with --categories ANNOTATIONS.json")
+    if len(set(told.values())) > 1:
+        listed = ", ".join(f"{count} by {source}" for source, count in told.items())
+        raise UserError(f"the number of classes is not clear ({listed}); give the categories it was trained on")
+    return next(iter(told.values()))
+
+
+def infer_resnet(state: State) -> Values:
+    """Recipe values of a ResNet or ResNeXt, from its depth, widths and groups."""
+    prefix = "backbone.net."
+    stem = _require(state, f"{prefix}conv1.weight").shape[0]
+    depths = tuple(_count(state, f"{prefix}layer{i}.{{}}.conv1.weight") for i in range(1, 5))
+    bottleneck = f"{prefix}layer1.0.conv3.weight" in state
+    depth = (BOTTLENECKS if bottleneck else BASIC_BLOCKS).get(depths)
+    if depth is None:
+        kind = "bottlenecks" if bottleneck else "basic blocks"
+        raise UserError(f"its backbone has {depths} {kind} a stage; ResNets of 18 to 152 layers are converted")
+    if not bottleneck:
+        widths = tuple(state[f"{prefix}layer{i}.0.conv1.weight"].shape[0] for i in range(1, 5))
+        if stem != STEM:
+            raise UserError(
+                f"its backbone has basic blocks and a stem of {stem} channels; only one of {STEM} is converted"
+            )
+        options: Values = {} if widths == PLANES else {"channels": list(widths)}
+        return {"name": f"resnet{depth}", "options": options}
+    planes = tuple(state[f"{prefix}layer{i}.0.conv3.weight"].shape[0] // 4 for i in range(1, 5))
+    width, group_width = state[f"{prefix}layer1.0.conv2.weight"].shape[:2]
+    groups, base_width = width // group_width, round(group_width * PLANES[0] / planes[0])
+    options = {} if planes == PLANES else {"channels": list(planes)}
+    name = NAMED.get((depth, groups, base_width), f"resnet{depth}")
+    if name == f"resnet{depth}" and (groups, base_width) != (1, 64):
+        options |= {"cardinality": groups, "base_width": base_width}
+    values: Values = {"name": name, "options": options}
+    if stem != STEM:
+        values["stem_channels"] = stem
+    return values
+
+
+def _require(state: State, key: str) -> Tensor:
+    if key not in state:
+        raise UserError(f"no tensor was found for our '{key}'; the file is incomplete or another kind of model")
+    return state[key]
+
+
+def _count(state: State, template: str) -> int:
+    """How many of the template's keys there are in a row, from 0 on."""
+    number = 0
+    while template.format(number) in state:
+        number += 1
+    return number

@@ -1,0 +1,248 @@
+"""From another project's tensors to an ordinary model of ours: names, recipe, categories, and a strict check."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tailseg.data.annotations import Category
+from tailseg.data.parsing import category_columns, read_json, table
+from tailseg.data.sources import same_name
+from tailseg.errors import UserError
+from tailseg.model.build import build_detector
+from tailseg.recipe import Recipe, merge, override, validate
+from tailseg.training.checkpoint import save_model
+from tailseg.zoo.architecture import infer_model
+
+logger = logging.getLogger(__name__)
+
+COUNTS = "box_head.classification.seesaw.counts"
+MOST_NAMED = 12  # names of a list that an error message prints
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignModel:
+    """A checkpoint of another project, under our names.
+
+    What its tensors decide is inferred from them; ``values`` hold the rest, as recipe values.
+    """
+
+    project: str
+    path: Path
+    state: dict[str, Tensor]  # our name -> tensor
+    unknown: Sequence[str] = ()  # their names for which we have none
+    names: Sequence[str] | None = None  # of the classes by label, if the file has them
+    labels_are_ids: bool = False  # label i is the category with id i + 1
+    values: Values = field(default_factory=dict)  # nested like a recipe, but for the classifier
+    classifiers: Mapping[str, Values] = field(default_factory=dict)  # loss -> recipe values of the classifier
+    remarks: Sequence[str] = ()  # what was assumed, one sentence each
+
+
+def convert(
+    foreign: ForeignModel, out: Path, *, categories: Path | None = None, settings: Sequence[str] = ()
+) -> tuple[Recipe, tuple[Category, ...]]:
+    """Write a model file that `predict`, `eval` and `train --init` take.
+
+    Args:
+        foreign: the checkpoint.
+        out: model file, which must not exist.
+        categories: annotation file with the classes that it was trained on.
+        settings: recipe overrides, for what neither tensors nor configuration say.
+
+    Raises:
+        UserError: ``out`` exists, tensors are left over or missing, or the categories do not fit.
+    """
+    if out.suffix != ".safetensors":
+        raise UserError(f"{out}: a model file ends in .safetensors; give OUT that ending")
+    if out.exists():
+        raise UserError(f"{out}: already exists; remove it or choose another OUT")
+    given = None if categories is None else _read_categories(categories)
+    known = None if foreign.labels_are_ids else (foreign.names or given)
+    try:
+        inferred, num_classes = infer_model(foreign.state, len(known) if known else None)
+    except UserError as error:
+        unknown = f" (not understood: {_listed(foreign.unknown)})" if foreign.unknown else ""
+        raise UserError(f"{foreign.path}: {error}{unknown}") from error
+    labels = _labels(foreign, num_classes, given, categories)
+    recipe = override(_recipe(foreign, inferred), settings)
+    state = _completed(foreign, recipe, num_classes)
+    for remark in foreign.remarks:
+        logger.warning("%s", remark)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out.parent}: the folder cannot be made ({error.strerror}); choose another OUT") from error
+    save_model(out, state, recipe, labels, step=0)
+    return recipe, labels
+
+
+def _recipe(foreign: ForeignModel, inferred: Values) -> Recipe:
+    """Our defaults, over them what the tensors say, over that what the source says."""
+    model, loss = inferred["model"], inferred["classifier"]["loss"]
+    given = foreign.values.get("model", {}).get("stages") or [{}] * len(model["stages"])
+    stages = [
+        says | ({} if has["mask_weight"] else {"mask_weight": 0.0})
+        for has, says in zip(model["stages"], given, strict=True)
+    ]
+    backbone = model["backbone"]
+    usual = "channels" not in backbone["options"] and "stem_channels" not in backbone
+    values = merge(Recipe(name="").model_dump(mode="json"), inferred)
+    values = merge(values, foreign.values)
+    values = merge(values, {"classifier": {"loss": loss} | foreign.classifiers.get(loss, {})})
+    values = merge(values, {"model": {"stages": stages}, "name": f"{foreign.project}/{foreign.path.stem}"})
+    # ImageNet weights for a new training are those of the usual widths, of networks with their stride in the 3x3.
+    if not usual or values["model"]["backbone"]["stride_in_1x1"]:
+        values["model"]["backbone"]["pretrained"] = False
+    return validate(values, str(foreign.path))
+
+
+def rename(tensors: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors under our names, and the names for which there is none.
+
+    Args:
+        tensors: by their name.
+        prefixes: their name, or its beginning up to a dot -> ours; the longest that fits is taken.
+    """
+    ours: dict[str, Tensor] = {}
+    unknown: list[str] = []
+    for key, tensor in tensors.items():
+        parts = key.split(".")
+        for length in range(len(parts), 0, -1):
+            own = prefixes.get(".".join(parts[:length]))
+            if own is not None:
+                ours[".".join([own, *parts[length:]])] = tensor
+                break
+        else:
+            unknown.append(key)
+    return ours, unknown
+
+
+def state_dict_of(content: Any, path: Path, nests: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's content, whatever it is nested in, without the prefix of a parallel wrapper.
+
+    Raises:
+        UserError: there are none.
+    """
+    state = content
+    for nest in nests:
+        if isinstance(state, Mapping) and isinstance(state.get(nest), Mapping):
+            state = state[nest]
+            break
+    tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
+    if not tensors:
+        raise UserError(
+            f"{path}: holds no tensors by name, at its top or under {' or '.join(map(repr, nests))}; give a checkpoint "
+            "with the model's state dict"
+        )
+    while all(key.startswith("module.") for key in tensors):
+        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    return tensors
+
+
+def change(state: dict[str, Tensor], ending: str, function: Callable[[Tensor], Tensor]) -> None:
+    """Replace every tensor whose name has this ending."""
+    for key in [key for key in state if key.endswith(ending)]:
+        state[key] = function(state[key])
+
+
+def _completed(foreign: ForeignModel, recipe: Recipe, num_classes: int) -> dict[str, Tensor]:
+    """The detector's whole state dict; what frozen networks never had is filled in."""
+    with torch.device("meta"):  # shapes alone: nothing is allocated
+        wanted = build_detector(recipe, num_classes).state_dict()
+    state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in foreign.state.items()}
+    for key, like in wanted.items():
+        if key not in state and (key.endswith("num_batches_tracked") or key.endswith(COUNTS)):
+            state[key] = torch.zeros(like.shape, dtype=like.dtype)
+    missing = [key for key in wanted if key not in state]
+    left_over = [*foreign.unknown, *(key for key in state if key not in wanted)]
+    if missing or left_over:
+        faults = [f"tensors are left over: {_listed(left_over)}"] if left_over else []
+        faults += [f"tensors are missing: {_listed(missing)}"] if missing else []
+        raise UserError(
+            f"{foreign.path}: {'; '.join(faults)}; it is no Mask R-CNN or Cascade Mask R-CNN as tailseg builds them"
+        )
+    for key, like in wanted.items():
+        if state[key].shape != like.shape:
+            raise UserError(
+                f"{foreign.path}: '{key}' has shape {tuple(state[key].shape)}, but {tuple(like.shape)} was expected "
+                "from its other tensors"
+            )
+        if not bool(torch.isfinite(state[key]).all()):
+            raise UserError(f"{foreign.path}: '{key}' holds values that are not finite; the model had diverged")
+    return {key: state[key] for key in wanted}
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(f"'{name}'" for name in names[:MOST_NAMED]) + more
+
+
+def _read_categories(path: Path) -> list[Category]:
+    rows = table(read_json(path), path, "categories", "category")
+    ids, names, groups = category_columns(rows)
+    about = {row["id"]: row for row in rows.rows}
+    counts = [
+        tuple(value if isinstance(value := about[i].get(key), int) else 0 for key in ("image_count", "instance_count"))
+        for i in ids.tolist()
+    ]
+    frequencies = groups or ["f"] * len(names)
+    return [
+        Category(i, name, frequency, *count)
+        for i, name, frequency, count in zip(ids.tolist(), names, frequencies, counts, strict=True)
+    ]
+
+
+def coco_ids() -> dict[str, int]:
+    """Name -> category id of the 80 classes of COCO; ids go up to 90, with gaps."""
+    from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
+
+    names = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    return {same_name(name): i for i, name in enumerate(names) if name not in ("__background__", "N/A")}
+
+
+def _labels(
+    foreign: ForeignModel, num_classes: int, given: Sequence[Category] | None, source: Path | None
+) -> tuple[Category, ...]:
+    """The category of each label: by the file's own names, an annotation file's categories, or COCO's."""
+    if given is None:
+        return tuple(_without_file(foreign, num_classes))
+    if foreign.labels_are_ids:
+        by_id = {category.id: category for category in given}
+        ids = range(1, num_classes + 1)
+        beyond = sorted(set(by_id) - set(ids))
+        if beyond:
+            raise UserError(f"{source}: has a category {beyond[0]}, but the model's go from 1 to {num_classes}")
+        return tuple(by_id.get(i, Category(i, f"unused {i}", "f", 0, 0)) for i in ids)
+    if foreign.names is not None:
+        by_name = {same_name(category.name): category for category in given}
+        absent = [name for name in foreign.names if same_name(name) not in by_name]
+        if absent:
+            raise UserError(
+                f"{source}: has no category '{absent[0]}', which the model knows; give the file it was trained on"
+            )
+        given = [by_name[same_name(name)] for name in foreign.names]
+    if len(given) != num_classes:
+        raise UserError(
+            f"{source}: has {len(given)} categories, the model {num_classes}; give the file it was trained on"
+        )
+    return tuple(given)
+
+
+def _without_file(foreign: ForeignModel, num_classes: int) -> Iterator[Category]:
+    coco, names = coco_ids(), foreign.names
+    if names is None and num_classes == len(coco):
+        names = list(coco)
+    if names is None:
+        raise UserError(f"{foreign.path}: does not name its classes; name them with --categories ANNOTATIONS.json")
+    if len(names) != num_classes:
+        raise UserError(f"{foreign.path}: names {len(names)} classes, but its tensors have {num_classes}")
+    of_coco = not foreign.labels_are_ids and all(same_name(name) in coco for name in names)
+    for label, name in enumerate(names):
+        yield Category(coco[same_name(name)] if of_coco else label + 1, name, "f", 0, 0)

@@ -1,0 +1,168 @@
+"""Mask R-CNN R50-FPN and R101-FPN of detectron2, for COCO and LVIS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from tailseg.errors import UserError
+from tailseg.zoo.checkpoint_files import read_checkpoint
+from tailseg.zoo.conversion import ForeignModel, change, rename, state_dict_of
+
+MOST_BLOCKS, MOST_CONVS = 40, 16  # of a stage of the backbone; of the mask head
+IGNORED = ("proposal_generator.anchor_generator.", "pixel_mean", "pixel_std")
+LVIS_CLASSES = (1203, 1230)  # of v1 and v0.5
+# Model zoo: ResNets start from weights that were trained on B, G, R with a deviation of 1 and strides in the 1x1
+# convolutions, ResNeXts from others.
+RED_FIRST_MEAN = [123.675, 116.28, 103.53]
+VALUES: dict[str, Any] = {
+    "model": {"box_head": {"low_quality": False}},
+    "test": {"score_threshold": 0.05, "max_detections": 100, "min_size": 0.0},
+}
+KEYS = {  # of config.yaml -> of a recipe
+    "MODEL.RESNETS.STRIDE_IN_1X1": "model.backbone.stride_in_1x1",
+    "MODEL.RPN.SMOOTH_L1_BETA": "model.rpn.box_beta",
+    "MODEL.RPN.NMS_THRESH": "model.rpn.nms_iou",
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": "model.rpn.pre_nms_train",
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": "model.rpn.pre_nms_test",
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": "model.rpn.post_nms_train",
+    "MODEL.RPN.POST_NMS_TOPK_TEST": "model.rpn.post_nms_test",
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": "model.box_head.box_beta",
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": "model.roi_pooling.sampling_ratio",
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": "model.box_head.rois",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "test.score_threshold",
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": "test.nms_iou",
+    "TEST.DETECTIONS_PER_IMAGE": "test.max_detections",
+    "INPUT.MIN_SIZE_TRAIN": "data.short_edges",
+    "INPUT.MIN_SIZE_TEST": "data.test_short_edge",
+    "INPUT.MAX_SIZE_TEST": "data.long_edge",
+}
+NO_CONFIGURATION = (
+    "has no config.yaml beside it: what its tensors do not show is taken from detectron2's model zoo (order and scale "
+    "of the colours, strides, thresholds, image sizes); put the run's config.yaml there, or mend it with --set"
+)
+
+
+def read_detectron2(path: Path) -> ForeignModel:
+    """A checkpoint of detectron2 (``.pkl`` of the model zoo, or ``.pth``) under our names.
+
+    What its tensors do not show comes from the ``config.yaml`` that detectron2 writes beside its checkpoints, and where
+    there is none from the model zoo.
+
+    Raises:
+        UserError: the checkpoint cannot be read safely, or the configuration is broken.
+    """
+    tensors = state_dict_of(read_checkpoint(path), path, ("model",))
+    config = _read_config(path.with_name("config.yaml"))
+    kept = {key: value for key, value in tensors.items() if not key.startswith(IGNORED)}
+    state, unknown = rename(kept, _prefixes())
+    values = _merged(VALUES, _zoo(state, tensors) if config is None else _configured(config))
+    if config is None or config.get("INPUT", {}).get("FORMAT", "BGR") == "BGR":
+        change(state, "backbone.net.conv1.weight", lambda weight: weight.flip(1))
+    return ForeignModel(
+        project="detectron2",
+        path=path,
+        state=state,
+        unknown=unknown,
+        values=values,
+        remarks=[f"{path} {NO_CONFIGURATION}."] if config is None else [],
+    )
+
+
+def _zoo(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The model zoo's conventions, as recipe values."""
+    conv = state.get("backbone.net.layer1.0.conv2.weight")
+    plain = conv is None or conv.shape[0] == conv.shape[1]
+    mean, std = RED_FIRST_MEAN, [1.0, 1.0, 1.0] if plain else [58.395, 57.12, 57.375]
+    if "pixel_mean" in tensors and "pixel_std" in tensors:  # stored by old versions, in the order B, G, R
+        mean, std = (tensors[key].flatten().flip(0).tolist() for key in ("pixel_mean", "pixel_std"))
+    values: dict[str, Any] = {
+        "model": {"backbone": {"stride_in_1x1": plain}, "pixel_mean": mean, "pixel_std": std},
+        "test": {},
+    }
+    logits = state.get("stages.0.box_head.classifier.bias")
+    if logits is not None and len(logits) - 1 in LVIS_CLASSES:
+        values["test"] = {"score_threshold": 1e-4, "max_detections": 300}
+    return values
+
+
+def _configured(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration's conventions, as recipe values."""
+    values: dict[str, Any] = {}
+    for theirs, ours in KEYS.items():
+        value = _at(config, theirs)
+        if value is not None:
+            _put(values, ours, value)
+    aligned = _at(config, "MODEL.ROI_BOX_HEAD.POOLER_TYPE")
+    if aligned is not None:
+        _put(values, "model.roi_pooling.aligned", aligned == "ROIAlignV2")
+    mean, std = _at(config, "MODEL.PIXEL_MEAN"), _at(config, "MODEL.PIXEL_STD")
+    blue_first = (_at(config, "INPUT.FORMAT") or "BGR") == "BGR"
+    for key, value in (("model.pixel_mean", mean), ("model.pixel_std", std)):
+        if value is not None:
+            _put(values, key, value[::-1] if blue_first else value)
+    return values
+
+
+def _read_config(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as detectron2's configuration; mend or remove it") from error
+    return config if isinstance(config, dict) and isinstance(config.get("MODEL"), dict) else None
+
+
+def _at(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return config
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        values = values.setdefault(part, {})
+    values[last] = value
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        merged[key] = _merged(merged.get(key, {}), value) if isinstance(value, dict) else value
+    return merged
+
+
+def _prefixes() -> dict[str, str]:
+    """Their names -> ours."""
+    names = {
+        "backbone.bottom_up.stem.conv1": "backbone.net.conv1",
+        "backbone.bottom_up.stem.conv1.norm": "backbone.net.bn1",
+        "proposal_generator.rpn_head.conv": "rpn.conv",
+        "proposal_generator.rpn_head.objectness_logits": "rpn.objectness",
+        "proposal_generator.rpn_head.anchor_deltas": "rpn.deltas",
+        "roi_heads.box_head.fc1": "stages.0.box_head.fc1",
+        "roi_heads.box_head.fc2": "stages.0.box_head.fc2",
+        "roi_heads.box_predictor.cls_score": "stages.0.box_head.classifier",
+        "roi_heads.box_predictor.bbox_pred": "stages.0.box_head.regressor",
+        "roi_heads.mask_head.deconv": "stages.0.mask_head.upsample",
+        "roi_heads.mask_head.predictor": "stages.0.mask_head.predictor",
+    }
+    for i in range(MOST_CONVS):
+        names[f"roi_heads.mask_head.mask_fcn{i + 1}"] = f"stages.0.mask_head.convs.{i}"
+    for i in range(4):
+        names[f"backbone.fpn_lateral{i + 2}"] = f"neck.lateral_convs.{i}"
+        names[f"backbone.fpn_output{i + 2}"] = f"neck.output_convs.{i}"
+        for block in range(MOST_BLOCKS):
+            theirs, ours = f"backbone.bottom_up.res{i + 2}.{block}", f"backbone.net.layer{i + 1}.{block}"
+            names[f"{theirs}.shortcut"] = f"{ours}.downsample.0"
+            names[f"{theirs}.shortcut.norm"] = f"{ours}.downsample.1"
+            for conv in (1, 2, 3):
+                names[f"{theirs}.conv{conv}"] = f"{ours}.conv{conv}"
+                names[f"{theirs}.conv{conv}.norm"] = f"{ours}.bn{conv}"
+    return names

@@ -1,0 +1,143 @@
+"""Mask R-CNN and Cascade Mask R-CNN of mmdetection 2.x and 3.x (spec, section 28)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tailseg.errors import UserError
+from tailseg.zoo.checkpoint_files import read_checkpoint
+from tailseg.zoo.conversion import COUNTS, ForeignModel, change, rename, state_dict_of
+from tailseg.zoo.mmdet_config import conventions, read_config
+
+MOST_CONVS = 16  # of a mask head
+CASCADE_STDS = ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])
+CASCADE = {  # what Cascade Mask R-CNN has otherwise than Mask R-CNN (spec, sections 5, 7 and 12)
+    "rpn": {"box_beta": 1 / 9, "inside_image": True, "post_nms_train": 2000},
+    "box_head": {"box_beta": 1.0, "low_quality": False},
+    "stages": [
+        {"iou": iou, "stds": stds, "weight": weight, "mask_weight": weight}
+        for iou, stds, weight in zip((0.5, 0.6, 0.7), CASCADE_STDS, (1.0, 0.5, 0.25), strict=True)
+    ],
+}
+NO_CONFIGURATION = (
+    "carries no configuration: what its tensors do not show is taken from mmdetection's published configurations for "
+    "LVIS (thresholds, image sizes, pixel mean, normalised layers); mend it with --set where yours differs"
+)
+
+
+def read_mmdet(path: Path) -> ForeignModel:
+    """A checkpoint of mmdetection under our names.
+
+    What its tensors do not show comes from the configuration that mmdetection stores in ``meta``, and where there is
+    none from the published configurations for LVIS.
+
+    Raises:
+        UserError: the file cannot be read safely, is of mmdetection 1.x, or is configured in a way that we have not.
+    """
+    content = read_checkpoint(path)
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    meta = meta if isinstance(meta, Mapping) else {}
+    if str(meta.get("mmdet_version", "")).startswith("1."):
+        raise UserError(
+            f"{path}: was written by mmdetection {meta['mmdet_version']}, which puts background first and counts boxes "
+            "a pixel wider; convert a checkpoint of 2.x or 3.x"
+        )
+    tensors = {
+        key: value
+        for key, value in state_dict_of(content, path, ("state_dict",)).items()
+        if not key.startswith("data_preprocessor.")  # mean and deviation, which the configuration has too
+    }
+    cascade = any(key.startswith("roi_head.bbox_head.2.") for key in tensors)
+    state, unknown = rename(tensors, _prefixes(3 if cascade else 1))
+    change(state, COUNTS, lambda counts: _whole_counts(counts, path))
+    config = read_config(meta)
+    normed_masks = "normed-mask" in path.stem.replace("_", "-")
+    values: dict[str, Any] = {"model": {"mask_head": {"normalized": True}} if normed_masks else {}}
+    classifiers = {"seesaw": {"normalized": True, "q": 2.0}}
+    remarks = []
+    if config is None:
+        values["model"] |= CASCADE if cascade else {}
+        remarks.append(f"{path} {NO_CONFIGURATION}")
+    else:
+        try:
+            said = conventions(config, 3 if cascade else 1)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        values = said.values
+        classifiers = {"seesaw": said.classifier, "cross-entropy": _without(said.classifier, ("p", "q"))}
+        if said.blue_first:
+            change(state, "backbone.net.conv1.weight", lambda weight: weight.flip(1))
+    return ForeignModel(
+        project="mmdet",
+        path=path,
+        state=state,
+        unknown=unknown,
+        names=_class_names(meta),
+        values=values,
+        classifiers=classifiers,
+        remarks=remarks,
+    )
+
+
+def _prefixes(stages: int) -> dict[str, str]:
+    """Their names -> ours."""
+    names = {
+        "backbone": "backbone.net",
+        "rpn_head.rpn_conv": "rpn.conv",
+        "rpn_head.rpn_cls": "rpn.objectness",
+        "rpn_head.rpn_reg": "rpn.deltas",
+    }
+    for level in range(4):
+        for theirs, ours in (("lateral_convs", "lateral_convs"), ("fpn_convs", "output_convs")):
+            names[f"neck.{theirs}.{level}.conv"] = f"neck.{ours}.{level}"
+    for stage in range(stages):
+        number = f".{stage}" if stages > 1 else ""
+        box, mask = f"roi_head.bbox_head{number}", f"roi_head.mask_head{number}"
+        names |= _heads(box, mask, stage)
+    if stages > 1:  # a single mask head serves the last stage
+        names |= _heads("", "roi_head.mask_head", stages - 1)
+    return names
+
+
+def _heads(box: str, mask: str, stage: int) -> dict[str, str]:
+    ours = f"stages.{stage}"
+    names = {
+        f"{mask}.upsample": f"{ours}.mask_head.upsample",
+        f"{mask}.conv_logits": f"{ours}.mask_head.predictor",
+    }
+    names |= {f"{mask}.convs.{i}.conv": f"{ours}.mask_head.convs.{i}" for i in range(MOST_CONVS)}
+    if box:
+        names |= {
+            f"{box}.shared_fcs.0": f"{ours}.box_head.fc1",
+            f"{box}.shared_fcs.1": f"{ours}.box_head.fc2",
+            f"{box}.fc_cls": f"{ours}.box_head.classifier",
+            f"{box}.fc_reg": f"{ours}.box_head.regressor",
+            f"{box}.loss_cls.cum_samples": f"{ours}.{COUNTS}",
+        }
+    return names
+
+
+def _whole_counts(counts: Tensor, path: Path) -> Tensor:
+    """Samples of each class as whole numbers; theirs are float32 and end with background, which is never counted."""
+    if counts.dim() != 1 or not bool(torch.isfinite(counts).all()) or bool((counts < 0).any()):
+        raise UserError(f"{path}: 'cum_samples' must be a count for every class; the file is damaged")
+    return counts[:-1].round().long()
+
+
+def _class_names(meta: Mapping[str, Any]) -> list[str] | None:
+    """Names of the classes by label: ``dataset_meta`` of 3.x, ``CLASSES`` of 2.x."""
+    about = meta.get("dataset_meta")
+    about = about if isinstance(about, Mapping) else {}
+    for names in (about.get("classes"), about.get("CLASSES"), meta.get("CLASSES")):
+        if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
+            return list(names)
+    return None
+
+
+def _without(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in keys}

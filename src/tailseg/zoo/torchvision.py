@@ -1,0 +1,120 @@
+"""Mask R-CNN R50-FPN (version 1) of torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from torchvision.models import get_model_weights, list_models
+from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
+
+from tailseg.errors import UserError
+from tailseg.zoo.checkpoint_files import read_checkpoint
+from tailseg.zoo.conversion import ForeignModel, change, rename, state_dict_of
+
+NAME = "maskrcnn_resnet50_fpn"
+PUBLISHED = MaskRCNN_ResNet50_FPN_Weights.COCO_V1
+CONVS = 4  # of the mask head
+VALUES: dict[str, Any] = {
+    "model": {
+        "rpn": {
+            "box_beta": 1 / 9,
+            "post_nms_train": 2000,
+            "rounded_anchors": True,
+            "fitted_strides": True,
+        },
+        "roi_pooling": {"sampling_ratio": 2, "aligned": False},
+        "box_head": {"box_beta": 1 / 9, "low_quality": False},
+    },
+    "data": {"short_edges": [800]},
+    "test": {"score_threshold": 0.05, "max_detections": 100, "min_size": 0.01},
+}
+OWN_EPS = (
+    "was taken to be trained with batch norm's usual 1e-5; torchvision sets it to 0 in what starts from its own COCO "
+    "weights: then add --set model.backbone.norm_eps=0"
+)
+
+
+def read_torchvision(source: str) -> ForeignModel:
+    """The published weights by their name, or a state dict in a file, under our names.
+
+    Args:
+        source: ``maskrcnn_resnet50_fpn``, or the path of a state dict that was saved from such a model.
+
+    Raises:
+        UserError: there is neither, the weights cannot be downloaded, or the file cannot be read safely.
+    """
+    path = Path(source)
+    published = source == NAME or path.name == Path(PUBLISHED.url).name
+    content = read_checkpoint(path) if path.exists() or path.suffix else _download(source)
+    tensors = state_dict_of(content, path, ("model", "model_state_dict", "state_dict"))
+    state, unknown = rename(tensors, _prefixes())
+    # Their first class is background, ours the last; nothing reads its box and its mask.
+    change(state, "box_head.classifier.weight", lambda rows: rows.roll(-1, 0))
+    change(state, "box_head.classifier.bias", lambda rows: rows.roll(-1, 0))
+    for kind, rows_a_class in (("box_head.regressor", 4), ("mask_head.predictor", 1)):
+        for part in ("weight", "bias"):
+            change(state, f"{kind}.{part}", lambda rows, first=rows_a_class: rows[first:])  # type: ignore[misc]
+    frozen = not any(key.endswith("num_batches_tracked") for key in tensors)
+    backbone = {"norm_eps": 0.0} if published else {}
+    names = None
+    if state.get("stages.0.box_head.classifier.bias", torch.empty(0)).shape[0] == len(PUBLISHED.meta["categories"]):
+        listed = enumerate(PUBLISHED.meta["categories"][1:], start=1)
+        names = [f"unused {i}" if name == "N/A" else name for i, name in listed]
+    return ForeignModel(
+        project="torchvision",
+        path=path,
+        state=state,
+        unknown=unknown,
+        names=names,
+        labels_are_ids=True,
+        values={**VALUES, "model": {**VALUES["model"], "backbone": backbone}},
+        remarks=[f"{path} {OWN_EPS}."] if frozen and not published else [],
+    )
+
+
+def _download(name: str) -> Mapping[str, Any]:
+    if name != NAME:
+        others = [known for known in list_models(include="maskrcnn*") if known != NAME]
+        raise UserError(
+            f"{name}: is neither a file nor the name of a model that is converted; there is {NAME} "
+            f"({', '.join(others)} has another architecture)"
+        )
+    weights = get_model_weights(NAME).COCO_V1
+    try:
+        state: Mapping[str, Any] = torch.hub.load_state_dict_from_url(
+            weights.url, map_location="cpu", weights_only=True, check_hash=True
+        )
+    except (URLError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"{name}: {weights.url} cannot be downloaded ({error}); fetch it elsewhere and give the file"
+        ) from error
+    return state
+
+
+def _prefixes() -> dict[str, str]:
+    """Their names -> ours; layers gained a level of nesting in torchvision 0.13."""
+    names = {
+        "backbone.body": "backbone.net",
+        "rpn.head.conv": "rpn.conv",
+        "rpn.head.conv.0.0": "rpn.conv",
+        "rpn.head.cls_logits": "rpn.objectness",
+        "rpn.head.bbox_pred": "rpn.deltas",
+        "roi_heads.box_head.fc6": "stages.0.box_head.fc1",
+        "roi_heads.box_head.fc7": "stages.0.box_head.fc2",
+        "roi_heads.box_predictor.cls_score": "stages.0.box_head.classifier",
+        "roi_heads.box_predictor.bbox_pred": "stages.0.box_head.regressor",
+        "roi_heads.mask_predictor.conv5_mask": "stages.0.mask_head.upsample",
+        "roi_heads.mask_predictor.mask_fcn_logits": "stages.0.mask_head.predictor",
+    }
+    for level in range(4):
+        for theirs, ours in (("inner_blocks", "lateral_convs"), ("layer_blocks", "output_convs")):
+            names[f"backbone.fpn.{theirs}.{level}"] = f"neck.{ours}.{level}"
+            names[f"backbone.fpn.{theirs}.{level}.0"] = f"neck.{ours}.{level}"
+    for i in range(CONVS):
+        names[f"roi_heads.mask_head.{i}.0"] = f"stages.0.mask_head.convs.{i}"
+        names[f"roi_heads.mask_head.mask_fcn{i + 1}"] = f"stages.0.mask_head.convs.{i}"
+    return names

@@ -1,0 +1,228 @@
+"""torchvision's own Mask R-CNN, with random weights, against ours converted from it, in one process."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN, MaskRCNN_ResNet50_FPN_Weights, maskrcnn_resnet50_fpn
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
+
+from tailseg.errors import UserError
+from tailseg.predict import Model, load
+from tailseg.structures import Batch, Detections
+from tailseg.zoo import torchvision as zoo
+from tailseg.zoo.conversion import convert
+from tailseg.zoo.torchvision import NAME, PUBLISHED, read_torchvision
+
+PIXELS, SCORES, MASKS, FEATURES = 0.01, 1e-4, 1e-3, 1e-4
+CLASSES = 7  # background included
+SIZE = (203, 330)  # neither side a multiple of 32, and P6 has another stride than 64
+
+
+def model_of(norm: Callable[..., nn.Module], classes: int = CLASSES, eps: float = 1e-5) -> MaskRCNN:
+    """Random weights and statistics, large enough that detections differ from each other."""
+    torch.manual_seed(0)
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=norm)
+    model = MaskRCNN(backbone, num_classes=classes, min_size=SIZE[0], max_size=SIZE[1])
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for module in model.backbone.body.modules():
+            if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
+                module.eps = eps
+                module.running_var.uniform_(1e-4, 2, generator=generator)
+                module.running_mean.normal_(0, 0.1, generator=generator)
+                module.weight.uniform_(0.2, 0.5, generator=generator)
+                module.bias.normal_(0, 0.1, generator=generator)
+        for layer, scale in ((model.rpn.head.cls_logits, 3), (model.rpn.head.bbox_pred, 1)):
+            layer.weight.normal_(0, 0.05 * scale, generator=generator)
+        predictor = model.roi_heads.box_predictor
+        predictor.cls_score.weight.normal_(0, 0.2, generator=generator)
+        predictor.cls_score.bias.normal_(0, 0.5, generator=generator)
+        predictor.bbox_pred.weight.normal_(0, 0.05, generator=generator)
+    return model.eval()
+
+
+def image() -> Tensor:
+    """(3, H, W) uint8 with structure at several scales."""
+    generator = torch.Generator().manual_seed(2)
+    coarse = torch.rand(1, 3, 9, 14, generator=generator)
+    smooth = nn.functional.interpolate(coarse, SIZE, mode="bicubic")[0]
+    noisy = smooth + 0.1 * torch.randn(3, *SIZE, generator=generator)
+    return (noisy.clamp(0, 1) * 255).to(torch.uint8)
+
+
+@torch.no_grad()
+def theirs(model: MaskRCNN, picture: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """Pyramid, detections with masks of 28 x 28, and proposals."""
+    seen: dict[str, object] = {}
+    model.backbone.register_forward_hook(lambda _m, _i, output: seen.update(pyramid=output))
+    model.rpn.register_forward_hook(lambda _m, _i, output: seen.update(proposals=output[0][0]))
+    model.roi_heads.register_forward_hook(lambda _m, _i, output: seen.update(found=dict(output[0][0])))
+    model([picture.float() / 255])
+    return seen["pyramid"], seen["found"], seen["proposals"]
+
+
+def converted(model: MaskRCNN, folder: Path, *settings: str, name: str = "model.pth") -> Model:
+    torch.save(model.state_dict(), folder / name)
+    classes = model.roi_heads.box_predictor.cls_score.out_features - 1
+    categories = folder / "classes.json"
+    listed = ",".join(f'{{"id": {i}, "name": "thing {i}"}}' for i in range(1, classes + 1))
+    categories.write_text(f'{{"categories": [{listed}]}}')
+    convert(
+        read_torchvision(str(folder / name)),
+        folder / "model.safetensors",
+        categories=None if classes == 90 else categories,
+        settings=settings,
+    )
+    return load(folder / "model.safetensors", device="cpu")
+
+
+def batch_of(picture: Tensor) -> Batch:
+    height, width = picture.shape[1:]
+    return Batch(
+        images=nn.functional.pad(picture, (0, -width % 32, 0, -height % 32))[None],
+        image_hws=torch.tensor([[height, width]]),
+        original_hws=torch.tensor([[height, width]]),
+        image_ids=torch.zeros(1, dtype=torch.int64),
+        boxes=torch.zeros(1, 1, 4),
+        labels=torch.zeros(1, 1, dtype=torch.int64),
+        valid=torch.zeros(1, 1, dtype=torch.bool),
+        masks=torch.zeros(1, 1, 8, 8, dtype=torch.uint8),
+        mask_frames=torch.zeros(1, 1, 4),
+    )
+
+
+def assert_same_detections(ours: Detections, found: dict[str, Tensor], at_least: int = 20) -> None:
+    """Row by row, in order of score."""
+    assert len(ours) == len(found["scores"])
+    assert len(ours) >= at_least
+    assert (ours.scores - found["scores"]).abs().max() <= SCORES
+    assert torch.equal(ours.labels, found["labels"] - 1)
+    assert (ours.boxes - found["boxes"]).abs().max() <= PIXELS
+    assert (ours.masks - found["masks"][:, 0]).abs().max() <= MASKS
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, FrozenBatchNorm2d])
+def test_same_features_proposals_and_detections(norm, tmp_path):
+    model, picture = model_of(norm), image()
+    pyramid, found, proposals = theirs(model, picture)
+    ours = converted(model, tmp_path)
+    batch = batch_of(picture)
+    with torch.no_grad():
+        features = ours.detector.features(batch)
+        for own, their in zip(features, pyramid.values(), strict=True):
+            assert (own - their).abs().max() <= FEATURES * their.abs().max()
+        own = ours.detector.rpn.propose(ours.detector.rpn(features), batch.image_hws)
+    assert int(own.valid.sum()) == len(proposals)
+    # Those whose scores agree to six digits may change places, so each looks for its partner.
+    distance = (own.boxes[0][own.valid[0]][:, None] - proposals).abs().amax(2)
+    assert distance.amin(0).max() <= PIXELS
+    assert distance.amin(1).max() <= PIXELS
+    assert len(found["labels"].unique()) > 2
+    assert_same_detections(ours.detector.detect(batch)[0], found)
+
+
+def test_the_published_weights_have_no_eps(tmp_path):
+    """torchvision sets the eps of batch norm to 0 for them, and only for them."""
+    model, picture = model_of(FrozenBatchNorm2d, classes=91, eps=0.0), image()
+    _, found, _ = theirs(model, picture)
+    ours = converted(model, tmp_path, name=Path(PUBLISHED.url).name)
+    assert ours.recipe.model.backbone.norm_eps == 0
+    # Random rows of 91 classes come close to the threshold: score and order still agree.
+    assert_same_detections(ours.detector.detect(batch_of(picture))[0], found, at_least=1)
+    names = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    labelled = [(c.id, c.name) for c in ours.categories]
+    assert labelled[:11] == list(enumerate(names))[1:12]
+    assert labelled[11] == (12, "unused 12")
+    assert (len(labelled), labelled[-1]) == (90, (90, "toothbrush"))
+
+
+def test_eps_by_setting(tmp_path, caplog):
+    model = model_of(FrozenBatchNorm2d, eps=0.0)
+    ours = converted(model, tmp_path, "model.backbone.norm_eps=0")
+    assert "norm_eps=0" in caplog.text
+    assert_same_detections(ours.detector.detect(batch_of(image()))[0], theirs(model, image())[1])
+
+
+def test_names_before_0_13(tmp_path):
+    """Layers lay one level higher then; the published file still has those names."""
+    model = model_of(nn.BatchNorm2d)
+    renamed = {}
+    for key, value in model.state_dict().items():
+        for new, old in (
+            *(
+                (f"fpn.{kind}.{i}.0.", f"fpn.{kind}.{i}.")
+                for kind in ("inner_blocks", "layer_blocks")
+                for i in range(4)
+            ),
+            ("rpn.head.conv.0.0.", "rpn.head.conv."),
+            *((f"mask_head.{i}.0.", f"mask_head.mask_fcn{i + 1}.") for i in range(4)),
+        ):
+            key = key.replace(new, old)
+        renamed[key] = value
+    assert "rpn.head.conv.weight" in renamed
+    assert "roi_heads.mask_head.mask_fcn4.bias" in renamed
+    torch.save({"model": renamed, "epoch": 12}, tmp_path / "old.pth")
+    torch.save(model.state_dict(), tmp_path / "new.pth")
+    old, new = (read_torchvision(str(tmp_path / name)).state for name in ("old.pth", "new.pth"))
+    assert old.keys() == new.keys()
+    assert all(torch.equal(old[key], new[key]) for key in new)
+
+
+def test_coco_annotations_name_the_classes_by_id(tmp_path):
+    torch.save(maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict(), tmp_path / "m.pth")
+    categories = tmp_path / "coco.json"
+    categories.write_text('{"categories": [{"id": 90, "name": "brush"}, {"id": 3, "name": "car"}]}')
+    _, labels = convert(read_torchvision(str(tmp_path / "m.pth")), tmp_path / "o.safetensors", categories=categories)
+    assert [(labels[i].id, labels[i].name) for i in (0, 2, 89)] == [(1, "unused 1"), (3, "car"), (90, "brush")]
+    categories.write_text('{"categories": [{"id": 91, "name": "brush"}]}')
+    with pytest.raises(UserError, match=f"{categories}: has a category 91, but the model's go from 1 to 90"):
+        convert(read_torchvision(str(tmp_path / "m.pth")), tmp_path / "p.safetensors", categories=categories)
+
+
+def test_unnamed_classes_are_asked_for(tmp_path):
+    model = model_of(nn.BatchNorm2d)
+    torch.save(model.state_dict(), tmp_path / "m.pth")
+    with pytest.raises(UserError, match=r"m\.pth: does not name its classes.*--categories"):
+        convert(read_torchvision(str(tmp_path / "m.pth")), tmp_path / "o.safetensors")
+
+
+def test_another_architecture_is_refused_by_name(tmp_path):
+    with pytest.raises(
+        UserError, match=r"maskrcnn_resnet50_fpn_v2: is neither a file.*there is maskrcnn_resnet50_fpn "
+    ):
+        read_torchvision("maskrcnn_resnet50_fpn_v2")
+    state = model_of(nn.BatchNorm2d).state_dict()
+    state["roi_heads.keypoint_head.0.weight"] = torch.zeros(3)
+    torch.save(state, tmp_path / "m.pth")
+    categories = tmp_path / "c.json"
+    categories.write_text(f'{{"categories": [{",".join(f"""{{"id": {i}, "name": "n{i}"}}""" for i in range(1, 7))}]}}')
+    with pytest.raises(UserError, match=r"left over: 'roi_heads.keypoint_head.0.weight'"):
+        convert(read_torchvision(str(tmp_path / "m.pth")), tmp_path / "o.safetensors", categories=categories)
+
+
+def test_published_weights_by_name(tmp_path, monkeypatch):
+    """What the download gives is taken as the published weights; where it fails, one sentence says so."""
+    state = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
+    asked = []
+
+    def download(url: str, **options: object) -> dict[str, Tensor]:
+        asked.append((url, options["weights_only"]))
+        return state
+
+    monkeypatch.setattr(zoo.torch.hub, "load_state_dict_from_url", download)
+    foreign = read_torchvision(NAME)
+    assert asked == [(PUBLISHED.url, True)]
+    assert foreign.values["model"]["backbone"] == {"norm_eps": 0.0}
+    recipe, _ = convert(foreign, tmp_path / "m.safetensors")
+    assert (recipe.test.score_threshold, recipe.test.max_detections) == (0.05, 100)
+
+    def offline(url: str, **options: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(zoo.torch.hub, "load_state_dict_from_url", offline)
+    with pytest.raises(UserError, match=r"maskrcnn_resnet50_fpn: https.* cannot be downloaded \(no route to host\)"):
+        read_torchvision(NAME)
