@@ -22,6 +22,7 @@ from tailseg.recipe import (
 )
 from tailseg.recipes import BUILT_IN
 from tailseg.structures import Batch
+from tailseg.training.checkpoint import save_model
 
 CLASSES = 5
 
@@ -200,6 +201,145 @@ def test_pairs_differ_in_the_classifier_only() -> None:
     assert diff(resolve("demo/seesaw"), resolve("demo/seesaw")) == []
 
 
+THREE_STAGES = """
+extends: demo/seesaw
+model:
+  box_head: {class_agnostic: true}
+  stages:
+  - {}
+  - {iou: 0.6, stds: [0.05, 0.05, 0.1, 0.1], weight: 0.5}
+  - {iou: 0.7, weight: 0.25, mask_weight: 0}
+"""
+
+
+def plain_stage(**changes: object) -> dict[str, object]:
+    return {"iou": 0.5, "stds": [0.1, 0.1, 0.2, 0.2], "weight": 1.0, "mask_weight": 1.0} | changes
+
+
+def test_stages_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "cascade.yaml"
+    path.write_text(THREE_STAGES)
+    recipe = resolve(str(path))
+    stages = [
+        plain_stage(),
+        plain_stage(iou=0.6, stds=[0.05, 0.05, 0.1, 0.1], weight=0.5),
+        plain_stage(iou=0.7, weight=0.25, mask_weight=0.0),
+    ]
+    assert recipe.model_dump(mode="json")["model"]["stages"] == stages
+    (tmp_path / "again.yaml").write_text(to_yaml(recipe))
+    assert resolve(str(tmp_path / "again.yaml")) == recipe
+    # A list is a value: it is shown and compared whole, and replaced whole by a file that extends this one.
+    assert flatten(recipe.model_dump(mode="json"))["model.stages"] == stages
+    assert diff(resolve("demo/seesaw"), recipe) == [("model.stages", [plain_stage()], stages)]
+    assert diff(recipe, override(recipe, ["model.stages.2.mask_weight=0"])) == []
+    (tmp_path / "two.yaml").write_text("extends: cascade.yaml\nmodel: {stages: [{iou: 0.4}, {weight: 2}]}\n")
+    two = resolve(str(tmp_path / "two.yaml"))
+    assert two.model_dump(mode="json")["model"]["stages"] == [plain_stage(iou=0.4), plain_stage(weight=2.0)]
+    assert two.model.box_head == recipe.model.box_head
+
+
+def test_one_stage_is_set_by_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "cascade.yaml"
+    path.write_text(THREE_STAGES)
+    base = resolve(str(path))
+    changed = resolve(str(path), ["model.stages.1.iou=0.55", "model.stages.2.stds=[1, 1, 1, 1]"])
+    assert [stage.iou for stage in changed.model.stages] == [0.5, 0.55, 0.7]
+    assert [stage.stds for stage in changed.model.stages] == [
+        (0.1, 0.1, 0.2, 0.2),
+        (0.05, 0.05, 0.1, 0.1),
+        (1.0, 1.0, 1.0, 1.0),
+    ]
+    assert [stage.weight for stage in changed.model.stages] == [1.0, 0.5, 0.25]
+    assert base == resolve(str(path))
+    assert len(override(base, ["model.stages=[{}]"]).model.stages) == 1
+    assert override(base, ["model.stages.0.iou=0.3"]).model.stages[0].iou == 0.3
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("model.stages.3.iou=0.6", "'model.stages' has places 0 to 2"),
+        ("model.stages.-1.iou=0.6", "'model.stages' has places 0 to 2"),
+        ("model.stages.first.iou=0.6", "'model.stages' has places 0 to 2"),
+        ("model.stages.1.iuo=0.6", "unknown key 'model.stages.1.iuo'; the nearest valid key is 'model.stages."),
+        ("model.stages.1=0.6", "unknown key 'model.stages.1'"),
+        ("model.stages.1.iou.x=0.6", "unknown key 'model.stages.1.iou.x'"),
+        ("model.stages.1.iou=1.5", "model.stages.1.iou: input should be less than or equal to 1, received 1.5"),
+        ("model.stages.2.weight=-1", "model.stages.2.weight: input should be greater than or equal to 0"),
+        ("model.stages.2.stds=[1, 1]", "model.stages.2.stds"),
+        ("model.stages=[]", "model.stages: tuple should have at least 1 item"),
+        ("model.stages=[{iou: 0.5, weigth: 1}]", "unknown key 'model.stages.0.weigth'; the nearest valid key is 'mod"),
+        ("model.stages={iou: 0.5}", "model.stages: input should be a valid tuple"),
+        ("data.short_edges.0.x=1", "unknown key 'data.short_edges.0.x'"),
+    ],
+)
+def test_mistakes_about_stages_are_named(setting: str, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "cascade.yaml"
+    path.write_text(THREE_STAGES)
+    with pytest.raises(UserError) as caught:
+        resolve(str(path), [setting])
+    assert str(caught.value).startswith(f"--set {setting}: ")
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("model: {stages: [{}, {iuo: 0.6}]}", "unknown key 'model.stages.1.iuo'; the nearest valid key is 'model.st"),
+        ("model: {stages: [{}, 3]}", "model.stages.1: input should be "),
+        ("model: {stages: [{}, {iou: 0}]}", "model.stages.1.iou: input should be greater than 0, received 0"),
+        (
+            "model: {stages: [{}, {}], box_head: {class_agnostic: false}}",
+            "2 stages refine one box a RoI; set model.box_head.class_agnostic=true, or leave one",
+        ),
+        (
+            "model: {stages: [{mask_weight: 0}, {mask_weight: 0}]}",
+            "no stage has a mask head; set the mask_weight of one, such as model.stages.0.mask_weight=1",
+        ),
+    ],
+)
+def test_stages_of_a_file_at_fault(text: str, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"extends: demo/seesaw\n{text}\n")
+    with pytest.raises(UserError) as caught:
+        resolve(str(path))
+    assert str(caught.value).startswith(str(path))
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_stage_needs_no_class_agnostic_boxes_but_a_mask_head() -> None:
+    assert not resolve("table1/seesaw").model.box_head.class_agnostic
+    assert len(resolve("table1/seesaw").model.stages) == 1
+    with pytest.raises(UserError, match="no stage has a mask head"):
+        resolve("table1/seesaw", ["model.stages.0.mask_weight=0"])
+    with pytest.raises(UserError, match="3 stages refine one box a RoI"):
+        resolve("table1/seesaw", ["model.stages=[{}, {}, {}]"])
+
+
+def test_the_recipe_of_a_model(tmp_path: Path) -> None:
+    """A model file stands for the recipe that it carries, by itself and as what a file extends."""
+    stored = resolve("demo/seesaw", ["model.stages=[{}, {iou: 0.6}]", "classifier.p=0.3"])
+    model = tmp_path / "deep" / "best.safetensors"
+    model.parent.mkdir()
+    save_model(model, {"x": torch.zeros(1)}, stored, (), step=3)
+    assert resolve(str(model)) == stored
+    assert resolve(str(model), ["classifier.p=0.5"]) == override(stored, ["classifier.p=0.5"])
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: deep/best.safetensors\nclassifier: {q: 1}\n")
+    assert resolve(str(path)).name == "mine"
+    assert diff(stored, resolve(str(path))) == [("classifier.q", 0.0, 1.0)]
+    path.write_text(f"extends: {model}\n")
+    assert diff(stored, resolve(str(path))) == []
+    for name, sentence in (("gone", "there is no such file"), ("text", "is not a tailseg checkpoint")):
+        (tmp_path / "text.safetensors").write_text("none")
+        path.write_text(f"extends: {name}.safetensors\n")
+        for start in (str(tmp_path / f"{name}.safetensors"), str(path)):
+            with pytest.raises(UserError, match=rf"{name}\.safetensors: {sentence}"):
+                resolve(start)
+
+
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
     recipe = BUILT_IN[name]()
@@ -325,3 +465,11 @@ def test_flatten_and_validate() -> None:
         validate({}, "here")
     assert unknown_key("schedule.epoch").endswith("'schedule.epochs'")
     assert yaml.safe_load(to_yaml(resolve("table1/seesaw")))["schedule"]["milestones"] == [8, 11]
+
+
+def test_a_misspelt_key_of_a_stage_is_corrected_at_its_place() -> None:
+    with pytest.raises(UserError, match=r"nearest valid key is 'model\.stages\.1\.iou'"):
+        resolve(
+            "table1/seesaw",
+            ["model.box_head.class_agnostic=true", "model.stages=[{}, {}]", "model.stages.1.iuo=0.6"],
+        )

@@ -456,7 +456,8 @@ def _nearest(name: str, known: Iterable[str], what: str) -> str:
 
 def unknown_key(key: str) -> str:
     """A sentence that names an unknown dotted key and the nearest valid one."""
-    known = list(dict.fromkeys(_keys(Recipe)))
+    place = next((part for part in key.split(".") if part.isdecimal()), "0")
+    known = [known.replace(".0.", f".{place}.") for known in dict.fromkeys(_keys(Recipe))]
     if key in known:  # of another loss
         section, _, name = key.rpartition(".")
         owners = [loss for loss, kind in CLASSIFIERS.items() if name in kind.model_fields]

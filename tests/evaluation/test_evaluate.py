@@ -133,6 +133,69 @@ def test_frequencies_of_the_model(dataset: DetectionDataset, tmp_path: Path) -> 
     assert [row["frequency"] for row in scores.per_category] == [c.frequency for c in dataset.annotations.categories]
 
 
+class Renumbered(Oracle):
+    """The same answers in the labels of another model, with a box of a class of its own before each."""
+
+    def __init__(self, dataset: DetectionDataset, label_of: dict[int, int], foreign: list[int]) -> None:
+        super().__init__(dataset)
+        self.label_of, self.foreign = label_of, foreign
+
+    def _answer(self, image_id: int) -> Detections:
+        found = super()._answer(image_id)
+        rows = torch.arange(len(found)).repeat_interleave(2 if self.foreign else 1)
+        doubled = found[rows]
+        labels = torch.tensor([self.label_of[label] for label in doubled.labels.tolist()], dtype=torch.int64)
+        if self.foreign:
+            labels[::2] = torch.tensor(self.foreign)[torch.arange(len(found)) % len(self.foreign)]
+        found = replace(doubled, labels=labels)
+        return found[found.labels >= 0]
+
+
+def rows_of(folder: Path) -> list[bytes]:
+    return sorted(map(orjson.dumps, orjson.loads((folder / "detections.json").read_bytes())))
+
+
+def test_labels_of_another_model(dataset: DetectionDataset, tmp_path: Path) -> None:
+    """A model with two classes that the data lacks and another order: the data's own ids are written, no others."""
+    plain: Any = Oracle(dataset)
+    whole = evaluate(plain, dataset, tmp_path / "plain", device=CPU, show=False)
+    ids = dataset.annotations.label_to_category_id.tolist()
+    order = {0: 3, 1: 5, 2: 0, 3: 2}  # the data's label -> the model's
+    category_ids: list[int | None] = [None] * 6
+    for label, place in order.items():
+        category_ids[place] = ids[label]
+    for foreign in ([1, 4], []):
+        model: Any = Renumbered(dataset, order, foreign)
+        out = tmp_path / f"other{len(foreign)}"
+        scores = evaluate(model, dataset, out, device=CPU, category_ids=category_ids, show=False)
+        assert scores is not None
+        assert whole is not None
+        assert scores.metrics == whole.metrics
+        assert rows_of(out) == rows_of(tmp_path / "plain")
+
+
+def test_a_model_that_knows_less_scores_0_in_the_rest(dataset: DetectionDataset, tmp_path: Path) -> None:
+    ids = dataset.annotations.label_to_category_id.tolist()
+    model: Any = Renumbered(dataset, {0: -1, 1: 0, 2: -1, 3: 1}, [])
+    scores = evaluate(model, dataset, tmp_path, device=CPU, category_ids=[ids[1], ids[3]], show=False)
+    assert scores is not None
+    rows = orjson.loads((tmp_path / "detections.json").read_bytes())
+    truth = orjson.loads(dataset.annotations.path.read_bytes())["annotations"]
+    assert rows
+    assert {row["category_id"] for row in rows} <= {ids[1], ids[3]}
+    present = {row["category_id"] for row in truth}
+    assert 0 < len(present & {ids[1], ids[3]}) < len(present)
+    assert scores.metrics["bbox"]["AP"] == pytest.approx(len(present & {ids[1], ids[3]}) / len(present))
+
+
+def test_no_label_with_a_category_leaves_an_empty_file(dataset: DetectionDataset, tmp_path: Path) -> None:
+    oracle: Any = Oracle(dataset)
+    scores = evaluate(oracle, dataset, tmp_path, device=CPU, category_ids=[None] * 4, show=False)
+    assert scores is not None
+    assert orjson.loads((tmp_path / "detections.json").read_bytes()) == []
+    assert scores.metrics["bbox"]["AP"] == 0.0
+
+
 @pytest.mark.parametrize("world", [2, 3, 7])
 def test_shares_of_several_processes(dataset: DetectionDataset, tmp_path: Path, world: int) -> None:
     """More processes than images included: the merged file is that of one process but for the order."""

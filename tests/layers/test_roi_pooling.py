@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torchvision.ops import roi_align
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from tailseg.layers.roi_pooling import RoIPooler, planar, roi_levels
 
@@ -62,6 +62,80 @@ def test_order_of_rows_and_both_paths():
     torch.testing.assert_close(pooler._at_every_level(pyramid, rois, levels), out, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("path", ["_level_by_level", "_at_every_level"])
+@pytest.mark.parametrize("sampling_ratio", [0, 1, 2, 3])
+def test_unaligned_features_and_gradients_equal_torchvisions(path, sampling_ratio):
+    theirs = MultiScaleRoIAlign(["0", "1", "2", "3"], 5, sampling_ratio)  # its points stand at upper left corners
+    pooler, rois = RoIPooler(5, sampling_ratio=sampling_ratio, aligned=False), some_rois()
+    rois = torch.cat([rois, torch.tensor([[0.0, 30, 30, 30, 90], [1.0, 3, 200, 60, 230]])])  # flat; outside
+    levels = roi_levels(rois[:, 1:], 4)
+    assert sorted(set(levels.tolist())) == [0, 1, 2, 3]
+    mine, others = ([f.clone().requires_grad_() for f in pyramid_of()[:4]] for _ in range(2))
+    out = getattr(pooler, path)(mine, rois, levels)
+    order = torch.cat([(rois[:, 0] == image).nonzero().squeeze(1) for image in range(2)])
+    boxes = [rois[rois[:, 0] == image, 1:] for image in range(2)]
+    expected = theirs({str(i): f for i, f in enumerate(others)}, boxes, [(128, 128)] * 2)
+    torch.testing.assert_close(out[order], expected, rtol=1e-5, atol=1e-5)
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    (out * upstream).sum().backward()
+    (expected * upstream[order]).sum().backward()
+    for a, b in zip(mine, others, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
+
+
+def value_at(plane: torch.Tensor, y: float, x: float) -> float:
+    """Bilinear value at a point in feature pixels, nearest edge outside and 0 beyond a pixel from it, in float64."""
+    height, width = plane.shape
+    if y < -1 or y > height or x < -1 or x > width:
+        return 0.0
+    y, x = min(max(y, 0.0), height - 1), min(max(x, 0.0), width - 1)
+    top, left = min(int(y), height - 1), min(int(x), width - 1)
+    bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+    fy, fx = y - top, x - left
+    upper = plane[top, left].item() * (1 - fx) + plane[top, right].item() * fx
+    lower = plane[bottom, left].item() * (1 - fx) + plane[bottom, right].item() * fx
+    return upper * (1 - fy) + lower * fy
+
+
+@pytest.mark.parametrize("path", ["_level_by_level", "_at_every_level"])
+@pytest.mark.parametrize(("sampling_ratio", "aligned"), [(2, True), (3, True), (2, False)])
+def test_sampling_points_by_hand(path, sampling_ratio, aligned):
+    """The mean of n x n points evenly inside each cell; aligned pixels have their value at their centre."""
+    pyramid, size = pyramid_of(channels=1), 3
+    rois = torch.tensor([[0.0, 8, 13, 61, 40], [1.0, 5, 2, 130, 126], [1.0, -9, -3, 50, 61]])
+    levels = [0, 1, 0]
+    pooler = RoIPooler(size, sampling_ratio=sampling_ratio, aligned=aligned)
+    out = getattr(pooler, path)(pyramid, rois, torch.tensor(levels))
+    for row, level in enumerate(levels):
+        image, x1, y1, x2, y2 = (value / (4 << level) if i else value for i, value in enumerate(rois[row].tolist()))
+        offset = 0.5 if aligned else 0.0
+        plane = pyramid[level][int(image), 0].double()
+        for i in range(size):
+            for j in range(size):
+                places = [(k + 0.5) / sampling_ratio for k in range(sampling_ratio)]
+                points = [
+                    (y1 + (i + a) * (y2 - y1) / size - offset, x1 + (j + b) * (x2 - x1) / size - offset)
+                    for a in places
+                    for b in places
+                ]
+                expected = sum(value_at(plane, y, x) for y, x in points) / len(points)
+                assert out[row, 0, i, j].item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(("sampling_ratio", "aligned"), [(2, True), (0, False), (2, False)])
+def test_other_levels_add_nothing(sampling_ratio, aligned):
+    """On a device a RoI meets the maps of all levels: what the others hold must not matter, infinities included."""
+    pyramid, rois = pyramid_of(), some_rois()
+    levels = roi_levels(rois[:, 1:], 4)
+    pooler = RoIPooler(4, sampling_ratio=sampling_ratio, aligned=aligned)
+    plain = pooler._at_every_level(pyramid, rois, levels)
+    torch.testing.assert_close(plain, pooler._level_by_level(pyramid, rois, levels), rtol=1e-5, atol=1e-6)
+    for level in range(4):
+        spoilt = [f if i == level else torch.full_like(f, torch.inf) for i, f in enumerate(pyramid)]
+        own = levels == level
+        assert torch.equal(pooler._at_every_level(spoilt, rois, levels)[own], plain[own])
+
+
 def test_constant_features_stay_constant_and_a_box_without_extent_gives_zero():
     pyramid = [torch.full_like(features, 7.0) for features in pyramid_of()]
     rois = torch.tensor([[0.0, 8, 8, 60, 70], [1, 5, 5, 5, 5]])
@@ -70,11 +144,12 @@ def test_constant_features_stay_constant_and_a_box_without_extent_gives_zero():
         assert (out[1] == 0).all()
 
 
+@pytest.mark.parametrize("options", [{}, {"sampling_ratio": 2, "aligned": False}])
 @pytest.mark.parametrize("path", ["_level_by_level", "_at_every_level"])
-def test_no_rois(path):
+def test_no_rois(path, options):
     pyramid = [features.requires_grad_() for features in pyramid_of()]
     rois = torch.zeros(0, 5)
-    out = getattr(RoIPooler(7), path)(pyramid, rois, roi_levels(rois[:, 1:], 4))
+    out = getattr(RoIPooler(7, **options), path)(pyramid, rois, roi_levels(rois[:, 1:], 4))
     assert out.shape == (0, 2, 7, 7)
     out.sum().backward()
     assert all((features.grad == 0).all() for features in pyramid[:4])

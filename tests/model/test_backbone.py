@@ -1,12 +1,14 @@
-"""The backbone against the recording; what is frozen stays frozen; where weights come from."""
+"""The backbone against the recording and torchvision's; what is frozen stays frozen; where weights come from."""
 
 import builtins
 import logging
+from functools import partial
 
 import pytest
 import timm
 import torch
 from torch import nn
+from torchvision.models.resnet import Bottleneck, ResNet
 
 from tailseg.errors import UserError
 from tailseg.model import backbone as backbone_module
@@ -14,13 +16,8 @@ from tailseg.model.backbone import Backbone, load_pretrained
 
 
 def narrow_resnet50(**options) -> Backbone:
-    """A ResNet-50 an eighth as wide. timm fixes the stem at 64 channels, so the layers beside it are exchanged."""
-    backbone = Backbone("resnet50", options={"channels": (8, 16, 32, 64)}, **options)
-    net = backbone.net
-    net["conv1"], net["bn1"] = nn.Conv2d(3, 8, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(8)
-    first = net["layer1"][0]
-    first.conv1, first.downsample[0] = nn.Conv2d(8, 8, 1, bias=False), nn.Conv2d(8, 32, 1, bias=False)
-    return backbone
+    """A ResNet-50 an eighth as wide, stem included."""
+    return Backbone("resnet50", stem_channels=8, options={"channels": (8, 16, 32, 64)}, **options)
 
 
 def test_recorded_resnet(recorded, check):
@@ -39,6 +36,84 @@ def test_recorded_resnet(recorded, check):
     norms = torch.stack([parameters[name].grad.double().norm() for name in case["settings"]["parameters"]])
     check(case, "param_grad_norms", norms, outputs["param_grad_norms"])
     assert len(parameters) == len(norms)
+
+
+def their_resnet(stride_in_1x1: bool, eps: float) -> ResNet:
+    """torchvision's, two blocks in its second stage and one in the others, with statistics that make eps matter."""
+    torch.manual_seed(0)
+    net = ResNet(Bottleneck, [1, 2, 1, 1], norm_layer=partial(nn.BatchNorm2d, eps=eps)).double().eval()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.01, 0.1)
+            nn.init.uniform_(module.weight, 0.1, 0.4)
+    if stride_in_1x1:
+        for layer in (net.layer2, net.layer3, net.layer4):
+            layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
+    return net
+
+
+@pytest.mark.parametrize("stride_in_1x1", [False, True])
+@pytest.mark.parametrize("eps", [None, 0.1])
+def test_features_equal_those_of_torchvision(stride_in_1x1, eps, batch):
+    theirs = their_resnet(stride_in_1x1, eps or 1e-5)
+    ours = Backbone("resnet50", stride_in_1x1=stride_in_1x1, norm_eps=eps, options={"layers": (1, 2, 1, 1)}).double()
+    state = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
+    ours.net.load_state_dict(state)
+    ours.eval()
+    with torch.no_grad():
+        features = ours(batch[:, :, :, :64].double())
+        x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(batch[:, :, :, :64].double()))))
+        for feature, layer in zip(features, (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4), strict=True):
+            x = layer(x)
+            torch.testing.assert_close(feature, x, rtol=1e-9, atol=1e-9)
+            assert x.std() > 1e-3  # not all zero after the last rectifier
+    # The options say something: without them the same weights give other features.
+    if stride_in_1x1 or eps:
+        plain = Backbone("resnet50", options={"layers": (1, 2, 1, 1)}).double().eval()
+        plain.net.load_state_dict(state)
+        with torch.no_grad():
+            assert (plain(batch[:, :, :, :64].double())[-1] - features[-1]).abs().max() > 1e-3
+
+
+def test_a_networks_own_epsilon_stays():
+    for name, eps in (("resnet18", 1e-5), ("tf_efficientnet_lite0", 1e-3)):
+        assert {m.eps for m in Backbone(name).modules() if isinstance(m, nn.BatchNorm2d)} == {eps}
+        changed = Backbone(name, norm_eps=0.25)
+        assert {m.eps for m in changed.modules() if isinstance(m, nn.BatchNorm2d)} == {0.25}
+
+
+@pytest.mark.parametrize("stages", [-1, 0, 1, 2])
+def test_a_narrow_stem_is_frozen_like_any_other(stages, batch):
+    backbone = narrow_resnet50(frozen_stages=stages, train_norm=True, stride_in_1x1=True).train()
+    shapes = {key: tuple(p.shape) for key, p in backbone.net.named_parameters()}
+    assert shapes["conv1.weight"] == (8, 3, 7, 7)
+    assert shapes["layer1.0.conv1.weight"] == (8, 8, 1, 1)
+    assert shapes["layer1.0.downsample.0.weight"] == (32, 8, 1, 1)
+    assert backbone.channels == (32, 64, 128, 256)
+    features = backbone(batch)
+    assert [tuple(f.shape[1:]) for f in features] == [(32, 16, 24), (64, 8, 12), (128, 4, 6), (256, 2, 3)]
+    sum(f.square().mean() for f in features if f.requires_grad).backward()
+    parts = ("conv1.", "bn1.", "layer1.", "layer2.")
+    frozen = parts[: {-1: 0, 0: 2, 1: 3, 2: 4}[stages]]
+    for key, parameter in backbone.net.named_parameters():
+        assert parameter.requires_grad != key.startswith(frozen), key
+        assert (parameter.grad is None) == key.startswith(frozen), key
+    for key, module in backbone.net.named_modules():
+        if key and any(True for _ in module.parameters()):
+            assert module.training != f"{key}.".startswith(frozen), key
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50d", "tf_efficientnet_lite0"])
+def test_networks_without_such_a_stem_are_refused(name):
+    with pytest.raises(UserError, match=rf"^model\.backbone\.stem_channels: '{name}' .*; leave it out$"):
+        Backbone(name, stem_channels=8)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
+def test_networks_without_bottlenecks_have_no_stride_to_move(name):
+    with pytest.raises(UserError, match=rf"^model\.backbone\.stride_in_1x1: '{name}' .*; leave it out$"):
+        Backbone(name, stride_in_1x1=True)
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +250,31 @@ def test_an_unreachable_hub_leaves_random_weights(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         assert "random weights" in load_pretrained(backbone)
     assert "No pretrained weights for resnet18" in caplog.text
+
+
+def test_a_stem_as_wide_as_the_first_stage():
+    """There timm has no shortcut convolution, since its own stem of 64 channels is as wide as the stage."""
+    backbone = Backbone("resnet50", options={"channels": (16, 32, 64, 128)}, stem_channels=16).eval()
+    with torch.no_grad():
+        features = backbone(torch.zeros(1, 3, 64, 64))
+    assert [feature.shape[1] for feature in features] == [64, 128, 256, 512]
+    assert backbone.net["layer1"][0].downsample[0].weight.shape == (64, 16, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "key"),
+    [
+        ("resnetblur50", {"stride_in_1x1": True}, "stride_in_1x1"),
+        ("resnet50", {"stem_channels": 8, "options": {"avg_down": True}}, "stem_channels"),
+    ],
+)
+def test_networks_that_surgery_does_not_fit(name, options, key):
+    with pytest.raises(UserError, match=rf"model\.backbone\.{key}: '{name}'.*leave it out"):
+        Backbone(name, **options)
+
+
+def test_pretrained_weights_of_another_width_are_refused(monkeypatch):
+    backbone, wide = Backbone("resnet18", options={"channels": (8, 16, 24, 32)}), timm.create_model("resnet18")
+    monkeypatch.setattr(backbone_module.timm, "create_model", lambda *_, **__: wide)
+    with pytest.raises(UserError, match=r"model\.backbone: there are no pretrained.*pretrained=false"):
+        load_pretrained(backbone)

@@ -62,6 +62,19 @@ def test_anchors_by_hand():
     assert anchor_grid(base, (4, 4), (0, 3)).shape == (0, 4)
 
 
+def test_rounded_anchors_by_hand():
+    # Half sides of 32 px at ratios 0.5, 1 and 2: 22.63 x 11.31, 16 x 16, 11.31 x 22.63.
+    rounded = [[-23, -11, 23, 11], [-16, -16, 16, 16], [-11, -23, 11, 23]]
+    assert base_anchors(32, (0.5, 1.0, 2.0), rounded=True).tolist() == rounded
+    exact = torch.tensor([[-16 * 2**0.5, -16 / 2**0.5, 16 * 2**0.5, 16 / 2**0.5]])
+    torch.testing.assert_close(base_anchors(32, (0.5,)), exact)
+
+
+def test_anchors_of_different_distances():
+    grid = anchor_grid(torch.tensor([[-1.0, -2.0, 1.0, 2.0]]), (7, 10), (2, 3))
+    assert grid.tolist() == [[x - 1, y - 2, x + 1, y + 2] for y in (0, 7) for x in (0, 10, 20)]
+
+
 @pytest.mark.parametrize("stds", STDS)
 def test_deltas_by_hand(stds):
     boxes, targets = torch.tensor([[0.0, 0.0, 10.0, 20.0]]), torch.tensor([[4.0, 10.0, 24.0, 20.0]])

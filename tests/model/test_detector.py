@@ -1,4 +1,4 @@
-"""The whole detector: a recorded test run and training step, and what holds for any small one."""
+"""The whole detector: what holds for any small one, and a cascade against its parts put together by hand."""
 
 import math
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import batched_nms
 
 from tailseg.losses import CrossEntropyClassification, SeesawClassification
 from tailseg.model import detector as detector_module
@@ -250,6 +251,318 @@ def test_neighbours_in_a_batch_do_not_change_detections():
     )[0]  # fmt: skip
     torch.testing.assert_close(together.boxes, alone.boxes, rtol=1e-4, atol=1e-3)
     assert torch.equal(together.labels, alone.labels)
+
+
+STAGE_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
+STAGE_LOSSES = ("classes", "objectness", "box", "mask")
+
+
+def cascade(seed: int = 0, **options: object) -> Detector:
+    """Three stages that move boxes by a good part of their size, each with deltas of its own scale."""
+    detector = small_detector(seed, stages=3, **options)
+    for stage, stds in zip(detector.stages, STAGE_STDS, strict=True):
+        stage.box_head.stds = stds
+        torch.nn.init.normal_(stage.box_head.regressor.weight, std=1.0)
+        torch.nn.init.normal_(stage.box_head.regressor.bias, std=3.0)
+        torch.nn.init.normal_(stage.mask_head.predictor.weight, std=1.0)
+    return detector
+
+
+def moved(box: list[float], deltas: list[float], stds: tuple[float, ...], hw: tuple[int, int]) -> list[float]:
+    """A box moved by deltas and cut to its image of size ``hw``, a number at a time."""
+    x1, y1, x2, y2 = box
+    dx, dy, dw, dh = (d * s for d, s in zip(deltas, stds, strict=True))
+    limit = math.log(1000 / 16)
+    w, h = ((x2 - x1) * math.exp(min(max(dw, -limit), limit)), (y2 - y1) * math.exp(min(max(dh, -limit), limit)))
+    x, y = (x1 + x2) / 2 + dx * (x2 - x1), (y1 + y2) / 2 + dy * (y2 - y1)
+    corners = ((x - w / 2, hw[1]), (y - h / 2, hw[0]), (x + w / 2, hw[1]), (y + h / 2, hw[0]))
+    return [min(max(value, 0.0), limit) for value, limit in corners]
+
+
+def all_moved(boxes: Tensor, deltas: Tensor, stds: tuple[float, ...], hw: tuple[int, int]) -> Tensor:
+    pairs = zip(boxes.double().tolist(), deltas.double().tolist(), strict=True)
+    return torch.tensor([moved(box, delta, stds, hw) for box, delta in pairs]).view(-1, 4)
+
+
+class TestCascade:
+    """Three stages."""
+
+    @pytest.mark.parametrize("objects", [True, False])
+    def test_gradients_are_finite_and_reach_every_stage(self, objects):
+        detector = cascade().train()
+        losses = detector(small_batch(objects))
+        names = {f"stage{t}.{name}" for t in (1, 2, 3) for name in STAGE_LOSSES}
+        assert losses.keys() == {"rpn_objectness", "rpn_box"} | names
+        assert all(torch.isfinite(value) and value.dim() == 0 for value in losses.values())
+        if not objects:
+            zero = [name for name in losses if name.endswith(("box", "classes", "mask"))]
+            assert len(zero) == 10
+            assert all(losses[name].item() == 0 for name in zero)
+            assert all(losses[f"stage{t}.objectness"].item() > 0 for t in (1, 2, 3))
+        sum(losses.values()).backward()
+        for name, parameter in detector.named_parameters():
+            if parameter.requires_grad:
+                assert torch.isfinite(parameter.grad).all(), name
+                if objects and name.startswith(("neck", "rpn", "stages")):
+                    assert (parameter.grad != 0).any(), name
+
+    def test_a_stage_is_not_taught_by_the_next(self):
+        """Boxes are handed on as numbers: a stage's losses train that stage's heads alone, and what lies below."""
+        detector = cascade().train()
+        losses = detector(small_batch())
+        groups = {t: list(stage.parameters()) for t, stage in enumerate(detector.stages, start=1)}
+        for t in groups:
+            own = sum(losses[f"stage{t}.{name}"] for name in STAGE_LOSSES)
+            for other, parameters in groups.items():
+                found = torch.autograd.grad(own, parameters, retain_graph=True, allow_unused=True)
+                assert all((gradient is not None) == (other == t) for gradient in found)
+            neck = torch.autograd.grad(own, list(detector.neck.parameters()), retain_graph=True, allow_unused=True)
+            assert any(gradient is not None and (gradient != 0).any() for gradient in neck)
+            below = torch.autograd.grad(own, list(detector.rpn.parameters()), retain_graph=True, allow_unused=True)
+            assert all(gradient is None for gradient in below)
+
+    def test_weights_of_the_stages(self):
+        def losses(*weights: tuple[float, float]) -> dict[str, float]:
+            detector = cascade().train()
+            for stage, (weight, mask_weight) in zip(detector.stages, weights, strict=True):
+                stage.weight, stage.mask_weight = weight, mask_weight
+            torch.manual_seed(5)
+            return {name: value.item() for name, value in detector(small_batch()).items()}
+
+        plain = losses((1.0, 1.0), (1.0, 1.0), (1.0, 1.0))
+        weighted = losses((1.0, 2.0), (0.5, 0.25), (3.0, 7.0))
+        assert min(plain.values()) > 0
+        factors = {name: weighted[name] / value for name, value in plain.items()}
+        expected = {"rpn_objectness": 1.0, "rpn_box": 1.0}
+        for t, (weight, mask_weight) in enumerate(((1.0, 2.0), (0.5, 0.25), (3.0, 7.0)), start=1):
+            expected |= {f"stage{t}.{name}": mask_weight if name == "mask" else weight for name in STAGE_LOSSES}
+        assert factors == pytest.approx(expected, rel=1e-5)
+
+    def test_what_a_stage_hands_on(self):
+        """Its RoIs, moved by its own deltas and cut to the image; ground-truth boxes are put in anew, not handed on."""
+        detector = cascade().train()
+        batch = small_batch()
+        given, drawn, deltas = [], [], []
+        for stage in detector.stages:
+            stage.sampler.register_forward_pre_hook(lambda _module, inputs: given.append(inputs[0]))
+            stage.sampler.register_forward_hook(lambda _module, _inputs, output: drawn.append(output))
+            stage.box_head.register_forward_hook(lambda _module, _inputs, output: deltas.append(output[1]))
+        detector(batch)
+        assert len(given) == len(drawn) == len(deltas) == 3
+        first = given[0].valid.sum(1).tolist()
+        outside = 0
+        for t in (1, 2):
+            proposals, before = given[t], drawn[t - 1]
+            assert not proposals.boxes.requires_grad
+            # All RoIs found a slot, so all proposals are still there, and nothing else is.
+            assert proposals.valid.sum(1).tolist() == first
+            slots = proposals.valid.shape[1]
+            for image, hw in enumerate(((64, 90), (50, 96))):
+                truth = batch.boxes[image][batch.valid[image]]
+                rows = torch.arange(slots) + image * slots
+                handed = proposals.valid[image]
+                rois = before.rois[rows, 1:]
+                is_truth = torch.tensor([any(torch.equal(roi, box) for box in truth) for roi in rois])
+                assert torch.equal(handed, before.valid[rows] & ~is_truth)
+                expected = all_moved(rois[handed], deltas[t - 1][rows][handed, 0], STAGE_STDS[t - 1], hw)
+                ours = proposals.boxes[image][handed]
+                torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-3)
+                outside += int((ours[:, 2] == hw[1]).sum() + (ours[:, 3] == hw[0]).sum())
+                moves = (ours - rois[handed]).abs().amax(1)
+                assert moves.median() > 1
+        assert outside > 10  # some were cut
+
+    def test_ground_truth_is_among_every_stages_rois(self):
+        detector = cascade().train()
+        drawn = []
+        for stage in detector.stages:
+            stage.sampler.register_forward_hook(lambda _module, _inputs, output: drawn.append(output))
+        batch = small_batch()
+        detector(batch)
+        for targets in drawn:
+            given = targets.given & targets.valid
+            assert given.sum() == 3
+            assert targets.positive[given].all()
+            for image in range(2):
+                own = given & (targets.rois[:, 0] == image)
+                assert sorted(targets.rois[own, 1:].tolist()) == sorted(batch.boxes[image][batch.valid[image]].tolist())
+
+    def test_refined_boxes_carry_no_gradient(self):
+        detector = cascade().train()
+        batch = small_batch()
+        stage = detector.stages[0]
+        boxes = torch.tensor([[0.0, 0, 30, 40], [50, 20, 90, 60]]).repeat(2, 1, 1)
+        proposals = Proposals(boxes=boxes, scores=torch.ones(2, 2), valid=torch.tensor([[True, True], [True, False]]))
+        targets = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid)
+        deltas = torch.zeros(len(targets.rois), 1, 4, requires_grad=True)
+        refined = detector._refined(stage, deltas, targets, batch)
+        assert not refined.boxes.requires_grad
+        # No deltas: the proposals come back, cut to their images, and neither padding nor ground truth with them.
+        assert refined.boxes[0][refined.valid[0]].sort(0).values.tolist() == [[0, 0, 30, 40], [50, 20, 90, 60]]
+        assert refined.boxes[1][refined.valid[1]].tolist() == [[0, 0, 30, 40]]
+
+    @pytest.mark.parametrize("with_masks", [(0, 1, 2), (0, 2)])
+    def test_detections_by_hand(self, with_masks):
+        """Boxes go from stage to stage; logits are averaged before they are scores, masks after they are."""
+        detector = cascade(post_nms_test=25).eval()
+        detector.max_detections = 40
+        for t in range(3):
+            if t not in with_masks:
+                detector.stages[t].mask_head = None
+        batch = small_batch()
+        found = detector.detect(batch)
+        with torch.no_grad():
+            pyramid = detector.features(batch)
+            proposals = detector.rpn.propose(detector.rpn(pyramid), batch.image_hws)
+            for image, (hw, factor) in enumerate((((64, 90), 2.0), ((50, 96), 1.0))):
+                boxes = proposals.boxes[image][proposals.valid[image]]
+                logits = []
+                for t, stage in enumerate(detector.stages):
+                    rois = F.pad(boxes, (1, 0), value=image)
+                    own, deltas = stage.box_head(detector.box_pooler(pyramid, rois))
+                    logits.append(own.double())
+                    boxes = all_moved(boxes, deltas[:, 0], STAGE_STDS[t], hw)
+                mean = sum(logits) / 3
+                objectness = mean[:, 5:].softmax(1)[:, 0]  # Seesaw: C classes, then foreground and background
+                scores = mean[:, :5].softmax(1) * objectness[:, None]
+                rows, labels = (scores > detector.score_threshold).nonzero().T
+                kept = batched_nms(boxes[rows], scores[rows, labels].float(), labels, 0.5)[:40]
+                rows, labels = rows[kept], labels[kept]
+                rois = F.pad(boxes[rows], (1, 0), value=image)
+                features = detector.mask_pooler(pyramid, rois)
+                masks = [detector.stages[t].mask_head(features, labels).double().sigmoid() for t in with_masks]
+                ours = found[image]
+                assert len(ours) == 40
+                torch.testing.assert_close(ours.scores.double(), scores[rows, labels], rtol=1e-4, atol=1e-6)
+                assert torch.equal(ours.labels, labels)
+                torch.testing.assert_close(ours.boxes, boxes[rows] * factor, rtol=1e-4, atol=1e-3)
+                expected = sum(masks) / len(masks)
+                torch.testing.assert_close(ours.masks.double(), expected, rtol=1e-3, atol=1e-3)
+                # Other orders would give other numbers.
+                assert (sum(own[:, :5].softmax(1) for own in logits) / 3 - mean[:, :5].softmax(1)).abs().max() > 1e-3
+                assert (masks[0] - expected).abs().max() > 0.01
+
+    def test_detections_lie_in_their_images(self):
+        detector = cascade(post_nms_test=40).eval()
+        for found in detector.detect(small_batch()):
+            assert len(found) > 0
+            assert_sound(found, 300)
+
+    def test_no_proposal_is_a_normal_case(self, monkeypatch):
+        detector = cascade().eval()
+        none = Proposals(boxes=torch.zeros(2, 3, 4), scores=torch.zeros(2, 3), valid=torch.zeros(2, 3).bool())
+        monkeypatch.setattr(detector.rpn, "propose", lambda output, image_hws: none)
+        assert [len(found) for found in detector.detect(small_batch())] == [0, 0]
+        losses = detector.train()(small_batch(objects=False))  # no RoI at all
+        sum(losses.values()).backward()
+        assert all(torch.isfinite(p.grad).all() for p in detector.parameters() if p.grad is not None)
+        assert all(losses[f"stage{t}.{name}"].item() == 0 for t in (1, 2, 3) for name in STAGE_LOSSES)
+
+    @pytest.mark.parametrize("objects", [True, False])
+    def test_a_training_step_in_bf16(self, objects):
+        plain = cascade().train()(small_batch(objects))
+        detector = cascade().train()
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = detector(small_batch(objects))
+        assert all(value.dtype == torch.float32 for value in losses.values())
+        assert losses.keys() == plain.keys()
+        sum(losses.values()).backward()
+        assert all(torch.isfinite(p.grad).all() for p in detector.parameters() if p.grad is not None)
+        ours, theirs = sum(losses.values()).item(), sum(plain.values()).item()
+        assert ours == pytest.approx(theirs, rel=0.05)
+
+    def test_detections_in_bf16(self):
+        detector = cascade().eval()
+        with torch.autocast("cpu", torch.bfloat16):
+            found = detector.detect(small_batch())
+        for detections in found:
+            assert_sound(detections, 300)
+            assert detections.boxes.dtype == detections.scores.dtype == detections.masks.dtype == torch.float32
+
+    def test_the_form_for_devices_gives_the_same_losses(self, monkeypatch):
+        plain = cascade().train()(small_batch())
+        monkeypatch.setattr(detector_module, "live_rows", lambda valid: torch.arange(valid.numel()))
+        detector = cascade().train()
+        for pooler in (detector.box_pooler, detector.mask_pooler):
+            monkeypatch.setattr(pooler, "_level_by_level", pooler._at_every_level)
+        for name, value in detector(small_batch()).items():
+            torch.testing.assert_close(value, plain[name], rtol=1e-4, atol=1e-5)
+
+
+CASCADE = [
+    "model.backbone={name: resnet18, pretrained: false, options: {channels: [8, 16, 24, 32]}}",
+    "model.neck.channels=16",
+    "model.rpn={pre_nms_train: 50, post_nms_train: 40, pre_nms_test: 30, post_nms_test: 20}",
+    "model.box_head={class_agnostic: true, width: 24}",
+    "model.mask_head={channels: 8, convs: 1}",
+]
+
+
+def test_a_stage_without_mask_weight_has_no_mask_head():
+    stages = "model.stages=[{mask_weight: 0}, {iou: 0.6, weight: 0.5}, {iou: 0.7, mask_weight: 0, weight: 0.25}]"
+    detector = build_detector(resolve("demo/seesaw", [*CASCADE, stages]), num_classes=5).train()
+    assert [stage.mask_head is None for stage in detector.stages] == [True, False, True]
+    assert {name.split(".")[1] for name in detector.state_dict() if ".mask_head." in name} == {"1"}
+    losses = detector(small_batch())
+    assert {name for name in losses if name.endswith("mask")} == {"stage2.mask"}
+    assert len(losses) == 2 + 3 * 3 + 1
+    sum(losses.values()).backward()
+    for name, parameter in detector.named_parameters():
+        assert not parameter.requires_grad or torch.isfinite(parameter.grad).all(), name
+    detector.eval()
+    for found in detector.detect(small_batch()):
+        assert len(found) > 0
+        assert_sound(found, 300)
+    # Its masks are those of the one head there is.
+    with torch.no_grad():
+        pyramid = detector.features(small_batch())
+        rois, labels = torch.tensor([[0.0, 3, 4, 40, 50], [1, 0, 0, 30, 30]]), torch.tensor([1, 4])
+        own = detector.stages[1].mask_head(detector.mask_pooler(pyramid, rois), labels).sigmoid()
+        torch.testing.assert_close(detector._detect_masks(pyramid, rois, labels), own)
+
+
+def test_a_recipes_stages_reach_their_parts():
+    stages = (
+        "model.stages=[{weight: 2}, {iou: 0.6, stds: [0.05, 0.05, 0.1, 0.1], weight: 0.5, mask_weight: 3},"
+        " {iou: 0.7, mask_weight: 0}]"
+    )
+    more = ["model.box_head.low_quality=false", "model.roi_pooling={sampling_ratio: 2, aligned: false}"]
+    more += ["model.rpn.inside_image=true", "model.rpn.fitted_strides=true", "model.rpn.rounded_anchors=true"]
+    more += ["model.mask_head.normalized=true", "model.mask_head.temperature=7", "test.min_size=0.5"]
+    detector = build_detector(resolve("demo/seesaw", [*CASCADE, stages, *more]), num_classes=5)
+    assert [(s.weight, s.mask_weight) for s in detector.stages] == [(2, 1), (0.5, 3), (1, 0)]
+    matchers = [s.sampler.matcher for s in detector.stages]
+    assert [(m.positive_iou, m.negative_iou, m.low_quality_iou) for m in matchers] == [
+        (0.5, 0.5, None),
+        (0.6, 0.6, None),
+        (0.7, 0.7, None),
+    ]
+    assert [s.box_head.stds for s in detector.stages] == [STAGE_STDS[0], STAGE_STDS[1], STAGE_STDS[0]]
+    for pooler in (detector.box_pooler, detector.mask_pooler):
+        assert (pooler.sampling_ratio, pooler.aligned) == (2, False)
+    assert (detector.rpn.inside_image, detector.rpn.fitted_strides) == (True, True)
+    assert torch.equal(detector.rpn.base_anchors, detector.rpn.base_anchors.round())
+    head = detector.stages[0].mask_head
+    assert (head.normalized, head.temperature, detector.min_size) == (True, 7, 0.5)
+    plain = build_detector(resolve("demo/seesaw", CASCADE), num_classes=5)
+    assert plain.stages[0].sampler.matcher.low_quality_iou == 0.5
+    assert plain.min_size is None
+
+
+def test_small_boxes_are_no_detections(monkeypatch):
+    """The bound is in pixels of the network's image, whatever the size of the file."""
+    detector = small_detector(stages=2).eval()
+    detector.score_threshold = 0.0
+    for stage in detector.stages:
+        torch.nn.init.zeros_(stage.box_head.regressor.weight)  # boxes stay where they are
+    boxes = torch.tensor([[[0.0, 0, 30, 40], [50, 20, 55, 60], [10, 10, 60, 16]]]).repeat(2, 1, 1)
+    proposals = Proposals(boxes=boxes, scores=torch.ones(2, 3), valid=torch.ones(2, 3).bool())
+    monkeypatch.setattr(detector.rpn, "propose", lambda output, image_hws: proposals)
+    counts = {}
+    for size in (None, 0.0, 4.9, 5.0, 6.0, 40.0):
+        detector.min_size = size
+        counts[size] = [len(found) // 5 for found in detector.detect(small_batch())]  # 5 classes
+    assert counts == {None: [3, 3], 0.0: [3, 3], 4.9: [3, 3], 5.0: [2, 2], 6.0: [1, 1], 40.0: [0, 0]}
 
 
 def test_parameters_of_the_published_model():

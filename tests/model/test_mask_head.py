@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from tailseg.data.masks import rasterise
+from tailseg.layers.normalized import NormalizedConv2d
 from tailseg.model.mask_head import MASK_SIZE, MaskHead, mask_loss, mask_targets
 
 
@@ -71,6 +72,66 @@ def test_one_row_of_the_predictor_is_that_channel_of_the_convolution():
         hidden = F.relu(conv(hidden))
     full = head.predictor(F.relu(head.upsample(hidden)))
     torch.testing.assert_close(head(features, labels), full[torch.arange(7), labels], rtol=1e-5, atol=1e-5)
+
+
+def normalized_pair(classes: int, agnostic: bool, temperature: float) -> tuple[MaskHead, NormalizedConv2d]:
+    """A normalised head, and the layer that computes all of its rows."""
+    torch.manual_seed(0)
+    head = MaskHead(5, classes, channels=6, convs=2, class_agnostic=agnostic, normalized=True, temperature=temperature)
+    torch.nn.init.normal_(head.predictor.bias)
+    layer = NormalizedConv2d(6, 1 if agnostic else classes, 1, temperature=temperature)
+    layer.load_state_dict(head.predictor.state_dict())
+    return head, layer
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("low_precision", [False, True])
+@pytest.mark.parametrize("temperature", [20.0, 3.0])
+def test_a_normalized_predictor_is_the_normalized_convolution(agnostic, low_precision, temperature):
+    head, layer = normalized_pair(11, agnostic, temperature)
+    labels = torch.tensor([0, 10, 3, 3, 7, 1, 5])
+    features = torch.randn(7, 5, 14, 14)
+    mine, theirs = features.clone().requires_grad_(), features.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
+        logits = head(mine, labels)
+        hidden = theirs.contiguous(memory_format=torch.channels_last)
+        for conv in head.convs:
+            hidden = F.relu(conv(hidden))
+        full = layer(F.relu(head.upsample(hidden)))
+    assert logits.dtype == full.dtype == torch.float32
+    own = full[torch.arange(7), torch.zeros_like(labels) if agnostic else labels]
+    torch.testing.assert_close(logits, own, rtol=1e-5, atol=1e-4)
+    bias = head.predictor.bias.abs().max()
+    assert logits.abs().max() <= temperature + bias
+    assert logits.std() > 0.05 * temperature
+    # The same gradients, of features, of the layers before and of the predictor.
+    upstream = torch.randn(logits.shape)
+    before = [mine, *head.parameters()]
+    ours = torch.autograd.grad(logits, before, upstream)
+    others = [theirs, *head.convs.parameters(), *head.upsample.parameters(), *layer.parameters()]
+    bound = 0.02 if low_precision else 1e-4
+    for a, b in zip(ours, torch.autograd.grad(own, others, upstream), strict=True):
+        assert (a - b.view_as(a)).norm() <= bound * b.norm()
+
+
+def test_length_of_a_normalized_row_does_not_matter():
+    head, _ = normalized_pair(4, False, 20.0)
+    features, labels = torch.randn(4, 5, 14, 14), torch.arange(4)
+    before = head(features, labels)
+    with torch.no_grad():
+        head.predictor.weight[2] *= 50
+    torch.testing.assert_close(head(features, labels), before, rtol=1e-3, atol=1e-3)
+
+
+def test_no_rois_of_a_normalized_head():
+    for agnostic in (False, True):
+        head, _ = normalized_pair(3, agnostic, 20.0)
+        logits = head(torch.zeros(0, 5, 14, 14), torch.zeros(0, dtype=torch.int64))
+        assert logits.shape == (0, MASK_SIZE, MASK_SIZE)
+        logits.sum().backward()
+        assert all((p.grad == 0).all() for p in head.parameters())
+    dark = head(torch.full((2, 5, 14, 14), -1e9), torch.zeros(2, dtype=torch.int64))  # hidden maps of zeros
+    assert torch.isfinite(dark).all()
 
 
 def test_no_rois():

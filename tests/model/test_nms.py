@@ -122,6 +122,34 @@ def test_prefixes_give_the_detections_of_all_pairs(first, seed, rois, agnostic, 
     assert torch.equal(found, boxes[rows, torch.zeros_like(labels) if agnostic else labels])
 
 
+@pytest.mark.parametrize(("min_size", "kept"), [(None, {0, 1, 2, 3, 4}), (0, {1, 2, 3, 4}), (0.01, {3, 4})])
+@pytest.mark.parametrize("agnostic", [True, False])
+def test_small_boxes_are_dropped(min_size, kept, agnostic):
+    """Sides of exactly the limit are dropped too, whichever of the two it is."""
+    sides = [(0.0, 9.0), (0.005, 9.0), (9.0, 0.01), (0.0101, 9.0), (9.0, 9.0)]
+    boxes = torch.tensor([[0.0, 100.0 * i, w, 100.0 * i + h] for i, (w, h) in enumerate(sides)])
+    boxes[2] = torch.tensor([0.0, 0.0, 9.0, 0.01])  # beside larger coordinates 0.01 would be rounded
+    boxes = boxes[:, None] if agnostic else boxes[:, None].repeat(1, 2, 1)
+    scores = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4], [0.55, 0.45]])
+    _, best, labels, rows = best_per_class(boxes, scores, score_threshold=0.0, iou=0.5, limit=50, min_size=min_size)
+    assert set(rows.tolist()) == kept
+    assert sorted(zip(rows.tolist(), labels.tolist(), strict=True)) == [(r, c) for r in sorted(kept) for c in (0, 1)]
+    assert torch.equal(best, scores[rows, labels])
+
+
+def test_a_small_box_is_dropped_before_it_suppresses_and_for_its_class_alone():
+    boxes = torch.tensor([[[0.0, 0, 2, 30], [0, 0, 20, 30]], [[0.0, 0, 2.1, 30], [0, 0, 20, 29]]])
+    scores = torch.tensor([[0.9, 0.8], [0.7, 0.6]])
+    find = {"score_threshold": 0.1, "iou": 0.5, "limit": 9}
+    _, _, labels, rows = best_per_class(boxes, scores, **find)
+    assert list(zip(rows.tolist(), labels.tolist(), strict=True)) == [(0, 0), (0, 1)]
+    found, _, labels, rows = best_per_class(boxes, scores, **find, min_size=2)
+    assert list(zip(rows.tolist(), labels.tolist(), strict=True)) == [(0, 1), (1, 0)]
+    assert torch.equal(found, boxes[rows, labels])
+    none = best_per_class(boxes, scores, **find, min_size=1000)
+    assert [len(part) for part in none] == [0, 0, 0, 0]
+
+
 def test_nothing_survives():
     none = torch.zeros(0, dtype=torch.int64)
     assert nms_within_groups(torch.zeros(0, 4), torch.zeros(0), none, 0.5).tolist() == []

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
 
 from tailseg.model import rpn as rpn_module
 from tailseg.model.boxes import anchor_grid, encode
@@ -58,6 +60,133 @@ def test_images_count_as_padded_to_the_divisor():
     inside = rpn.trained_anchors(output, torch.tensor([[33, 128], [1, 90]]))
     counts = [[part.sum().item() // 3 for part in image.split(output.level_sizes)] for image in inside]
     assert counts == [[16 * 32, 8 * 16, 4 * 8, 2 * 4, 1 * 2], [8 * 24, 4 * 12, 2 * 6, 1 * 3, 1 * 2]]
+
+
+def pyramid_of(hw: tuple[int, int], channels: int = 4) -> list[Tensor]:
+    """Maps as the neck gives them for a padded image: P6 holds every second place of P5."""
+    maps = [torch.zeros(1, channels, hw[0] // s, hw[1] // s) for s in STRIDES[:4]]
+    return [*maps, F.max_pool2d(maps[-1], 1, stride=2)]
+
+
+@pytest.mark.parametrize("hw", [(800, 1088), (96, 160), (128, 128), (32, 32), (1344, 800)])
+def test_anchors_of_torchvision(hw):
+    pyramid = pyramid_of(hw)
+    theirs = AnchorGenerator(tuple((8 * s,) for s in STRIDES), ((0.5, 1.0, 2.0),) * 5)
+    (expected,) = theirs(ImageList(torch.zeros(1, 3, *hw), [hw]), pyramid)
+    rpn = RPN(4, rounded_anchors=True, fitted_strides=True)
+    with torch.no_grad():
+        output = rpn(pyramid)
+    assert torch.equal(output.anchors, expected)
+    # Where a level's grid is not the image divided by its stride, distances differ.
+    with torch.no_grad():
+        plain = RPN(4, rounded_anchors=True)(pyramid)
+    assert plain.stride_hws == [(s, s) for s in STRIDES]
+    assert torch.equal(plain.anchors, expected) == (hw in [(128, 128), (32, 32)])
+
+
+def test_fitted_strides_by_hand():
+    rpn = RPN(4, fitted_strides=True)
+    with torch.no_grad():
+        output = rpn(pyramid_of((96, 160)))
+    assert output.grid_hws == [(24, 40), (12, 20), (6, 10), (3, 5), (2, 3)]
+    assert output.stride_hws == [(4, 4), (8, 8), (16, 16), (32, 32), (48, 53)]
+    # The image counts as 64 x 128: rows 0, 48 and columns 0, 53, 106 lie in it; of stride 64 only row 0 and 0, 64.
+    last = rpn.trained_anchors(output, torch.tensor([[40, 100]]))[0, -18:]
+    assert last.all()
+    rpn.size_divisor = 1  # 100 px hold 0 and 53 of the columns; 40 px row 0 alone
+    last = rpn.trained_anchors(output, torch.tensor([[40, 100]]))[0, -18:].view(2, 3, 3)
+    assert last.all(2).tolist() == last.any(2).tolist() == [[True, True, False], [False, False, False]]
+    plain = RPN(4)
+    with torch.no_grad():
+        output = plain(pyramid_of((96, 160)))
+    last = plain.trained_anchors(output, torch.tensor([[40, 100]]))[0, -18:].view(2, 3, 3)
+    assert last.all(2).tolist() == [[True, True, False], [False, False, False]]
+
+
+def test_anchors_inside_the_image_by_hand():
+    """Squares of 32 px every 32 px, reaching 16 px each way; an edge on the image's right or lower one is outside."""
+    rpn = RPN(4, anchor_scale=1.0, inside_image=True)
+    with torch.no_grad():
+        output = rpn(pyramid_of((64, 96)))
+    sizes = [(64, 96), (49, 81), (49, 80), (48, 81), (40, 40)]
+    trained = rpn.trained_anchors(output, torch.tensor(sizes))
+    squares = {}
+    for image, hw in zip(trained, sizes, strict=True):
+        level = image.split(output.level_sizes)[3].view(2, 3, 3)  # rows, columns, ratios
+        squares[hw] = [(32 * row, 32 * column) for row, column in level[:, :, 1].nonzero().tolist()]
+    assert squares == {
+        (64, 96): [(32, 32), (32, 64)],
+        (49, 81): [(32, 32), (32, 64)],
+        (49, 80): [(32, 32)],
+        (48, 81): [],
+        (40, 40): [],
+    }
+    # At ratio 0.5 they reach 22.6 px to the sides and 11.3 up and down.
+    wide = trained[0].split(output.level_sizes)[3].view(2, 3, 3)[:, :, 0]
+    assert wide.nonzero().tolist() == [[1, 1], [1, 2]]
+    assert trained[0].split(output.level_sizes)[4].sum() == 0  # all centred on the upper edge
+
+
+@pytest.mark.parametrize("options", [{}, {"rounded_anchors": True}, {"fitted_strides": True}])
+def test_anchors_inside_the_image_equal_loops(options):
+    rpn = RPN(4, anchor_scale=2.0, inside_image=True, **options)
+    with torch.no_grad():
+        output = rpn(pyramid_of((96, 160)))
+    sizes = torch.tensor([[96, 160], [70, 97], [5, 160]])
+    trained = rpn.trained_anchors(output, sizes)
+    for image, (height, width) in enumerate(sizes.tolist()):
+        expected = [
+            x1 >= 0 and y1 >= 0 and x2 < width and y2 < height for x1, y1, x2, y2 in output.anchors.double().tolist()
+        ]
+        assert trained[image].tolist() == expected
+    assert [row.any().item() for row in trained] == [True, True, False]
+
+
+def test_recorded_anchors_inside_the_image_itself(recorded):
+    """Those of the recording in the padded image, less every one that reaches over an edge."""
+    case, _, _, outputs = next(c for c in recorded("anchors_assign") if c[0]["kind"] == "anchors")
+    rpn = RPN(4, size_divisor=1, inside_image=True)
+    maps = [torch.zeros(1, 12, *grid_hw) for grid_hw in case["settings"]["feature_sizes"]]
+    output = output_of(rpn, [m[:, :3] for m in maps], maps)
+    height, width = case["settings"]["pad_shape"]
+    trained = rpn.trained_anchors(output, torch.tensor([[height, width]]))[0]
+    for level, part in enumerate(trained.split(output.level_sizes)):
+        anchors, valid = outputs[f"anchors{level}"].double(), outputs[f"valid{level}"].bool()
+        # Area of the part in the image: that of the whole for those inside.
+        cut = torch.stack([anchors[:, d].clamp(0, (width, height)[d % 2]) for d in range(4)], dim=1)
+        whole, part_area = (((b[:, 2:] - b[:, :2]).clamp(min=0)).prod(1) for b in (anchors, cut))
+        touches = (anchors[:, 2] == width) | (anchors[:, 3] == height)
+        assert torch.equal(part, valid & (part_area == whole) & ~touches)
+    assert 0 < trained.sum() < len(trained)
+
+
+def test_only_anchors_inside_the_image_are_trained():
+    torch.manual_seed(0)
+    rpn = RPN(4, anchor_scale=1.0, inside_image=True)
+    output = rpn([torch.randn(2, 4, 64 // s, 96 // s + (s == 64)) for s in STRIDES])
+    output.logits.retain_grad()
+    output.deltas.retain_grad()
+    sizes = torch.tensor([[64, 96], [30, 40]])
+    boxes = torch.tensor([[[17.0, 17, 47, 49]], [[12.0, 12, 20, 21]]])
+    losses = rpn.loss(output, sizes, boxes, torch.ones(2, 1, dtype=torch.bool))
+    sum(losses.values()).backward()
+    for image in range(2):
+        for anchor in output.logits.grad[image].nonzero().squeeze(1).tolist():
+            x1, y1, x2, y2 = output.anchors[anchor].tolist()
+            assert min(x1, y1) >= 0
+            assert x2 < sizes[image, 1]
+            assert y2 < sizes[image, 0]
+        assert (output.logits.grad[image] != 0).sum() > 50
+        assert (output.deltas.grad[image] != 0).any()
+
+
+def test_an_image_without_anchors_inside_has_no_loss():
+    rpn = RPN(4, inside_image=True)
+    output = rpn([torch.randn(1, 4, max(1, 32 // s), max(1, 32 // s)) for s in STRIDES])
+    losses = rpn.loss(output, torch.tensor([[20, 20]]), torch.tensor([[[2.0, 2, 18, 18]]]), torch.ones(1, 1).bool())
+    sum(losses.values()).backward()
+    assert [losses[name].item() for name in ("rpn_objectness", "rpn_box")] == [0, 0]
+    assert all((p.grad == 0).all() for p in rpn.parameters())
 
 
 def small_rpn(seed: int = 0) -> tuple[RPN, RpnOutput]:

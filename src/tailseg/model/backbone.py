@@ -119,9 +119,10 @@ def _set_stem_channels(net: nn.ModuleDict, name: str, channels: int) -> None:
     """Exchange the layers of a ResNet that touch the stem's output, which timm has fixed at 64 channels."""
     parts = dict(net.named_children())
     first: Any = next(iter(parts["layer1"].children())) if "layer1" in parts else None
-    if not isinstance(parts.get("conv1"), nn.Conv2d) or not isinstance(first, Bottleneck):
+    plain = isinstance(parts.get("conv1"), nn.Conv2d) and isinstance(first, Bottleneck)
+    if not plain or (first.downsample is not None and not isinstance(first.downsample[0], nn.Conv2d)):
         raise UserError(
-            f"model.backbone.stem_channels: '{name}' is no ResNet of bottlenecks with a 7x7 stem; leave it out"
+            f"model.backbone.stem_channels: '{name}' is no plain ResNet of bottlenecks with a 7x7 stem; leave it out"
         )
 
     def exchanged(conv: Any, in_channels: int, out_channels: int) -> nn.Conv2d:
@@ -129,17 +130,21 @@ def _set_stem_channels(net: nn.ModuleDict, name: str, channels: int) -> None:
         nn.init.kaiming_normal_(fresh.weight, mode="fan_out", nonlinearity="relu")
         return fresh
 
-    shortcut: Any = first.downsample
     net["conv1"], net["bn1"] = exchanged(parts["conv1"], 3, channels), nn.BatchNorm2d(channels)
     first.conv1 = exchanged(first.conv1, channels, first.conv1.out_channels)
-    shortcut[0] = exchanged(shortcut[0], channels, shortcut[0].out_channels)
+    width = first.conv3.out_channels
+    # timm left out the shortcut's convolution if its own stem happened to be as wide as the stage.
+    first.downsample = nn.Sequential(exchanged(first.conv3, channels, width), nn.BatchNorm2d(width))
 
 
 def _move_strides(net: nn.Module, name: str) -> None:
     """Give every bottleneck's stride to its first convolution, as ResNet was published (its 3x3 came later)."""
     blocks = [block for block in net.modules() if isinstance(block, Bottleneck)]
-    if not blocks:
-        raise UserError(f"model.backbone.stride_in_1x1: '{name}' is no ResNet of bottlenecks; leave it out")
+    if not any(block.conv2.stride != (1, 1) for block in blocks):
+        raise UserError(
+            f"model.backbone.stride_in_1x1: '{name}' has no bottlenecks with their stride in the 3x3 convolution; "
+            "leave it out"
+        )
     for block in blocks:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
 
@@ -174,9 +179,12 @@ def _copy_by_name(backbone: Backbone, state: dict[str, Tensor]) -> None:
         flat[key] = value
         if len(parts) > 2 and parts[1].isdigit():
             flat[".".join([f"{parts[0]}_{parts[1]}", *parts[2:]])] = value
-    missing = [key for key in own if key not in flat]
-    if missing:
-        raise RuntimeError(f"{backbone.name}: no pretrained tensor for {missing[:3]}")
+    unfit = [key for key, value in own.items() if key not in flat or flat[key].shape != value.shape]
+    if unfit:
+        raise UserError(
+            f"model.backbone: there are no pretrained weights for '{backbone.name}' with these options (first at "
+            f"'{unfit[0]}'); set model.backbone.pretrained=false"
+        )
     backbone.net.load_state_dict({key: flat[key] for key in own})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,12 +14,13 @@ from tailseg.data.sources import same_name
 from tailseg.errors import UserError
 from tailseg.model.detector import Detector
 from tailseg.recipe import Recipe
-from tailseg.training.checkpoint import load_model
+from tailseg.training.checkpoint import Checkpoint, load_model
 
 logger = logging.getLogger(__name__)
 
 CLASS_ROWS = {"box_head.classifier": 1, "box_head.regressor": 4, "mask_head.predictor": 1}  # rows of one class
-STATISTICS = ".box_head.classification."  # what a loss has counted
+STATISTICS = ".box_head.classification."  # what a loss knows of the classes
+RUNNING = ("seesaw.counts", "positive_gradients", "negative_gradients")  # of it, what it learnt in training
 
 
 def start_from(path: Path, detector: Detector, recipe: Recipe, categories: Sequence[Category]) -> str:
@@ -34,40 +35,64 @@ def start_from(path: Path, detector: Detector, recipe: Recipe, categories: Seque
     """
     checkpoint = load_model(path)
     theirs, own = checkpoint.state, detector.state_dict()
-    labels = {same_name(category.name): label for label, category in enumerate(checkpoint.categories)}
-    source = [labels.get(same_name(category.name), -1) for category in categories]
+    source = _their_labels(categories, checkpoint.categories)
     same = source == list(range(len(checkpoint.categories)))
-    ours, other = recipe.classifier, checkpoint.recipe.classifier
-    same_classifier = (ours.loss, ours.normalized) == (other.loss, other.normalized)
-    keep_classifier = same_classifier and (same or ours.loss != "group-softmax")
+    keep_classifier = _same_classifier(recipe, checkpoint, own, len(categories), same=same)
+    agnostic = {"box_head.regressor": recipe.model.box_head.class_agnostic}
+    agnostic["mask_head.predictor"] = recipe.model.mask_head.class_agnostic
     filled: dict[str, Tensor] = {}
     for key, value in own.items():
         if STATISTICS in key:
-            filled[key] = theirs[key] if same and same_classifier and key in theirs else value
+            filled[key] = theirs[key] if same and keep_classifier and key.endswith(RUNNING) else value
         elif ".box_head.classifier." in key and not keep_classifier:
             filled[key] = value
         elif key not in theirs:
             raise _other_architecture(path, key, "is missing")
         else:
-            filled[key] = _with_rows(path, key, value, theirs[key], source, len(checkpoint.categories))
+            part = next((part for part in CLASS_ROWS if f".{part}." in key), "")
+            rows = 0 if same or agnostic.get(part) else CLASS_ROWS.get(part, 0)
+            filled[key] = _with_rows(path, key, value, theirs[key], source, len(checkpoint.categories), rows)
     left = [key for key in theirs if key not in own and STATISTICS not in key]
     if left:
         raise _other_architecture(path, left[0], "has no place")
     detector.load_state_dict(filled)
     known = len(source) - source.count(-1)
-    classifier = "" if keep_classifier else "; the classifier starts anew, for its loss or form is another"
+    classifier = "" if keep_classifier else "; the classifier starts anew, for it does not fit the recipe's loss"
     return f"weights of {path} ({known} of {len(source)} classes known by name{classifier})"
 
 
-def _with_rows(path: Path, key: str, own: Tensor, theirs: Tensor, source: list[int], their_classes: int) -> Tensor:
-    """Our tensor with theirs in it: as it is, or row by row where rows belong to classes."""
-    rows = next((count for part, count in CLASS_ROWS.items() if f".{part}." in key), 0)
-    classes, extra = len(source), own.shape[0] - len(source) * rows if rows else 0
-    of_classes = rows > 0 and extra >= 0 and theirs.shape[0] - their_classes * rows == extra
-    if of_classes and own.shape[1:] == theirs.shape[1:]:
-        filled = own.clone()
+def _their_labels(ours: Sequence[Category], theirs: Sequence[Category]) -> list[int]:
+    """For each of our categories the label of the same name there, -1 where there is none."""
+    exact = {category.name: label for label, category in enumerate(theirs)}
+    loose = {same_name(category.name): label for label, category in enumerate(theirs)}
+    return [exact.get(category.name, loose.get(same_name(category.name), -1)) for category in ours]
+
+
+def _same_classifier(
+    recipe: Recipe, checkpoint: Checkpoint, own: Mapping[str, Tensor], classes: int, *, same: bool
+) -> bool:
+    """Whether logits mean the same there: loss, normalisation, and the logits that are no classes."""
+    ours, other = recipe.classifier, checkpoint.recipe.classifier
+    if (ours.loss, ours.normalized) != (other.loss, other.normalized):
+        return False
+    key = "stages.0.box_head.classifier.bias"
+    if len(own[key]) - classes != len(checkpoint.state[key]) - len(checkpoint.categories):
+        return False
+    if ours.loss != "group-softmax":
+        return True
+    groups = f"stages.0{STATISTICS}groups"  # of each class; which logit is whose follows from it
+    return same and torch.equal(own[groups], checkpoint.state[groups])
+
+
+def _with_rows(
+    path: Path, key: str, own: Tensor, theirs: Tensor, source: list[int], their_classes: int, rows: int
+) -> Tensor:
+    """Our tensor with theirs in it: as it is, or row by row where every class has ``rows`` of them."""
+    classes, extra = len(source), len(own) - len(source) * rows if rows else 0
+    if rows and (len(theirs) - their_classes * rows, *theirs.shape[1:]) == (extra, *own.shape[1:]):
         to = torch.tensor([label for label in range(classes) if source[label] >= 0], dtype=torch.int64)
         of = torch.tensor([label for label in source if label >= 0], dtype=torch.int64)
+        filled = own.clone()
         by_class, given = (
             t[: n * rows].unflatten(0, (n, rows)) for t, n in ((filled, classes), (theirs, their_classes))
         )
