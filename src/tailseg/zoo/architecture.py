@@ -29,12 +29,13 @@ LOSS_OF_EXTRA_LOGITS = {2: "seesaw", 1: "cross-entropy"}  # logits beyond those 
 Values = dict[str, Any]
 
 
-def infer_model(state: State, num_classes: int | None) -> tuple[Values, int]:
+def infer_model(state: State, num_classes: int | None, listed: int | None = None) -> tuple[Values, int]:
     """Recipe values of `model` and `classifier` that tensors decide, and the number of classes.
 
     Args:
         state: tensors under the names of our `Detector`, with a `ResNet` as its backbone.
-        num_classes: if it is known from elsewhere.
+        num_classes: if the file says it elsewhere.
+        listed: number of classes if neither file nor tensors say it.
 
     Raises:
         UserError: a tensor that decides is missing, or two of them disagree.
@@ -42,8 +43,8 @@ def infer_model(state: State, num_classes: int | None) -> tuple[Values, int]:
     stages = _count(state, "stages.{}.box_head.fc1.weight")
     if stages == 0:
         raise UserError("no box head was found; only Mask R-CNN and its cascades of two-layer box heads are converted")
-    classes = _number_of_classes(state, num_classes)
-    logits = _require(state, "stages.0.box_head.classifier.weight").shape[0]
+    classes = _number_of_classes(state, num_classes, listed)
+    logits = _shape(state, "stages.0.box_head.classifier.weight", 2)[0]
     loss = LOSS_OF_EXTRA_LOGITS.get(logits - classes)
     if loss is None:
         raise UserError(
@@ -53,63 +54,66 @@ def infer_model(state: State, num_classes: int | None) -> tuple[Values, int]:
     masks = [t for t in range(stages) if f"stages.{t}.mask_head.predictor.weight" in state]
     if not masks:
         raise UserError("no mask head was found; only models that predict masks are converted")
-    predictor = state[f"stages.{masks[0]}.mask_head.predictor.weight"]
+    rows, channels = _shape(state, f"stages.{masks[0]}.mask_head.predictor.weight", 4)[:2]
     model: Values = {
         "backbone": infer_resnet(state),
-        "neck": {"channels": _require(state, "neck.lateral_convs.0.weight").shape[0]},
+        "neck": {"channels": _shape(state, "neck.lateral_convs.0.weight", 4)[0]},
         "box_head": {
-            "width": state["stages.0.box_head.fc1.weight"].shape[0],
-            "class_agnostic": _require(state, "stages.0.box_head.regressor.weight").shape[0] == 4,
+            "width": _shape(state, "stages.0.box_head.fc1.weight", 2)[0],
+            "class_agnostic": _shape(state, "stages.0.box_head.regressor.weight", 2)[0] == 4,
         },
         "mask_head": {
-            "channels": predictor.shape[1],
+            "channels": channels,
             "convs": _count(state, f"stages.{masks[0]}.mask_head.convs.{{}}.weight"),
-            "class_agnostic": predictor.shape[0] == 1 and classes > 1,
+            "class_agnostic": rows == 1 and classes > 1,
         },
         "stages": [{"mask_weight": 1.0 if t in masks else 0.0} for t in range(stages)],
     }
     return {"model": model, "classifier": {"loss": loss}}, classes
 
 
-def _number_of_classes(state: State, known: int | None) -> int:
+def _number_of_classes(state: State, known: int | None, listed: int | None) -> int:
     """C, from whatever has a row a class."""
-    told: dict[str, int] = {} if known is None else {"the list of classes": known}
-    for name, rows_a_class in (("mask_head.predictor", 1), ("box_head.regressor", 4)):
-        for key, tensor in state.items():
-            if key.endswith(f"{name}.weight") and tensor.shape[0] > rows_a_class:
-                told[f"'{key}'"] = tensor.shape[0] // rows_a_class
-    for key, tensor in state.items():
+    told: dict[str, int] = {} if known is None else {"its own list of classes": known}
+    for name, rows_a_class, dims in (("mask_head.predictor", 1, 4), ("box_head.regressor", 4, 2)):
+        for key in state:
+            if key.endswith(f"{name}.weight") and (rows := _shape(state, key, dims)[0]) > rows_a_class:
+                told[f"'{key}'"] = rows // rows_a_class
+    for key in state:
         if key.endswith("seesaw.counts"):
-            told[f"'{key}'"] = tensor.shape[0]
+            told[f"'{key}'"] = _shape(state, key, 1)[0]
+    if not told and listed is not None:
+        return listed
     if not told:
         raise UserError("its tensors do not say how many classes it has; name them with --categories ANNOTATIONS.json")
     if len(set(told.values())) > 1:
-        listed = ", ".join(f"{count} by {source}" for source, count in told.items())
-        raise UserError(f"the number of classes is not clear ({listed}); give the categories it was trained on")
+        each = ", ".join(f"{count} by {source}" for source, count in told.items())
+        raise UserError(f"the number of classes is not clear ({each}); the file is damaged or was edited")
     return next(iter(told.values()))
 
 
 def infer_resnet(state: State) -> Values:
     """Recipe values of a ResNet or ResNeXt, from its depth, widths and groups."""
     prefix = "backbone.net."
-    stem = _require(state, f"{prefix}conv1.weight").shape[0]
+    stem = _shape(state, f"{prefix}conv1.weight", 4)[0]
     depths = tuple(_count(state, f"{prefix}layer{i}.{{}}.conv1.weight") for i in range(1, 5))
     bottleneck = f"{prefix}layer1.0.conv3.weight" in state
     depth = (BOTTLENECKS if bottleneck else BASIC_BLOCKS).get(depths)
     if depth is None:
         kind = "bottlenecks" if bottleneck else "basic blocks"
         raise UserError(f"its backbone has {depths} {kind} a stage; ResNets of 18 to 152 layers are converted")
+    last = "conv3" if bottleneck else "conv1"
+    widths = tuple(_shape(state, f"{prefix}layer{i}.0.{last}.weight", 4)[0] for i in range(1, 5))
     if not bottleneck:
-        widths = tuple(state[f"{prefix}layer{i}.0.conv1.weight"].shape[0] for i in range(1, 5))
         if stem != STEM:
             raise UserError(
                 f"its backbone has basic blocks and a stem of {stem} channels; only one of {STEM} is converted"
             )
         options: Values = {} if widths == PLANES else {"channels": list(widths)}
         return {"name": f"resnet{depth}", "options": options}
-    planes = tuple(state[f"{prefix}layer{i}.0.conv3.weight"].shape[0] // 4 for i in range(1, 5))
-    width, group_width = state[f"{prefix}layer1.0.conv2.weight"].shape[:2]
-    groups, base_width = width // group_width, round(group_width * PLANES[0] / planes[0])
+    planes = tuple(width // 4 for width in widths)
+    width, group_width = _shape(state, f"{prefix}layer1.0.conv2.weight", 4)[:2]
+    groups, base_width = width // group_width, round(group_width * PLANES[0] / max(planes[0], 1))
     options = {} if planes == PLANES else {"channels": list(planes)}
     name = NAMED.get((depth, groups, base_width), f"resnet{depth}")
     if name == f"resnet{depth}" and (groups, base_width) != (1, 64):
@@ -120,10 +124,14 @@ def infer_resnet(state: State) -> Values:
     return values
 
 
-def _require(state: State, key: str) -> Tensor:
+def _shape(state: State, key: str, dims: int) -> tuple[int, ...]:
+    """Shape of a tensor that decides about the architecture: it must be there, have ``dims`` sides, none of them 0."""
     if key not in state:
         raise UserError(f"no tensor was found for our '{key}'; the file is incomplete or another kind of model")
-    return state[key]
+    shape = tuple(state[key].shape)
+    if len(shape) != dims or 0 in shape:
+        raise UserError(f"'{key}' has shape {shape}, but {dims} sides were expected; the file is damaged or was edited")
+    return shape
 
 
 def _count(state: State, template: str) -> int:

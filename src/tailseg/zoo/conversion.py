@@ -64,9 +64,9 @@ def convert(
     if out.exists():
         raise UserError(f"{out}: already exists; remove it or choose another OUT")
     given = None if categories is None else _read_categories(categories)
-    known = None if foreign.labels_are_ids else (foreign.names or given)
+    known = len(foreign.names) if foreign.names and not foreign.labels_are_ids else None
     try:
-        inferred, num_classes = infer_model(foreign.state, len(known) if known else None)
+        inferred, num_classes = infer_model(foreign.state, known, len(given) if given else None)
     except UserError as error:
         unknown = f" (not understood: {_listed(foreign.unknown)})" if foreign.unknown else ""
         raise UserError(f"{foreign.path}: {error}{unknown}") from error
@@ -87,6 +87,11 @@ def _recipe(foreign: ForeignModel, inferred: Values) -> Recipe:
     """Our defaults, over them what the tensors say, over that what the source says."""
     model, loss = inferred["model"], inferred["classifier"]["loss"]
     given = foreign.values.get("model", {}).get("stages") or [{}] * len(model["stages"])
+    if len(given) != len(model["stages"]):
+        raise UserError(
+            f"{foreign.path}: a whole box head was found for {len(model['stages'])} of its {len(given)} stages only; "
+            "the file is incomplete"
+        )
     stages = [
         says | ({} if has["mask_weight"] else {"mask_weight": 0.0})
         for has, says in zip(model["stages"], given, strict=True)

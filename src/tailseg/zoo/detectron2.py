@@ -41,6 +41,16 @@ KEYS = {  # of config.yaml -> of a recipe
     "INPUT.MIN_SIZE_TEST": "data.test_short_edge",
     "INPUT.MAX_SIZE_TEST": "data.long_edge",
 }
+FIXED: dict[str, Any] = {  # what a recipe cannot say otherwise
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256], [512]],
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
+    "MODEL.ANCHOR_GENERATOR.OFFSET": 0.0,
+    "MODEL.RPN.BBOX_REG_WEIGHTS": [1.0, 1.0, 1.0, 1.0],
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": "smooth_l1",
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": "smooth_l1",
+    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": False,
+    "MODEL.FPN.FUSE_TYPE": "sum",
+}
 NO_CONFIGURATION = (
     "has no config.yaml beside it: what its tensors do not show is taken from detectron2's model zoo (order and scale "
     "of the colours, strides, thresholds, image sizes); put the run's config.yaml there, or mend it with --set"
@@ -57,11 +67,17 @@ def read_detectron2(path: Path) -> ForeignModel:
         UserError: the checkpoint cannot be read safely, or the configuration is broken.
     """
     tensors = state_dict_of(read_checkpoint(path), path, ("model",))
-    config = _read_config(path.with_name("config.yaml"))
+    source = path.with_name("config.yaml")
+    config = _read_config(source)
     kept = {key: value for key, value in tensors.items() if not key.startswith(IGNORED)}
     state, unknown = rename(kept, _prefixes())
-    values = _merged(VALUES, _zoo(state, tensors) if config is None else _configured(config))
-    if config is None or config.get("INPUT", {}).get("FORMAT", "BGR") == "BGR":
+    try:
+        values = _merged(VALUES, _zoo(state, tensors) if config is None else _configured(config, source))
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise UserError(f"{source}: holds what detectron2 would not take ({error}); mend or remove it") from error
+    if config is None or _blue_first(config):
         change(state, "backbone.net.conv1.weight", lambda weight: weight.flip(1))
     return ForeignModel(
         project="detectron2",
@@ -90,22 +106,32 @@ def _zoo(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str
     return values
 
 
-def _configured(config: Mapping[str, Any]) -> dict[str, Any]:
+def _configured(config: Mapping[str, Any], source: Path) -> dict[str, Any]:
     """A configuration's conventions, as recipe values."""
+    for key, value in FIXED.items():
+        found = _at(config, key)
+        if found is not None and found != value:
+            raise UserError(f"{source}: {key} is {found}, which tailseg has not (only {value}); it is not converted")
     values: dict[str, Any] = {}
     for theirs, ours in KEYS.items():
         value = _at(config, theirs)
         if value is not None:
             _put(values, ours, value)
-    aligned = _at(config, "MODEL.ROI_BOX_HEAD.POOLER_TYPE")
-    if aligned is not None:
-        _put(values, "model.roi_pooling.aligned", aligned == "ROIAlignV2")
-    mean, std = _at(config, "MODEL.PIXEL_MEAN"), _at(config, "MODEL.PIXEL_STD")
-    blue_first = (_at(config, "INPUT.FORMAT") or "BGR") == "BGR"
-    for key, value in (("model.pixel_mean", mean), ("model.pixel_std", std)):
+    pooler = _at(config, "MODEL.ROI_BOX_HEAD.POOLER_TYPE")
+    if pooler is not None:
+        _put(values, "model.roi_pooling.aligned", pooler == "ROIAlignV2")
+    weights = _at(config, "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS")
+    if weights is not None:
+        _put(values, "model.stages", [{"stds": [1 / weight for weight in weights]}])
+    for name in ("pixel_mean", "pixel_std"):
+        value = _at(config, f"MODEL.{name.upper()}")
         if value is not None:
-            _put(values, key, value[::-1] if blue_first else value)
+            _put(values, f"model.{name}", value[::-1] if _blue_first(config) else value)
     return values
+
+
+def _blue_first(config: Mapping[str, Any]) -> bool:
+    return (_at(config, "INPUT.FORMAT") or "BGR") == "BGR"
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:
@@ -134,7 +160,8 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
-        merged[key] = _merged(merged.get(key, {}), value) if isinstance(value, dict) else value
+        both = isinstance(value, dict) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
     return merged
 
 

@@ -72,11 +72,25 @@ def conventions(config: Config, stages: int) -> Conventions:
     Raises:
         UserError: it asks for something that no recipe can say; names the key.
     """
+    try:
+        return _conventions(config, stages)
+    except UserError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"its configuration holds what mmdetection would not take ({type(error).__name__}: {error}); save its "
+            "state dict alone and give what tensors do not show with --set"
+        ) from error
+
+
+def _conventions(config: Config, stages: int) -> Conventions:
     model = config["model"]
     rpn, roi = _section(model, "rpn_head"), _section(model, "roi_head")
     box_heads = _per_stage(roi, "bbox_head", stages)
     mask_heads = _per_stage(roi, "mask_head", stages)
     train, test = (_section(model, name) or _section(config, name) for name in ("train_cfg", "test_cfg"))
+    upsampling = _section(_section(model, "neck"), "upsample_cfg").get("mode")
+    _require("model.neck.upsample_cfg.mode", upsampling, ("nearest",))
     pixels, blue_first = _pixels(config, model)
     values = {
         "model": {
@@ -116,9 +130,8 @@ def _known(**values: Any) -> dict[str, Any]:
 def _require(key: str, value: Any, allowed: Sequence[Any]) -> None:
     """Refuse a value that would give other detections."""
     if value is not None and value not in allowed:
-        raise UserError(
-            f"its configuration has {key} = {value!r}, which tailseg has not (only {' or '.join(map(repr, allowed))})"
-        )
+        only = f" (only {' or '.join(map(repr, allowed))})" if allowed else ""
+        raise UserError(f"its configuration has {key} = {value!r}, which tailseg has not{only}; it is not converted")
 
 
 def _backbone(backbone: Config) -> dict[str, Any]:
@@ -136,6 +149,9 @@ def _backbone(backbone: Config) -> dict[str, Any]:
 def _rpn(rpn: Config, train: Config, test: Config) -> dict[str, Any]:
     anchors = _section(rpn, "anchor_generator")
     where = "model.rpn_head.anchor_generator"
+    _require(f"{where}.type", anchors.get("type"), ("AnchorGenerator",))
+    _require(f"{where}.center_offset", anchors.get("center_offset"), (0,))
+    _require("model.rpn_head.bbox_coder.target_stds", _section(rpn, "bbox_coder").get("target_stds"), ([1] * 4,))
     _require(f"{where}.ratios", anchors.get("ratios"), (list(RATIOS),))
     _require(f"{where}.strides", anchors.get("strides"), (list(STRIDES),))
     _require(f"{where}.octave_base_scale", anchors.get("octave_base_scale"), ())
@@ -152,8 +168,17 @@ def _rpn(rpn: Config, train: Config, test: Config) -> dict[str, Any]:
         post_nms_train=proposals.get("max_per_img"),
         pre_nms_test=at_test.get("nms_pre"),
         post_nms_test=at_test.get("max_per_img"),
-        nms_iou=_section(at_test, "nms").get("iou_threshold"),
+        nms_iou=_nms_iou(at_test, "model.test_cfg.rpn"),
     )
+
+
+def _nms_iou(rules: Config, where: str) -> float | None:
+    """Threshold of plain NMS, ``iou_thr`` in old versions."""
+    nms = _section(rules, "nms")
+    _require(f"{where}.nms.type", nms.get("type"), ("nms",))
+    _require(f"{where}.nms.class_agnostic", nms.get("class_agnostic"), (False,))
+    _require(f"{where}.min_bbox_size", rules.get("min_bbox_size"), (0,))
+    return nms.get("iou_threshold", nms.get("iou_thr"))
 
 
 def _beta(head: Config, where: str) -> float | None:
@@ -175,7 +200,10 @@ def _roi_pooling(roi: Config) -> dict[str, Any]:
             _require(f"{where}.roi_layer.type", layer.get("type"), ("RoIAlign",))
             _require(f"{where}.featmap_strides", extractor.get("featmap_strides"), (list(ROI_LEVELS),))
             _require(f"{where}.finest_scale", extractor.get("finest_scale"), (56,))
-            pooling |= _known(sampling_ratio=layer.get("sampling_ratio"), aligned=layer.get("aligned"))
+            found = _known(sampling_ratio=layer.get("sampling_ratio"), aligned=layer.get("aligned"))
+            for key, value in found.items():
+                _require(f"{where}.roi_layer.{key}", value, (pooling.get(key, value),))
+            pooling |= found
     return pooling
 
 
@@ -204,6 +232,8 @@ def _stages(roi: Config, heads: Sequence[Config], train: Sequence[Config]) -> li
     rows = []
     for head, rules, weight in zip(heads, train, weights, strict=False):
         coder = _section(head, "bbox_coder")
+        kind = coder.get("type")
+        _require("model.roi_head.bbox_head.bbox_coder.type", kind, ("DeltaXYWHBBoxCoder",))
         _require("model.roi_head.bbox_head.bbox_coder.target_means", coder.get("target_means"), ([0.0] * 4,))
         rows.append(
             _known(
@@ -231,11 +261,12 @@ def _classifier(head: Config) -> dict[str, Any]:
 
 def _pixels(config: Config, model: Config) -> tuple[dict[str, Any], bool]:
     """Mean and deviation in the order R, G, B; and whether the network takes them the other way round."""
-    about = _section(model, "data_preprocessor") or _section(config, "img_norm_cfg")
+    new, old = _section(model, "data_preprocessor"), _section(config, "img_norm_cfg")
+    about = new or old
     mean, std = about.get("mean"), about.get("std")
     if mean is None or std is None:
         return {}, False
-    blue_first = not about.get("bgr_to_rgb", about.get("to_rgb", True))
+    blue_first = not (new.get("bgr_to_rgb", False) if new else old.get("to_rgb", True))  # each by its own default
     if blue_first:
         mean, std = mean[::-1], std[::-1]
     return {"pixel_mean": mean, "pixel_std": std}, blue_first
@@ -271,11 +302,9 @@ def _scales(step: Config) -> list[list[int]]:
 
 
 def _test(rcnn: Config) -> dict[str, Any]:
-    nms = _section(rcnn, "nms")
-    _require("model.test_cfg.rcnn.nms.type", nms.get("type"), ("nms",))
     _require("model.test_cfg.rcnn.mask_thr_binary", rcnn.get("mask_thr_binary"), (0.5,))
     return _known(
         score_threshold=rcnn.get("score_thr"),
-        nms_iou=nms.get("iou_threshold"),
+        nms_iou=_nms_iou(rcnn, "model.test_cfg.rcnn"),
         max_detections=rcnn.get("max_per_img"),
     )

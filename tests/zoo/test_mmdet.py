@@ -1,0 +1,681 @@
+"""Checkpoints of mmdetection by their names and shapes, which are stated here on their own (spec, section 28)."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tailseg.errors import UserError
+from tailseg.model.build import build_detector
+from tailseg.recipe import Recipe, SeesawRecipe
+from tailseg.recipes import table1
+from tailseg.training.checkpoint import load_model, load_weights
+from tailseg.zoo import conversion
+from tailseg.zoo.conversion import convert
+from tailseg.zoo.mmdet import read_mmdet
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Sizes of a detector of mmdetection; the defaults are its published Mask R-CNN R50-FPN for LVIS with Seesaw."""
+
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    base: int = 64  # base_channels
+    stem: int = 64
+    groups: int = 1
+    base_width: int = 64  # of a group of ResNeXt
+    neck: int = 256
+    hidden: int = 1024  # of the box head
+    mask: int = 256
+    classes: int = 1203
+    logits: int = 2  # beyond the classes
+    counts: bool = True
+    cascade: bool = False
+    agnostic_boxes: bool = False
+    agnostic_masks: bool = False
+
+    def rows(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        """(their name, our name, shape) of every tensor."""
+        return [*self._backbone(), *self._neck_and_rpn(), *self._heads()]
+
+    def _backbone(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        rows: list[tuple[str, str, tuple[int, ...]]] = []
+
+        def norm(name: str, width: int) -> None:
+            for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+                shape = () if part == "num_batches_tracked" else (width,)
+                rows.append((f"backbone.{name}.{part}", f"backbone.net.{name}.{part}", shape))
+
+        def conv(name: str, *shape: int) -> None:
+            rows.append((f"backbone.{name}.weight", f"backbone.net.{name}.weight", shape))
+
+        conv("conv1", self.stem, 3, 7, 7)
+        norm("bn1", self.stem)
+        inward = self.stem
+        for stage, count in enumerate(self.blocks):
+            planes = self.base * 2**stage
+            width = planes if self.groups == 1 else planes * self.base_width // 64 * self.groups
+            for block in range(count):
+                name = f"layer{stage + 1}.{block}"
+                conv(f"{name}.conv1", width, inward, 1, 1)
+                norm(f"{name}.bn1", width)
+                conv(f"{name}.conv2", width, width // self.groups, 3, 3)
+                norm(f"{name}.bn2", width)
+                conv(f"{name}.conv3", 4 * planes, width, 1, 1)
+                norm(f"{name}.bn3", 4 * planes)
+                if block == 0:
+                    conv(f"{name}.downsample.0", 4 * planes, inward, 1, 1)
+                    norm(f"{name}.downsample.1", 4 * planes)
+                inward = 4 * planes
+        return rows
+
+    def _neck_and_rpn(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        n = self.neck
+        rows: list[tuple[str, str, tuple[int, ...]]] = []
+        for i in range(4):
+            shape = (n, self.base * 4 * 2**i, 1, 1)
+            rows += pair(f"neck.lateral_convs.{i}.conv", f"neck.lateral_convs.{i}", shape)
+            rows += pair(f"neck.fpn_convs.{i}.conv", f"neck.output_convs.{i}", (n, n, 3, 3))
+        rows += pair("rpn_head.rpn_conv", "rpn.conv", (n, n, 3, 3))
+        rows += pair("rpn_head.rpn_cls", "rpn.objectness", (3, n, 1, 1))
+        rows += pair("rpn_head.rpn_reg", "rpn.deltas", (12, n, 1, 1))
+        return rows
+
+    def _heads(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        rows: list[tuple[str, str, tuple[int, ...]]] = []
+        boxes = 4 if self.cascade or self.agnostic_boxes else 4 * self.classes
+        for t in range(3 if self.cascade else 1):
+            number = f".{t}" if self.cascade else ""
+            box, mask = f"roi_head.bbox_head{number}", f"roi_head.mask_head{number}"
+            ours, width = f"stages.{t}.box_head", (self.hidden, self.hidden)
+            if self.counts:
+                counter = f"{ours}.classification.seesaw.counts"
+                rows.append((f"{box}.loss_cls.cum_samples", counter, (self.classes + 1,)))
+            rows += pair(f"{box}.shared_fcs.0", f"{ours}.fc1", (self.hidden, self.neck * 49))
+            rows += pair(f"{box}.shared_fcs.1", f"{ours}.fc2", width)
+            rows += pair(f"{box}.fc_cls", f"{ours}.classifier", (self.classes + self.logits, self.hidden))
+            rows += pair(f"{box}.fc_reg", f"{ours}.regressor", (boxes, self.hidden))
+            ours = f"stages.{t}.mask_head"
+            for i in range(4):
+                inward = self.mask if i else self.neck
+                rows += pair(f"{mask}.convs.{i}.conv", f"{ours}.convs.{i}", (self.mask, inward, 3, 3))
+            rows += pair(f"{mask}.upsample", f"{ours}.upsample", (self.mask, self.mask, 2, 2), self.mask)
+            last = 1 if self.agnostic_masks else self.classes
+            rows += pair(f"{mask}.conv_logits", f"{ours}.predictor", (last, self.mask, 1, 1))
+        return rows
+
+
+def pair(theirs: str, ours: str, shape: tuple[int, ...], out: int | None = None) -> list[Any]:
+    bias = (out or shape[0],)
+    return [(f"{theirs}.weight", f"{ours}.weight", shape), (f"{theirs}.bias", f"{ours}.bias", bias)]
+
+
+MASK_RCNN = Layout()
+CASCADE = Layout(cascade=True)
+NARROW: dict[str, Any] = {"base": 4, "stem": 8, "neck": 8, "hidden": 16, "mask": 8, "classes": 5}
+SMALL = Layout(**NARROW)
+SMALL_CASCADE = Layout(**NARROW, cascade=True)
+NAMES = ("cat", "dog", "stop_sign", "wine_glass", "cup")
+
+
+def small(**changes: Any) -> Layout:
+    return replace(SMALL, **changes)
+
+
+def state_of(layout: Layout) -> State:
+    """Random values, so that no two tensors are alike."""
+    torch.manual_seed(0)
+    state = {}
+    for theirs, _, shape in layout.rows():
+        if theirs.endswith("num_batches_tracked"):
+            state[theirs] = torch.randint(1000, shape)
+        elif theirs.endswith("cum_samples"):
+            state[theirs] = torch.randint(10**6, shape).float()
+        else:
+            state[theirs] = torch.randn(shape)
+    return state
+
+
+def constants_of(layout: Layout) -> State:
+    """A constant for each tensor, which takes no room whatever its shape."""
+    rows = enumerate(layout.rows(), start=1)
+    return {theirs: torch.tensor(float(i)).expand(shape) for i, (theirs, _, shape) in rows}
+
+
+def save(content: Any, path: Path, *, zipped: bool = True) -> Path:
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    return path
+
+
+def converted(
+    content: Any, folder: Path, *settings: str, name: str = "model.pth", categories: Path | None = None
+) -> tuple[Recipe, State]:
+    """Recipe and tensors of the model file that a checkpoint becomes."""
+    out = folder / "converted.safetensors"
+    convert(read_mmdet(save(content, folder / name)), out, categories=categories, settings=settings)
+    model = load_model(out)
+    return model.recipe, model.state
+
+
+def assert_same(layout: Layout, theirs: State, ours: State) -> None:
+    """Every tensor stands under its name in our file, and no other does."""
+    named = {own: key for key, own, _ in layout.rows()}
+    assert set(ours) - set(named) == set()
+    assert set(named) - set(ours) == set()
+    for own, key in named.items():
+        expected = theirs[key]
+        if key.endswith("cum_samples"):
+            expected = expected[:-1].round().long()
+        assert ours[own].shape == expected.shape, own
+        assert torch.equal(ours[own], expected.to(ours[own].dtype)), own
+
+
+def meta(**more: Any) -> dict[str, Any]:
+    return {"meta": {"CLASSES": NAMES, **more}}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Full size
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What `convert` hands over to be written, which would be 200 MB and more."""
+    seen: dict[str, Any] = {}
+
+    def take(path: Path, state: State, recipe: Recipe, categories: Any, *, step: int) -> None:
+        seen.update(state=state, recipe=recipe, categories=categories)
+
+    monkeypatch.setattr(conversion, "save_model", take)
+    return seen
+
+
+def lvis_categories(folder: Path) -> Path:
+    path = folder / "lvis.json"
+    rows = [{"id": i, "name": f"thing {i}", "frequency": "rcf"[i % 3], "image_count": i} for i in range(1, 1204)]
+    path.write_text(json.dumps({"categories": rows}))
+    return path
+
+
+@pytest.mark.parametrize(("layout", "keys", "parameters"), [(MASK_RCNN, 361, 50_441_347), (CASCADE, 403, 81_646_739)])
+def test_the_table_of_names_is_that_of_the_published_models(layout: Layout, keys: int, parameters: int) -> None:
+    rows = layout.rows()
+    assert len({theirs for theirs, _, _ in rows}) == len(rows) == keys
+    statistics = ("running_mean", "running_var", "num_batches_tracked", "cum_samples")
+    assert sum(prod(shape) for theirs, _, shape in rows if not theirs.endswith(statistics)) == parameters
+
+
+@pytest.mark.parametrize("name", ["model_mask_rcnn", "model_cascade"])
+def test_the_table_of_names_is_that_of_the_recorded_models(shared: Path, name: str) -> None:
+    state = torch.load(shared / "reference" / f"{name}.pth", weights_only=True)["state_dict"]
+    narrow = Layout(base=8, stem=8, neck=32, hidden=64, mask=32, classes=37, cascade=name == "model_cascade")
+    assert {theirs: shape for theirs, _, shape in narrow.rows()} == {k: tuple(v.shape) for k, v in state.items()}
+
+
+def test_full_size_is_the_detector_of_table_1(tmp_path: Path, kept: dict[str, Any]) -> None:
+    state = constants_of(MASK_RCNN)
+    path = save({"state_dict": state}, tmp_path / "mask_rcnn_r50.pth")
+    assert path.stat().st_size < 2**20
+    convert(read_mmdet(path), tmp_path / "o.safetensors", categories=lvis_categories(tmp_path))
+    assert_same(MASK_RCNN, state, kept["state"])
+    with torch.device("meta"):
+        wanted = build_detector(table1.seesaw(), 1203).state_dict()
+    assert {k: v.shape for k, v in wanted.items()} == {k: v.shape for k, v in kept["state"].items()}
+    recipe = kept["recipe"]
+    assert recipe.name == "mmdet/mask_rcnn_r50"
+    expected = table1.seesaw()
+    assert recipe.model == expected.model
+    assert recipe.test == expected.test
+    # mmdetection's published models have the compensation of the conference paper, which only training reads.
+    assert recipe.classifier == SeesawRecipe(normalized=True, objectness=True, p=0.8, q=2.0)
+    assert [(c.id, c.name, c.frequency) for c in kept["categories"][:2]] == [(1, "thing 1", "c"), (2, "thing 2", "f")]
+
+
+@pytest.mark.parametrize(
+    ("layout", "backbone"),
+    [
+        (replace(CASCADE, blocks=(3, 4, 23, 3)), "resnet101"),
+        (replace(CASCADE, blocks=(3, 4, 23, 3), groups=32, base_width=4), "resnext101_32x4d"),
+        (replace(CASCADE, blocks=(3, 4, 23, 3), groups=64, base_width=4), "resnext101_64x4d"),
+        (replace(MASK_RCNN, groups=32, base_width=4), "resnext50_32x4d"),
+        (replace(MASK_RCNN, blocks=(3, 8, 36, 3)), "resnet152"),
+    ],
+    ids=["cascade-r101", "cascade-x101-32x4d", "cascade-x101-64x4d", "x50-32x4d", "r152"],
+)
+def test_full_size_of_other_backbones(
+    tmp_path: Path, kept: dict[str, Any], monkeypatch: pytest.MonkeyPatch, layout: Layout, backbone: str
+) -> None:
+    # Only names and shapes matter: a look at 100 million numbers that are all the same would take seconds.
+    monkeypatch.setattr(conversion.torch, "isfinite", lambda tensor: torch.ones(1, dtype=torch.bool))
+    state = constants_of(layout)
+    path = save({"state_dict": state}, tmp_path / "m.pth")
+    counts = [key for key in state if key.endswith("cum_samples")]
+    convert(read_mmdet(path), tmp_path / "o.safetensors", categories=lvis_categories(tmp_path))
+    assert len(counts) == (3 if layout.cascade else 1)
+    assert_same(layout, state, kept["state"])
+    recipe = kept["recipe"]
+    assert (recipe.model.backbone.name, recipe.model.backbone.options) == (backbone, {})
+    assert recipe.model.backbone.pretrained
+    assert recipe.model.box_head.class_agnostic == layout.cascade
+    with torch.device("meta"):
+        detector = build_detector(recipe, 1203)
+    if layout.groups > 1:
+        assert detector.backbone.net.layer1[0].conv2.groups == layout.groups
+
+
+def test_a_cascade_without_configuration_is_trained_as_published(tmp_path: Path) -> None:
+    """Spec, sections 5, 6, 7 and 12; only training reads them."""
+    model = converted({"state_dict": state_of(SMALL_CASCADE), **meta()}, tmp_path)[0].model
+    assert [stage.model_dump() for stage in model.stages] == [
+        {"iou": 0.5, "stds": (0.1, 0.1, 0.2, 0.2), "weight": 1.0, "mask_weight": 1.0},
+        {"iou": 0.6, "stds": (0.05, 0.05, 0.1, 0.1), "weight": 0.5, "mask_weight": 0.5},
+        {"iou": 0.7, "stds": (0.033, 0.033, 0.067, 0.067), "weight": 0.25, "mask_weight": 0.25},
+    ]
+    assert (model.rpn.box_beta, model.rpn.inside_image, model.rpn.post_nms_train) == (1 / 9, True, 2000)
+    assert (model.box_head.box_beta, model.box_head.low_quality, model.box_head.class_agnostic) == (1.0, False, True)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Layouts of the file
+
+
+@pytest.mark.parametrize("layout", [SMALL, SMALL_CASCADE], ids=["mask-rcnn", "cascade"])
+def test_every_tensor_of_a_small_model(tmp_path: Path, layout: Layout) -> None:
+    state = state_of(layout)
+    recipe, ours = converted({"state_dict": state, **meta(), "optimizer": {"state": {}}}, tmp_path)
+    assert_same(layout, state, ours)
+    detector = build_detector(recipe, 5)
+    load_weights(detector, ours, tmp_path)
+    assert recipe.model.backbone.options == {"channels": [4, 8, 16, 32]}
+    assert recipe.model.backbone.stem_channels == 8
+    assert not recipe.model.backbone.pretrained
+
+
+WRAPPINGS: dict[str, Callable[[State], Any]] = {
+    "bare": lambda state: state,
+    "nested": lambda state: {"state_dict": state},
+    "parallel": lambda state: {f"module.{k}": v for k, v in state.items()},
+    "nested parallel": lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}, "meta": {}},
+    "twice parallel": lambda state: {"state_dict": {f"module.module.{k}": v for k, v in state.items()}},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_wrappings(tmp_path: Path, wrapping: str, zipped: bool) -> None:
+    state = state_of(SMALL)
+    foreign = read_mmdet(save(WRAPPINGS[wrapping](state), tmp_path / "m.pth", zipped=zipped))
+    assert not foreign.unknown
+    assert_same(SMALL, state, foreign.state)
+
+
+def test_half_precision_becomes_float32(tmp_path: Path) -> None:
+    for kind in (torch.float16, torch.bfloat16, torch.float64):
+        folder = tmp_path / str(kind)
+        folder.mkdir()
+        state = {k: v.to(kind) if v.is_floating_point() else v for k, v in state_of(SMALL).items()}
+        counts = "roi_head.bbox_head.loss_cls.cum_samples"
+        state[counts] = torch.arange(6, dtype=kind)
+        _, ours = converted({"state_dict": state, **meta()}, folder)
+        assert_same(SMALL, state, ours)
+        weight = ours["stages.0.box_head.fc1.weight"]
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, state["roi_head.bbox_head.shared_fcs.0.weight"].float())
+        assert {v.dtype for v in ours.values()} == {torch.float32, torch.int64}
+
+
+def test_counts_become_whole_numbers_without_background(tmp_path: Path) -> None:
+    state = state_of(SMALL)
+    state["roi_head.bbox_head.loss_cls.cum_samples"] = torch.tensor([0.0, 1.0, 2.4999, 16777216.0, 3.0001, 9.0])
+    _, ours = converted({"state_dict": state, **meta()}, tmp_path)
+    counts = ours["stages.0.box_head.classification.seesaw.counts"]
+    assert counts.dtype == torch.int64
+    assert counts.tolist() == [0, 1, 2, 16777216, 3]
+
+
+@pytest.mark.parametrize("broken", [[1, 2, -1, 0, 0, 0], [1, 2, float("nan"), 0, 0, 0], [[1, 2, 3, 4, 5, 6]]])
+def test_counts_that_cannot_be(tmp_path: Path, broken: Any) -> None:
+    state = state_of(SMALL)
+    state["roi_head.bbox_head.loss_cls.cum_samples"] = torch.tensor(broken)
+    with pytest.raises(UserError, match=r"m\.pth: 'cum_samples' must be a count for every class"):
+        read_mmdet(save({"state_dict": state}, tmp_path / "m.pth"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "loss"),
+    [
+        ({"logits": 2, "counts": True}, "seesaw"),
+        ({"logits": 2, "counts": False}, "seesaw"),
+        ({"logits": 1, "counts": False}, "cross-entropy"),
+        ({"agnostic_boxes": True}, "seesaw"),
+        ({"agnostic_masks": True}, "seesaw"),
+        ({"agnostic_masks": True, "agnostic_boxes": True}, "seesaw"),
+        ({"agnostic_masks": True, "agnostic_boxes": True, "counts": False, "logits": 1}, "cross-entropy"),
+        ({"cascade": True, "logits": 1, "counts": False}, "cross-entropy"),
+        ({"mask": 12, "hidden": 24, "neck": 12}, "seesaw"),
+    ],
+    ids=str,
+)
+def test_heads(tmp_path: Path, changes: dict[str, Any], loss: str) -> None:
+    layout = small(**changes)
+    state = state_of(layout)
+    recipe, ours = converted({"state_dict": state, **meta()}, tmp_path)
+    assert recipe.classifier.loss == loss
+    assert recipe.classifier.normalized == (loss == "seesaw")
+    assert recipe.model.box_head.class_agnostic == (layout.agnostic_boxes or layout.cascade)
+    assert recipe.model.mask_head.class_agnostic == layout.agnostic_masks
+    assert (recipe.model.neck.channels, recipe.model.box_head.width) == (layout.neck, layout.hidden)
+    assert recipe.model.mask_head.channels == layout.mask
+    if loss == "seesaw" and not layout.counts:  # nothing was counted
+        assert ours.pop("stages.0.box_head.classification.seesaw.counts").tolist() == [0] * 5
+    assert_same(layout, state, ours)
+
+
+def test_a_single_mask_head_of_a_cascade_is_the_last_stage_s(tmp_path: Path) -> None:
+    """As in HTC-Lite's report and in SCNet: its name has no number."""
+    state = {k: v for k, v in state_of(SMALL_CASCADE).items() if ".mask_head.0." not in k and ".mask_head.1." not in k}
+    state = {k.replace("mask_head.2.", "mask_head."): v for k, v in state.items()}
+    recipe, ours = converted({"state_dict": state, **meta()}, tmp_path)
+    assert [stage.mask_weight for stage in recipe.model.stages] == [0.0, 0.0, 0.25]
+    own = ours["stages.2.mask_head.predictor.weight"]
+    assert torch.equal(own, state["roi_head.mask_head.conv_logits.weight"])
+    assert not any(key.startswith("stages.0.mask_head") for key in ours)
+
+
+def test_mean_and_deviation_among_the_tensors_are_let_be(tmp_path: Path) -> None:
+    state = state_of(SMALL) | {"data_preprocessor.mean": torch.ones(3, 1, 1), "data_preprocessor.std": torch.ones(3)}
+    recipe, _ = converted({"state_dict": state, **meta()}, tmp_path)
+    assert recipe.model.pixel_mean == (123.675, 116.28, 103.53)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What stands in meta
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"mmdet_version": "2.28.2", "CLASSES": NAMES, "config": "model = dict(type='MaskRCNN')\n"},
+        {"mmdet_version": "2.3.0", "CLASSES": list(NAMES)},
+        {"cfg": "model = dict(type='MaskRCNN')\n", "dataset_meta": {"classes": NAMES, "palette": None}},
+        {"dataset_meta": {"CLASSES": NAMES}},  # early 3.0
+    ],
+)
+def test_class_names(tmp_path: Path, about: dict[str, Any]) -> None:
+    path = save({"state_dict": state_of(SMALL), "meta": about}, tmp_path / "m.pth")
+    _, labels = convert(read_mmdet(path), tmp_path / "o.safetensors")
+    assert [label.name for label in labels] == list(NAMES)
+    assert [label.id for label in labels] == [17, 18, 13, 46, 47]  # all of them are names of COCO
+
+
+def test_names_that_are_not_all_of_coco_are_numbered(tmp_path: Path) -> None:
+    names = ("cat", "dog", "stop sign", "wine glass", "aardvark")
+    path = save({"state_dict": state_of(SMALL), "meta": {"CLASSES": names}}, tmp_path / "m.pth")
+    _, labels = convert(read_mmdet(path), tmp_path / "o.safetensors")
+    assert [(label.id, label.name) for label in labels] == list(enumerate(names, start=1))
+
+
+def test_the_list_of_names_must_have_the_model_s_length(tmp_path: Path) -> None:
+    path = save({"state_dict": state_of(SMALL), "meta": {"CLASSES": NAMES[:4]}}, tmp_path / "m.pth")
+    with pytest.raises(UserError, match=r"^.*m\.pth: the number of classes is not clear \(4 by .*, 5 by "):
+        convert(read_mmdet(path), tmp_path / "o.safetensors")
+
+
+@pytest.mark.parametrize("version", ["1.0rc1", "1.2.0"])
+def test_version_1_is_refused(tmp_path: Path, version: str) -> None:
+    path = save({"state_dict": state_of(SMALL), **meta(mmdet_version=version)}, tmp_path / "m.pth")
+    with pytest.raises(UserError, match=rf"^.*m\.pth: was written by mmdetection {re.escape(version)}, .*background"):
+        read_mmdet(path)
+
+
+def test_what_is_assumed_without_a_configuration_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    converted({"state_dict": state_of(SMALL), **meta()}, tmp_path)
+    assert str(tmp_path / "model.pth") in caplog.text
+    assert caplog.text.count("carries no configuration") == 1
+    assert "--set" in caplog.text
+
+
+def test_the_recordings_carry_their_configuration(
+    shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    convert(read_mmdet(shared / "reference" / "model_cascade.pth"), tmp_path / "o.safetensors")
+    assert not caplog.text
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The normalised mask predictor, which has no tensor of its own
+
+NORMED = "model = dict(roi_head=dict(mask_head=dict(predictor_cfg=dict(type='NormedConv2d', tempearture=20))))"
+PLAIN = "model = dict(roi_head=dict(mask_head=dict(type='FCNMaskHead', predictor_cfg=dict(type='Conv'))))"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "settings", "expected"),
+    [
+        ("mask_rcnn_r50_seesaw_loss_normed_mask-a1b2.pth", None, (), True),
+        ("mask-rcnn_r50_seesaw-loss_normed-mask_ms-2x_lvis-v1.pth", None, (), True),
+        ("mask-rcnn_r50_seesaw-loss_ms-2x_lvis-v1.pth", None, (), False),
+        ("m.pth", None, ("model.mask_head.normalized=true",), True),
+        ("normed-mask.pth", None, ("model.mask_head.normalized=false",), False),
+        ("m.pth", NORMED, (), True),
+        ("normed-mask.pth", PLAIN, (), False),  # the configuration knows better than the name
+    ],
+)
+def test_normalised_mask_predictor(
+    tmp_path: Path, name: str, text: str | None, settings: tuple[str, ...], expected: bool
+) -> None:
+    about = meta() if text is None else meta(cfg=text)
+    recipe, _ = converted({"state_dict": state_of(SMALL), **about}, tmp_path, *settings, name=name)
+    assert recipe.model.mask_head.normalized is expected
+    assert recipe.model.mask_head.temperature == 20
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_normed_masks_of_a_cascade_by_name(tmp_path: Path, normed: bool) -> None:
+    """The name adds to what a cascade has."""
+    name = "cascade_normed-mask.pth" if normed else "cascade.pth"
+    recipe, _ = converted({"state_dict": state_of(SMALL_CASCADE), **meta()}, tmp_path, name=name)
+    assert recipe.model.mask_head.normalized is normed
+    assert [stage.iou for stage in recipe.model.stages] == [0.5, 0.6, 0.7]
+
+
+def test_the_normalised_predictor_compares_directions(tmp_path: Path) -> None:
+    """20 cos of a cell and its row, stated in float64."""
+    recipe, ours = converted({"state_dict": state_of(SMALL), **meta()}, tmp_path, name="normed-mask.pth")
+    head = build_detector(recipe, 5).stages[0].mask_head
+    head.load_state_dict({k.removeprefix("stages.0.mask_head."): v for k, v in ours.items() if ".mask_head." in k})
+    seen = []
+    head.upsample.register_forward_hook(lambda _m, _i, output: seen.append(output))
+    with torch.no_grad():
+        logits = head(torch.randn(1, 8, 14, 14), torch.tensor([3]))
+    cell = seen[0].relu()[0, :, 5, 7].double()
+    row, bias = (head.predictor.weight[3].flatten().double(), head.predictor.bias[3].double())
+    expected = 20 * (cell @ row) / (cell.norm() * row.norm()) + bias
+    assert abs(logits[0, 5, 7] - expected) < 1e-4
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Refusals
+
+
+LEFT_OVER = {
+    "semantic branch of HTC": ("roi_head.semantic_head.convs.0.conv.weight", (8, 8, 3, 3)),
+    "mask IoU head": ("roi_head.mask_iou_head.convs.0.conv.weight", (8, 9, 3, 3)),
+    "deformable convolution": ("backbone.layer2.0.conv2.conv_offset.weight", (27, 8, 3, 3)),
+    "context encoder": ("roi_head.glbctx_head.fc.weight", (5, 8)),
+    "mask information flow": ("roi_head.mask_head.1.conv_res.conv.weight", (8, 8, 1, 1)),
+    "batch norm in a mask head": ("roi_head.mask_head.convs.0.bn.weight", (8,)),
+    "a fourth layer of the neck": ("neck.fpn_convs.4.conv.weight", (8, 8, 3, 3)),
+    "a third layer of the box head": ("roi_head.bbox_head.shared_fcs.2.weight", (16, 16)),
+}
+
+
+@pytest.mark.parametrize("what", LEFT_OVER)
+def test_left_over_tensors_are_named(tmp_path: Path, what: str) -> None:
+    key, shape = LEFT_OVER[what]
+    state = state_of(SMALL_CASCADE if "head.1" in key else SMALL) | {key: torch.zeros(shape)}
+    with pytest.raises(UserError) as caught:
+        converted({"state_dict": state, **meta()}, tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'model.pth'}: tensors are left over: ")
+    assert f"{key.rpartition('.')[2]}'" in message
+    assert "missing" not in message
+    assert "\n" not in message
+    # A name that follows one of ours is given as ours.
+    assert re.search(r"left over: '[\w.]*(semantic|iou|offset|glbctx|conv_res|bn|fpn_convs|shared_fcs)[\w.]*'", message)
+
+
+def test_many_left_over_tensors_are_counted(tmp_path: Path) -> None:
+    state = state_of(SMALL) | {f"roi_head.semantic_head.convs.{i}.weight": torch.zeros(1) for i in range(20)}
+    with pytest.raises(UserError, match=r"'roi_head\.semantic_head\.convs\.11\.weight' and 8 more;"):
+        converted({"state_dict": state, **meta()}, tmp_path)
+    assert not (tmp_path / "converted.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("layout", "theirs", "named"),
+    [
+        (SMALL, "backbone.layer3.5.bn2.running_var", "backbone.net.layer3.5.bn2.running_var"),
+        (SMALL, "neck.fpn_convs.3.conv.bias", "neck.output_convs.3.bias"),
+        (SMALL, "rpn_head.rpn_reg.weight", "rpn.deltas.weight"),
+        (SMALL, "roi_head.mask_head.upsample.bias", "stages.0.mask_head.upsample.bias"),
+        (SMALL, "roi_head.bbox_head.fc_cls.weight", "stages.0.box_head.classifier.weight"),
+        (SMALL, "roi_head.bbox_head.fc_reg.weight", "stages.0.box_head.regressor.weight"),
+        (SMALL, "neck.lateral_convs.0.conv.weight", "neck.lateral_convs.0.weight"),
+        (SMALL, "backbone.conv1.weight", "backbone.net.conv1.weight"),
+        (SMALL_CASCADE, "roi_head.bbox_head.1.fc_cls.bias", "stages.1.box_head.classifier.bias"),
+        (SMALL_CASCADE, "roi_head.mask_head.1.convs.2.conv.weight", "stages.1.mask_head.convs.2.weight"),
+    ],
+)
+def test_missing_tensors_are_named(tmp_path: Path, layout: Layout, theirs: str, named: str) -> None:
+    state = state_of(layout)
+    del state[theirs]
+    with pytest.raises(UserError) as caught:
+        converted({"state_dict": state, **meta()}, tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'model.pth'}: ")
+    assert f"'{named}'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_any_one_tensor_a_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one sentence; but for what a frozen network or an uncounted loss never had."""
+    monkeypatch.setattr(conversion, "save_model", lambda *_, **__: None)
+    foreign = read_mmdet(save({"state_dict": state_of(SMALL_CASCADE), **meta()}, tmp_path / "m.pth"))
+    blocks = [
+        f"backbone.net.layer{i}.0.{part}" for i in (1, 4) for part in ("conv1.weight", "conv2.weight", "conv3.weight")
+    ]
+    for key in (*blocks, *(key for key in foreign.state if not key.startswith("backbone.net.layer"))):
+        partial = replace(foreign, state={k: v for k, v in foreign.state.items() if k != key})
+        if key.endswith(("num_batches_tracked", "seesaw.counts")):
+            convert(partial, tmp_path / "o.safetensors")
+            continue
+        with pytest.raises(UserError) as caught:
+            convert(partial, tmp_path / "o.safetensors")
+        assert str(caught.value).startswith(f"{tmp_path / 'm.pth'}: "), key
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_cascade_without_one_of_its_box_heads(tmp_path: Path, stage: int) -> None:
+    state = {k: v for k, v in state_of(SMALL_CASCADE).items() if f"bbox_head.{stage}." not in k}
+    with pytest.raises(UserError, match=r"^.*model\.pth: ") as caught:
+        converted({"state_dict": state, **meta()}, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_kind_of_detector(tmp_path: Path) -> None:
+    state = {k: v for k, v in state_of(SMALL).items() if not k.startswith("roi_head")}
+    state |= {f"bbox_head.{name}.weight": torch.zeros(4) for name in ("retina_cls", "retina_reg")}
+    with pytest.raises(UserError, match=r"no box head was found.*not understood: 'bbox_head\.retina_cls\.weight'"):
+        converted({"state_dict": state, **meta()}, tmp_path)
+    state = {k: v for k, v in state_of(SMALL).items() if "mask_head" not in k}
+    with pytest.raises(UserError, match="no mask head was found"):
+        converted({"state_dict": state, **meta()}, tmp_path)
+
+
+def test_shapes_that_disagree(tmp_path: Path) -> None:
+    for theirs, shape, named in (
+        ("roi_head.bbox_head.shared_fcs.1.weight", (16, 17), "stages.0.box_head.fc2.weight"),
+        ("neck.fpn_convs.1.conv.weight", (8, 8, 1, 1), "neck.output_convs.1.weight"),
+        ("backbone.layer2.1.bn2.running_mean", (9,), "backbone.net.layer2.1.bn2.running_mean"),
+        ("rpn_head.rpn_cls.weight", (9, 8, 1, 1), "rpn.objectness.weight"),
+    ):
+        state = state_of(SMALL) | {theirs: torch.zeros(shape)}
+        with pytest.raises(UserError) as caught:
+            converted({"state_dict": state, **meta()}, tmp_path)
+        assert str(caught.value).startswith(f"{tmp_path / 'model.pth'}: '{named}' has shape {shape}, but (")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "value", "named"),
+    [
+        ("neck.lateral_convs.2.conv.bias", float("nan"), "neck.lateral_convs.2.bias"),
+        ("roi_head.bbox_head.fc_reg.weight", float("inf"), "stages.0.box_head.regressor.weight"),
+        ("backbone.layer1.0.bn1.running_var", float("-inf"), "backbone.net.layer1.0.bn1.running_var"),
+    ],
+)
+def test_weights_that_are_no_numbers(tmp_path: Path, theirs: str, value: float, named: str) -> None:
+    state = state_of(SMALL)
+    state[theirs].view(-1)[-1] = value
+    with pytest.raises(UserError, match=rf"model\.pth: '{re.escape(named)}' holds values that are not finite"):
+        converted({"state_dict": state, **meta()}, tmp_path)
+
+
+def test_a_softmax_of_no_known_width(tmp_path: Path) -> None:
+    for logits in (0, 3, 7):
+        state = state_of(small(logits=logits))
+        with pytest.raises(UserError, match=rf"model\.pth: its classifier has {5 + logits} logits for 5 classes"):
+            converted({"state_dict": state, **meta()}, tmp_path)
+
+
+def test_no_classes_known(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.pth: does not name its classes; name them with --categories"):
+        converted({"state_dict": state_of(SMALL)}, tmp_path)
+    layout = small(agnostic_masks=True, agnostic_boxes=True, counts=False, logits=1)
+    with pytest.raises(UserError, match=r"model\.pth: its tensors do not say how many classes.*--categories"):
+        converted({"state_dict": state_of(layout)}, tmp_path)
+
+
+@pytest.mark.parametrize("content", [{}, [], {"state_dict": {}}, {"state_dict": {"a": 1}}, {"meta": {}}, None, 3])
+def test_a_file_without_tensors(tmp_path: Path, content: Any) -> None:
+    with pytest.raises(UserError, match=r"m\.pth: holds no tensors by name"):
+        read_mmdet(save(content, tmp_path / "m.pth"))
+
+
+@pytest.mark.parametrize("about", [None, 3, "text", [1], {"cfg": 3, "CLASSES": 5, "dataset_meta": "x"}])
+def test_odd_meta_is_as_good_as_none(tmp_path: Path, about: Any) -> None:
+    foreign = read_mmdet(save({"state_dict": state_of(SMALL), "meta": about}, tmp_path / "m.pth"))
+    assert foreign.names is None
+    assert len(foreign.remarks) == 1
+
+
+CONFIGURED = {
+    "GIoU loss": ("bbox_head=dict(loss_bbox=dict(type='GIoULoss'))", "roi_head.bbox_head.loss_bbox.type = 'GIoULoss'"),
+    "sigmoid": (
+        "bbox_head=dict(loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True))",
+        "loss_cls.use_sigmoid = True",
+    ),
+    "focal": ("bbox_head=dict(loss_cls=dict(type='FocalLoss'))", "loss_cls.type = 'FocalLoss'"),
+    "generic extractor": ("bbox_roi_extractor=dict(type='GenericRoIExtractor')", "bbox_roi_extractor.type"),
+}
+
+
+@pytest.mark.parametrize("what", CONFIGURED)
+def test_a_configuration_that_we_have_not(tmp_path: Path, what: str) -> None:
+    part, named = CONFIGURED[what]
+    path = save({"state_dict": state_of(SMALL), **meta(cfg=f"model = dict(roi_head=dict({part}))")}, tmp_path / "m.pth")
+    with pytest.raises(UserError) as caught:
+        read_mmdet(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: its configuration has model.")
+    assert named in message
+    assert "tailseg has not" in message
