@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -38,6 +37,14 @@ CASES = {  # recipe overrides, old file format
 }
 TARGETS = {"seconds": 10.0, "memory": 3.0}
 IMPORTS = "import tailseg.cli, tailseg.zoo.mmdet, tailseg.zoo.conversion"
+# A process's largest resident set is never less than that of the process which started it, so a small one does.
+LAUNCH = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 COPY = "import sys, torch; torch.save(torch.load(sys.argv[1], weights_only=True), sys.argv[2])"
 
 
@@ -60,14 +67,11 @@ def write_checkpoint(path: Path, recipe: Recipe, *, legacy: bool) -> None:
 def run(*command: str) -> tuple[float, int]:
     """Seconds and largest resident set (bytes) of a process, which must succeed."""
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", LAUNCH, *command], capture_output=True, text=True)
     seconds = time.perf_counter() - start
-    if status:
-        sys.exit(f"{' '.join(command)} failed:\n{said}")
-    return seconds, usage.ru_maxrss * 1024
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return seconds, int(done.stdout.splitlines()[-1]) * 1024
 
 
 def measure(name: str, folder: Path, repeats: int) -> dict[str, Any]:
