@@ -24,7 +24,8 @@ import harness
 import torch
 
 from tailseg.model.build import build_detector
-from tailseg.recipe import Recipe, override, resolve
+from tailseg.recipe import Recipe
+from tailseg.recipe_values import override, resolve
 from tailseg.zoo.mmdet import _prefixes
 
 CLASSES = 1203

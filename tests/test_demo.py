@@ -198,7 +198,7 @@ def test_found_means_class_and_overlap() -> None:
 
 
 def test_the_demo_recipes_share_all_but_the_classifier() -> None:
-    from tailseg.recipe import diff, resolve
+    from tailseg.recipe_values import diff, resolve
 
     found = diff(resolve("demo/cross-entropy"), resolve("demo/seesaw"))
     assert all(key.startswith("classifier.") for key, _, _ in found)

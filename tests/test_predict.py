@@ -13,7 +13,7 @@ from tailseg.data.annotations import Category
 from tailseg.errors import UserError
 from tailseg.model.build import build_detector
 from tailseg.predict import Model, predict_files, to_json, to_picture
-from tailseg.recipe import resolve
+from tailseg.recipe_values import resolve
 from tailseg.structures import Detections
 from tailseg.training.checkpoint import save_model, write_tensors
 

@@ -8,18 +8,8 @@ import yaml
 from tailseg.errors import UserError
 from tailseg.losses import CLASSIFICATIONS, NEED_STATISTICS, ClassStatistics
 from tailseg.model.build import build_detector
-from tailseg.recipe import (
-    CLASSIFIERS,
-    ClassifierRecipe,
-    Recipe,
-    diff,
-    flatten,
-    override,
-    resolve,
-    to_yaml,
-    unknown_key,
-    validate,
-)
+from tailseg.recipe import CLASSIFIERS, ClassifierRecipe, Recipe
+from tailseg.recipe_values import diff, flatten, override, resolve, to_yaml, unknown_key, validate
 from tailseg.recipes import BUILT_IN
 from tailseg.structures import Batch
 from tailseg.training.checkpoint import save_model

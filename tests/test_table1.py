@@ -8,7 +8,8 @@ import pytest
 
 from tailseg.data.sources import open_source
 from tailseg.data.synthetic import SyntheticSettings, write_synthetic
-from tailseg.recipe import CLASSIFIERS, diff, resolve
+from tailseg.recipe import CLASSIFIERS
+from tailseg.recipe_values import diff, resolve
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 

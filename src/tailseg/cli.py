@@ -90,7 +90,7 @@ def train(
 ) -> None:
     """Train a recipe."""
     _log(quiet)
-    from tailseg.recipe import resolve
+    from tailseg.recipe_values import resolve
 
     resolved = resolve(recipe, settings or ())
     from tailseg.data.sources import open_source
@@ -299,7 +299,7 @@ def recipes_list() -> None:
 @recipes_app.command("show")
 def recipes_show(recipe: RecipeArgument, settings: SetOption = None) -> None:
     """Print a complete recipe as YAML."""
-    from tailseg.recipe import resolve, to_yaml
+    from tailseg.recipe_values import resolve, to_yaml
 
     typer.echo(to_yaml(resolve(recipe, settings or ())), nl=False)
 
@@ -310,7 +310,7 @@ def recipes_diff(
     other: RecipeArgument,
 ) -> None:
     """Print the keys in which two recipes differ."""
-    from tailseg.recipe import diff, resolve
+    from tailseg.recipe_values import diff, resolve
 
     for key, before, after in diff(resolve(one), resolve(other)):
         typer.echo(f"{key}: {before} -> {after}")

@@ -26,7 +26,8 @@ from tailseg.errors import UserError
 from tailseg.evaluation.evaluate import write_json
 from tailseg.evaluation.report import write_report
 from tailseg.model.boxes import pairwise_iou
-from tailseg.recipe import Recipe, resolve
+from tailseg.recipe import Recipe
+from tailseg.recipe_values import resolve
 from tailseg.training.loop import train
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,8 @@ from tailseg.layers.paste import encode_masks
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.progress import progress_bar
-from tailseg.recipe import Recipe, override
+from tailseg.recipe import Recipe
+from tailseg.recipe_values import override
 from tailseg.structures import Detections, Instances, Sample
 from tailseg.training.checkpoint import load_model, load_weights
 

@@ -72,7 +72,7 @@ def test_a_model_that_knows_more(annotations: Annotations, caplog: pytest.LogCap
 
 def test_a_model_that_knows_less(annotations: Annotations, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert known_categories(annotations, model_of("tie", "cup", "Zebra"), "runs/m.safetensors") == [None, 19, 10]
+        assert known_categories(annotations, model_of("cup", "Zebra"), "runs/m.safetensors") == [19, 10]
     (record,) = caplog.records
     assert record.getMessage() == (
         f"runs/m.safetensors knows 2 of the 4 categories of {annotations.path}; "
@@ -80,11 +80,15 @@ def test_a_model_that_knows_less(annotations: Annotations, caplog: pytest.LogCap
     )
 
 
-def test_nothing_in_common(annotations: Annotations) -> None:
+@pytest.mark.parametrize("names", [("apple", "tie"), ("tie", "cup", "Zebra"), ("zebra", "stop sign", "hot dog", "mug")])
+def test_each_has_what_the_other_lacks(annotations: Annotations, names: tuple[str, ...]) -> None:
+    """Then something was renamed, and a score would not be one of the model."""
     with pytest.raises(UserError) as caught:
-        known_categories(annotations, model_of("apple", "tie"), "runs/m.safetensors")
-    assert str(caught.value).startswith(f"{annotations.path}: has no category in common with runs/m.safetensors, ")
-    assert "'apple' and 1 others" in str(caught.value)
+        known_categories(annotations, model_of(*names), "runs/m.safetensors")
+    theirs = next(name for name in names if same_name(name) not in ("zebra", "stop sign", "hot dog", "cup"))
+    ours = next(c.name for c in annotations.categories if same_name(c.name) not in map(same_name, names))
+    assert str(caught.value).startswith(f"{annotations.path}: has a category '{ours}', which runs/m.safetensors does ")
+    assert f"lacks its '{theirs}'" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

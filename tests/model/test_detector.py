@@ -18,7 +18,7 @@ from tailseg.model.fpn import FPN
 from tailseg.model.mask_head import MaskHead
 from tailseg.model.matching import Matcher
 from tailseg.model.rpn import RPN, Proposals
-from tailseg.recipe import resolve
+from tailseg.recipe_values import resolve
 from tailseg.structures import Batch, Detections
 
 CLASSES = 37

@@ -10,7 +10,7 @@ from torch import nn
 
 from tailseg.data.annotations import Category
 from tailseg.errors import UserError
-from tailseg.recipe import resolve
+from tailseg.recipe_values import resolve
 from tailseg.training.checkpoint import (
     load_model,
     load_trainer,

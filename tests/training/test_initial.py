@@ -18,7 +18,8 @@ from tailseg.errors import UserError
 from tailseg.losses import ClassStatistics
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
-from tailseg.recipe import Recipe, resolve
+from tailseg.recipe import Recipe
+from tailseg.recipe_values import resolve
 from tailseg.training import loop
 from tailseg.training.checkpoint import save_model
 from tailseg.training.initial import start_from

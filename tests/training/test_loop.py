@@ -19,7 +19,8 @@ from tailseg.data.annotations import DataSplits
 from tailseg.data.sources import open_source
 from tailseg.data.synthetic import SyntheticSettings, write_synthetic
 from tailseg.errors import UserError
-from tailseg.recipe import Recipe, resolve, to_yaml
+from tailseg.recipe import Recipe
+from tailseg.recipe_values import resolve, to_yaml
 from tailseg.training.loop import Run, class_statistics, plain_dataset, train, train_dataset
 
 TINY = (

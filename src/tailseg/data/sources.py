@@ -71,25 +71,26 @@ def known_categories(annotations: Annotations, categories: Sequence[Category], m
     """The data's category id for each label of a model, by name; None where the data has no such category.
 
     Names count as equal whatever their case and whether words are joined by spaces or underscores. A model may know
-    more than the data has, or less: then a warning says so.
+    more than the data has, or less: then a warning says so. If each has what the other lacks, something was renamed.
 
     Raises:
-        UserError: they have no category in common.
+        UserError: model and data each have a category that the other has not; names one of each.
     """
     ids = {same_name(category.name): category.id for category in annotations.categories}
     exact = {category.name: category.id for category in annotations.categories}
     known = [exact.get(category.name, ids.get(same_name(category.name))) for category in categories]
     found = {category_id for category_id in known if category_id is not None}
-    if not found:
+    beyond = [category.name for category, category_id in zip(categories, known, strict=True) if category_id is None]
+    unknown = [category.name for category in annotations.categories if category.id not in found]
+    if beyond and unknown:
         raise UserError(
-            f"{annotations.path}: has no category in common with {model}, which knows '{categories[0].name}' and "
-            f"{len(categories) - 1} others; use data with the model's categories, or train on this data"
+            f"{annotations.path}: has a category '{unknown[0]}', which {model} does not know, and lacks its "
+            f"'{beyond[0]}'; give the data the names of the model's categories, or train on this data"
         )
-    if len(found) < len(exact):
-        first = next(category.name for category in annotations.categories if category.id not in found)
+    if unknown:
         logger.warning(
             "%s knows %d of the %d categories of %s; the others, such as '%s', score 0.",
-            model, len(found), len(exact), annotations.path, first,
+            model, len(found), len(exact), annotations.path, unknown[0],
         )  # fmt: skip
     return known
 

@@ -35,7 +35,8 @@ from tailseg.model.backbone import load_pretrained
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.progress import progress_bar
-from tailseg.recipe import DataRecipe, Recipe, flatten, to_yaml
+from tailseg.recipe import DataRecipe, Recipe
+from tailseg.recipe_values import flatten, to_yaml
 from tailseg.training.checkpoint import load_trainer, save_model, save_trainer
 from tailseg.training.initial import start_from
 from tailseg.training.optimizer import build_optimizer, rate_factor, scaled_rate

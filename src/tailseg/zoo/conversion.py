@@ -16,14 +16,15 @@ from tailseg.data.parsing import category_columns, read_json, table
 from tailseg.data.sources import same_name
 from tailseg.errors import UserError
 from tailseg.model.build import build_detector
-from tailseg.recipe import Recipe, merge, override, validate
+from tailseg.recipe import Recipe
+from tailseg.recipe_values import merge, override, validate
 from tailseg.training.checkpoint import save_model
 from tailseg.zoo.architecture import infer_model
 
 logger = logging.getLogger(__name__)
 
 COUNTS = "box_head.classification.seesaw.counts"
-MOST_NAMED = 12  # names of a list that an error message prints
+MOST_NAMED = 40  # names of a list that an error message prints
 Values = dict[str, Any]
 
 
