@@ -5,12 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from tailseg.data.annotations import open_data
 from tailseg.losses import CLASSIFICATIONS, SeesawLoss
 from tailseg.model.build import build_detector
+from tailseg.recipe import DataRecipe
 from tailseg.recipe_values import override, resolve
+from tailseg.training.loop import train_dataset
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 TINY = ["--batch=1", "--size", "64", "96", "--classes=7", "--pairs=200", "--objects=2", "--repeats=1", "--threads=1"]
@@ -118,8 +124,79 @@ def test_gpu_runs_every_benchmark():
     from gpu import RUNS
 
     scripts = {path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text()}
-    # table1.py measures learning, for an hour and a half; convert.py computes nothing.
-    assert scripts - {"gpu.py", "table1.py", "convert.py"} == {arguments[0] for arguments in RUNS.values()}
+    # table1.py measures learning, for an hour and a half; the others left out use no device.
+    elsewhere = {"gpu.py", "table1.py", "convert.py", "loading.py", "annotations.py", "lvis_size.py"}
+    elsewhere |= {"rle.py", "scoring.py"}
+    assert scripts - elsewhere == {arguments[0] for arguments in RUNS.values()}
+
+
+def test_rle(tmp_path):
+    done = run("rle.py", "--detections=20", "--size", "60", "80", "--repeats=1", "--out", str(tmp_path / "r.json"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["pixels_that_differ"]["of_all"] < 1e-4
+    assert result["speedup"]["painted and encoded"]["clock"]["of_medians"] > 0
+
+
+def test_scoring(tmp_path):
+    options = ["--images=40", "--detections=20", "--repeats=1", "--out", str(tmp_path / "s.json")]
+    done = run("scoring.py", *options)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "s.json").read_text())
+    assert result["tenth"]["difference"] < 1e-9
+    assert result["all"]["detections"] == 800
+    assert result["all"]["ours"]["peak_bytes"] > 0
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A training split of four JPEGs, each with a triangle and, of two parts, a square."""
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]}
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        pixels = cv2.resize(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8), (64, 48), interpolation=cv2.INTER_CUBIC)
+        Image.fromarray(pixels).save(tmp_path / "data" / "images" / f"{i}.jpg")
+        content["images"].append({"id": i, "height": 48, "width": 64, "file_name": f"{i}.jpg"})
+        for label, box, parts in (
+            (1, [4, 4, 20, 30], [[4.0, 4, 24, 4, 24, 34]]),
+            (2, [30, 10, 20, 20], [[30.0, 10, 50, 10, 50, 20, 30, 20], [30.0, 20, 50, 20, 50, 30, 30, 30]]),
+        ):
+            shape = {"bbox": box, "area": box[2] * box[3], "segmentation": parts}
+            content["annotations"].append({"id": 2 * i + label, "image_id": i, "category_id": label} | shape)
+    (tmp_path / "data" / "train.json").write_text(json.dumps(content))
+    return tmp_path / "data"
+
+
+def test_loading(photographs, tmp_path):
+    tiny = ["--batches=1", "--repeats=1", "--workers=0", "--data", str(photographs)]
+    done = run("loading.py", *tiny, "--out", str(tmp_path / "l.json"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "l.json").read_text())
+    for block in ("1x", "45e", "1x, enlarged"):
+        rows = list(result[block].values())
+        assert len(rows) == 4
+        assert all(row["images_per_second"] > 0 for row in rows)
+        assert all(row["ours_is_faster_by"]["clock"]["of_medians"] > 0 for row in rows[1:])
+
+
+@pytest.mark.usefixtures("benchmarks")
+@pytest.mark.parametrize("pillow", [True, False])
+def test_the_loader_that_we_compare_with_gives_the_same_samples(photographs, pillow):
+    from loading import Reference
+
+    recipe = DataRecipe(short_edges=(96,), flip=1.0)
+    ours = train_dataset(open_data(photographs, need=("train",)), recipe)
+    theirs = Reference(ours, recipe, pillow=pillow)
+    for i in range(4):
+        sample, (image, target) = ours[i, 0], theirs[i, 0]
+        assert image.shape == sample.image.shape == (3, 96, 128)
+        assert image.dtype == torch.uint8
+        assert (image.int() - sample.image.int()).abs().double().mean() < 1  # of 255: two bilinear filters
+        assert target["labels"].tolist() == sample.instances.labels.tolist() == [0, 1]
+        torch.testing.assert_close(target["boxes"], sample.instances.boxes)
+        assert target["masks"].shape == (2, 96, 128)
+        assert int(target["masks"][1].sum()) == 40 * 40
 
 
 @pytest.mark.usefixtures("benchmarks")

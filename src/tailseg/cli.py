@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from tailseg.console import QuietOption
+from tailseg.console import log as _log
+from tailseg.console import print_table as _print
+from tailseg.data_commands import data_app
 from tailseg.errors import UserError
 
 # Before PyTorch is loaded: by default its threads spin while they wait for each other, and where the cores are shared
@@ -23,8 +27,6 @@ from tailseg.errors import UserError
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from tailseg.zoo.conversion import ForeignModel
 
 T = TypeVar("T")
@@ -35,7 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-data_app = typer.Typer(help="Make and diagnose data.", no_args_is_help=True)
 convert_app = typer.Typer(help="Turn checkpoints of other projects into models of ours.", no_args_is_help=True)
 recipes_app = typer.Typer(help="List, show and compare recipes.", invoke_without_command=True)
 app.add_typer(data_app, name="data")
@@ -51,7 +52,6 @@ SetOption = Annotated[
 RecipeArgument = Annotated[
     str, typer.Argument(help="Built-in recipe (see `tailseg recipes`), YAML file, or model file (its recipe).")
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bar, warnings only.")]
 ModelArgument = Annotated[Path, typer.Argument(help="A model, such as runs/seesaw/best.safetensors.")]
 
 
@@ -109,6 +109,16 @@ def train(
         typer.echo(f"Models: {out / 'best.safetensors'} (best segm AP), {out / 'last.safetensors'}")
 
 
+FixedApOption = Annotated[
+    bool,
+    typer.Option("--fixed-ap", help="Count the best 10,000 detections of each class, with no limit per image."),
+]
+BoundaryOption = Annotated[bool, typer.Option("--boundary", help="Add boundary AP, which judges the outlines; slow.")]
+AnalyseOption = Annotated[
+    bool, typer.Option("--analyse", help="Add kinds of errors, calibration, confusions, AP by training images.")
+]
+
+
 @app.command("eval")
 def evaluate(
     model: ModelArgument,
@@ -116,6 +126,12 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train or val.")] = "val",
     out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and detections.json.")] = None,
     settings: SetOption = None,
+    max_dets: Annotated[
+        int | None, typer.Option("--max-dets", min=1, help="Detections an image; sets test.max_detections.")
+    ] = None,
+    fixed_ap: FixedApOption = False,
+    boundary: BoundaryOption = False,
+    analyse: AnalyseOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Score a model on a split by the LVIS rules."""
@@ -124,21 +140,25 @@ def evaluate(
         raise typer.BadParameter(f"'{split}' is not one of train, val", param_hint="--split")
     from tailseg.data.sources import known_categories, open_source, summary
     from tailseg.evaluation.evaluate import evaluate as run
-    from tailseg.evaluation.metrics import format_table
+    from tailseg.evaluation.metrics import ScoreOptions, format_table
     from tailseg.predict import load
     from tailseg.training.loop import plain_dataset
 
-    loaded = load(model, settings=settings or ())
+    limit = [] if max_dets is None else [f"test.max_detections={max_dets}"]
+    loaded = load(model, settings=[*limit, *(settings or ())])
     recipe = loaded.recipe.data
     splits = open_source(data, need=(split,), rare_max=recipe.rare_max, common_max=recipe.common_max, show=not quiet)
     dataset = plain_dataset(splits, recipe, split)
     known = known_categories(dataset.annotations, loaded.categories, str(model))
     logging.getLogger(__name__).info(summary(dataset.annotations))
     folder = out or model.parent / f"eval-{splits.name}-{split}"
-    frequencies = None
-    if not dataset.annotations.frequency_stated and any(category.image_count for category in loaded.categories):
+    learned = {}
+    if any(category.image_count for category in loaded.categories):
         pairs = zip(known, loaded.categories, strict=True)
-        frequencies = {category_id: c.frequency for category_id, c in pairs if category_id is not None}
+        learned = {category_id: category for category_id, category in pairs if category_id is not None}
+    frequencies = None
+    if learned and not dataset.annotations.frequency_stated:
+        frequencies = {category_id: category.frequency for category_id, category in learned.items()}
     scores = run(
         loaded.detector,
         dataset,
@@ -148,11 +168,16 @@ def evaluate(
         workers=recipe.workers,
         category_ids=known,
         frequencies=frequencies,
+        train_images={category_id: category.image_count for category_id, category in learned.items()},
+        options=ScoreOptions(max_dets=max_dets or 300, fixed_ap=fixed_ap, boundary=boundary, analyse=analyse),
         show=not quiet,
     )
     assert scores is not None
-    _print(format_table(scores.metrics))
-    typer.echo(f"Written: {folder / 'metrics.json'}, {folder / 'detections.json'}")
+    if scores.metrics:
+        _print(format_table(scores.metrics))
+        typer.echo(f"Written: {folder / 'metrics.json'}, {folder / 'detections.json'}")
+    else:
+        typer.echo(f"Written: {folder / 'detections.json'}")
 
 
 @app.command()
@@ -178,44 +203,28 @@ def score(
     annotations: Annotated[Path, typer.Argument(help="LVIS or COCO annotation file, .json or .json.gz.")],
     detections: Annotated[Path, typer.Argument(help="Results in LVIS format, .json or .json.gz.")],
     iou: Annotated[str, typer.Option(help="bbox, segm or both, separated by a comma.")] = "bbox,segm",
-    out: Annotated[Path | None, typer.Option(help="JSON file for the metrics.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the metrics; NAME.classes.csv beside it.")] = None,
+    max_dets: Annotated[int, typer.Option("--max-dets", min=1, help="Best detections of an image that count.")] = 300,
+    fixed_ap: FixedApOption = False,
+    boundary: BoundaryOption = False,
+    analyse: AnalyseOption = False,
 ) -> None:
     """Score any results file exactly as lvis-api does.
 
     As there, small, medium and large go by the boxes' areas, for masks too, if the results carry boxes.
     """
     _log(quiet=False)
-    from tailseg.evaluation.evaluate import write_json
-    from tailseg.evaluation.metrics import format_table
+    if analyse and out is None:
+        raise typer.BadParameter("is written beside the metrics; name their file with --out", param_hint="--analyse")
+    from tailseg.evaluation.metrics import ScoreOptions, format_table, write_scores
     from tailseg.evaluation.metrics import score as run
 
     types = tuple(part.strip() for part in iou.split(",") if part.strip())
-    scores = run(annotations, detections, iou_types=types)
+    options = ScoreOptions(max_dets=max_dets, fixed_ap=fixed_ap, boundary=boundary, analyse=analyse)
+    scores = run(annotations, detections, iou_types=types, options=options)
     _print(format_table(scores.metrics))
     if out is not None:
-        write_json(out, scores.metrics)
-
-
-@data_app.command("synth")
-def data_synth(
-    out: Annotated[Path, typer.Argument(help="New folder.")],
-    classes: Annotated[int, typer.Option(help="Number of classes.")] = 120,
-    images: Annotated[int, typer.Option(help="Training images; a quarter as many for validation.")] = 1200,
-    size: Annotated[int, typer.Option(help="Side of the square images in pixels.")] = 128,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the pictures.")] = 0,
-    quiet: QuietOption = False,
-) -> None:
-    """Draw a long-tailed data set in LVIS format."""
-    _log(quiet)
-    from tailseg.data.synthetic import SyntheticSettings, write_synthetic
-    from tailseg.progress import progress_bar
-
-    settings = SyntheticSettings(
-        classes=classes, train_images=images, val_images=max(1, images // 4), size=size, seed=seed
-    )
-    with progress_bar("drawing", images + settings.val_images, show=not quiet) as advance:
-        write_synthetic(out, settings, progress=lambda done, _total: advance(done))
-    typer.echo(f"{images} training and {settings.val_images} validation images of {classes} classes in {out}")
+        write_scores(scores, out, out.with_suffix(".classes.csv"), out.with_suffix(".analysis.json"))
 
 
 OutModelArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Model file to write, ending in .safetensors.")]
@@ -316,14 +325,6 @@ def recipes_diff(
         typer.echo(f"{key}: {before} -> {after}")
 
 
-def _log(quiet: bool) -> None:
-    logging.basicConfig(
-        level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr, force=True
-    )
-    for name in ("lightning_fabric", "lightning.fabric", "PIL", "matplotlib", "timm"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
 def _stoppable(job: Callable[[], T], message: str) -> T:
     """Run a long job; after Ctrl-C it has saved, and the command ends with ``message`` and 130."""
     try:
@@ -331,12 +332,6 @@ def _stoppable(job: Callable[[], T], message: str) -> T:
     except KeyboardInterrupt:
         typer.echo(message, err=True)
         raise typer.Exit(130) from None
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console
-
-    Console().print(table)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from tailseg.data.dataset import read_image
 from tailseg.data.sources import SYNTHETIC, open_source
 from tailseg.draw import contact_sheet, draw_objects
 from tailseg.errors import UserError
-from tailseg.evaluation.evaluate import write_json
+from tailseg.evaluation.metrics import write_json
 from tailseg.evaluation.report import write_report
 from tailseg.model.boxes import pairwise_iou
 from tailseg.recipe import Recipe

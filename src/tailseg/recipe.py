@@ -293,8 +293,18 @@ class DataRecipe(Section):
     """Pixels."""
     long_edge: int = Field(1333, ge=32)
     """Pixels; the longer edge is not made longer than this."""
+    long_edges: tuple[int, int] | None = None
+    """Pixels, least and most: if given, each training image's longer edge is drawn from these, not its shorter one."""
+    crop: int | None = Field(None, ge=32)
+    """Pixels; if given, the side of a square that is cut out of each training image at random."""
     flip: float = Field(0.5, ge=0, le=1)
     """Probability of mirroring a training image."""
+    sampler: Literal["random", "repeat-factor", "class-aware"] = "random"
+    """Every image once an epoch, images of rare classes more often, or all classes equally often."""
+    repeat_threshold: float = Field(1e-3, gt=0, le=1)
+    """Repeat factors: classes in a smaller share of the training images are repeated."""
+    repeat_rounding: Literal["ceil", "stochastic"] = "ceil"
+    """Repeat factors: up, every epoch alike, or down or up at random in each epoch."""
     mask_grid: int = Field(112, ge=14)
     """Most cells a side of a stored mask; larger objects are area-averaged into it."""
     workers: int = Field(2, ge=0)
@@ -303,6 +313,12 @@ class DataRecipe(Section):
     """For data without frequency groups: a class in at most this many training images is rare."""
     common_max: int = Field(100, ge=1)
     """For data without frequency groups: a class in at most this many is common, in more frequent."""
+
+    @model_validator(mode="after")
+    def _long_edges_in_order(self) -> DataRecipe:
+        if self.long_edges is not None and not 32 <= self.long_edges[0] <= self.long_edges[1]:
+            raise ValueError(f"long_edges must be two sizes of at least 32 in order, received {list(self.long_edges)}")
+        return self
 
 
 class OptimizerRecipe(Section):

@@ -1,14 +1,17 @@
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tailseg.data import dataset as dataset_module
 from tailseg.data.annotations import load_annotations, open_data
 from tailseg.data.dataset import DetectionDataset, read_image
 from tailseg.data.transforms import Compose, HorizontalFlip, ResizeShortestEdge
 from tailseg.errors import UserError
+from tailseg.structures import Instances
 
 TRAIN = Compose((ResizeShortestEdge((20, 30), 60), HorizontalFlip(0.5)))
 KEEP = Compose(())
@@ -101,6 +104,63 @@ def test_exif_orientation_is_applied_unless_the_file_s_sizes_say_otherwise(tmp_p
     bright = image[0, :10] if stated == (40, 60) else image[0, :, 30:]
     assert bright.min() == 255
     assert int((image[0] == 255).sum()) == 600
+
+
+REDUCING = Compose((ResizeShortestEdge((25, 30), 60, from_reduced=True), HorizontalFlip(0.5)))
+WHOLE = Compose((ResizeShortestEdge((25, 30), 60), HorizontalFlip(0.5)))
+
+
+def photograph(height, width):
+    """A smooth picture without symmetry; its upper left corner is the darkest part of red."""
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    red, green, blue = 40 + 120 * y + 60 * x, 200 - 150 * x, 120 + 80 * np.sin(6 * x + 3 * y)
+    return np.stack([red, green, blue], axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("turned", [None, 3, 6])
+@pytest.mark.parametrize("size", [(160, 240), (240, 160), (200, 360)])
+def test_a_reduced_jpeg_gives_the_same_sample(tmp_path, monkeypatch, size, turned):
+    """Down to the bit but for the pixels, which are averaged; turned by the camera or not."""
+    annotations = write_set(tmp_path, sizes=(size,), empty=(), file_name="0.jpg")
+    upright = Image.fromarray(photograph(*size))
+    turn = {None: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}[turned]
+    exif = Image.Exif()
+    exif[0x0112] = turned or 1
+    stored = upright if turn is None else upright.transpose(turn)
+    stored.save(tmp_path / "images" / "0.jpg", quality=95, subsampling=0, exif=exif)
+    reductions = []
+    decode = dataset_module._decode
+    monkeypatch.setattr(dataset_module, "_decode", lambda *args: reductions.append(decode(*args)[1]) or decode(*args))
+    for seed in range(6):
+        reduced = DetectionDataset(annotations, REDUCING, drop_empty=True)[0, seed]
+        whole = DetectionDataset(annotations, WHOLE, drop_empty=True)[0, seed]
+        for field in fields(Instances):
+            assert torch.equal(getattr(reduced.instances, field.name), getattr(whole.instances, field.name)), field
+        assert reduced.original_hw == whole.original_hw == size
+        assert reduced.image.shape == whole.image.shape
+        difference = (reduced.image.int() - whole.image.int()).abs().double()
+        assert difference.mean() < 2  # a mirrored or shifted picture would be off by tens
+    assert set(reductions[1::2]) == {1}
+    assert set(reductions[::2]) == ({4, 8} if size == (200, 360) else {4})
+
+
+def test_sides_that_do_not_divide_and_other_formats_are_read_whole(tmp_path, monkeypatch):
+    annotations = write_set(tmp_path, sizes=((161, 240), (160, 240)), empty=())
+    for i, name in enumerate(("0.png", "1.png")):
+        format_ = "JPEG" if i == 0 else "PNG"
+        Image.fromarray(photograph(161 - i, 240)).save(tmp_path / "images" / name, format_)
+    reduced, whole = (DetectionDataset(annotations, t, drop_empty=True) for t in (REDUCING, WHOLE))
+    for i in range(2):
+        assert torch.equal(reduced[i, 3].image, whole[i, 3].image)
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG"])
+def test_an_image_of_just_the_reduced_size_is_still_an_error(tmp_path, format_):
+    annotations = write_set(tmp_path, sizes=((160, 240),), empty=())
+    for sides in ((80, 120), (40, 60)):
+        Image.fromarray(photograph(*sides)).save(tmp_path / "images" / "0.png", format_)
+        with pytest.raises(UserError, match=f"the image is {sides[1]} x {sides[0]} pixels but .* says 240 x 160"):
+            DetectionDataset(annotations, REDUCING, drop_empty=True)[0]
 
 
 def test_every_kind_of_picture_becomes_rgb(tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 from tailseg.data.annotations import load_annotations
 from tailseg.data.dataset import DetectionDataset
 from tailseg.data.loading import collate, eval_loader, train_loader
-from tailseg.data.sampling import TrainSampler
+from tailseg.data.sampling import ClassAware, RepeatFactors, TrainSampler
 from tailseg.data.transforms import Compose, HorizontalFlip, ResizeShortestEdge
 from tailseg.errors import UserError
 from tailseg.structures import Instances, Sample
@@ -92,6 +92,19 @@ def test_training_batches_do_not_depend_on_workers_and_go_on_exactly(dataset):
         assert_same(one, other)
     seen = torch.cat([batch.image_ids for batch in plain[: sampler.steps_per_epoch]])
     assert sorted(set(seen.tolist())) == list(range(11))
+
+
+@pytest.mark.parametrize("kind", ["ceil", "stochastic", "class-aware"])
+def test_every_sampler_is_the_same_for_any_number_of_workers(dataset, kind):
+    draw = ClassAware(np.arange(11), np.arange(11) % 3, 11)
+    if kind != "class-aware":
+        draw = RepeatFactors(1 + np.arange(11) / 5, kind)
+    sampler = TrainSampler(dataset.aspect_groups, 2, seed=4, draw=draw)
+    count = sampler.steps_per_epoch + 3
+    plain = list(islice(train_loader(dataset, sampler), count))
+    parallel = list(islice(train_loader(dataset, sampler, start_step=2, workers=2), count - 2))
+    for one, other in zip(plain[2:], parallel, strict=True):
+        assert_same(one, other)
 
 
 def test_loaders_leave_the_global_generator_alone(dataset):

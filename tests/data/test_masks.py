@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -155,18 +156,23 @@ def test_an_object_without_pixels_is_an_empty_grid(shape):
 
 
 @settings(derandomize=True, deadline=None, max_examples=80)
-@given(st.lists(st.booleans(), min_size=12, max_size=400))
-def test_runs_of_a_compressed_rle(bits):
-    bitmap = np.asfortranarray(np.array(bits[: len(bits) // 3 * 3], np.uint8).reshape(3, -1))
-    runs = rle_runs(coco.encode(bitmap)["counts"])
-    values = np.repeat(np.arange(len(runs)) % 2, runs)
-    np.testing.assert_array_equal(values.reshape(bitmap.shape, order="F"), bitmap)
+@given(st.lists(st.lists(st.booleans(), min_size=12, max_size=400), max_size=4))
+def test_runs_of_compressed_rles(objects):
+    bitmaps = [np.asfortranarray(np.array(bits[: len(bits) // 3 * 3], np.uint8).reshape(3, -1)) for bits in objects]
+    codes = [coco.encode(bitmap)["counts"] for bitmap in bitmaps]
+    codes.insert(1, b"")  # an object with polygons instead
+    runs, first = rle_runs(codes)
+    of_codes = [runs[a:b] for a, b in pairwise(first)]
+    assert of_codes.pop(min(1, len(bitmaps))).size == 0
+    for bitmap, lengths in zip(bitmaps, of_codes, strict=True):
+        values = np.repeat(np.arange(len(lengths)) % 2, lengths)
+        np.testing.assert_array_equal(values.reshape(bitmap.shape, order="F"), bitmap)
 
 
 @pytest.mark.parametrize("code", [b"zzzz", b"\xff\x01", b"0P", b"02\xc3\xa9", b"PPPPPPPPPPPPPPPP1"])
 def test_broken_rle_is_refused(code):
     with pytest.raises(ValueError, match="RLE"):
-        rle_runs(code)
+        rle_runs([b"02", code, b"02"])
 
 
 def test_boxes_from_masks_are_the_extent_of_the_covered_cells():

@@ -1,11 +1,25 @@
+import json
+import math
+from collections import Counter
 from itertools import chain, islice
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailseg.data.sampling import TrainSampler
+from tailseg.data.annotations import load_annotations, open_data
+from tailseg.data.sampling import (
+    ClassAware,
+    EveryImage,
+    RepeatFactors,
+    TrainSampler,
+    epoch_draw,
+    image_class_pairs,
+    repeat_factors,
+)
+from tailseg.recipe import DataRecipe
 
 tall = st.lists(st.booleans(), min_size=1, max_size=60).map(lambda flags: np.array(flags, dtype=bool))
 
@@ -71,3 +85,154 @@ def test_an_epoch_smaller_than_a_batch_is_filled_in_a_circle():
 def test_impossible_plans_are_refused(count, size, rank, world):
     with pytest.raises(ValueError, match="received"):
         TrainSampler(np.zeros(count, bool), size, rank, world)
+
+
+factors_of = st.lists(st.floats(1, 6) | st.integers(1, 4).map(float), min_size=1, max_size=40).map(np.array)
+
+
+def annotation_file(folder, held, classes, crowds=()):
+    """Image i holds an object of each class in ``held[i]``, and a crowd of each in ``crowds[i]``."""
+    images = [{"id": i, "height": 50, "width": 50, "file_name": f"{i}.jpg"} for i in range(len(held))]
+    shape = {"bbox": [4, 4, 20, 20], "area": 400, "segmentation": [[4, 4, 24, 4, 24, 24, 4, 24]]}
+    named = [(i, c, 0) for i, own in enumerate(held) for c in own]
+    named += [(i, c, 1) for i, own in enumerate(crowds) for c in own]
+    rows = [
+        {"id": n, "image_id": i, "category_id": c, "iscrowd": crowd} | shape for n, (i, c, crowd) in enumerate(named)
+    ]
+    categories = [{"id": c, "name": f"class {c}"} for c in range(classes)]
+    path = folder / "train.json"
+    path.write_text(json.dumps({"images": images, "annotations": rows, "categories": categories}))
+    return load_annotations(path, folder)
+
+
+def test_repeat_factors_by_hand(tmp_path):
+    # Class 0 is in 4 of 8 images, class 1 in 2 (in one of them twice), class 2 in 1; class 3 in none.
+    held = [[0], [0], [0, 1, 1], [0, 2], [1], [], [], []]
+    annotations = annotation_file(tmp_path, held, 4, crowds=[[2]])  # a crowd of class 2 does not count
+    of_1, of_2 = math.sqrt(0.5 / (2 / 8)), math.sqrt(0.5 / (1 / 8))
+    expected = [1, 1, of_1, of_2, of_1, 1, 1, 1]
+    np.testing.assert_array_equal(repeat_factors(annotations, 0.5), expected)
+    # Of the five images with objects, each share is another; image 0 left out as well.
+    images = np.array([1, 2, 3, 4])
+    expected = [1, math.sqrt(0.7 / (2 / 4)), math.sqrt(0.7 / (1 / 4)), math.sqrt(0.7 / (2 / 4))]
+    np.testing.assert_array_equal(repeat_factors(annotations, 0.7, images), expected)
+    positions, labels = image_class_pairs(annotations, images)
+    assert positions.tolist() == [0, 1, 1, 2, 2, 3]
+    assert labels.tolist() == [0, 0, 1, 0, 2, 1]
+
+
+def test_repeat_factors_are_the_recorded_ones(recorded, check, shared):
+    train = open_data(shared / "data" / "coco128-lvis").train
+    compared = 0
+    for case, _, _, outputs in recorded("repeat_factors"):
+        ours = repeat_factors(train, case["settings"]["threshold"])
+        check(case, "factors", torch.from_numpy(ours), outputs["factors"])
+        check(case, "factors_mmdet", torch.from_numpy(ours), outputs["factors_mmdet"])
+        repeated = RepeatFactors(ours, "ceil").images(np.random.default_rng(0))
+        check(case, "repeated", torch.from_numpy(repeated), outputs["repeated"])
+        compared += 1
+    assert compared == 3
+
+
+@settings(derandomize=True, deadline=None, max_examples=80)
+@given(factors_of, st.integers(0, 100))
+def test_repeats_are_rounded_factors_and_every_epoch_is_as_long(factors, seed):
+    counts = np.bincount(RepeatFactors(factors, "ceil").images(np.random.default_rng(seed)), minlength=len(factors))
+    assert counts.tolist() == [math.ceil(f) for f in factors]
+    draw = RepeatFactors(factors, "stochastic")
+    assert draw.length == math.ceil(round(math.fsum(factors), 6))
+    counts = np.bincount(draw.images(np.random.default_rng(seed)), minlength=len(factors))
+    assert counts.sum() == draw.length
+    beyond = [count - math.ceil(f) for count, f in zip(counts, factors, strict=True)]
+    assert all(count >= math.floor(f) for count, f in zip(counts, factors, strict=True))
+    assert sum(b for b in beyond if b > 0) <= 1  # the one that fills the epoch up
+
+
+def test_stochastic_rounding_gives_every_image_its_factor_on_average():
+    factors = np.array([1.0, 1.25, 1.5, 2.9, 3.1, 1.25])  # the sum is 11: nothing is filled up
+    draw = RepeatFactors(factors, "stochastic")
+    rng = np.random.default_rng(0)
+    epochs = np.array([np.bincount(draw.images(rng), minlength=6) for _ in range(4000)])
+    assert (epochs.sum(axis=1) == 11).all()
+    # Of 4000 draws of one bit the mean lies within 4 standard deviations of at most 0.008.
+    np.testing.assert_allclose(epochs.mean(axis=0), factors, atol=0.032)
+    assert ((epochs >= np.floor(factors)) & (epochs <= np.ceil(factors))).all()
+
+
+pairs = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5)), min_size=1, max_size=40, unique=True)
+
+
+@settings(derandomize=True, deadline=None, max_examples=80)
+@given(pairs, st.integers(1, 60), st.integers(0, 100))
+def test_class_aware_draws_classes_equally_and_images_equally_within(held, length, seed):
+    images, labels = (np.array(column) for column in zip(*sorted(held), strict=True))
+    drawn = ClassAware(images, labels, length).images(np.random.default_rng(seed))
+    assert len(drawn) == length
+    # Draws come class by class, in the order of labels: every class floor or ceil of its share.
+    classes = np.unique(labels)
+    assert _in_due_runs(drawn.tolist(), {c: images[labels == c].tolist() for c in classes.tolist()})
+
+
+def _in_due_runs(drawn, members):
+    """Whether ``drawn`` falls into one run a class, each of the due length and of equally frequent members."""
+    low = len(drawn) // len(members)
+
+    def fits(run, own):
+        counts = Counter(run)
+        if set(counts) - set(own):
+            return False
+        most = [counts[image] for image in own]
+        return max(most) - min(most) <= 1
+
+    starts = {0}
+    for own in members.values():
+        runs = ((s, s + n) for s in starts for n in (low, low + 1) if s + n <= len(drawn))
+        starts = {end for start, end in runs if fits(drawn[start:end], own)}
+    return len(drawn) in starts
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(tall, st.integers(1, 3), st.integers(1, 3), st.integers(0, 40), st.sampled_from(["ceil", "stochastic", "class"]))
+def test_every_draw_is_exact_over_processes_and_goes_on_from_any_step(groups, batch_size, world, start, kind):
+    count = len(groups)
+    factors = 1 + np.random.default_rng(count).random(count) * 3
+    draw = (
+        RepeatFactors(factors, kind) if kind != "class" else ClassAware(np.arange(count), np.arange(count) % 3, count)
+    )
+    samplers = [TrainSampler(groups, batch_size, rank, world, 3, draw) for rank in range(world)]
+    steps = samplers[0].steps_per_epoch
+    epoch = start // steps
+    size = batch_size * world
+    assert steps == -(-draw.length // size)
+    whole = [list(islice(sampler.iterate(), (epoch + 1) * steps)) for sampler in samplers]
+    for sampler, own in zip(samplers, whole, strict=True):
+        assert list(islice(sampler.iterate(start), (epoch + 1) * steps - start)) == own[start:]
+    seen = [index for own in whole for batch in own[epoch * steps :] for index, _ in batch]
+    # What an epoch draws is drawn first of all by its generator; all of it is seen, and less than a batch besides.
+    due = np.bincount(draw.images(np.random.default_rng((3, epoch))), minlength=count)
+    beyond = np.bincount(seen, minlength=count) - due
+    assert beyond.min() >= 0
+    assert beyond.sum() == steps * size - draw.length < size
+    batches = samplers[0].batches(epoch)
+    assert sum(np.unique(groups[batch]).size > 1 for batch in batches) <= 2
+
+
+def test_the_recipe_chooses_the_draw(tmp_path):
+    annotations = annotation_file(tmp_path, [[0], [0], [0], [0, 1], []], 3)
+    images = np.arange(4)
+    assert epoch_draw(annotations, images, DataRecipe()) == EveryImage(4)
+    repeated = epoch_draw(annotations, images, DataRecipe(sampler="repeat-factor", repeat_threshold=1.0))
+    assert repeated.length == 3 + 2
+    stochastic = DataRecipe(sampler="repeat-factor", repeat_threshold=0.6, repeat_rounding="stochastic")
+    assert epoch_draw(annotations, images, stochastic).length == math.ceil(3 + math.sqrt(0.6 / 0.25))
+    drawn = epoch_draw(annotations, images, DataRecipe(sampler="class-aware")).images(np.random.default_rng(0))
+    assert len(drawn) == 4
+    assert np.count_nonzero(drawn == 3) >= 2  # both of its own class's draws; class 2 is in no image
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: RepeatFactors(np.array([0.5])), lambda: ClassAware(np.zeros(0, int), np.zeros(0, int), 4)]
+)
+def test_impossible_draws_are_refused(make):
+    with pytest.raises(ValueError, match="received"):
+        make()

@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 
 from tailseg.data import transforms
 from tailseg.data.masks import boxes_from_masks, rasterise
-from tailseg.data.transforms import Compose, HorizontalFlip, ResizeShortestEdge, clip_boxes, fitted_size
+from tailseg.data.transforms import (
+    Compose,
+    HorizontalFlip,
+    RandomCrop,
+    ResizeLongestEdge,
+    ResizeShortestEdge,
+    clip_boxes,
+    fitted_size,
+    train_transform,
+)
+from tailseg.recipe import DataRecipe
 from tailseg.structures import Instances
 
 RNG = np.random.default_rng(0)
@@ -86,6 +96,40 @@ def test_resize_scales_by_the_true_ratio_of_each_axis():
     assert changed.masks is instances.masks
 
 
+@pytest.mark.parametrize(
+    ("image_hw", "short", "expected"),
+    [
+        ((3000, 4000), 640, 4),  # 750 x 1000 is larger than 640 x 853; 375 would not be
+        ((3000, 4000), 800, 2),
+        ((6400, 8000), 800, 8),  # just as large
+        ((6400, 8008), 800, 8),
+        ((6392, 8000), 800, 4),
+        ((3000, 4001), 640, 1),  # an odd side
+        ((3002, 4002), 640, 2),
+        ((480, 640), 640, 1),
+    ],
+)
+def test_reduction_leaves_at_least_the_size_drawn(image_hw, short, expected):
+    compose = Compose((ResizeShortestEdge((short,), 1333, from_reduced=True), HorizontalFlip(0.5)))
+    assert compose.reduction(image_hw, 0) == expected
+    assert transforms.fit_transform(short, 1333).reduction(image_hw, 0) == 1  # evaluation reads whole images
+    assert Compose(()).reduction(image_hw, 0) == 1
+    assert Compose((HorizontalFlip(0.5), compose.transforms[0])).reduction(image_hw, 0) == 1
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(st.integers(1, 700), st.integers(1, 700), st.sampled_from([2, 4, 8]), st.integers(0, 100))
+def test_reduction_changes_no_size(height, width, k, seed):
+    """A reduced image is resized to exactly the size of the whole one, which the reduction foresaw."""
+    resize = ResizeShortestEdge((100, 120, 333), 1333, from_reduced=True)
+    whole = resize.size((height * k, width * k), np.random.default_rng(seed))
+    assert resize.size((height, width), np.random.default_rng(seed)) == whole
+    reduction = Compose((resize,)).reduction((height * k, width * k), seed)
+    assert all(side * k // reduction >= needed for side, needed in zip((height, width), whole, strict=True)) or (
+        reduction == 1
+    )
+
+
 def test_resize_draws_every_size_and_clips_boxes():
     image, instances = scene()
     rng = np.random.default_rng(0)
@@ -111,6 +155,64 @@ def test_boxes_and_masks_stay_together_through_all_transforms(short, long, seed)
     torch.testing.assert_close(boxes_from_masks(after.masks, after.mask_frames, window), after.boxes, atol=1e-3, rtol=0)
 
 
+def test_longest_edge_is_drawn_from_its_range():
+    image, instances = scene()  # 60 x 100
+    resize, rng = ResizeLongestEdge(50, 53), np.random.default_rng(0)
+    made = [resize(image, instances, rng) for _ in range(60)]
+    assert {resized.shape[:2] for resized, _ in made} == {(30, 50), (31, 51), (31, 52), (32, 53)}
+    resized, changed = made[0]
+    ratios = torch.tensor([resized.shape[1] / 100, resized.shape[0] / 60] * 2)
+    torch.testing.assert_close(changed.boxes, instances.boxes * ratios)
+    torch.testing.assert_close(changed.mask_frames, instances.mask_frames * ratios)
+    assert Compose((ResizeLongestEdge(50, 50, from_reduced=True),)).reduction((240, 400), 0) == 8
+
+
+def test_crop_at_every_place_keeps_what_is_left_of_each_object():
+    _, instances = scene()
+    y, x = np.mgrid[0:60, 0:100]
+    image = np.stack([y, x, y * 0], axis=2).astype(np.uint8)  # each pixel says where it was
+    painted = np.zeros((3, 62, 102), bool)
+    for i, (x, y) in enumerate(((10, 20), (80, 48), (0, 0))):
+        bitmap, frame = rasterise([wedge(x, y)], (60, 100), 30)
+        rows, columns = np.nonzero(bitmap[1:-1, 1:-1] == 255)  # cells of one pixel
+        painted[i, rows + round(frame[1]) + 1, columns + round(frame[0]) + 1] = True
+    painted = painted[:, :60, :100]  # masks that touch the image's edge are repeated beyond it
+    places = set()
+    for seed in range(300):
+        crop, after = RandomCrop(40)(image, instances, np.random.default_rng(seed))
+        assert crop.shape == (40, 40, 3)
+        y, x, _ = crop[0, 0].tolist()
+        places.add((y, x))
+        np.testing.assert_array_equal(crop, image[y : y + 40, x : x + 40])
+        windows = painted[:, y : y + 40, x : x + 40]
+        assert after.labels.tolist() == [i for i in range(3) if windows[i].any()]
+        for box, i in zip(after.boxes, after.labels.tolist(), strict=True):
+            rows, columns = np.nonzero(windows[i])
+            assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert len(places) > 150
+    assert {y for y, _ in places} == set(range(21))  # both ends are reached
+    assert {0, 60} <= {x for _, x in places}
+
+
+def test_crop_larger_than_the_image_changes_nothing():
+    image, instances = scene()
+    crop, after = RandomCrop(100)(image, instances, np.random.default_rng(0))
+    np.testing.assert_array_equal(crop, image)
+    assert torch.equal(after.boxes, instances.boxes)
+    assert torch.equal(after.mask_frames, instances.mask_frames)
+    nothing = scene(corners=())
+    assert len(RandomCrop(40)(*nothing, np.random.default_rng(0))[1]) == 0
+
+
+def test_the_recipe_chooses_the_transform():
+    recipe = DataRecipe(short_edges=(40,), long_edge=90, flip=0.0)
+    shortest = ResizeShortestEdge((40,), 90, from_reduced=True)
+    assert train_transform(recipe) == Compose((shortest, HorizontalFlip(0.0)))
+    recipe = DataRecipe(long_edges=(768, 1792), crop=1280)
+    longest = ResizeLongestEdge(768, 1792, from_reduced=True)
+    assert train_transform(recipe) == Compose((longest, RandomCrop(1280), HorizontalFlip(0.5)))
+
+
 def test_no_objects():
     image, instances = scene(corners=())
     changed, after = Compose((ResizeShortestEdge((30,), 500), HorizontalFlip(1.0)))(image, instances, RNG)
@@ -131,7 +233,16 @@ def test_clip_boxes():
     assert clip_boxes(torch.tensor([[-1.0, -2, 50, 30]]), (20, 40)).tolist() == [[0, 0, 40, 20]]
 
 
-@pytest.mark.parametrize("make", [lambda: HorizontalFlip(1.5), lambda: ResizeShortestEdge((), 5)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: HorizontalFlip(1.5),
+        lambda: ResizeShortestEdge((), 5),
+        lambda: ResizeLongestEdge(9, 5),
+        lambda: RandomCrop(0),
+        lambda: DataRecipe(long_edges=(900, 800)),
+    ],
+)
 def test_nonsense_is_refused(make):
     with pytest.raises(ValueError, match="received"):
         make()

@@ -1,5 +1,6 @@
 """The evaluation loop with a detector that answers from a list, and with a real one of random weights."""
 
+import csv
 import json
 import threading
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from tailseg.data.synthetic import SyntheticSettings, write_synthetic
 from tailseg.data.transforms import fit_transform
 from tailseg.errors import UserError
 from tailseg.evaluation.evaluate import evaluate
-from tailseg.evaluation.metrics import score
+from tailseg.evaluation.metrics import ScoreOptions, score
 from tailseg.structures import Batch, Detections
 
 CPU = torch.device("cpu")
@@ -86,7 +87,7 @@ def test_perfect_boxes(dataset: DetectionDataset, tmp_path: Path) -> None:
     assert 0 < (scores.metrics["segm"]["AP"] or 0) < 1  # objects are not rectangles
     assert {kind: list(values) for kind, values in scores.metrics.items()} == {"bbox": KEYS, "segm": KEYS}
     assert json.loads((out / "metrics.json").read_text()) == scores.metrics
-    assert sorted(path.name for path in out.iterdir()) == ["detections.json", "metrics.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["classes.csv", "detections.json", "metrics.json"]
     assert oracle.sizes == [2, 2, 1]
     assert not any(oracle.modes)
     assert oracle.training  # as it was before
@@ -219,7 +220,11 @@ def test_shares_of_several_processes(dataset: DetectionDataset, tmp_path: Path, 
     assert all(scores[rank] is None for rank in range(1, world))
     one, many = (orjson.loads((tmp_path / name / "detections.json").read_bytes()) for name in ("one", "many"))
     assert sorted(map(orjson.dumps, one)) == sorted(map(orjson.dumps, many))
-    assert sorted(path.name for path in (tmp_path / "many").iterdir()) == ["detections.json", "metrics.json"]
+    assert sorted(path.name for path in (tmp_path / "many").iterdir()) == [
+        "classes.csv",
+        "detections.json",
+        "metrics.json",
+    ]
 
 
 def test_agrees_with_scoring_the_file(dataset: DetectionDataset, tmp_path: Path) -> None:
@@ -240,3 +245,59 @@ def test_a_broken_image_is_named_and_leaves_no_results(dataset: DetectionDataset
     finally:
         path.write_bytes(whole)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def unannotated(dataset: DetectionDataset, tmp_path: Path) -> DetectionDataset:
+    """The same images as a test server hands them out: none with annotations."""
+    content = orjson.loads(dataset.annotations.path.read_bytes()) | {"annotations": []}
+    folder = tmp_path / "test"
+    folder.mkdir()
+    (folder / "val.json").write_bytes(orjson.dumps(content))
+    (folder / "images").symlink_to(dataset.annotations.images_dir)
+    val = open_source(str(folder), need=("val",)).val
+    assert val is not None
+    return DetectionDataset(val, fit_transform(96, 96), drop_empty=False, mask_grid=28)
+
+
+def test_images_of_a_test_server(
+    dataset: DetectionDataset, unannotated: DetectionDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    oracle: Any = Oracle(dataset)  # knows the annotations that the data lacks
+    scores = evaluate(oracle, unannotated, out, device=CPU, show=False)
+    assert scores is not None
+    assert scores.metrics == {}
+    assert [path.name for path in out.iterdir()] == ["detections.json"]
+    assert "nothing to score" in caplog.text
+    rows = json.loads((out / "detections.json").read_text(), parse_constant=pytest.fail)
+    assert len(rows) == len(dataset.annotations.labels)
+    images = set(dataset.annotations.image_ids.tolist())
+    for row in rows:
+        assert set(row) == {"image_id", "category_id", "bbox", "score", "segmentation"}
+        assert row["image_id"] in images
+        assert row["category_id"] in dataset.annotations.label_to_category_id
+        assert [type(row["image_id"]), type(row["category_id"]), type(row["score"])] == [int, int, float]
+        assert rle.area(row["segmentation"]) > 0
+
+
+def test_table_of_classes(dataset: DetectionDataset, tmp_path: Path) -> None:
+    oracle: Any = Oracle(dataset, lambda found: found[found.labels != 0])
+    ids = dataset.annotations.label_to_category_id.tolist()
+    train_images = {category_id: 10 * category_id for category_id in ids}
+    scores = evaluate(oracle, dataset, tmp_path, device=CPU, train_images=train_images, show=False)
+    assert scores is not None
+    with (tmp_path / "classes.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["id"]) for row in rows] == ids
+    assert [int(row["train_images"]) for row in rows] == [10 * category_id for category_id in ids]
+    values = [float(row["bbox_AP"]) for row in rows if row["bbox_AP"]]
+    assert sum(values) / len(values) == pytest.approx(scores.metrics["bbox"]["AP"])
+    assert values[0] == 0
+
+
+def test_analysis_is_written(dataset: DetectionDataset, tmp_path: Path) -> None:
+    oracle: Any = Oracle(dataset, wrong_class)
+    evaluate(oracle, dataset, tmp_path, device=CPU, options=ScoreOptions(analyse=True), show=False)
+    analysis = json.loads((tmp_path / "analysis.json").read_text(), parse_constant=pytest.fail)
+    assert set(analysis) == {"bbox", "segm"}

@@ -13,7 +13,8 @@ from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
 from tailseg.errors import UserError
-from tailseg.evaluation.metrics import format_table, score
+from tailseg.evaluation import metrics as metrics_module
+from tailseg.evaluation.metrics import ScoreOptions, format_table, score
 
 
 @pytest.fixture(scope="module")
@@ -106,14 +107,14 @@ def official(data, rows, iou_type, max_dets, tmp_path, monkeypatch):
 def test_equals_lvis_api_on_random_data(seed, tmp_path, monkeypatch):
     data, rows = random_data(seed)
     max_dets = (300, 5)[seed % 2]
-    scores = score(data, rows, max_dets=max_dets)
+    scores = score(data, rows, options=ScoreOptions(max_dets=max_dets))
     for kind in ("bbox", "segm"):
         ours = scores.metrics[kind]
         expected = official(data, rows, kind, max_dets, tmp_path, monkeypatch)
         assert list(ours.values()) == expected
     for row in rows:
         del row["bbox"]
-    ours = score(data, rows, iou_types=["segm"], max_dets=max_dets).metrics["segm"]
+    ours = score(data, rows, iou_types=["segm"], options=ScoreOptions(max_dets=max_dets)).metrics["segm"]
     assert list(ours.values()) == official(data, rows, "segm", max_dets, tmp_path, monkeypatch)
 
 
@@ -183,9 +184,10 @@ def test_by_hand():
         for name in ("APm", "APl", "APr", "APc", "APf", "ARm300", "ARl300"):
             assert scores.metrics[kind][name] is None
     assert scores.per_category == [
-        {"id": 3, "name": "cat", "frequency": None, "instances": 2}
+        {"id": 3, "name": "cat", "frequency": None, "train_images": None, "instances": 2}
         | {f"{kind}_AP": scores.metrics[kind]["AP"] for kind in ("bbox", "segm")},
-        {"id": 5, "name": "dog", "frequency": None, "instances": 0, "bbox_AP": None, "segm_AP": None},
+        {"id": 5, "name": "dog", "frequency": None, "train_images": None, "instances": 0}
+        | {"bbox_AP": None, "segm_AP": None},
     ]
 
 
@@ -245,21 +247,23 @@ def test_areas_left_out_of_the_annotations_are_measured():
     [
         (lambda d: d.pop("images"), "needs the lists images, annotations, categories"),
         (lambda d: d["images"][0].pop("height"), "lacks 'height'"),
-        (lambda d: d["images"].append(3), "wrong kind"),
-        (lambda d: d["images"][0].update(id="1"), "annotation 0 names an image"),
+        (lambda d: d["images"].append(3), "image 1 is a number, not an object"),
+        (lambda d: d["images"][0].update(id="1"), "id of image 0 is '1', expected a whole number"),
+        (lambda d: d["annotations"][1].update(image_id="1"), "image_id of annotation 1 is '1'"),
+        (lambda d: d["categories"][1].update(id="5"), "id of category 1 is '5'"),
         (lambda d: d["images"][0].update(neg_category_ids=5), "wrong kind"),
         (lambda d: d["annotations"][1].update(image_id=9), "annotation 1 names an image or a category"),
         (lambda d: d["annotations"][1].update(category_id=9), "annotation 1 names an image or a category"),
-        (lambda d: d["annotations"][1].pop("segmentation"), "lacks 'segmentation'"),
-        (lambda d: d["annotations"][1].update(bbox=[1, 2, 3]), "annotation 1 has a bbox"),
+        (lambda d: d["annotations"][1].pop("segmentation"), "annotation 1 has no 'segmentation'"),
+        (lambda d: d["annotations"][1].update(bbox=[1, 2, 3]), "bbox of annotation 1 is"),
         (lambda d: d["annotations"][1].update(area="x"), "wrong kind"),
         (
             lambda d: d["annotations"][1]["segmentation"].update(counts="oo"),
-            "annotation 1: segmentation is malformed",
+            "segmentation of annotation 1 is malformed",
         ),
         (
             lambda d: d["annotations"][1]["segmentation"].update(size=[1, 2]),
-            "annotation 1: segmentation has the size",
+            "segmentation of annotation 1 has the size",
         ),
     ],
 )
@@ -295,5 +299,24 @@ def test_table_in_percent():
 def test_more_than_300_detections_count_if_asked_for():
     rows = [found([20, 20, 20, 20], 0.9)] * 310 + [found([0, 0, 20, 20], 0.5)]
     assert score(one_class(), rows).metrics["bbox"]["AR300"] == 0
-    assert score(one_class(), rows, max_dets=311).metrics["bbox"]["AR311"] == 0.5
-    assert score(one_class(), rows, max_dets=310).metrics["bbox"]["AR310"] == 0
+    assert score(one_class(), rows, options=ScoreOptions(max_dets=311)).metrics["bbox"]["AR311"] == 0.5
+    assert score(one_class(), rows, options=ScoreOptions(max_dets=310)).metrics["bbox"]["AR310"] == 0
+
+
+def test_fixed_ap_limits_classes_instead_of_images(monkeypatch):
+    monkeypatch.setattr(metrics_module, "FIXED_AP_DETECTIONS", 311)
+    data = one_class()
+    data["images"].append({"id": 2, "height": 64, "width": 64})
+    noise = [found([20, 20, 20, 20], 0.9) | {"image_id": 1 + i % 2} for i in range(310)]
+    others = [found([20, 20, 20, 20], 0.9, category=5)] * 500
+    rows = [*others, *noise, found([0, 0, 20, 20], 0.5), found([40, 40, 20, 20], 0.4)]
+    scores = score(data, rows, options=ScoreOptions(fixed_ap=True)).metrics["bbox"]
+    assert scores["AR"] == 0.5  # the 311th of its class counts, the 312th does not
+    assert score(data, rows).metrics["bbox"]["AR300"] == 0
+
+
+def test_fixed_ap_without_a_limit_reached_is_plain_ap():
+    for seed in range(4):
+        data, rows = random_data(seed)
+        plain, fixed = (score(data, rows, options=ScoreOptions(fixed_ap=f)).metrics["segm"] for f in (False, True))
+        assert [*fixed.values()] == [*plain.values()]

@@ -1,7 +1,7 @@
 """Results files: what is written, merged and read back, and what is said about faulty rows."""
 
-import gzip
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +9,8 @@ import torch
 from pycocotools import mask as coco_mask
 
 from tailseg.errors import UserError
-from tailseg.evaluation.results import ResultsWriter, merge_results, read_json, read_results
+from tailseg.evaluation.reading import read_json
+from tailseg.evaluation.results import ResultsWriter, merge_results
 from tailseg.structures import Detections
 
 CATEGORY_IDS = [7, 9, 1000]
@@ -60,6 +61,20 @@ def test_tied_and_close_scores_stay_apart_and_in_order(tmp_path):
     assert scores[0] == scores[1] > scores[2]
 
 
+def test_detections_that_are_nowhere_are_left_out(tmp_path, caplog):
+    """JSON has no NaN, and a test server refuses a file with one, or with null in its place."""
+    found = detections(5)
+    boxes, scores = found.boxes.clone(), found.scores.clone()
+    boxes[1, 2] = float("inf")
+    boxes[4] = float("nan")
+    scores[2] = float("nan")
+    with ResultsWriter(tmp_path / "r.json") as writer:
+        writer.add(1, replace(found, boxes=boxes, scores=scores), CATEGORY_IDS)
+    rows = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
+    assert [np.float32(row["score"]) for row in rows] == found.scores[[0, 3]].tolist()
+    assert "left out 3 detections" in caplog.text
+
+
 def test_no_rows_are_an_empty_list(tmp_path):
     write(tmp_path / "a.json", (1, 0))
     write(tmp_path / "b.json")
@@ -104,116 +119,3 @@ def test_merging_refuses_other_files(tmp_path):
     with pytest.raises(UserError, match=r"gone\.json: cannot be read"):
         merge_results([tmp_path / "gone.json"], tmp_path / "all.json")
     assert not (tmp_path / "all.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("empty.json", b"", "empty"),
-        ("blank.json", b"  \n", "empty"),
-        ("cut.json", b'[{"image_id": 1,\n "sco', "line 2, column"),
-        ("cut.json.gz", gzip.compress(b"[1, 2, 3]" * 99)[:-12], "not a whole gzip file"),
-        ("plain.json.gz", b"[]", "not a whole gzip file"),
-        ("bytes.json", b'["\xff\xfe"]', "not valid JSON"),
-    ],
-)
-def test_damaged_files_are_named(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=message) as caught:
-        read_json(tmp_path / name)
-    assert name in str(caught.value)
-
-
-def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(UserError, match=r"gone\.json: cannot be read"):
-        read_json(tmp_path / "gone.json")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_json(tmp_path)
-
-
-def test_gzip_is_unpacked(tmp_path):
-    (tmp_path / "r.json.gz").write_bytes(gzip.compress(b'[{"a": 1}]'))
-    assert read_json(tmp_path / "r.json.gz") == [{"a": 1}]
-
-
-def row(**changes) -> dict:
-    mask = np.zeros((32, 48), dtype=np.uint8, order="F")
-    mask[3:5, 4:9] = 1
-    counts = coco_mask.encode(mask)["counts"].decode()
-    good = {"image_id": 1, "category_id": 7, "bbox": [4, 3, 5, 2.0], "score": 0.5}
-    good["segmentation"] = {"size": [32, 48], "counts": counts}
-    return {key: value for key, value in (good | changes).items() if value is not ...}
-
-
-def read(rows, need=("bbox", "segm")):
-    return read_results(rows, "r.json", {1: (32, 48), 2: (10, 10)}, {7, 9}, need)
-
-
-def test_columns():
-    polygon = [[4.0, 3.0, 9.0, 3.0, 9.0, 5.0, 4.0, 5.0]]
-    uncompressed = {"size": [32, 48], "counts": [5, 3, 32 * 48 - 8]}
-    columns = read([row(), row(score=1, segmentation=polygon), row(segmentation=uncompressed, category_id=9)])
-    assert columns.scores.tolist() == [0.5, 1.0, 0.5]
-    assert columns.category_ids.tolist() == [7, 7, 9]
-    assert columns.boxes.tolist() == [[4, 3, 5, 2]] * 3
-    assert columns.mask_areas.tolist() == [10, 10, 3]
-    assert columns[np.array([2])].mask_areas.tolist() == [3]
-
-
-def test_no_columns():
-    columns = read([])
-    assert len(columns) == 0
-    assert columns.boxes.shape == (0, 4)
-    assert columns.masks == []
-
-
-def test_boxes_are_optional_for_masks_but_for_all_rows_alike():
-    assert read([row(bbox=...)], ["segm"]).boxes is None
-    with pytest.raises(UserError, match="row 1 has no 'bbox'"):
-        read([row(), row(bbox=...)], ["segm"])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"image_id": ...}, "row 1 has no 'image_id'"),
-        ({"category_id": ...}, "row 1 has no 'category_id'"),
-        ({"score": ...}, "row 1 has no 'score'"),
-        ({"bbox": ...}, "row 1 has no 'bbox'"),
-        ({"segmentation": ...}, "row 1 has no 'segmentation'"),
-        ({"image_id": 3}, "row 1 names image 3"),
-        ({"image_id": "1"}, "image_id of row 1 is '1', expected a whole number"),
-        ({"image_id": 1.5}, "image_id of row 1 is 1.5"),
-        ({"image_id": 2**70}, "image_id of row 1"),
-        ({"category_id": 8}, "row 1 names category 8"),
-        ({"category_id": None}, "category_id of row 1 is None"),
-        ({"score": float("nan")}, "score of row 1 is nan"),
-        ({"score": float("inf")}, "score of row 1 is inf"),
-        ({"score": "0.5"}, "score of row 1 is '0.5'"),
-        ({"score": None}, "score of row 1 is None"),
-        ({"bbox": [1, 2, 3]}, "bbox of row 1"),
-        ({"bbox": [1, 2, 3, None]}, "bbox of row 1"),
-        ({"bbox": [1, 2, 3, float("nan")]}, "bbox of row 1"),
-        ({"bbox": "1 2 3 4"}, "bbox of row 1"),
-        ({"segmentation": {"size": [48, 32], "counts": "0"}}, "row 1 has the size"),
-        ({"segmentation": {"counts": "0"}}, "row 1 has the size None"),
-        ({"segmentation": {"size": [32, 48]}}, "row 1 has no run-length counts"),
-        ({"segmentation": {"size": [32, 48], "counts": "oooo"}}, "row 1 is malformed"),
-        ({"segmentation": {"size": [32, 48], "counts": "\x00"}}, "row 1 is malformed"),
-        ({"segmentation": {"size": [32, 48], "counts": [-1, 5]}}, "row 1 is malformed"),
-        ({"segmentation": {"size": [32, 48], "counts": [0, 32 * 48 + 1]}}, "row 1 is malformed"),
-        ({"segmentation": "mask"}, "neither a run-length code nor"),
-        ({"segmentation": None}, "neither a run-length code nor"),
-    ],
-)
-def test_faulty_rows_are_named(changes, message):
-    with pytest.raises(UserError, match=message) as caught:
-        read([row(), row(**changes)])
-    assert str(caught.value).startswith("r.json: ")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(("rows", "message"), [({}, "found an object"), ("x", "a string"), ([row(), 5], "row 1 is")])
-def test_rows_that_are_none(rows, message):
-    with pytest.raises(UserError, match=message):
-        read(rows)

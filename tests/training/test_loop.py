@@ -138,6 +138,27 @@ def test_what_the_log_says(reference: Path, data: DataSplits, tmp_path: Path, st
     assert (reference / "recipe.yaml").read_text() == to_yaml(tiny())
 
 
+def test_an_epoch_of_repeat_factors_is_longer_and_says_so(
+    data: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert data.train is not None
+    ids = seen(monkeypatch)
+    caplog.set_level("INFO", logger="tailseg")
+    train(tiny("data.sampler=repeat-factor", "data.repeat_threshold=1"), data, tmp_path / "run", show=False)
+    # By hand, of the file: every class that is not in all images is repeated, rounded up.
+    held = [{data.train.labels[row] for row in data.train.rows(i)} for i in range(IMAGES)]
+    due = [max(math.sqrt(IMAGES / sum(c in other for other in held)) for c in own) for own in held]
+    length = sum(math.ceil(factor) for factor in due)
+    assert length > IMAGES
+    stated = f"Repeat factors: {IMAGES} images make {length} an epoch, r up to {max(due):.2f}."
+    assert stated in caplog.messages
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == -(-length // 2)
+    counts = [ids.count(int(image)) for image in data.train.image_ids]
+    missing = [n - math.ceil(factor) for n, factor in zip(counts, due, strict=True)]
+    assert min(missing) >= 0
+    assert sum(missing) == -length % 2  # the last batch is filled up
+
+
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Collects the ids of the images that training batches hold."""
     from tailseg.model.detector import Detector

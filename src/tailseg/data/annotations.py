@@ -1,15 +1,13 @@
 """Annotation files (LVIS v1, LVIS v0.5, COCO) as flat columns, and the data sets they make up.
 
-A file becomes a handful of numpy arrays: no Python object per annotation, so forked workers share the memory.
+A file becomes a handful of numpy arrays, those of a large file mapped from the cache (`store.py`): no Python object
+per annotation, so that all processes share the memory.
 Frequency groups and instance filter follow the LVIS paper and MMDetection's ``datasets/coco.py``.
 """
 
 from __future__ import annotations
 
 import difflib
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,31 +17,13 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from tailseg.data.columns import IdLists, Segmentations, Texts
 from tailseg.data.image_files import ImageFolder, candidate_names
 from tailseg.data.masks import Segmentation
-from tailseg.data.parsing import (
-    Frequency,
-    Report,
-    Segmentations,
-    annotation_columns,
-    category_columns,
-    image_columns,
-    positions_of,
-    read_json,
-    table,
-)
+from tailseg.data.parsing import Category as Category
+from tailseg.data.parsing import Frequency, Report, positions_of
+from tailseg.data.store import mapped_columns, stored_columns
 from tailseg.errors import UserError
-
-
-@dataclass(frozen=True, slots=True)
-class Category:
-    """One class; counts are of this file's instances after the filter, without crowds."""
-
-    id: int
-    name: str
-    frequency: Frequency  # rare, common or frequent, by the number of training images
-    image_count: int
-    instance_count: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +38,10 @@ class Annotations:
 
     image_ids: NDArray[np.int64]  # (I,)
     image_hws: NDArray[np.int64]  # (I, 2)
-    file_names: tuple[str | None, ...]
-    coco_urls: tuple[str | None, ...]
-    neg_category_ids: tuple[tuple[int, ...], ...]  # verified absent; for evaluation only
-    not_exhaustive_category_ids: tuple[tuple[int, ...], ...]
+    file_names: Texts
+    coco_urls: Texts
+    neg_category_ids: IdLists  # verified absent; for evaluation only
+    not_exhaustive_category_ids: IdLists
 
     first_annotation: NDArray[np.int64]  # (I + 1,): image i has rows first[i] to first[i + 1]
     annotation_ids: NDArray[np.int64]  # (N,)
@@ -70,6 +50,15 @@ class Annotations:
     areas: NDArray[np.float32]  # (N,) pixels
     crowd: NDArray[np.bool_]  # (N,)
     segmentations: Segmentations
+
+    cache: Path | None = None  # the file that the columns are mapped from
+
+    def __reduce__(self) -> Any:
+        """Pickled for another process, mapped columns are a path."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.cache is not None:
+            values = {name: value for name, value in values.items() if name not in _COLUMNS}
+        return _restored, (values,)
 
     def __len__(self) -> int:
         """The number of images."""
@@ -147,26 +136,15 @@ def load_annotations(
     Raises:
         UserError: the file is missing, broken or contradicts itself.
     """
-    json_path, images_dir = Path(json_path), Path(images_dir)
-    with _no_garbage_collection():
-        data = read_json(json_path)
-        images = table(data, json_path, "images", "image")
-        annotations = table(data, json_path, "annotations", "annotation")
-        categories = table(data, json_path, "categories", "category")
-        if not images.rows or not categories.rows:
-            missing = "images" if categories.rows else "categories"
-            raise UserError(f"{json_path}: the list of {missing} is empty; there is nothing to work on")
-        of_images = image_columns(images)
-        category_ids, names, groups = category_columns(categories)
-        columns, report = annotation_columns(annotations, of_images["image_ids"], of_images["image_hws"], category_ids)
+    stored = stored_columns(Path(json_path))
     loaded = Annotations(
-        path=json_path,
-        images_dir=images_dir,
-        categories=_count(category_ids, names, groups, columns, len(images.rows)),
-        frequency_stated=groups is not None,
-        report=report,
-        **of_images,
-        **columns,
+        path=Path(json_path),
+        images_dir=Path(images_dir),
+        categories=stored.categories,
+        frequency_stated=stored.frequency_stated,
+        report=stored.report,
+        cache=stored.cache,
+        **_typed(stored.columns),
     )
     if loaded.frequency_stated:
         return loaded
@@ -174,6 +152,31 @@ def load_annotations(
         return with_frequencies_of(loaded, frequency_from)
     named = [replace(c, frequency=frequency_group(c.image_count, rare_max, common_max)) for c in loaded.categories]
     return replace(loaded, categories=tuple(named))
+
+
+def _typed(columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    """The columns of `Annotations`, by field."""
+    plain = ("image_ids", "image_hws", "first_annotation", "annotation_ids", "labels", "boxes", "areas", "crowd")
+    typed: dict[str, Any] = {name: columns[name] for name in plain}
+    for name, key in (("file_names", "file_name"), ("coco_urls", "coco_url")):
+        typed[name] = Texts(columns[f"{key}_utf8"], columns[f"{key}_starts"])
+    for name in ("neg_category_ids", "not_exhaustive_category_ids"):
+        typed[name] = IdLists(columns[f"{name}_ids"], columns[f"{name}_starts"])
+    typed["segmentations"] = Segmentations(*(columns[field.name] for field in fields(Segmentations)))
+    return typed
+
+
+_COLUMNS = (
+    *("image_ids", "image_hws", "file_names", "coco_urls", "neg_category_ids", "not_exhaustive_category_ids"),
+    *("first_annotation", "annotation_ids", "labels", "boxes", "areas", "crowd", "segmentations"),
+)
+
+
+def _restored(values: dict[str, Any]) -> Annotations:
+    """Annotations from a pickle."""
+    if values["cache"] is not None:
+        values = values | _typed(mapped_columns(values["cache"]))
+    return Annotations(**values)
 
 
 def frequency_group(image_count: int, rare_max: int = 10, common_max: int = 100) -> Frequency:
@@ -198,37 +201,6 @@ def require_same_categories(train: Annotations, val: Annotations) -> None:
             found = [f"{name!r}" if name is not None else "missing" for name in (a, b)]
             where = f"category {category_id} is {found[0]} in {train.path} but {found[1]} in {val.path}"
             raise UserError(f"{where}; both files need the same categories")
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Parsing makes millions of objects and no cycles: looking for those would double the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _count(
-    ids: NDArray[np.int64],
-    names: list[str],
-    groups: list[Frequency] | None,
-    columns: dict[str, Any],
-    image_count: int,
-) -> tuple[Category, ...]:
-    """The categories with their counts over images and instances."""
-    real = ~columns["crowd"]
-    labels = columns["labels"][real]
-    images = np.repeat(np.arange(image_count), np.diff(columns["first_annotation"]))[real]
-    instances = np.bincount(labels, minlength=len(ids))
-    pairs = np.unique(images * len(ids) + labels) % len(ids)  # each (image, class) once
-    in_images = np.bincount(pairs, minlength=len(ids))
-    groups = groups or ["f"] * len(ids)
-    columns_of_categories = zip(ids, names, groups, in_images, instances, strict=True)
-    return tuple(Category(int(i), name, group, int(m), int(n)) for i, name, group, m, n in columns_of_categories)
 
 
 @dataclass(frozen=True, eq=False)

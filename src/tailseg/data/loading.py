@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import signal
 import sys
@@ -113,6 +114,7 @@ GRACE_SECONDS = 30  # that a worker outlives a termination signal, for the main 
 
 
 def _start_worker(_worker: int) -> None:
+    gc.freeze()  # a collection that walked over the parent's objects would copy the pages they lie in
     cv2.setNumThreads(0)  # the workers are the parallel ones; torch limits itself
     # Ctrl-C and a batch system's signal reach the whole group; the main process decides, and saves first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -23,33 +23,47 @@ Segmentation = Polygons | bytes  # bytes: compressed RLE of the whole image, COC
 _DECIMALS = 3
 
 
-def rle_runs(counts: bytes) -> NDArray[np.int64]:
-    """The run lengths of a compressed RLE, in COCO's encoding.
+def rle_runs(codes: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The run lengths of compressed RLEs, in COCO's encoding.
 
     Each number is written in groups of five bits, low group first, with 48 added; bit 5 says that the number
     goes on, bit 4 of its last group is its sign. From the fourth number on, the difference to the one before
     the previous is written.
 
+    Returns:
+        The runs of all codes in a row, and (len(codes) + 1,) where those of each code start.
+
     Raises:
         ValueError: the bytes are not such a code, or a run is negative.
     """
-    codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
-    if codes.size == 0:
-        return codes
-    ends = np.flatnonzero(codes & 32 == 0)
-    if codes.min() < 0 or codes.max() > 63 or ends.size == 0 or ends[-1] != codes.size - 1:
+    groups = np.frombuffer(b"".join(codes), dtype=np.uint8).astype(np.int64) - 48
+    stops = np.cumsum(np.fromiter(map(len, codes), np.int64, len(codes)))  # of each code, in groups
+    ends = np.flatnonzero(groups & 32 == 0)  # of each number
+    of_codes = np.searchsorted(ends, stops)  # numbers up to the end of each code
+    first = np.concatenate([[0], of_codes])
+    if groups.size == 0:
+        return groups, first
+    broken = groups.min() < 0 or groups.max() > 63 or ends.size == 0
+    if broken or (groups[stops[stops > 0] - 1] & 32).any():
         raise ValueError("not a compressed RLE")
     starts = np.concatenate([[0], ends[:-1] + 1])
     if (ends - starts).max() > 6:  # 7 groups hold 35 bits, more than any image has pixels
         raise ValueError("a run of the RLE is too long")
-    places = np.arange(codes.size) - np.repeat(starts, ends - starts + 1)
-    values = np.add.reduceat((codes & 31) << (5 * places), starts)
-    values -= np.where(codes[ends] & 16, 1 << (5 * (ends - starts + 1)), 0)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
+    places = np.arange(groups.size) - np.repeat(starts, ends - starts + 1)
+    values = np.add.reduceat((groups & 31) << (5 * places), starts)
+    values -= np.where(groups[ends] & 16, 1 << (5 * (ends - starts + 1)), 0)
+    # Sum up the differences: the odd numbers of a code are one chain, the even ones from the third on another.
+    counts = np.diff(first)
+    numbers = np.arange(values.size) - np.repeat(first[:-1], counts)
+    chains = 3 * np.repeat(np.arange(len(codes)), counts) + np.where(numbers == 0, 0, 1 + numbers % 2)
+    order = np.argsort(chains, kind="stable")
+    sums = np.cumsum(values[order])
+    begins = np.flatnonzero(np.diff(chains[order], prepend=-1))
+    before = np.concatenate([[0], sums])[begins]  # what was summed before the chain
+    values[order] = sums - np.repeat(before, np.diff(begins, append=values.size))
     if values.min() < 0:
         raise ValueError("a run of the RLE is negative")
-    return values
+    return values, first
 
 
 def rasterise(

@@ -1,11 +1,159 @@
-"""Which images a training step sees: a plan that is a function of the seed and the step alone."""
+"""Which images a training step sees: a plan that is a function of the seed and the step alone.
+
+How often an image is due in an epoch is decided by one of three draws (`EveryImage`, `RepeatFactors`, `ClassAware`);
+`TrainSampler` shuffles, batches and shares out what they give. Letters: n images of the data set, C classes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tailseg.data.annotations import Annotations
+from tailseg.recipe import DataRecipe
+
+Rounding = Literal["ceil", "stochastic"]
+
+
+class Draw(Protocol):
+    """The images of an epoch before they are shuffled."""
+
+    @property
+    def length(self) -> int:
+        """Images of every epoch, repetitions counted."""
+
+    def images(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """(length,) indices in [0, n)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EveryImage:
+    """Each of ``length`` images once."""
+
+    length: int
+
+    def images(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """(n,) indices: 0..n-1."""
+        return np.arange(self.length)
+
+
+class RepeatFactors:
+    """Image i about factors[i] times an epoch (LVIS paper, appendix B.2).
+
+    ``ceil``: exactly ceil(factor) times, every epoch alike. ``stochastic``: floor or ceil, the latter with the
+    probability of the factor's fraction, anew each epoch. All images are rounded by one random number (systematic
+    sampling over a random order), so that their sum is that of the factors, rounded down or up: every epoch has the
+    sum rounded up, and where one image is missing, a random one is added.
+    """
+
+    def __init__(self, factors: NDArray[np.float64], rounding: Rounding = "ceil") -> None:
+        if len(factors) and not (np.isfinite(factors).all() and factors.min() >= 1):
+            raise ValueError(f"expected repeat factors of at least 1, received {factors.min()} to {factors.max()}")
+        self.factors = factors
+        self.whole = (np.ceil(factors) if rounding == "ceil" else np.floor(factors)).astype(np.int64)
+        self.fractions = np.maximum(factors - self.whole, 0)
+        self._most = int(np.ceil(np.round(self.fractions.sum(), 6)))  # a whole sum may miss it by rounding
+        self.length = int(self.whole.sum()) + self._most
+
+    def images(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """(length,) indices."""
+        counts = self.whole.copy()
+        if self._most:
+            order = rng.permutation(len(counts))
+            edges = np.floor(np.cumsum(self.fractions[order]) + rng.random()).astype(np.int64)
+            counts[order] += np.diff(edges.clip(max=self._most), prepend=0)
+            counts[order[: self.length - counts.sum()]] += 1
+        indices: NDArray[np.int64] = np.repeat(np.arange(len(counts)), counts)
+        return indices
+
+
+class ClassAware:
+    """As many draws as there are images: a class, all equally often, then an image of it, all equally often.
+
+    "Equally" up to one: the classes are gone through again and again in a random order, and so are the images of each.
+    """
+
+    def __init__(self, images: NDArray[np.int64], labels: NDArray[np.int64], length: int) -> None:
+        """Take the pairs (image, class), each once and at least one, and the draws of an epoch."""
+        if len(images) == 0:
+            raise ValueError("expected at least one pair of image and class, received none")
+        self.length = length
+        by_class = np.argsort(labels, kind="stable")
+        self.members = images[by_class]  # the images of the first class, of the second, ...
+        _, self.sizes = np.unique(labels, return_counts=True)
+
+    def images(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """(length,) indices."""
+        classes = len(self.sizes)
+        draws = np.full(classes, self.length // classes)
+        draws[rng.permutation(classes)[: self.length % classes]] += 1
+        of_member = np.repeat(np.arange(classes), self.sizes)
+        shuffled: NDArray[np.int64] = self.members[np.lexsort((rng.random(len(self.members)), of_member))]
+        first, began = np.cumsum(self.sizes) - self.sizes, np.cumsum(draws) - draws
+        nth = np.arange(self.length) - np.repeat(began, draws)  # 0, 1, ... within each class
+        drawn: NDArray[np.int64] = shuffled[np.repeat(first, draws) + nth % np.repeat(self.sizes, draws)]
+        return drawn
+
+
+def image_class_pairs(
+    annotations: Annotations, images: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which classes each image holds, crowds left out.
+
+    Args:
+        annotations: the file.
+        images: the n images that count, rising positions in the file; by default all.
+
+    Returns:
+        (P,) positions in ``images`` and (P,) labels; each pair once, in the order of images.
+    """
+    rows_of = np.diff(annotations.first_annotation)
+    positions = np.full(len(annotations), -1)
+    chosen = np.arange(len(annotations)) if images is None else images
+    positions[chosen] = np.arange(len(chosen))
+    of_row = np.repeat(positions, rows_of)
+    kept = (of_row >= 0) & ~np.asarray(annotations.crowd)
+    classes = len(annotations.categories)
+    pairs = np.unique(of_row[kept] * classes + np.asarray(annotations.labels)[kept])
+    return pairs // classes, pairs % classes
+
+
+def repeat_factors(
+    annotations: Annotations, threshold: float, images: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
+    """How often repeat factor sampling wants each image (spec, section 23).
+
+    f(c) = images that hold c / n; r(c) = max(1, sqrt(threshold / f(c))); r(image) = the largest of its classes', 1 for
+    an image without any.
+
+    Args:
+        annotations: the file.
+        threshold: share of the images below which a class is repeated.
+        images: the n images that are sampled, rising positions in the file; by default all.
+
+    Returns:
+        (n,) factors of at least 1.
+    """
+    count = len(annotations) if images is None else len(images)
+    of_pair, labels = image_class_pairs(annotations, images)
+    frequency = np.bincount(labels, minlength=len(annotations.categories)) / max(count, 1)
+    of_class = np.sqrt(threshold / np.where(frequency > 0, frequency, np.inf))
+    factors = np.ones(count)
+    np.maximum.at(factors, of_pair, of_class[labels])
+    return factors
+
+
+def epoch_draw(annotations: Annotations, images: NDArray[np.int64], recipe: DataRecipe) -> Draw:
+    """How often the recipe's sampler wants each of the training images, given by their positions in the file."""
+    if recipe.sampler == "repeat-factor":
+        return RepeatFactors(repeat_factors(annotations, recipe.repeat_threshold, images), recipe.repeat_rounding)
+    if recipe.sampler == "class-aware":
+        return ClassAware(*image_class_pairs(annotations, images), len(images))
+    return EveryImage(len(images))
 
 
 class TrainSampler:
@@ -13,7 +161,7 @@ class TrainSampler:
 
     A global batch holds ``batch_size_per_process * world`` images, of one orientation group (w < h, or w >=
     h) but for the one or two batches made of what the groups leave over. The last of these is filled up from
-    the start of the epoch's order. Every image occurs once an epoch, apart from the filling. Nothing depends
+    the start of the epoch's order. Apart from the filling, every image occurs as often as it is due. Nothing depends
     on what was drawn before, so a run goes on from any step as if it had never stopped.
     """
 
@@ -24,6 +172,7 @@ class TrainSampler:
         rank: int = 0,
         world: int = 1,
         seed: int = 0,
+        draw: Draw | None = None,
     ) -> None:
         """Make the plan.
 
@@ -33,6 +182,7 @@ class TrainSampler:
             rank: number of this process, below ``world``.
             world: number of processes.
             seed: of the order and of each sample's own seed.
+            draw: how often each image is due; by default once an epoch.
 
         Raises:
             ValueError: there are no images, or a number is out of its range.
@@ -46,24 +196,18 @@ class TrainSampler:
         self.rank = rank
         self.world = world
         self.seed = seed
+        self.draw = draw or EveryImage(len(aspect_groups))
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches an epoch."""
-        size = self.batch_size * self.world
-        groups = self.aspect_groups[self.epoch_indices()]
-        counts = np.array([np.count_nonzero(groups), np.count_nonzero(~groups)])
-        return int((counts // size).sum() + -(-(counts % size).sum() // size))
-
-    def epoch_indices(self) -> NDArray[np.int64]:
-        """The images of an epoch before shuffling: each once."""
-        return np.arange(len(self.aspect_groups))
+        """Global batches of every epoch."""
+        return -(-self.draw.length // (self.batch_size * self.world))
 
     def batches(self, epoch: int) -> NDArray[np.int64]:
         """(steps, batch_size_per_process * world) indices: the global batches of an epoch."""
         size = self.batch_size * self.world
         rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(self.epoch_indices())
+        order = rng.permutation(self.draw.images(rng))
         tall = self.aspect_groups[order]
         whole, left = [], []
         for group in (order[tall], order[~tall]):

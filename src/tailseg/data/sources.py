@@ -16,7 +16,13 @@ SYNTHETIC = "synthetic"
 
 
 def open_source(
-    data: str, *, need: tuple[str, ...] = ("train", "val"), rare_max: int = 10, common_max: int = 100, show: bool = True
+    data: str,
+    *,
+    need: tuple[str, ...] = ("train", "val"),
+    rare_max: int = 10,
+    common_max: int = 100,
+    show: bool = True,
+    look_for_images: bool = True,
 ) -> DataSplits:
     """Open a data set and check that every image that it lists is there.
 
@@ -27,6 +33,7 @@ def open_source(
         rare_max: most training images of a rare class, for data without frequency groups.
         common_max: most training images of a common class.
         show: draw a progress bar while the built-in set is drawn.
+        look_for_images: check that the images are there.
 
     Raises:
         UserError: something is missing or broken.
@@ -36,7 +43,7 @@ def open_source(
         splits = DataSplits(SYNTHETIC, splits.train, splits.val)
     else:
         splits = open_data(data, need=need, rare_max=rare_max, common_max=common_max)
-    for split in need:
+    for split in need if look_for_images else ():
         annotations = getattr(splits, split)
         annotations.check_images()
     return splits

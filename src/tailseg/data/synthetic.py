@@ -9,7 +9,6 @@ own curve. The picture of an image depends on the seed, the split, its number an
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import orjson
 from hotcoco import mask as rle
 from numpy.typing import NDArray
 
+from tailseg.data.store import cache_folder
 from tailseg.data.synthetic_scenes import MAX_OBJECTS, ObjectClass, Scene, draw_scene, object_classes
 from tailseg.errors import UserError
 
@@ -323,10 +323,9 @@ def write_synthetic(
 
 def default_synthetic_folder(settings: SyntheticSettings) -> Path:
     """Where these settings are kept: in ``$TAILSEG_CACHE``, else in ``~/.cache/tailseg``."""
-    root = os.environ.get("TAILSEG_CACHE")
     identity = orjson.dumps([VERSION, asdict(settings)], option=orjson.OPT_SORT_KEYS)
     name = f"synthetic-{hashlib.sha256(identity).hexdigest()[:12]}"
-    return (Path(root) if root else Path.home() / ".cache" / "tailseg") / name
+    return cache_folder() / name
 
 
 def open_synthetic(settings: SyntheticSettings, *, progress: Callable[[int, int], None] | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""Changes of an image together with its objects: resize and flip.
+"""Changes of an image together with its objects: resize, crop and flip.
 
 Each transform takes an image (H, W, 3) uint8, its `Instances` and a numpy generator, the only source of
 chance. Masks ride along in their frames: no transform resamples them.
@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tailseg.data.masks import boxes_from_masks
+from tailseg.recipe import DataRecipe
 from tailseg.structures import Instances
 
 Image = NDArray[np.uint8]  # (H, W, 3) RGB
@@ -38,25 +40,91 @@ def fitted_size(image_hw: tuple[int, int], short: int, long: int) -> tuple[int, 
 
 @dataclass(frozen=True, slots=True)
 class ResizeShortestEdge:
-    """Fit the image into a size drawn from ``short`` (pixels, one value: no chance) by ``long``, bilinear."""
+    """Fit the image into a size drawn from ``short`` (pixels, one value: no chance) by ``long``, bilinear.
+
+    With ``from_reduced`` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size where that is still at least the size
+    drawn. Sizes, boxes and masks come out the same; pixels are averaged before they are interpolated, so fine texture
+    has less aliasing: for training.
+    """
 
     short: tuple[int, ...]
     long: int
+    from_reduced: bool = False
 
     def __post_init__(self) -> None:
         if not self.short or min(*self.short, self.long) < 1:
             raise ValueError(f"expected sides of at least one pixel, received {self.short} and {self.long}")
 
+    def size(self, image_hw: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+        """The size that an image is given: all chance there is in resizing it."""
+        short = self.short[rng.integers(len(self.short))] if len(self.short) > 1 else self.short[0]
+        return fitted_size(image_hw, short, self.long)
+
     def __call__(self, image: Image, instances: Instances, rng: np.random.Generator) -> tuple[Image, Instances]:
         """The resized image; boxes and frames scaled by the true ratio of each axis, boxes clipped."""
-        old_h, old_w = image.shape[:2]
-        short = self.short[rng.integers(len(self.short))] if len(self.short) > 1 else self.short[0]
-        height, width = fitted_size((old_h, old_w), short, self.long)
-        ratios = instances.boxes.new_tensor([width / old_w, height / old_h] * 2)
-        if (height, width) != (old_h, old_w):
-            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-        boxes = clip_boxes(instances.boxes * ratios, (height, width))
-        return image, replace(instances, boxes=boxes, mask_frames=instances.mask_frames * ratios)
+        return _resized(image, instances, self.size((image.shape[0], image.shape[1]), rng))
+
+
+@dataclass(frozen=True, slots=True)
+class ResizeLongestEdge:
+    """Give the longer edge a length drawn from ``low`` to ``high`` (pixels, both included), bilinear.
+
+    ``from_reduced`` as in `ResizeShortestEdge`.
+    """
+
+    low: int
+    high: int
+    from_reduced: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.low <= self.high:
+            raise ValueError(f"expected edges of at least one pixel in order, received {self.low} and {self.high}")
+
+    def size(self, image_hw: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+        """The size that an image is given: all chance there is in resizing it."""
+        edge = int(rng.integers(self.low, self.high + 1))
+        return fitted_size(image_hw, edge, edge)
+
+    def __call__(self, image: Image, instances: Instances, rng: np.random.Generator) -> tuple[Image, Instances]:
+        """The resized image; boxes and frames scaled by the true ratio of each axis, boxes clipped."""
+        return _resized(image, instances, self.size((image.shape[0], image.shape[1]), rng))
+
+
+def _resized(image: Image, instances: Instances, image_hw: tuple[int, int]) -> tuple[Image, Instances]:
+    (old_h, old_w), (height, width) = image.shape[:2], image_hw
+    ratios = instances.boxes.new_tensor([width / old_w, height / old_h] * 2)
+    if (height, width) != (old_h, old_w):
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
+    boxes = clip_boxes(instances.boxes * ratios, image_hw)
+    return image, replace(instances, boxes=boxes, mask_frames=instances.mask_frames * ratios)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomCrop:
+    """Cut out a square of ``side`` pixels at a place drawn anew; an axis that is shorter stays whole (spec, section 2).
+
+    Objects that are cut get the box around what is left of their mask; those of which nothing is left are dropped.
+    """
+
+    side: int
+
+    def __post_init__(self) -> None:
+        if self.side < 1:
+            raise ValueError(f"expected a side of at least one pixel, received {self.side}")
+
+    def __call__(self, image: Image, instances: Instances, rng: np.random.Generator) -> tuple[Image, Instances]:
+        """The crop; two numbers are drawn in any case."""
+        y, x = (int(rng.integers(max(side - self.side, 0) + 1)) for side in image.shape[:2])
+        crop = image[y : y + self.side, x : x + self.side]
+        height, width = crop.shape[:2]
+        shift = instances.boxes.new_tensor([x, y, x, y])
+        boxes, frames = instances.boxes - shift, instances.mask_frames - shift
+        clipped = clip_boxes(boxes, (height, width))
+        cut = (clipped != boxes).any(dim=1)
+        left = boxes_from_masks(instances.masks[cut], frames[cut], (0, 0, width, height))
+        boxes[cut] = left
+        kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        return crop, replace(instances, boxes=boxes, mask_frames=frames)[kept]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +149,7 @@ class HorizontalFlip:
             masks=instances.masks.flip(-1),
             mask_frames=_mirrored(instances.mask_frames, width),
         )
-        return image[:, ::-1], mirrored
+        return cv2.flip(image, 1).astype(np.uint8, copy=False), mirrored
 
 
 def _mirrored(rectangles: Tensor, width: int) -> Tensor:
@@ -97,6 +165,19 @@ class Compose:
 
     transforms: tuple[Transform, ...]
 
+    def reduction(self, image_hw: tuple[int, int], seed: int) -> int:
+        """By how much (1, 2, 4 or 8) an image may be reduced while it is decoded for a sample with this seed.
+
+        Only if the first transform resizes and agrees, and only by divisors of both sides, since factors and boxes
+        are then the same numbers as of the whole image, to the bit.
+        """
+        first = self.transforms[0] if self.transforms else None
+        if not isinstance(first, ResizeShortestEdge | ResizeLongestEdge) or not first.from_reduced:
+            return 1
+        needed = first.size(image_hw, np.random.default_rng(seed))
+        sides = list(zip(image_hw, needed, strict=True))
+        return next((k for k in (8, 4, 2) if all(a % k == 0 and a // k >= b for a, b in sides)), 1)
+
     def __call__(self, image: Image, instances: Instances, rng: np.random.Generator) -> tuple[Image, Instances]:
         """The image and its objects after all transforms."""
         for transform in self.transforms:
@@ -107,3 +188,12 @@ class Compose:
 def fit_transform(short: int, long: int) -> Compose:
     """What evaluation and prediction do to an image: fit it, nothing by chance."""
     return Compose((ResizeShortestEdge((short,), long),))
+
+
+def train_transform(recipe: DataRecipe) -> Compose:
+    """What training does to an image: resize, crop, mirror, all by chance."""
+    resize: Transform = ResizeShortestEdge(recipe.short_edges, recipe.long_edge, from_reduced=True)
+    if recipe.long_edges is not None:
+        resize = ResizeLongestEdge(*recipe.long_edges, from_reduced=True)
+    crop = () if recipe.crop is None else (RandomCrop(recipe.crop),)
+    return Compose((resize, *crop, HorizontalFlip(recipe.flip)))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tailseg.data.dataset import DetectionDataset
 from tailseg.data.loading import eval_loader
-from tailseg.evaluation.metrics import Scores, score
+from tailseg.evaluation.metrics import DEFAULT, ScoreOptions, Scores, score, write_scores
 from tailseg.evaluation.results import ResultsWriter, merge_results
 from tailseg.model.detector import Detector
 from tailseg.progress import progress_bar
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -32,9 +33,14 @@ def evaluate(
     autocast: bool = False,
     category_ids: Sequence[int | None] | None = None,
     frequencies: Mapping[int, str] | None = None,
+    train_images: Mapping[int, int] | None = None,
+    options: ScoreOptions = DEFAULT,
     show: bool = True,
 ) -> Scores | None:
-    """Write ``out/detections.json`` and ``out/metrics.json``.
+    """Write ``out/detections.json``, ``out/metrics.json`` and ``out/classes.csv``.
+
+    Images without any annotation, such as those of a test server, leave nothing to score: then only the first is
+    written, and the scores hold nothing.
 
     Every process detects its share of the images; process 0 merges the shares, scores them and returns the
     scores, the others return None.
@@ -53,6 +59,8 @@ def evaluate(
         category_ids: (C,) the data's category id of each label; detections of a label without one are left out. By
             default the labels are the data set's own.
         frequencies: group of each category id; by default that of the data set's categories.
+        train_images: number of training images of each category id, for the table of classes.
+        options: what is measured; ``analyse`` writes ``out/analysis.json``.
         show: draw a progress bar.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -82,16 +90,19 @@ def evaluate(
     for path in parts:
         path.unlink()
     annotations = dataset.annotations
+    if not len(annotations.labels):
+        logger.warning(
+            "%s: has no annotations, so there is nothing to score; send %s to the test server.",
+            annotations.path, out / "detections.json",
+        )  # fmt: skip
+        return Scores(metrics={}, per_category=[])
     scores = score(
         annotations.path,
         out / "detections.json",
+        options=options,
         frequencies=frequencies or {category.id: category.frequency for category in annotations.categories},
+        train_images=train_images,
         mask_areas=True,
     )
-    write_json(out / "metrics.json", scores.metrics)
+    write_scores(scores, out / "metrics.json", out / "classes.csv", out / "analysis.json")
     return scores
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write indented JSON."""
-    path.write_text(json.dumps(content, indent=1) + "\n")

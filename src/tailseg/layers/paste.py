@@ -7,12 +7,14 @@ h and w the crop.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from hotcoco import mask as rle_codec
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:  # scoring a file needs codes, but not PyTorch with its seconds and its gigabyte
+    from torch import Tensor
 
 Pixels = NDArray[np.bool_]
 

@@ -24,9 +24,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tailseg.data.annotations import Annotations, DataSplits
 from tailseg.data.dataset import DetectionDataset
 from tailseg.data.loading import train_loader
-from tailseg.data.sampling import TrainSampler
+from tailseg.data.sampling import RepeatFactors, TrainSampler, epoch_draw
 from tailseg.data.sources import summary
-from tailseg.data.transforms import Compose, HorizontalFlip, ResizeShortestEdge, fit_transform
+from tailseg.data.transforms import fit_transform, train_transform
 from tailseg.errors import UserError
 from tailseg.evaluation.evaluate import evaluate
 from tailseg.evaluation.metrics import Scores
@@ -49,8 +49,7 @@ INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 def train_dataset(data: DataSplits, recipe: DataRecipe) -> DetectionDataset:
     """The training split with the recipe's augmentation; images without annotations are left out."""
     assert data.train is not None
-    transform = Compose((ResizeShortestEdge(recipe.short_edges, recipe.long_edge), HorizontalFlip(recipe.flip)))
-    return DetectionDataset(data.train, transform, drop_empty=True, mask_grid=recipe.mask_grid)
+    return DetectionDataset(data.train, train_transform(recipe), drop_empty=True, mask_grid=recipe.mask_grid)
 
 
 def class_statistics(train: Annotations) -> ClassStatistics:
@@ -189,6 +188,7 @@ class Run:
             fabric.global_rank,
             fabric.world_size,
             seed,
+            epoch_draw(data.train, self.dataset.image_indices, recipe.data),
         )
         accumulate = recipe.training.accumulate
         self.steps_per_epoch = max(1, self.sampler.steps_per_epoch // accumulate)
@@ -247,6 +247,10 @@ class Run:
                 trainable / 1e6,
                 self.weights_note,
             )
+            draw = self.sampler.draw
+            if isinstance(draw, RepeatFactors):
+                images, most = len(self.dataset), draw.factors.max()
+                logger.info("Repeat factors: %d images make %d an epoch, r up to %.2f.", images, draw.length, most)
             logger.info(
                 "Learning rate %g = %g x %d / %d (images a step / the recipe's reference), %d steps from step %d on.",
                 self.base_rate,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tailseg.data.annotations import Category
-from tailseg.data.parsing import category_columns, read_json, table
+from tailseg.data.parsing import category_columns, read_categories
 from tailseg.data.sources import same_name
 from tailseg.errors import UserError
 from tailseg.model.build import build_detector
@@ -191,7 +191,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _read_categories(path: Path) -> list[Category]:
-    rows = table(read_json(path), path, "categories", "category")
+    rows = read_categories(path)
     ids, names, groups = category_columns(rows)
     about = {row["id"]: row for row in rows.rows}
     counts = [

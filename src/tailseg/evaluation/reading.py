@@ -1,0 +1,414 @@
+"""Results files read with checks, in bounded memory: a file becomes columns some megabytes at a time.
+
+Never are all rows Python objects at once, and what cannot count is let go on the way: rows beyond the best of their
+image (or of their class), and masks of classes that nobody looked for in their image. N is the number of rows.
+"""
+
+from __future__ import annotations
+
+import gc
+import gzip
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import orjson
+from hotcoco import mask as rle_codec
+from numpy.typing import NDArray
+
+from tailseg.errors import UserError
+from tailseg.layers.paste import Rle
+
+Row = dict[str, Any]
+
+_CHUNK = 16 << 20  # bytes read at once
+_WINDOW = 1 << 16  # bytes at their end in which the last row's end is looked for
+_SETTLE = 1_000_000  # rows that wait, at least, until the best are picked
+_SEAM = re.compile(rb"\}\s*,\s*\{")  # between two rows
+_NOT_A_NUMBER = re.compile(rb"-?(NaN|Infinity)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Known:
+    """What an annotation file says that rows are checked against."""
+
+    image_ids: NDArray[np.int64]  # (I,) ascending
+    image_hws: NDArray[np.int64]  # (I, 2) pixels
+    category_ids: NDArray[np.int64]  # (K,) ascending
+    judged: NDArray[np.bool_]  # (I, K) the class was annotated in the image, or verified absent
+
+    def codes(self, columns: ResultColumns) -> list[Any]:
+        """The masks of rows as run-length codes."""
+        assert columns.counts is not None
+        return self.codes_at(np.searchsorted(self.image_ids, columns.image_ids), columns.counts)
+
+    def codes_at(self, images: NDArray[np.int64], counts: NDArray[np.object_]) -> list[Any]:
+        """Run lengths of masks in the images at these positions, as run-length codes."""
+        sizes = self.image_hws.tolist()  # shared: one list an image, not one a mask
+        return [{"size": sizes[i], "counts": c} for i, c in zip(images.tolist(), counts.tolist(), strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cut:
+    """Which detections count: the best ``limit`` of each image, or of each class over all images."""
+
+    limit: int = 300
+    per_class: bool = False
+
+    def best(self, columns: ResultColumns) -> NDArray[np.int64]:
+        """Positions of the rows that count, in the file's order; ties go to the earlier row."""
+        groups = columns.category_ids if self.per_class else columns.image_ids
+        order = np.lexsort((-columns.scores, groups))  # stable
+        grouped = groups[order]
+        rank = np.arange(len(order)) - np.searchsorted(grouped, grouped)
+        return np.sort(order[rank < self.limit])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ResultColumns:
+    """Rows of a results file as columns, in the file's order, every value checked."""
+
+    image_ids: NDArray[np.int64]  # (N,)
+    category_ids: NDArray[np.int64]  # (N,)
+    scores: NDArray[np.float64]  # (N,) finite
+    judged: NDArray[np.bool_]  # (N,) false: left out by the rules, though it takes a place among the best
+    boxes: NDArray[np.float64] | None  # (N, 4) xywh in pixels; None if the first row has none
+    counts: NDArray[np.object_] | None  # (N,) run lengths as in the file, None where not judged; None if not asked for
+    mask_areas: NDArray[np.float64] | None  # (N,) pixels
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: NDArray[Any]) -> ResultColumns:
+        """The rows at the positions ``index``, or where the mask ``index`` is true."""
+        columns: dict[str, Any] = {name: getattr(self, name) for name in _NAMES}
+        chosen: dict[str, Any] = {name: None if c is None else c[index] for name, c in columns.items()}
+        return ResultColumns(**chosen)
+
+    @staticmethod
+    def join(parts: Sequence[ResultColumns]) -> ResultColumns:
+        """All rows of all parts, of which there is at least one."""
+        columns: dict[str, list[Any]] = {name: [getattr(part, name) for part in parts] for name in _NAMES}
+        joined: dict[str, Any] = {k: None if v[0] is None else np.concatenate(v) for k, v in columns.items()}
+        return ResultColumns(**joined)
+
+
+_NAMES = ResultColumns.__slots__
+
+
+def read_results(
+    detections: Path | list[Row], source: str, known: Known, need: Sequence[str], cut: Cut
+) -> ResultColumns:
+    """Check the rows of a results file against an annotation file and turn those that count into columns.
+
+    Args:
+        detections: the file (``.json`` or ``.json.gz``), or its rows.
+        source: the file's name, for messages.
+        known: ids and sizes of the annotation file.
+        need: which of "bbox" and "segm" every row must have. Boxes are read whenever the first row has one.
+        cut: which rows count.
+
+    Raises:
+        UserError: the file is missing or damaged; or names the first row (counted from 0) that is at fault.
+    """
+    settled: list[ResultColumns] = []
+    waiting, done = 0, 0
+    with_boxes = "bbox" in need
+    with _no_garbage_collection():
+        for rows in _row_lists(detections, source):
+            if done == 0 and rows and isinstance(rows[0], dict):
+                with_boxes |= "bbox" in rows[0]
+            columns = _columns(Rows(rows=rows, source=source, first=done), known, with_boxes, "segm" in need)
+            settled.append(columns)
+            done += len(rows)
+            waiting += len(rows)
+            if waiting > max(_SETTLE, len(settled[0])):
+                settled, waiting = [_best(settled, cut)], 0
+        found = _best(settled, cut)
+    return found[found.judged]
+
+
+def _best(parts: list[ResultColumns], cut: Cut) -> ResultColumns:
+    joined = ResultColumns.join(parts)
+    return joined[cut.best(joined)]
+
+
+def _row_lists(detections: Path | list[Row], source: str) -> Iterator[list[Row]]:
+    """The rows of a file in lists of some megabytes' worth; at least one list, which may be empty."""
+    if not isinstance(detections, Path):
+        if not isinstance(detections, list):
+            raise UserError(f"{source}: expected a list of results rows, found {_kind(detections)}")
+        yield detections
+        return
+    text, before, lines = b"", 0, 0  # not yet parsed; bytes and line ends parsed before it
+    with _reading(detections) as file:
+        while block := file.read(_CHUNK):
+            text += block
+            if before == 0 and text.lstrip()[:1] == b"{":
+                raise UserError(f"{source}: expected a list of results rows, found an object")
+            seam = _last_seam(text)
+            if seam is None:
+                continue
+            end = seam.start() + 1
+            try:
+                rows = _parse_rows(text[:end] + b"]", source, before, lines)
+            except UserError:
+                if not _closed(text[:end]):
+                    continue  # the seam is within a row: more must be read at once
+                raise
+            yield rows
+            begin = seam.end() - 1
+            before, lines = before + begin - 1, lines + text.count(b"\n", 0, begin)
+            text = b"[" + text[begin:]
+        yield _parse_rows(text, source, before, lines)
+
+
+def _last_seam(text: bytes) -> re.Match[bytes] | None:
+    """Where the last row ends that is followed by another. In a row's own lists or strings it may be wrong."""
+    seam = None
+    for seam in _SEAM.finditer(text, max(0, len(text) - _WINDOW)):  # noqa: B007
+        pass
+    return seam
+
+
+def _closed(text: bytes) -> bool:
+    """Whether every brace and every string is closed, but for braces within strings."""
+    plain = text.replace(rb"\\", b"").replace(rb"\"", b"")
+    return plain.count(b"{") == plain.count(b"}") and plain.count(b'"') % 2 == 0
+
+
+def _parse_rows(text: bytes, source: str, before: int, lines: int) -> list[Row]:
+    if not before and not text.strip():
+        raise UserError(f"{source}: the file is empty; write or download it again")
+    try:
+        rows = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise _not_json(source, text, error, before, lines) from error
+    if not isinstance(rows, list):
+        raise UserError(f"{source}: expected a list of results rows, found {_kind(rows)}")
+    return rows
+
+
+def _not_json(source: str, text: bytes, error: orjson.JSONDecodeError, before: int = 0, lines: int = 0) -> UserError:
+    line = lines + text.count(b"\n", 0, error.pos) + 1
+    where = f"not valid JSON at line {line}, byte {before + error.pos}"
+    if word := _NOT_A_NUMBER.match(text, error.pos):
+        return UserError(f"{source}: {where}: {word[0].decode()} is no JSON number; mend what wrote it")
+    return UserError(f"{source}: {where} ({error.msg}); write or download it again")
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file, which may be packed with gzip (``.gz``).
+
+    Raises:
+        UserError: the file is missing, empty, damaged, or cut off.
+    """
+    with _reading(path) as file:
+        text = file.read()
+    if not text.strip():
+        raise UserError(f"{path}: the file is empty; write or download it again")
+    with _no_garbage_collection():
+        try:
+            return orjson.loads(text)
+        except orjson.JSONDecodeError as error:
+            raise _not_json(str(path), text, error) from error
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    """The file opened, unpacked if its name ends in .gz; what goes wrong while it is read is told in one sentence."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not a whole gzip file ({error}); write or download it again") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """None of the new objects is garbage, and searching millions takes longer than reading them."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """A stretch of rows of one list of a file, of which faults are told by number."""
+
+    rows: list[Row]
+    source: str  # the file's name, for messages
+    noun: str = "row"
+    first: int = 0  # number of the first row
+
+    def place(self, index: int) -> str:
+        """Where the row at position ``index`` stands."""
+        return f"{self.source}: {self.noun} {self.first + index}"
+
+    def whole_numbers(self, key: str) -> NDArray[np.int64]:
+        """(N,) one key of all rows, ids for instance."""
+        return self._column(key, "a whole number", _is_int, "i").astype(np.int64)
+
+    def numbers(self, key: str) -> NDArray[np.float64]:
+        """(N,) one key of all rows, finite."""
+        return self._column(key, "a finite number", _is_number, "if").astype(np.float64)
+
+    def boxes(self) -> NDArray[np.float64]:
+        """(N, 4) xywh in pixels."""
+        return self._column("bbox", "four finite numbers x, y, width, height", _is_box, "if", 4).astype(np.float64)
+
+    def _column(
+        self, key: str, expected: str, valid: Callable[[Any], bool], kinds: str, width: int = 0
+    ) -> NDArray[Any]:
+        """One key of all rows as an array (N,), or (N, width); one by one only to name a fault."""
+        if not self.rows:
+            return np.zeros((0, width) if width else 0)
+        try:
+            array = np.asarray([row[key] for row in self.rows])
+        except (KeyError, TypeError, ValueError, IndexError):
+            array = np.empty(0, dtype=object)
+        shape = (len(self.rows), width) if width else (len(self.rows),)
+        if array.shape == shape and array.dtype.kind in kinds and np.isfinite(array).all():
+            return array
+        for index, row in enumerate(self.rows):
+            if not isinstance(row, dict):
+                raise UserError(f"{self.place(index)} is {_kind(row)}, not an object with image_id, category_id, ...")
+            if key not in row:
+                raise UserError(f"{self.place(index)} has no {key!r}; every {self.noun} needs one here")
+            if not valid(row[key]):
+                place = f"{self.source}: {key} of {self.noun} {self.first + index}"
+                raise UserError(f"{place} is {_short(row[key])}, expected {expected}")
+        raise UserError(f"{self.source}: {key} must be {expected} in every {self.noun}")
+
+    def masks(self, image_hws: NDArray[np.int64]) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
+        """The segmentations' run lengths (polygons are rasterised), and their areas in pixels."""
+        try:
+            masks = [row["segmentation"] for row in self.rows]
+            sizes = np.asarray([mask["size"] for mask in masks]).reshape(-1, 2)
+            counts = [mask["counts"] for mask in masks]
+            sound = sizes.dtype.kind == "i" and bool((sizes == image_hws).all())
+        except (KeyError, TypeError, ValueError):
+            sound = not self.rows
+        if not sound:  # polygons, or a fault to be named
+            masks = []
+            for index, (row, image_hw) in enumerate(zip(self.rows, image_hws.tolist(), strict=True)):
+                if "segmentation" not in row:
+                    raise UserError(f"{self.place(index)} has no 'segmentation'; score boxes alone or add masks")
+                masks.append(_to_rle(row["segmentation"], image_hw, self._mask_place(index)))
+            counts = [mask["counts"] for mask in masks]
+        return np.fromiter(counts, dtype=object, count=len(counts)), self._mask_areas(masks)
+
+    def _mask_place(self, index: int) -> str:
+        return f"{self.source}: segmentation of {self.noun} {self.first + index}"
+
+    def _mask_areas(self, masks: list[Rle]) -> NDArray[np.float64]:
+        try:
+            return np.asarray(rle_codec.area(masks) if masks else (), dtype=np.float64)
+        except (ValueError, TypeError):
+            for index, mask in enumerate(masks):
+                try:
+                    rle_codec.area(mask)
+                except (ValueError, TypeError) as error:
+                    raise UserError(f"{self._mask_place(index)} is malformed ({error})") from error
+            raise
+
+
+def _columns(rows: Rows, known: Known, with_boxes: bool, with_masks: bool) -> ResultColumns:
+    """Rows of a results file as columns."""
+    images, categories = rows.whole_numbers("image_id"), rows.whole_numbers("category_id")
+    image, strange = positions(images, known.image_ids)
+    _require_known(rows, images, strange, "image")
+    category, strange = positions(categories, known.category_ids)
+    _require_known(rows, categories, strange, "category")
+    scores = rows.numbers("score")
+    boxes = rows.boxes() if with_boxes else None
+    judged = known.judged[image, category]
+    counts = areas = None
+    if with_masks:
+        counts, areas = rows.masks(known.image_hws[image])
+        counts[~judged] = None
+    return ResultColumns(
+        image_ids=images,
+        category_ids=categories,
+        scores=scores,
+        judged=judged,
+        boxes=boxes,
+        counts=counts,
+        mask_areas=areas,
+    )
+
+
+def positions(ids: NDArray[np.int64], known: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Where each id stands among the known ones, which ascend; and which ids are not among them."""
+    places = np.searchsorted(known, ids)
+    strange = places == len(known)
+    strange[~strange] = known[places[~strange]] != ids[~strange]
+    return places, strange
+
+
+def _require_known(rows: Rows, ids: NDArray[np.int64], strange: NDArray[np.bool_], what: str) -> None:
+    if strange.any():
+        index = int(strange.argmax())
+        raise UserError(
+            f"{rows.place(index)} names {what} {ids[index]}, which the annotation file does not have;"
+            " score against the split that the results were made on"
+        )
+
+
+def _to_rle(segmentation: Any, image_hw: Sequence[int], place: str) -> Rle:
+    """A segmentation as it stands in a file, as a run-length code of the image's size.
+
+    Args:
+        segmentation: run-length code, or polygons [[x, y, x, y, ...], ...] in pixels.
+        image_hw: (height, width) of the image in pixels.
+        place: file and row, for messages.
+
+    Raises:
+        UserError: it is neither of the two, or its size is not the image's. Counts are not looked into.
+    """
+    if isinstance(segmentation, dict):
+        if list(image_hw) != segmentation.get("size"):
+            found = _short(segmentation.get("size"))
+            raise UserError(f"{place} has the size {found}, expected [height, width] = {list(image_hw)}")
+        if not isinstance(segmentation.get("counts"), str | bytes | list):
+            raise UserError(f"{place} has no run-length counts")
+        return segmentation
+    try:
+        rle = rle_codec.merge([rle_codec.frPoly(polygon, *image_hw) for polygon in segmentation])
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{place} is neither a run-length code nor a list of polygons ({error})") from error
+    return {"size": list(image_hw), "counts": rle["counts"].decode("ascii")}
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def _is_box(value: Any) -> bool:
+    """Whether a value read from a file is four finite numbers."""
+    return isinstance(value, list | tuple | np.ndarray) and len(value) == 4 and all(map(_is_number, value))
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", type(None): "null", bool: "true or false"}
+    return names.get(type(value), "a number")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

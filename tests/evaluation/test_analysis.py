@@ -1,0 +1,92 @@
+"""The analysis on a case that can be counted by hand."""
+
+import copy
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from tailseg.evaluation.analysis import frequency_bins
+from tailseg.evaluation.analysis_page import write_page
+from tailseg.evaluation.metrics import ScoreOptions, score
+
+
+def row(box, category, **changes):
+    x, y, w, h = box
+    mask = np.zeros((100, 100), dtype=np.uint8, order="F")
+    mask[y : y + h, x : x + w] = 1
+    code = {"size": [100, 100], "counts": coco_mask.encode(mask)["counts"].decode()}
+    return {"image_id": 1, "category_id": category, "bbox": box, "area": w * h, "segmentation": code} | changes
+
+
+TRUTH = {
+    "images": [{"id": 1, "height": 100, "width": 100}],
+    "categories": [{"id": i, "name": name, "image_count": n} for i, name, n in ((1, "cat", 5), (4, "dog", 500))],
+    "annotations": [row([0, 0, 20, 20], 1, id=1), row([40, 40, 20, 20], 1, id=2), row([70, 70, 20, 20], 4, id=3)],
+}
+FOUND = [
+    row([0, 0, 20, 20], 1, score=0.95),  # right
+    row([0, 0, 20, 20], 1, score=0.85),  # a duplicate
+    row([40, 40, 20, 20], 4, score=0.75),  # a cat taken for a dog
+    row([74, 74, 20, 20], 4, score=0.65),  # IoU 0.47: badly placed
+    row([70, 0, 20, 20], 4, score=0.15),  # nothing there
+]
+
+
+def analysis(rows=FOUND):
+    return score(TRUTH, rows, options=ScoreOptions(analyse=True)).analysis
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_by_hand(kind):
+    found = analysis()[kind]
+    assert found["errors"]["counts"] == {"Cls": 1, "Loc": 1, "Both": 0, "Dupe": 1, "Bkg": 1, "Miss": 0}
+    assert found["confusions"] == [{"object": "cat", "found": "dog", "count": 1}]
+    bins = [(b["bin_lower"], b["count"], b["avg_accuracy"]) for b in found["calibration"]["bins"] if b["count"]]
+    assert bins == [pytest.approx(b) for b in ((0.1, 1, 0), (0.6, 1, 0), (0.7, 1, 0), (0.8, 1, 0), (0.9, 1, 1))]
+    # Gaps of 0.15, 0.65, 0.75, 0.85 and 0.05, one detection each.
+    assert found["calibration"]["ece"] == pytest.approx(0.49)
+    assert found["calibration"]["mce"] == pytest.approx(0.85)
+    assert found["frequency"] == [
+        {"first": 4, "last": 10, "classes": 1, "AP": pytest.approx(51 / 101)},
+        {"first": 317, "last": 1000, "classes": 1, "AP": 0},
+    ]
+
+
+def test_nothing_found():
+    found = analysis([])["segm"]
+    assert found["confusions"] == []
+    assert found["errors"]["counts"]["Miss"] == 3
+    assert found["calibration"]["ece"] == 0
+
+
+def test_page_is_well_formed_whatever_is_missing(tmp_path):
+    """Class names are escaped; without training images there is no chart of them."""
+    nothing = {"images": [], "annotations": [], "categories": []}
+    named = copy.deepcopy(TRUTH)
+    named["categories"][0]["name"] = "<cat> & co"
+    for category in named["categories"]:
+        del category["image_count"]
+    for data, rows, charts in ((TRUTH, FOUND, 6), (TRUTH, [], 6), (named, FOUND, 4), (nothing, [], 4)):
+        scores = score(data, rows, options=ScoreOptions(analyse=True))
+        write_page(scores.analysis, scores.per_category, tmp_path / "page.html")
+        page = (tmp_path / "page.html").read_text()
+        assert page.count("<svg") == charts
+        body = page[page.index("<body>") : page.index("</html>")]
+        root = ElementTree.fromstring(body.replace("xlink:href", "href"))
+        names = [cell.text for cell in root.iter("td")][:2]
+        assert names == ([data["categories"][0]["name"], "dog"] if rows else [])
+
+
+def test_bins_of_frequency():
+    images = [0, 3, 4, 100, 101, 100_001, None, 7]
+    rows = [{"train_images": n, "segm_AP": None if n == 7 else i / 10} for i, n in enumerate(images)]
+    assert [(b["first"], b["last"], b["classes"], b["AP"]) for b in frequency_bins(rows, "segm")] == [
+        (0, 3, 2, pytest.approx(0.05)),
+        (4, 10, 1, pytest.approx(0.2)),
+        (32, 100, 1, pytest.approx(0.3)),
+        (101, 316, 1, pytest.approx(0.4)),
+        (100_001, None, 1, pytest.approx(0.5)),
+    ]
+    assert frequency_bins([], "segm") == []

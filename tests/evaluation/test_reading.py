@@ -1,0 +1,234 @@
+"""Results files read back: what columns they become, what is let go on the way, what is said about faults."""
+
+import gzip
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from tailseg.errors import UserError
+from tailseg.evaluation import reading
+from tailseg.evaluation.reading import Cut, Known, read_json, read_results
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.json", b"", "empty"),
+        ("blank.json", b"  \n", "empty"),
+        ("cut.json", b'[{"image_id": 1,\n "sco', "line 2, byte"),
+        ("cut.json.gz", gzip.compress(b"[1, 2, 3]" * 99)[:-12], "not a whole gzip file"),
+        ("plain.json.gz", b"[]", "not a whole gzip file"),
+        ("bytes.json", b'["\xff\xfe"]', "not valid JSON"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_json(tmp_path / name)
+    assert name in str(caught.value)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.json: cannot be read"):
+        read_json(tmp_path / "gone.json")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_json(tmp_path)
+
+
+def test_gzip_is_unpacked(tmp_path):
+    (tmp_path / "r.json.gz").write_bytes(gzip.compress(b'[{"a": 1}]'))
+    assert read_json(tmp_path / "r.json.gz") == [{"a": 1}]
+
+
+def row(**changes) -> dict:
+    mask = np.zeros((32, 48), dtype=np.uint8, order="F")
+    mask[3:5, 4:9] = 1
+    counts = coco_mask.encode(mask)["counts"].decode()
+    good = {"image_id": 1, "category_id": 7, "bbox": [4, 3, 5, 2.0], "score": 0.5}
+    good["segmentation"] = {"size": [32, 48], "counts": counts}
+    return {key: value for key, value in (good | changes).items() if value is not ...}
+
+
+def known(**changes) -> Known:
+    about = {
+        "image_ids": np.array([1, 2]),
+        "image_hws": np.array([[32, 48], [10, 10]]),
+        "category_ids": np.array([7, 9]),
+        "judged": np.ones((2, 2), dtype=bool),
+    }
+    return Known(**(about | changes))
+
+
+def read(rows, need=("bbox", "segm"), cut=Cut(), about=None):  # noqa: B008
+    return read_results(rows, "r.json", about or known(), need, cut)
+
+
+def test_columns():
+    polygon = [[4.0, 3.0, 9.0, 3.0, 9.0, 5.0, 4.0, 5.0]]
+    uncompressed = {"size": [32, 48], "counts": [5, 3, 32 * 48 - 8]}
+    columns = read([row(), row(score=1, segmentation=polygon), row(segmentation=uncompressed, category_id=9)])
+    assert columns.scores.tolist() == [0.5, 1.0, 0.5]
+    assert columns.category_ids.tolist() == [7, 7, 9]
+    assert columns.boxes.tolist() == [[4, 3, 5, 2]] * 3
+    assert columns.mask_areas.tolist() == [10, 10, 3]
+    assert columns[np.array([2])].mask_areas.tolist() == [3]
+
+
+def test_no_columns():
+    columns = read([])
+    assert len(columns) == 0
+    assert columns.boxes.shape == (0, 4)
+    assert columns.counts.tolist() == []
+
+
+def test_boxes_are_optional_for_masks_but_for_all_rows_alike():
+    assert read([row(bbox=...)], ["segm"]).boxes is None
+    with pytest.raises(UserError, match="row 1 has no 'bbox'"):
+        read([row(), row(bbox=...)], ["segm"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_id": ...}, "row 1 has no 'image_id'"),
+        ({"category_id": ...}, "row 1 has no 'category_id'"),
+        ({"score": ...}, "row 1 has no 'score'"),
+        ({"bbox": ...}, "row 1 has no 'bbox'"),
+        ({"segmentation": ...}, "row 1 has no 'segmentation'"),
+        ({"image_id": 3}, "row 1 names image 3"),
+        ({"image_id": "1"}, "image_id of row 1 is '1', expected a whole number"),
+        ({"image_id": 1.5}, "image_id of row 1 is 1.5"),
+        ({"image_id": 2**70}, "image_id of row 1"),
+        ({"category_id": 8}, "row 1 names category 8"),
+        ({"category_id": None}, "category_id of row 1 is None"),
+        ({"score": float("nan")}, "score of row 1 is nan"),
+        ({"score": float("inf")}, "score of row 1 is inf"),
+        ({"score": "0.5"}, "score of row 1 is '0.5'"),
+        ({"score": None}, "score of row 1 is None"),
+        ({"bbox": [1, 2, 3]}, "bbox of row 1"),
+        ({"bbox": [1, 2, 3, None]}, "bbox of row 1"),
+        ({"bbox": [1, 2, 3, float("nan")]}, "bbox of row 1"),
+        ({"bbox": "1 2 3 4"}, "bbox of row 1"),
+        ({"segmentation": {"size": [48, 32], "counts": "0"}}, "row 1 has the size"),
+        ({"segmentation": {"counts": "0"}}, "row 1 has the size None"),
+        ({"segmentation": {"size": [32, 48]}}, "row 1 has no run-length counts"),
+        ({"segmentation": {"size": [32, 48], "counts": "oooo"}}, "row 1 is malformed"),
+        ({"segmentation": {"size": [32, 48], "counts": "\x00"}}, "row 1 is malformed"),
+        ({"segmentation": {"size": [32, 48], "counts": [-1, 5]}}, "row 1 is malformed"),
+        ({"segmentation": {"size": [32, 48], "counts": [0, 32 * 48 + 1]}}, "row 1 is malformed"),
+        ({"segmentation": "mask"}, "neither a run-length code nor"),
+        ({"segmentation": None}, "neither a run-length code nor"),
+    ],
+)
+def test_faulty_rows_are_named(changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read([row(), row(**changes)])
+    assert str(caught.value).startswith("r.json: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("rows", "message"), [({}, "found an object"), ("x", "a string"), ([row(), 5], "row 1 is")])
+def test_rows_that_are_none(rows, message):
+    with pytest.raises(UserError, match=message):
+        read(rows)
+
+
+def test_masks_that_nobody_looked_for_are_let_go():
+    about = known(judged=np.array([[True, False], [True, True]]))
+    columns = read([row(), row(category_id=9), row(score=0.4)], about=about)
+    assert columns.scores.tolist() == [0.5, 0.4]
+    assert columns.counts.tolist() == [row()["segmentation"]["counts"]] * 2
+    # It takes its place among the best all the same.
+    columns = read([row(score=0.3), row(category_id=9)], about=about, cut=Cut(limit=1))
+    assert len(columns) == 0
+    with pytest.raises(UserError, match="row 0 is malformed"):  # and its mask must be sound
+        read([row(category_id=9, segmentation={"size": [32, 48], "counts": "oooo"})], about=about)
+
+
+def test_ties_at_the_limit_go_to_the_earlier_row():
+    rows = [row(bbox=[i, 0, 1, 1], score=0.5) for i in range(4)] + [row(bbox=[9, 0, 1, 1], score=0.6)]
+    assert read(rows, cut=Cut(limit=3)).boxes[:, 0].tolist() == [0, 1, 9]
+
+
+def test_the_best_of_each_class_over_all_images():
+    small = {"size": [10, 10], "counts": [0, 3, 97]}
+    rows = [row(score=s, image_id=1 + i % 2, category_id=7 + i % 3 // 2 * 2) for i, s in enumerate((3, 5, 4, 1, 2, 6))]
+    for entry in rows[1::2]:
+        entry["segmentation"] = small
+    columns = read(rows, cut=Cut(limit=2, per_class=True))
+    assert columns.scores.tolist() == [3, 5, 4, 6]
+    assert columns.category_ids.tolist() == [7, 7, 9, 9]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("chunk", [7, 100, 1000])
+def test_a_file_read_in_pieces_is_the_same(tmp_path, monkeypatch, chunk, indent):
+    """Whatever the size of the pieces, and however early the best are picked."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(60):
+        size = [32, 48] if i % 3 else [10, 10]
+        mask = {"size": size, "counts": [int(rng.integers(9)), 3, size[0] * size[1]]}
+        mask["counts"][2] -= sum(mask["counts"][:2])
+        rows.append(row(image_id=1 if i % 3 else 2, score=int(rng.integers(9)) / 8, segmentation=mask))
+    (tmp_path / "r.json").write_text(json.dumps(rows, indent=indent))
+    (tmp_path / "r.json.gz").write_bytes(gzip.compress((tmp_path / "r.json").read_bytes()))
+    whole = read(rows, cut=Cut(limit=7))
+    monkeypatch.setattr(reading, "_CHUNK", chunk)
+    monkeypatch.setattr(reading, "_SETTLE", 5)
+    for name in ("r.json", "r.json.gz"):
+        pieces = read(tmp_path / name, cut=Cut(limit=7))
+        assert len(pieces) == 14
+        for column in ("image_ids", "category_ids", "scores", "boxes", "mask_areas", "counts"):
+            assert getattr(pieces, column).tolist() == getattr(whole, column).tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.replace(b'"score": 0.25', b'"score": NaN'), "line 26, byte .*NaN is no JSON number"),
+        (lambda t: t.replace(b'"score": 0.25', b'"score": -Infinity'), "line 26, byte .*Infinity is no JSON number"),
+        (lambda t: t.replace(b'"score": 0.25', b'"score": "0.25"'), "score of row 25 is '0.25'"),
+        (lambda t: t.replace(b'"score": 0.25', b'"image_id": "1"'), "image_id of row 25 is '1', expected a whole"),
+        (lambda t: t[:-9], "not valid JSON at line 40"),
+        (lambda t: b"", "the file is empty"),
+        (lambda t: b" " * 500, "the file is empty"),
+        (lambda t: b'{"images": ' + t + b"}", "expected a list of results rows, found an object"),
+        (lambda t: b"null", "expected a list of results rows, found null"),
+    ],
+)
+def test_faults_in_a_file_read_in_pieces(tmp_path, monkeypatch, change, message):
+    lines = [json.dumps(row(score=0.25 if i == 25 else 0.5)) for i in range(40)]
+    text = change(("[" + ",\n".join(lines) + "]").encode())
+    (tmp_path / "r.json").write_bytes(text)
+    for chunk in (200, 1 << 20):
+        monkeypatch.setattr(reading, "_CHUNK", chunk)
+        with pytest.raises(UserError, match=message) as caught:
+            read(tmp_path / "r.json")
+        assert str(caught.value).startswith("r.json: ")
+        assert "\n" not in str(caught.value)
+
+
+def test_objects_within_rows_and_brackets_in_strings_are_no_seams(tmp_path, monkeypatch):
+    rows = [row(note="}, {", parts=[{"a": 1}, {"b": {}}], score=i / 8) for i in range(8)]
+    rows[3]["note"] = "}"
+    (tmp_path / "r.json").write_text(json.dumps(rows))
+    monkeypatch.setattr(reading, "_CHUNK", 50)
+    assert read(tmp_path / "r.json").scores.tolist() == [i / 8 for i in range(8)]
+
+
+def test_many_detections_of_one_image_take_little_memory(tmp_path, monkeypatch):
+    """Far less than all rows would take as Python objects: what does not count is dropped on the way."""
+    line = json.dumps(row()).encode()
+    (tmp_path / "r.json").write_bytes(b"[" + b",\n".join([line] * 60_000) + b"]")
+    monkeypatch.setattr(reading, "_CHUNK", 1 << 17)
+    monkeypatch.setattr(reading, "_SETTLE", 1000)
+    tracemalloc.start()
+    columns = read(tmp_path / "r.json")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(columns) == 300
+    assert peak < 60_000 * len(line) / 2
