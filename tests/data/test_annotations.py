@@ -378,3 +378,12 @@ def test_lvis_v05_set(shared):
     assert data.report.empty_images == 7
     groups = [c.frequency for c in data.categories]
     assert [groups.count(g) for g in "rcf"] == [454, 461, 315]
+
+
+def test_a_file_for_a_test_server_has_no_list_of_annotations(tmp_path):
+    made = content()
+    del made["annotations"]
+    (tmp_path / "test.json").write_text(json.dumps(made))
+    found = load_annotations(tmp_path / "test.json", tmp_path)
+    assert (len(found), found.report.annotations, len(found.labels)) == (len(made["images"]), 0, 0)
+    assert found.report.empty_images == len(found)

@@ -83,12 +83,14 @@ def positions_of(wanted: NDArray[np.int64], ids: NDArray[np.int64]) -> tuple[NDA
 def read_tables(path: Path, kinds: dict[str, str] = KINDS) -> Iterator[Table]:
     """The lists of a file that are keys of ``kinds``, in the file's order, some rows at a time.
 
-    Each list begins with a table whose ``first`` is 0, also where it is empty.
+    Each list begins with a table whose ``first`` is 0, also where it is empty. A file with images may lack the list of
+    annotations, as those of test servers do: it counts as empty.
 
     Raises:
         UserError: the file cannot be read or is not valid JSON; a list is missing or no list of objects.
     """
     found: set[str] = set()
+    has_images = False
     for key, first, rows in read_lists(path, kinds):
         kind = kinds[key]
         if first == 0 and key in found:
@@ -99,9 +101,12 @@ def read_tables(path: Path, kinds: dict[str, str] = KINDS) -> Iterator[Table]:
             position = next(i for i, row in enumerate(rows) if type(row) is not dict)
             raise UserError(f"{path}: {key}[{first + position}] is {short(rows[position])}; it must be an object")
         found.add(key)
+        has_images |= key == "images" and bool(rows)
         yield Table(path, kind, rows, first)
     for key, kind in kinds.items():
-        if key not in found:
+        if key == "annotations" and key not in found and has_images:
+            yield Table(path, kind, [], 0)
+        elif key not in found:
             raise UserError(f"{path}: {key!r} is missing; {_EXPECTED} {kind} objects there")
 
 
