@@ -142,6 +142,7 @@ def test_train_with_odd_but_sound_data(trained: tuple[Path, Done]) -> None:
         "metrics.jsonl",
         "metrics.json",
         "detections.json",
+        "classes.csv",
         "recipe.yaml",
     }
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
