@@ -41,20 +41,24 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds: dict[str, float] = defaultdict(float)
+        self._within = [0.0]  # of the calls that are running, outermost first: seconds of watched calls inside
 
     def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             harness.wait(self.device)
             start = time.perf_counter()
+            self._within.append(0.0)
             result = function(*args, **kwargs)
             harness.wait(self.device)
-            self.seconds[name] += time.perf_counter() - start
+            whole = time.perf_counter() - start
+            self.seconds[name] += whole - self._within.pop()
+            self._within[-1] += whole
             return result
 
         return call
 
     def watch(self, detector: Detector) -> None:
-        """Time every part of a detector from now on; the parts do not overlap."""
+        """Time every part of a detector from now on, each without the parts that it calls."""
         for name, (path, method) in SITES.items():
             owner = detector.get_submodule(path)
             setattr(owner, method, self.around(name, getattr(owner, method)))

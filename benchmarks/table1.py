@@ -11,46 +11,35 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
-import platform
-import shlex
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
-import torch
+from miniature import (
+    METRICS,
+    ROOT,
+    SEED,
+    TITLES,
+    Method,
+    about,
+    collect,
+    described,
+    gains,
+    run_all,
+    table,
+    values,
+)
 
 from tailseg.data.annotations import Annotations
 from tailseg.data.sources import SYNTHETIC, open_source
-from tailseg.evaluation.comparison import number
 
-ROOT = Path(__file__).resolve().parents[1]
-SEED = 1  # the first; the budget was chosen with seed 0, for all methods alike
 BASELINE = "cross-entropy"
-METRICS = (("bbox", "AP"), ("segm", "AP"), ("segm", "APr"), ("segm", "APc"), ("segm", "APf"))
-TITLES = ("box AP", "mask AP", "APr", "APc", "APf")
 REPORT = {  # Table 1 of the report, LVIS v1 val
     "cross-entropy": (16.9, 16.0, 0.0, 12.3, 27.3),
     "eql": (19.3, 18.4, 1.8, 17.1, 27.1),
     "seesaw": (24.3, 23.3, 13.0, 22.9, 28.2),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """A row: what is trained, or how another row's models are tested."""
-
-    title: str
-    settings: tuple[str, ...] = ()
-    recipe: str = "demo/cross-entropy"
-    tested_from: str | None = None  # a row whose models are evaluated anew with `settings`
 
 
 def methods(train: Annotations) -> dict[str, Method]:
@@ -86,96 +75,16 @@ def methods(train: Annotations) -> dict[str, Method]:
 # Runs
 
 
-def command(method: Method, name: str, seed: int, out: Path) -> list[str]:
-    """The command line of one run; its metrics land in ``out/NAME-SEED/metrics.json``."""
-    folder = out / f"{name}-{seed}"
-    settings = [part for setting in method.settings for part in ("--set", setting)]
-    tailseg = [str(Path(sys.executable).with_name("tailseg"))]
-    if method.tested_from is not None:
-        model = out / f"{method.tested_from}-{seed}" / "last.safetensors"
-        return [*tailseg, "eval", str(model), "--data", SYNTHETIC, "--out", str(folder), "--quiet", *settings]
-    resume = ["--resume"] if (folder / "trainer.safetensors").is_file() else []
-    return [
-        *(*tailseg, "train", method.recipe, "--data", SYNTHETIC, "--out", str(folder), "--seed", str(seed), "--quiet"),
-        *("--set", "data.workers=0", *settings, *resume),
-    ]
-
-
-def run_all(rows: dict[str, Method], seeds: int, jobs: int, out: Path) -> None:
-    """Train what is not trained yet, ``jobs`` runs at a time, the report's three rows first."""
-    out.mkdir(parents=True, exist_ok=True)
-    order = sorted(
-        ((name, seed) for name in rows for seed in range(SEED, SEED + seeds)),
-        key=lambda run: (rows[run[0]].tested_from is not None, run[0] not in REPORT, run[1]),
-    )
-    waiting = [run for run in order if not (out / f"{run[0]}-{run[1]}" / "metrics.json").is_file()]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    running: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
-    while waiting or running:
-        for run, process in list(running.items()):
-            if process.poll() is None:
-                continue
-            del running[run]
-            if process.returncode != 0:
-                raise SystemExit(f"{run[0]}-{run[1]} failed; see {out / f'{run[0]}-{run[1]}.log'}")
-            print(f"{time.strftime('%H:%M')} {run[0]}-{run[1]}: {len(waiting)} waiting", flush=True)
-        # A row that is tested from another one waits until that is trained.
-        ready = [r for r in waiting if rows[r[0]].tested_from is None or not running]
-        while ready and len(running) < jobs:
-            name, seed = ready.pop(0)
-            waiting.remove((name, seed))
-            with (out / f"{name}-{seed}.log").open("wb") as log:
-                arguments = command(rows[name], name, seed, out)
-                running[name, seed] = subprocess.Popen(arguments, env=environment, stdout=log, stderr=log)
-        time.sleep(0.5)
-
-
-def collect(rows: dict[str, Method], seeds: int, out: Path) -> dict[str, Any]:
-    """Every run's metrics and per-class AP, and how it was made."""
-    found = {}
-    for name, method in rows.items():
-        runs = [json.loads((out / f"{name}-{seed}" / "metrics.json").read_text()) for seed in range(SEED, SEED + seeds)]
-        source = method.tested_from
-        how = f"test of {source}" if source else f"tailseg train {method.recipe}"
-        settings = shlex.join(part for setting in method.settings for part in ("--set", setting))
-        found[name] = {"title": method.title, "command": f"{how} {settings}".strip(), "runs": runs}
-    return found
-
-
 # ---------------------------------------------------------------------------------------------------------
 # The page
-
-
-def values(method: dict[str, Any], kind: str, metric: str) -> list[float]:
-    """A metric of every seed, in percent; NaN where the set has no such class."""
-    numbers = [number(run[kind][metric]) for run in method["runs"]]
-    return [math.nan if value is None else 100 * value for value in numbers]
-
-
-def spread(numbers: Sequence[float]) -> str:
-    return f"{mean(numbers):.1f} ± {stdev(numbers):.1f}" if len(numbers) > 1 else f"{numbers[0]:.1f}"
-
-
-def table(found: dict[str, Any]) -> list[str]:
-    lines = [f"| | {' | '.join(TITLES)} |", "|---|" + "---:|" * len(TITLES)]
-    for method in found.values():
-        lines.append(f"| {method['title']} | " + " | ".join(spread(values(method, *m)) for m in METRICS) + " |")
-    return lines
 
 
 def paired(found: dict[str, Any]) -> list[str]:
     """Differences to the baseline, seed by seed: what the seeds have in common is gone."""
     lines = [f"| minus {found[BASELINE]['title'].lower()} | {' | '.join(TITLES)} |", "|---|" + "---:|" * len(TITLES)]
     for name, method in found.items():
-        if name == BASELINE:
-            continue
-        cells = []
-        for kind, metric in METRICS:
-            pairs = zip(values(method, kind, metric), values(found[BASELINE], kind, metric), strict=True)
-            gains = [ours - theirs for ours, theirs in pairs]
-            sign = "+" if mean(gains) >= 0 else ""
-            cells.append((sign + spread(gains)).replace("-", "−"))
-        lines.append(f"| {method['title']} | " + " | ".join(cells) + " |")
+        if name != BASELINE:
+            lines.append(f"| {method['title']} | " + " | ".join(gains(method, found[BASELINE])) + " |")
     return lines
 
 
@@ -217,8 +126,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 
 def page(results: dict[str, Any]) -> str:
-    found, data = results["methods"], results["data"]
-    groups = data["classes_by_frequency"]
+    found = results["methods"]
     tried = (ROOT / "docs/results/table1-tried.md").read_text()
     return "\n".join(
         [
@@ -226,10 +134,9 @@ def page(results: dict[str, Any]) -> str:
             "",
             "<!-- made by benchmarks/table1.py; the last section by hand, in table1-tried.md -->",
             "",
-            f"Mask R-CNN (the `demo` recipes) on the built-in set: {data['classes']} classes ({groups['r']} rare, "
-            f"{groups['c']} common, {groups['f']} frequent), {data['train_images']} training and {data['val_images']} "
-            f"validation images of {data['size']} px. Every method: {results['images_seen']} images seen, the same "
-            f"optimiser, schedule, sampler and seeds ({SEED} to {SEED + results['seeds'] - 1}); only `classifier` "
+            f"Mask R-CNN (the `demo` recipes) on {described(results)}. "
+            f"Every method: {results['images_seen']} images seen, the same optimiser, schedule, sampler and seeds "
+            f"({SEED} to {SEED + results['seeds'] - 1}); only `classifier` "
             "differs. Percent, mean ± standard deviation over the seeds.",
             "",
             *table(found),
@@ -265,7 +172,6 @@ def main() -> None:
     arguments = parser.parse_args()
     data = open_source(SYNTHETIC, show=False)
     assert data.train is not None
-    assert data.val is not None
     rows = methods(data.train)
     if arguments.methods:
         chosen = arguments.methods.split(",")
@@ -274,21 +180,8 @@ def main() -> None:
             parser.error(f"unknown methods {', '.join(unknown)}; there are {', '.join(rows)}")
         run_all({name: rows[name] for name in chosen}, arguments.seeds, arguments.jobs, arguments.out)
         return
-    run_all(rows, arguments.seeds, arguments.jobs, arguments.out)
-    lines = (arguments.out / f"{BASELINE}-{SEED}" / "metrics.jsonl").read_text().splitlines()
-    batch = 8  # of the demo recipes
-    frequencies = [category.frequency for category in data.train.categories]
-    results = {
-        "data": {
-            "classes": len(frequencies),
-            "classes_by_frequency": {group: frequencies.count(group) for group in "rcf"},
-            "train_images": len(data.train),
-            "val_images": len(data.val),
-            "size": int(data.train.image_hws.max()),
-        },
-        "seeds": arguments.seeds,
-        "images_seen": batch * json.loads(lines[-1])["step"],
-        "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
+    run_all(rows, arguments.seeds, arguments.jobs, arguments.out, REPORT)
+    results = about(data, arguments.seeds, arguments.out / f"{BASELINE}-{SEED}") | {
         "report": REPORT,
         "methods": collect(rows, arguments.seeds, arguments.out),
     }

@@ -90,6 +90,7 @@ def scene(settings: Settings) -> tuple[Batch, list[Tensor]]:
         valid=torch.ones(count, objects, dtype=torch.bool),
         masks=ellipse.expand(count, objects, -1, -1).contiguous(),
         mask_frames=boxes + margin,
+        absent=torch.zeros(count, settings.classes, dtype=torch.bool),
     )
     return batch, [bitmaps(own, settings.size) for own in boxes]
 

@@ -251,12 +251,12 @@ def test_twin_computes_what_we_do():
         ours = detector.features(batch)
         theirs = list(twin.backbone(twin.transform(images)[0].tensors).values())
         rows = torch.rand(3, 256, 7, 7)
-        logits, deltas = detector.stages[0].box_head(rows)
+        ours_of_rows = detector.stages[0].box_head(lambda _rois: rows, torch.zeros(3, 5))
         their_logits, their_deltas = twin.roi_heads.box_predictor(twin.roi_heads.box_head(rows))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
-    torch.testing.assert_close(logits, their_logits.roll(-1, 1))
-    torch.testing.assert_close(deltas, their_deltas.view(3, 5, 4)[:, 1:])
+    torch.testing.assert_close(ours_of_rows.logits, their_logits.roll(-1, 1))
+    torch.testing.assert_close(ours_of_rows.deltas, their_deltas.view(3, 5, 4)[:, 1:])
     trained = {n for n, p in detector.backbone.net.named_parameters() if p.requires_grad and "bn" not in n}
     assert {n for n in trained if "conv" in n} == {
         n for n, p in twin.backbone.body.named_parameters() if p.requires_grad and "conv" in n

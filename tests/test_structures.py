@@ -86,6 +86,7 @@ def test_moving_keeps_values():
         valid=torch.tensor([[True], [False]]),
         masks=torch.ones(2, 1, 3, 3, dtype=torch.uint8),
         mask_frames=torch.rand(2, 1, 4),
+        absent=torch.tensor([[True, False], [False, False]]),
     )
     moved = batch.to("cpu")
     assert len(moved) == 2

@@ -96,14 +96,16 @@ def test_missing_groups_are_no_number(table1):
 
 
 def test_commands(table1, train, tmp_path):
+    import miniature
+
     rows = table1.methods(train)
-    fresh = table1.command(rows["eql"], "eql", 2, tmp_path)
+    fresh = miniature.command(rows["eql"], "eql", 2, tmp_path)
     assert fresh[1:7] == ["train", "demo/cross-entropy", "--data", "synthetic", "--out", str(tmp_path / "eql-2")]
     assert "--resume" not in fresh
     (tmp_path / "eql-2").mkdir()
     (tmp_path / "eql-2" / "trainer.safetensors").touch()
-    assert table1.command(rows["eql"], "eql", 2, tmp_path)[-1] == "--resume"
-    tested = table1.command(rows["tau-norm"], "tau-norm", 2, tmp_path)
+    assert miniature.command(rows["eql"], "eql", 2, tmp_path)[-1] == "--resume"
+    tested = miniature.command(rows["tau-norm"], "tau-norm", 2, tmp_path)
     assert tested[1:3] == ["eval", str(tmp_path / "cross-entropy-2" / "last.safetensors")]
     assert tested[-2:] == ["--set", "test.tau_norm=1"]
 

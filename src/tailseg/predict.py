@@ -83,6 +83,7 @@ class Model:
         sample = Sample(
             image=torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1))),
             instances=instances,
+            absent=torch.zeros(0, dtype=torch.bool),
             image_id=0,
             original_hw=(picture.shape[0], picture.shape[1]),
         )
@@ -189,10 +190,13 @@ def _write_prediction(
 
 
 def to_json(detections: Detections, categories: tuple[Category, ...]) -> list[dict[str, Any]]:
-    """Detections as plain values: category, score, bbox xywh in pixels, segmentation as COCO RLE."""
+    """Detections as plain values: category, score, bbox xywh in pixels, segmentation as COCO RLE.
+
+    A model that ranks masks by a score of their own adds a mask_score.
+    """
     masks = encode_masks(detections.masks, detections.boxes, detections.image_hw)
-    rows = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), masks, strict=True)
-    return [
+    found = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), masks, strict=True)
+    rows: list[dict[str, Any]] = [
         {
             "category_id": categories[label].id,
             "category": categories[label].name,
@@ -200,5 +204,9 @@ def to_json(detections: Detections, categories: tuple[Category, ...]) -> list[di
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "segmentation": mask,
         }
-        for (x1, y1, x2, y2), score, label, mask in rows
+        for (x1, y1, x2, y2), score, label, mask in found
     ]
+    if detections.mask_scores is not None:
+        for row, mask_score in zip(rows, detections.mask_scores.tolist(), strict=True):
+            row["mask_score"] = mask_score
+    return rows

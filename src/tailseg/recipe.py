@@ -86,6 +86,8 @@ class BoxHeadRecipe(Section):
 
     width: int = Field(1024, ge=1)
     """Width of the two hidden layers."""
+    convs: int = Field(0, ge=0)
+    """3x3 convolutions with batch norm before the hidden layers, of which there is then one; not for TSD."""
     class_agnostic: bool = False
     """One box a RoI instead of one a class."""
     box_beta: float = Field(0.0, ge=0)
@@ -105,12 +107,67 @@ class MaskHeadRecipe(Section):
     """Channels of the hidden maps."""
     convs: int = Field(4, ge=1)
     """Number of 3x3 convolutions."""
+    norm: bool = False
+    """Batch norm after each of them, over all processes."""
+    upsample: Literal["deconv", "carafe"] = "deconv"
+    """A transposed convolution, or content-aware reassembly (`tailseg.layers.carafe`)."""
     class_agnostic: bool = False
     """One mask a RoI instead of one a class: for sets too small to teach every class its own."""
     normalized: bool = False
     """The last 1x1 convolution is normalised (report, Eq. 3, at every place)."""
     temperature: float = Field(20.0, gt=0)
     """τ of a normalised one."""
+
+
+class ContextRecipe(Section):
+    """`tailseg.model.context.ContextEncoder` (report, section 1.2): its vector is added to every RoI feature."""
+
+    weight: float = Field(0.0, ge=0)
+    """Of the multi-label loss; where it is 0 there is no context encoder."""
+    convs: int = Field(4, ge=1)
+    """Number of 3x3 convolutions on P6."""
+    residual: bool = False
+    """They come in pairs, each with a shortcut."""
+    norm: bool = False
+    """Batch norm after each of them, over all processes."""
+    unlabelled: Literal["negative", "ignored"] = "negative"
+    """Classes that are neither annotated in an image nor verified to be absent: counted as absent, or left out."""
+
+    @model_validator(mode="after")
+    def _pairs(self) -> ContextRecipe:
+        if self.residual and self.convs % 2:
+            raise ValueError(f"residual needs an even number of convs, received {self.convs}")
+        return self
+
+
+class TsdRecipe(Section):
+    """`tailseg.model.tsd.TsdBoxHead`: the box head of the stages that say `tsd`."""
+
+    shift_width: int = Field(256, ge=1)
+    """Width of the layers that shift the proposals."""
+    gamma: float = Field(0.1, gt=0)
+    """γ: a shift of 1 moves by this share of the RoI's side."""
+    class_margin: float = Field(0.3, ge=0, le=1)
+    """Margin of the progressive constraint on class probabilities."""
+    box_margin: float = Field(0.3, ge=0, le=1)
+    """Margin of the progressive constraint on overlaps."""
+    constrain_classes: bool = True
+    """Use the former; the report leaves it out with Seesaw Loss."""
+    zero_init_shifts: bool = False
+    """Start with proposals where they are."""
+    detach_targets: bool = False
+    """No gradient from the box targets to the shift of the box."""
+
+
+class MaskIouRecipe(Section):
+    """`tailseg.model.mask_iou.MaskIouHead` (Mask Scoring R-CNN): after the last stage's mask head."""
+
+    weight: float = Field(0.0, ge=0)
+    """Of its squared error (0.5 in table 2); where it is 0 there is no such head."""
+    channels: int = Field(256, ge=1)
+    """Channels of the hidden maps."""
+    width: int = Field(1024, ge=1)
+    """Width of the two hidden layers."""
 
 
 class StageRecipe(Section):
@@ -120,6 +177,8 @@ class StageRecipe(Section):
     """A RoI is positive from this overlap with an object on."""
     stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
     """Standard deviations of the box deltas."""
+    tsd: bool = False
+    """Its box head is TSD's (`model.tsd`)."""
     weight: float = Field(1.0, ge=0)
     """Of the losses of classes and boxes."""
     mask_weight: float = Field(1.0, ge=0)
@@ -135,6 +194,9 @@ class ModelRecipe(Section):
     roi_pooling: RoiPoolingRecipe = RoiPoolingRecipe()
     box_head: BoxHeadRecipe = BoxHeadRecipe()
     mask_head: MaskHeadRecipe = MaskHeadRecipe()
+    mask_iou: MaskIouRecipe = MaskIouRecipe()
+    context: ContextRecipe = ContextRecipe()
+    tsd: TsdRecipe = TsdRecipe()
     stages: tuple[StageRecipe, ...] = Field((StageRecipe(),), min_length=1)
     """One for Mask R-CNN, three for a cascade; their masks are averaged."""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -152,6 +214,11 @@ class ModelRecipe(Section):
             raise ValueError(
                 "no stage has a mask head; set the mask_weight of one, such as model.stages.0.mask_weight=1"
             )
+        if self.mask_iou.weight > 0 and self.stages[-1].mask_weight == 0:
+            last = f"model.stages.{len(self.stages) - 1}.mask_weight"
+            raise ValueError(f"mask_iou judges the masks of the last stage, which has no mask head; set {last}=1")
+        if self.box_head.convs > 0 and any(stage.tsd for stage in self.stages):
+            raise ValueError("TSD has no convolutions; set model.box_head.convs=0, or no stage's tsd")
         return self
 
 

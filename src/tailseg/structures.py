@@ -57,6 +57,7 @@ class Sample:
 
     image: Tensor  # (3, H, W) uint8 RGB
     instances: Instances
+    absent: Tensor  # (C,) bool: classes verified to be in no part of the image
     image_id: int
     original_hw: tuple[int, int]  # pixels, before any transform
 
@@ -74,6 +75,7 @@ class Batch:
     valid: Tensor  # (B, G) bool, False in the padding
     masks: Tensor  # (B, G, S, S) uint8
     mask_frames: Tensor  # (B, G, 4) float32
+    absent: Tensor  # (B, C) bool: classes verified to be in no part of the image
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -97,6 +99,7 @@ class Detections:
     scores: Tensor  # (N,) float32 in [0, 1]
     labels: Tensor  # (N,) int64 in [0, C)
     masks: Tensor  # (N, M, M) float32 in [0, 1]: probabilities on a grid over the box
+    mask_scores: Tensor | None = None  # (N,) float32 in [0, 1], by which masks rank; None: by the scores
 
     def __post_init__(self) -> None:
         _require_same_rows(boxes=self.boxes, scores=self.scores, labels=self.labels, masks=self.masks)
@@ -112,6 +115,7 @@ class Detections:
             scores=self.scores[index],
             labels=self.labels[index],
             masks=self.masks[index],
+            mask_scores=None if self.mask_scores is None else self.mask_scores[index],
         )
 
     def to(self, device: torch.device | str) -> Detections:
@@ -122,4 +126,5 @@ class Detections:
             scores=self.scores.to(device),
             labels=self.labels.to(device),
             masks=self.masks.to(device),
+            mask_scores=None if self.mask_scores is None else self.mask_scores.to(device),
         )

@@ -27,6 +27,7 @@ def sample(height, width, count, image_id=1, side=6):
             masks=torch.full((count, side, side), 255, dtype=torch.uint8),
             mask_frames=torch.ones(count, 4),
         ),
+        absent=torch.arange(20) == count + 5,
         image_id=image_id,
         original_hw=(height * 2, width * 2),
     )

@@ -85,6 +85,7 @@ def scene() -> Batch:
         valid=valid,
         masks=masks,
         mask_frames=boxes,
+        absent=torch.zeros(2, CLASSES, dtype=torch.bool),
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from tailseg.layers.normalized import NormalizedLinear
 from tailseg.losses import CrossEntropyClassification, EqualizationV2Classification, SeesawClassification
 from tailseg.losses.classification import PRIOR_001
-from tailseg.model.box_head import BoxHead, RoISampler, RoITargets
+from tailseg.model.box_head import BoxHead, BoxPrediction, Pool, RoISampler, RoITargets
 from tailseg.model.boxes import encode
 from tailseg.model.matching import Matcher
 from tailseg.model.rpn import Proposals
@@ -73,6 +73,10 @@ def test_sampler_without_objects():
     assert not nothing.valid.any()
 
 
+def pool_of(features: torch.Tensor) -> Pool:
+    return lambda _rois, _shifts=None: features
+
+
 def some_targets() -> RoITargets:
     rois = torch.tensor([[0.0, 0, 0, 10, 20], [0, 8, 8, 24, 24], [0, 1, 2, 3, 4], [0, 7, 7, 7, 7]])
     boxes = torch.tensor([[1.0, 0, 11, 10], [8, 8, 24, 24], [1, 2, 3, 4], [7, 7, 7, 7]])
@@ -96,7 +100,7 @@ def test_losses_by_hand(agnostic, beta):
     deltas[1, 0] = torch.tensor([0.5, -2.0, 0.0, 0.0])
     deltas[0, -1, 3] = -3.0
     deltas.requires_grad_()
-    losses = head.loss(logits, deltas, some_targets())
+    losses = head.loss(BoxPrediction(logits=logits, deltas=deltas, boxes=some_targets().rois[:, 1:]), some_targets())
     # First RoI: dx = 0.1 / 0.1 = 1, dy = -5 / 20 / 0.1 = -2.5, dh = ln 0.5 / 0.2; second: no shift is wanted.
     differences = [1.0, 2.5, 0.0, abs(-3 - math.log(0.5) / 0.2), 0.5, 2.0, 0.0, 0.0]
     if beta:
@@ -124,8 +128,7 @@ def test_no_positive_gives_no_box_loss():
         objects=targets.objects,
         boxes=targets.rois[:, 1:],
     )
-    logits, deltas = head(torch.randn(4, 1, 7, 7))
-    losses = head.loss(logits, deltas, empty)
+    losses = head.loss(head(pool_of(torch.randn(4, 1, 7, 7)), targets.rois), empty)
     sum(losses.values()).backward()
     assert {name: value.item() for name, value in losses.items()} == {"classes": 0, "objectness": 0, "box": 0}
     assert all((p.grad == 0).all() for p in head.parameters())
@@ -135,26 +138,29 @@ def test_no_positive_gives_no_box_loss():
 def test_forward_and_decode(agnostic, columns):
     torch.manual_seed(0)
     head = BoxHead(3, SeesawClassification(5), width=8, normalized=True, class_agnostic=agnostic, stds=STDS)
-    logits, deltas = head(torch.randn(6, 3, 7, 7))
-    assert (logits.shape, deltas.shape) == ((6, 7), (6, columns, 4))
+    rois = torch.rand(6, 5)
+    prediction = head(pool_of(torch.randn(6, 3, 7, 7)), rois)
+    assert (prediction.logits.shape, prediction.deltas.shape) == ((6, 7), (6, columns, 4))
+    assert torch.equal(prediction.boxes, rois[:, 1:])
     assert isinstance(head.classifier, NormalizedLinear)
     rois = torch.tensor([[0.0, 0, 10, 20], [5, 5, 8, 9]])
     wanted = torch.tensor([[2.0, 3, 9, 30], [4, 4, 9, 11]])
-    back = head.decode(rois, encode(rois, wanted, STDS)[:, None].expand(-1, columns, -1))
+    deltas = encode(rois, wanted, STDS)[:, None].expand(-1, columns, -1)
+    back = head.decode(BoxPrediction(logits=torch.zeros(2, 7), deltas=deltas, boxes=rois))
     torch.testing.assert_close(back, wanted[:, None].expand(-1, columns, -1))
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_no_rois(agnostic):
     head = BoxHead(2, CrossEntropyClassification(3), width=4, class_agnostic=agnostic)
-    logits, deltas = head(torch.zeros(0, 2, 7, 7))
-    assert (logits.shape, deltas.shape) == ((0, 4), (0, 1 if agnostic else 3, 4))
+    prediction = head(pool_of(torch.zeros(0, 2, 7, 7)), torch.zeros(0, 5))
+    assert (prediction.logits.shape, prediction.deltas.shape) == ((0, 4), (0, 1 if agnostic else 3, 4))
     none = torch.zeros(0, dtype=torch.int64)
     targets = RoITargets(
         rois=torch.zeros(0, 5), labels=none, positive=none.bool(), valid=none.bool(), given=none.bool(), objects=none,
         boxes=torch.zeros(0, 4),
     )  # fmt: skip
-    losses = head.loss(logits, deltas, targets)
+    losses = head.loss(prediction, targets)
     sum(losses.values()).backward()
     assert all(value.item() == 0 for value in losses.values())
     assert all((p.grad == 0).all() for p in head.parameters())
@@ -167,8 +173,8 @@ def test_tau_norm_works_at_test_time_only():
         head.classifier.weight *= torch.tensor([3.0, 1, 0.2, 1, 1, 2])[:, None]
         head.classifier.bias += torch.arange(6.0)
     features = torch.randn(7, 4, 7, 7)
-    plain = head.train()(features)[0]
-    rebalanced = head.eval()(features)[0]
+    plain = head.train()(pool_of(features), torch.zeros(7, 5)).logits
+    rebalanced = head.eval()(pool_of(features), torch.zeros(7, 5)).logits
     hidden = torch.relu(head.fc2(torch.relu(head.fc1(features.flatten(1)))))
     norms = head.classifier.weight[:5].norm(dim=1)
     rows = head.classifier.weight[:5] / norms[:, None] * norms.mean()

@@ -1,6 +1,7 @@
 """The whole detector: what holds for any small one, and a cascade against its parts put together by hand."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,12 +12,13 @@ from torchvision.ops import batched_nms
 from tailseg.losses import CrossEntropyClassification, SeesawClassification
 from tailseg.model import detector as detector_module
 from tailseg.model.backbone import Backbone
-from tailseg.model.box_head import BoxHead, RoISampler
+from tailseg.model.box_head import BoxHead, BoxPrediction, RoISampler
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector, Stage
 from tailseg.model.fpn import FPN
 from tailseg.model.mask_head import MaskHead
 from tailseg.model.matching import Matcher
+from tailseg.model.roi_features import ImageFeatures
 from tailseg.model.rpn import RPN, Proposals
 from tailseg.recipe_values import resolve
 from tailseg.structures import Batch, Detections
@@ -70,6 +72,7 @@ def batch_of(images: list[Tensor], sizes: list[tuple[int, int]], **truth: Tensor
         "valid": torch.zeros(n, 1, dtype=torch.bool),
         "masks": torch.zeros(n, 1, 8, 8, dtype=torch.uint8),
         "mask_frames": torch.zeros(n, 1, 4),
+        "absent": torch.zeros(n, 0, dtype=torch.bool),
     }
     return Batch(
         images=torch.stack([F.pad(i, (0, width - i.shape[2], 0, height - i.shape[1])) for i in images]),
@@ -246,7 +249,7 @@ def test_neighbours_in_a_batch_do_not_change_detections():
     alone = detector.detect(
         Batch(**{
             name: getattr(alone, name)
-            for name in ("images", "image_ids", "boxes", "labels", "valid", "masks", "mask_frames")
+            for name in ("images", "image_ids", "boxes", "labels", "valid", "masks", "mask_frames", "absent")
         }, image_hws=torch.tensor([[50, 96]]), original_hws=torch.tensor([[50, 96]]))
     )[0]  # fmt: skip
     torch.testing.assert_close(together.boxes, alone.boxes, rtol=1e-4, atol=1e-3)
@@ -346,7 +349,7 @@ class TestCascade:
         for stage in detector.stages:
             stage.sampler.register_forward_pre_hook(lambda _module, inputs: given.append(inputs[0]))
             stage.sampler.register_forward_hook(lambda _module, _inputs, output: drawn.append(output))
-            stage.box_head.register_forward_hook(lambda _module, _inputs, output: deltas.append(output[1]))
+            stage.box_head.register_forward_hook(lambda _module, _inputs, output: deltas.append(output.deltas))
         detector(batch)
         assert len(given) == len(drawn) == len(deltas) == 3
         first = given[0].valid.sum(1).tolist()
@@ -395,7 +398,8 @@ class TestCascade:
         proposals = Proposals(boxes=boxes, scores=torch.ones(2, 2), valid=torch.tensor([[True, True], [True, False]]))
         targets = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid)
         deltas = torch.zeros(len(targets.rois), 1, 4, requires_grad=True)
-        refined = detector._refined(stage, deltas, targets, batch)
+        prediction = BoxPrediction(logits=torch.zeros(0), deltas=deltas, boxes=targets.rois[:, 1:])
+        refined = detector._refined(stage, prediction, targets, batch)
         assert not refined.boxes.requires_grad
         # No deltas: the proposals come back, cut to their images, and neither padding nor ground truth with them.
         assert refined.boxes[0][refined.valid[0]].sort(0).values.tolist() == [[0, 0, 30, 40], [50, 20, 90, 60]]
@@ -419,9 +423,9 @@ class TestCascade:
                 logits = []
                 for t, stage in enumerate(detector.stages):
                     rois = F.pad(boxes, (1, 0), value=image)
-                    own, deltas = stage.box_head(detector.box_pooler(pyramid, rois))
-                    logits.append(own.double())
-                    boxes = all_moved(boxes, deltas[:, 0], STAGE_STDS[t], hw)
+                    prediction = stage.box_head(partial(detector.box_pooler, pyramid), rois)
+                    logits.append(prediction.logits.double())
+                    boxes = all_moved(boxes, prediction.deltas[:, 0], STAGE_STDS[t], hw)
                 mean = sum(logits) / 3
                 objectness = mean[:, 5:].softmax(1)[:, 0]  # Seesaw: C classes, then foreground and background
                 scores = mean[:, :5].softmax(1) * objectness[:, None]
@@ -518,7 +522,9 @@ def test_a_stage_without_mask_weight_has_no_mask_head():
         pyramid = detector.features(small_batch())
         rois, labels = torch.tensor([[0.0, 3, 4, 40, 50], [1, 0, 0, 30, 30]]), torch.tensor([1, 4])
         own = detector.stages[1].mask_head(detector.mask_pooler(pyramid, rois), labels).sigmoid()
-        torch.testing.assert_close(detector._detect_masks(pyramid, rois, labels), own)
+        masks, ious = detector._detect_masks(ImageFeatures(pyramid), rois, labels)
+        torch.testing.assert_close(masks, own)
+        assert ious is None
 
 
 def test_a_recipes_stages_reach_their_parts():

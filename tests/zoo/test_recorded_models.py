@@ -4,6 +4,7 @@ Each stage is fed with the recorded output of the stage before, then all runs at
 """
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from torch.nn import functional as F
 from tailseg.model import box_head as box_head_module
 from tailseg.model import detector as detector_module
 from tailseg.model import rpn as rpn_module
+from tailseg.model.box_head import BoxPrediction
 from tailseg.model.boxes import encode
 from tailseg.model.detector import Detector
 from tailseg.model.matching import Sampled
+from tailseg.model.roi_features import ImageFeatures
 from tailseg.model.rpn import Proposals
 from tailseg.predict import load
 from tailseg.structures import Batch
@@ -83,6 +86,7 @@ def batch_of(images: list[Tensor], sizes: list[tuple[int, int]], **truth: Tensor
         "valid": torch.zeros(n, 1, dtype=torch.bool),
         "masks": torch.zeros(n, 1, 8, 8, dtype=torch.uint8),
         "mask_frames": torch.zeros(n, 1, 4),
+        "absent": torch.zeros(n, 0, dtype=torch.bool),
     }
     return Batch(
         images=torch.stack([F.pad(i, (0, width - i.shape[2], 0, height - i.shape[1])) for i in images]),
@@ -131,27 +135,26 @@ class TestRecordedTestRun:
         case, outputs, batch, pyramid, detector = run
         valid = torch.ones(1, len(outputs["proposals"]), dtype=torch.bool)
         proposals = Proposals(boxes=outputs["proposals"][None], scores=outputs["proposal_scores"][None], valid=valid)
-        seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        seen: list[BoxPrediction] = []
         for stage in detector.stages:
             stage.box_head.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
         with torch.no_grad():
-            (boxes,), (scores,), (labels,) = detector._detect_boxes(pyramid, proposals, batch.image_hws)
+            (boxes,), (scores,), (labels,) = detector._detect_boxes(ImageFeatures(pyramid), proposals, batch.image_hws)
         self.assert_detections(outputs, boxes, scores, labels, "boxes")
         tolerance = case["tolerance"]
         if len(seen) == 1:
-            ((logits, deltas),) = seen
-            assert (logits - outputs["cls_logits"]).abs().max() <= tolerance["cls_logits"]["atol"]
-            first = deltas[:50].flatten(1) - outputs["deltas_of_first_rows"]
+            assert (seen[0].logits - outputs["cls_logits"]).abs().max() <= tolerance["cls_logits"]["atol"]
+            first = seen[0].deltas[:50].flatten(1) - outputs["deltas_of_first_rows"]
             assert first.abs().max() <= tolerance["deltas_of_first_rows"]["atol"]
         else:
-            mean = torch.stack([logits for logits, _ in seen]).mean(0)
+            mean = torch.stack([one.logits for one in seen]).mean(0)
             assert (mean - outputs["mean_cls_logits"]).abs().max() <= tolerance["mean_cls_logits"]["atol"]
             # Boxes, logits and deltas of the last stage, whose own RoIs must be the recorded ones.
             rois = outputs["last_rois"][:, -4:]
             with torch.no_grad():
-                _, deltas = detector.stages[-1].box_head(detector.box_pooler(pyramid, with_image(rois)))
-            assert (deltas[:, 0] - outputs["last_deltas"]).abs().max() <= tolerance["last_deltas"]["atol"]
-            assert (seen[2][1][:, 0] - outputs["last_deltas"]).abs().max() <= tolerance["last_deltas"]["atol"]
+                last = detector.stages[-1].box_head(partial(detector.box_pooler, pyramid), with_image(rois))
+            assert (last.deltas[:, 0] - outputs["last_deltas"]).abs().max() <= tolerance["last_deltas"]["atol"]
+            assert (seen[2].deltas[:, 0] - outputs["last_deltas"]).abs().max() <= tolerance["last_deltas"]["atol"]
 
     @staticmethod
     def assert_detections(outputs, boxes, scores, labels, key) -> tuple[list[int], list[int]]:
@@ -165,7 +168,8 @@ class TestRecordedTestRun:
         case, outputs, _, pyramid, detector = run
         kept = case["settings"]["masks_kept"]
         with torch.no_grad():
-            masks = detector._detect_masks(pyramid, with_image(outputs["boxes"][:kept]), outputs["labels"][:kept])
+            rois, labels = with_image(outputs["boxes"][:kept]), outputs["labels"][:kept]
+            masks, _ = detector._detect_masks(ImageFeatures(pyramid), rois, labels)
         assert (masks - outputs["mask_probs"]).abs().max() <= MASKS
 
     def test_end_to_end(self, run):

@@ -40,7 +40,7 @@ class Annotations:
     image_hws: NDArray[np.int64]  # (I, 2)
     file_names: Texts
     coco_urls: Texts
-    neg_category_ids: IdLists  # verified absent; for evaluation only
+    neg_category_ids: IdLists  # verified absent
     not_exhaustive_category_ids: IdLists
 
     first_annotation: NDArray[np.int64]  # (I + 1,): image i has rows first[i] to first[i + 1]
@@ -80,6 +80,20 @@ class Annotations:
     def image_counts(self) -> NDArray[np.int64]:
         """(C,) images that contain each class, after the instance filter."""
         return np.array([c.image_count for c in self.categories], dtype=np.int64)
+
+    def absent(self, image: int) -> NDArray[np.bool_]:
+        """(C,) the classes that the ``image``-th image was verified not to contain.
+
+        In a file without any such list, as COCO's, images count as annotated exhaustively: what is not there is absent.
+        """
+        exhaustive = not self.neg_category_ids.ids.size
+        absent = np.full(len(self.categories), exhaustive, np.bool_)
+        if exhaustive:
+            absent[self.labels[self.first_annotation[image] : self.first_annotation[image + 1]]] = False
+        else:
+            labels, known = positions_of(self.neg_category_ids[image], self.label_to_category_id)
+            absent[labels[known]] = True
+        return absent
 
     def rows(self, image: int) -> NDArray[np.int64]:
         """The annotations of the ``image``-th image that one trains on: all but crowds."""

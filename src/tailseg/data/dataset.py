@@ -152,6 +152,7 @@ class DetectionDataset(Dataset[Sample]):
         return Sample(
             image=_channels_first(image),
             instances=instances,
+            absent=torch.from_numpy(self.annotations.absent(position)),
             image_id=int(self.annotations.image_ids[position]),
             original_hw=(height, width),
         )

@@ -47,6 +47,7 @@ def collate(samples: list[Sample], divisor: int = 32) -> Batch:
         valid=valid,
         masks=_padded([s.instances.masks for s in samples], rows),
         mask_frames=_padded([s.instances.mask_frames for s in samples], rows),
+        absent=torch.stack([s.absent for s in samples]),
     )
 
 

@@ -99,8 +99,9 @@ def score(
         for category in truth.categories
     ]
     for iou_type in iou_types:
-        areas = detection_areas(columns, use_masks=iou_type == "segm" and mask_areas)
-        evaluation = _match(truth, columns, areas, iou_type, cut.limit)
+        own = columns.ranked(iou_type, cut)
+        areas = detection_areas(own, use_masks=iou_type == "segm" and mask_areas)
+        evaluation = _match(truth, own, areas, iou_type, cut.limit)
         curves = evaluation.eval
         assert curves is not None
         precision, recall = curves["precision"][..., 0], curves["recall"][..., 0]
@@ -110,8 +111,8 @@ def score(
         if options.analyse:
             analysis[iou_type] = analyse(evaluation, per_category, iou_type)
     if options.boundary:
-        areas = detection_areas(columns, use_masks=mask_areas)
-        precision, recall = boundary_curves(truth, columns, areas)
+        own = columns.ranked("segm", cut)
+        precision, recall = boundary_curves(truth, own, detection_areas(own, use_masks=mask_areas))
         metrics["boundary"] = summarise(precision, recall, groups, suffix)
     return Scores(metrics=metrics, per_category=per_category, analysis=analysis or None)
 

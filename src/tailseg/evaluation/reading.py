@@ -12,7 +12,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -76,6 +76,7 @@ class ResultColumns:
     image_ids: NDArray[np.int64]  # (N,)
     category_ids: NDArray[np.int64]  # (N,)
     scores: NDArray[np.float64]  # (N,) finite
+    box_scores: NDArray[np.float64] | None  # (N,) what ranks the boxes; None if the first row has none: as the masks
     judged: NDArray[np.bool_]  # (N,) false: left out by the rules, though it takes a place among the best
     boxes: NDArray[np.float64] | None  # (N, 4) xywh in pixels; None if the first row has none
     counts: NDArray[np.object_] | None  # (N,) run lengths as in the file, None where not judged; None if not asked for
@@ -89,6 +90,14 @@ class ResultColumns:
         columns: dict[str, Any] = {name: getattr(self, name) for name in _NAMES}
         chosen: dict[str, Any] = {name: None if c is None else c[index] for name, c in columns.items()}
         return ResultColumns(**chosen)
+
+    def ranked(self, iou_type: str, cut: Cut) -> ResultColumns:
+        """The rows that count for "bbox" or "segm", with the scores that rank those."""
+        if self.box_scores is None:
+            return self
+        own = replace(self, scores=self.box_scores) if iou_type == "bbox" else self
+        best = own[cut.best(own)]
+        return best[best.judged]
 
     @staticmethod
     def join(parts: Sequence[ResultColumns]) -> ResultColumns:
@@ -104,7 +113,9 @@ _NAMES = ResultColumns.__slots__
 def read_results(
     detections: Path | list[Row], source: str, known: Known, need: Sequence[str], cut: Cut
 ) -> ResultColumns:
-    """Check the rows of a results file against an annotation file and turn those that count into columns.
+    """Check the rows of a results file against an annotation file and turn those that may count into columns.
+
+    `ResultColumns.ranked` has those that do.
 
     Args:
         detections: the file (``.json`` or ``.json.gz``), or its rows.
@@ -118,24 +129,30 @@ def read_results(
     """
     settled: list[ResultColumns] = []
     waiting, done = 0, 0
-    with_boxes = "bbox" in need
+    with_boxes, with_box_scores = "bbox" in need, False
     with _no_garbage_collection():
         for rows in _row_lists(detections, source):
             if done == 0 and rows and isinstance(rows[0], dict):
                 with_boxes |= "bbox" in rows[0]
-            columns = _columns(Rows(rows=rows, source=source, first=done), known, with_boxes, "segm" in need)
+                with_box_scores = "box_score" in rows[0]
+            table = Rows(rows=rows, source=source, first=done)
+            columns = _columns(table, known, with_boxes, with_box_scores, "segm" in need)
             settled.append(columns)
             done += len(rows)
             waiting += len(rows)
             if waiting > max(_SETTLE, len(settled[0])):
                 settled, waiting = [_best(settled, cut)], 0
         found = _best(settled, cut)
-    return found[found.judged]
+    return found[found.judged] if found.box_scores is None else found
 
 
 def _best(parts: list[ResultColumns], cut: Cut) -> ResultColumns:
+    """The rows among the best of either ranking."""
     joined = ResultColumns.join(parts)
-    return joined[cut.best(joined)]
+    best = cut.best(joined)
+    if joined.box_scores is not None:
+        best = np.union1d(best, cut.best(replace(joined, scores=joined.box_scores)))
+    return joined[best]
 
 
 def _row_lists(detections: Path | list[Row], source: str) -> Iterator[list[Row]]:
@@ -324,7 +341,7 @@ class Rows:
             raise
 
 
-def _columns(rows: Rows, known: Known, with_boxes: bool, with_masks: bool) -> ResultColumns:
+def _columns(rows: Rows, known: Known, with_boxes: bool, with_box_scores: bool, with_masks: bool) -> ResultColumns:
     """Rows of a results file as columns."""
     images, categories = rows.whole_numbers("image_id"), rows.whole_numbers("category_id")
     image, strange = positions(images, known.image_ids)
@@ -332,6 +349,7 @@ def _columns(rows: Rows, known: Known, with_boxes: bool, with_masks: bool) -> Re
     category, strange = positions(categories, known.category_ids)
     _require_known(rows, categories, strange, "category")
     scores = rows.numbers("score")
+    box_scores = rows.numbers("box_score") if with_box_scores else None
     boxes = rows.boxes() if with_boxes else None
     judged = known.judged[image, category]
     counts = areas = None
@@ -342,6 +360,7 @@ def _columns(rows: Rows, known: Known, with_boxes: bool, with_masks: bool) -> Re
         image_ids=images,
         category_ids=categories,
         scores=scores,
+        box_scores=box_scores,
         judged=judged,
         boxes=boxes,
         counts=counts,

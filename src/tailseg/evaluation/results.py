@@ -2,7 +2,8 @@
 
 A results file is a JSON list of rows ``{"image_id", "category_id", "bbox": [x, y, w, h], "score",
 "segmentation"}``, boxes in pixels of the image file, segmentation in COCO run-length code. Ours hold one row
-a line, so that parts can be merged without reading them whole.
+a line, so that parts can be merged without reading them whole. Where a model ranks masks by a score of their own
+(a mask-IoU head), that is the ``score``, as a test server of masks needs it, and ``box_score`` ranks the boxes.
 """
 
 from __future__ import annotations
@@ -52,16 +53,18 @@ class ResultsWriter:
             detections: boxes in pixels of the image file (not of the resized network input).
             category_ids: (C,) the annotation file's category id of each label.
         """
-        finite = detections.boxes.isfinite().all(1) & detections.scores.isfinite()
+        scores = detections.scores if detections.mask_scores is None else detections.mask_scores
+        finite = detections.boxes.isfinite().all(1) & detections.scores.isfinite() & scores.isfinite()
         if not finite.all():
             self._left_out += int((~finite).sum())
-            detections = detections[finite]
+            detections, scores = detections[finite], scores[finite]
         boxes = detections.boxes.detach().cpu().float().numpy()
         xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-        scores = detections.scores.detach().cpu().float().numpy()
+        box_scores = detections.scores.detach().cpu().float().numpy()
         labels = detections.labels.tolist()
         masks = encode_masks(detections.masks, detections.boxes, detections.image_hw)
-        for label, box, score, rle in zip(labels, xywh, scores, masks, strict=True):
+        ranks = zip(scores.detach().cpu().float().numpy(), box_scores, strict=True)
+        for label, box, (score, box_score), rle in zip(labels, xywh, ranks, masks, strict=True):
             row = {
                 "image_id": int(image_id),
                 "category_id": int(category_ids[label]),
@@ -69,6 +72,8 @@ class ResultsWriter:
                 "score": score,
                 "segmentation": rle,
             }
+            if detections.mask_scores is not None:
+                row["box_score"] = box_score
             # orjson writes float32 with the fewest digits that read back as the same float32.
             self._write_line(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY))
 

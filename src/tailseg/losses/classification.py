@@ -7,11 +7,13 @@ sections 9 and 11).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 PRIOR_001 = -6.906755  # ln(0.001 / 0.999): the bias at which a sigmoid starts at 0.001 (spec, section 9)
 
@@ -55,6 +57,22 @@ class Classification(Protocol):
 
     def scores(self, logits: Tensor) -> Tensor:
         """Scores (R, C + 1) in [0, 1] of logits (R, num_logits), background last (0 where a loss has none)."""
+
+
+@contextmanager
+def unlearned(classification: Classification) -> Iterator[None]:
+    """Losses computed inside leave no trace in what a classification gathers while it trains (counts, gradients).
+
+    For a second branch that a step trains on the same RoIs.
+    """
+    assert isinstance(classification, nn.Module)
+    modes = [(module, module.training) for module in classification.modules()]
+    classification.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def at_least_float32(logits: Tensor) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tailseg.layers.norm import BatchNorm2d
 from tailseg.layers.normalized import NormalizedLinear
 from tailseg.losses import Classification, tau_normalize
 from tailseg.model.boxes import Stds, constant, decode, encode
@@ -69,6 +71,23 @@ class RoISampler(nn.Module):
         )
 
 
+class Pool(Protocol):
+    """What a head gets to see of the images: features of whatever RoIs it asks for."""
+
+    def __call__(self, rois: Tensor, shifts: Tensor | None = None) -> Tensor:
+        """Features (R, channels, 7, 7) of RoIs (R, 5), with the shifts of `tailseg.layers.shifted_pooling` if given."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class BoxPrediction:
+    """What a box head says of R RoIs."""
+
+    logits: Tensor  # (R, num_logits)
+    deltas: Tensor  # (R, 1 or C, 4) float32
+    boxes: Tensor  # (R, 4) pixels: the boxes that the deltas refine
+    sibling: BoxPrediction | None = None  # of a head that is trained beside this one (TSD)
+
+
 class BoxHead(nn.Module):
     """RoI feature -> two fully connected layers -> class logits and box deltas.
 
@@ -76,6 +95,8 @@ class BoxHead(nn.Module):
         channels: of the RoI feature.
         classification: owns the number of logits, the loss and the scores.
         width: of the hidden layers.
+        convs: 3x3 convolutions of the feature's width, with batch norm, before the hidden layers; with any, one hidden
+            layer follows instead of two (four are the usual number).
         normalized: use a normalised linear classifier (report, Eq. 3).
         temperature: τ of Eq. 3.
         class_agnostic: one box a RoI instead of one a class.
@@ -90,6 +111,7 @@ class BoxHead(nn.Module):
         classification: Classification,
         *,
         width: int = 1024,
+        convs: int = 0,
         normalized: bool = False,
         temperature: float = 20.0,
         class_agnostic: bool = False,
@@ -100,56 +122,95 @@ class BoxHead(nn.Module):
         super().__init__()
         self.classification = classification
         self.tau_norm = tau_norm
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(convs))
+        self.norms = nn.ModuleList(BatchNorm2d(channels) for _ in range(convs))
+        for conv in self.convs:
+            assert isinstance(conv, nn.Conv2d)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         self.fc1 = nn.Linear(channels * ROI_SIZE**2, width)
-        self.fc2 = nn.Linear(width, width)
-        self.classifier: nn.Linear | NormalizedLinear
-        if normalized:
-            self.classifier = NormalizedLinear(width, classification.num_logits, temperature)
-        else:
-            self.classifier = nn.Linear(width, classification.num_logits)
-            nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.constant_(self.classifier.bias, classification.initial_bias)
-        self.regressor = nn.Linear(width, 4 if class_agnostic else 4 * classification.num_classes)
-        nn.init.normal_(self.regressor.weight, std=0.001)
-        nn.init.zeros_(self.regressor.bias)
+        self.fc2 = nn.Linear(width, width) if convs == 0 else None
+        self.classifier = build_classifier(width, classification, normalized, temperature)
+        self.regressor = build_regressor(width, 1 if class_agnostic else classification.num_classes)
         for layer in (self.fc1, self.fc2):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        self.class_agnostic = class_agnostic
+            if layer is not None:
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
         self.stds = stds
         self.box_beta = box_beta
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (R, num_logits) and deltas (R, 1 or C, 4) of RoI features (R, channels, 7, 7)."""
-        hidden = F.relu(self.fc2(F.relu(self.fc1(features.flatten(1)))))
-        deltas = self.regressor(hidden).float()
-        return self._classify(hidden), deltas.unflatten(1, (-1, 4))
+    def forward(self, pool: Pool, rois: Tensor, live: Tensor | None = None) -> BoxPrediction:
+        """Classes and boxes of RoIs (R, 5); rows that are not ``live`` (R,) are left out of batch statistics."""
+        features = pool(rois)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            features = F.relu(norm(conv(features.contiguous(memory_format=torch.channels_last)), live))
+        hidden = F.relu(self.fc1(features.flatten(1)))
+        if self.fc2 is not None:
+            hidden = F.relu(self.fc2(hidden))
+        return BoxPrediction(
+            logits=classify(self.classifier, hidden, self.classification, 0.0 if self.training else self.tau_norm),
+            deltas=self.regressor(hidden).float().unflatten(1, (-1, 4)),
+            boxes=rois[:, 1:],
+        )
 
-    def _classify(self, hidden: Tensor) -> Tensor:
-        if self.training or self.tau_norm == 0:
-            logits: Tensor = self.classifier(hidden)
-            return logits
-        layer = self.classifier
-        weight, bias = tau_normalize(layer.weight, layer.bias, self.classification.num_classes, self.tau_norm)
-        return F.linear(hidden, weight, bias)
-
-    def loss(self, logits: Tensor, deltas: Tensor, targets: RoITargets) -> dict[str, Tensor]:
+    def loss(self, prediction: BoxPrediction, targets: RoITargets) -> dict[str, Tensor]:
         """The classification's losses and ``box``, each divided by the number of sampled RoIs."""
-        losses = self.classification.loss(logits, targets.labels, targets.valid)
-        if self.class_agnostic:
-            own = deltas[:, 0]
-        else:
-            column = torch.where(targets.positive, targets.labels, 0)
-            own = deltas.gather(1, column[:, None, None].expand(-1, 1, 4)).squeeze(1)
-        boxes = targets.rois[:, 1:]
-        # A slot that is no positive may hold a box without extent; its target is replaced before the logarithm.
-        harmless = constant((0.0, 0.0, 1.0, 1.0), boxes.device, boxes.dtype)
-        safe = torch.where(targets.positive.unsqueeze(1), boxes, harmless)
-        goal = torch.where(targets.positive.unsqueeze(1), targets.boxes, safe)
-        distance = smooth_l1(own, encode(safe, goal, self.stds), self.box_beta).sum(1)
-        losses["box"] = (distance * targets.positive).sum() / targets.valid.sum().clamp(min=1)
+        losses = self.classification.loss(prediction.logits, targets.labels, targets.valid)
+        losses["box"] = box_loss(prediction, targets, self.stds, self.box_beta)
         return losses
 
-    def decode(self, boxes: Tensor, deltas: Tensor) -> Tensor:
-        """Boxes (..., 1 or C, 4), not clipped, of RoIs (..., 4) and their deltas (..., 1 or C, 4)."""
-        return decode(boxes.unsqueeze(-2), deltas, self.stds)
+    def decode(self, prediction: BoxPrediction) -> Tensor:
+        """Boxes (R, 1 or C, 4), not clipped."""
+        return decode(prediction.boxes.unsqueeze(-2), prediction.deltas, self.stds)
+
+
+def build_classifier(
+    width: int, classification: Classification, normalized: bool, temperature: float
+) -> nn.Linear | NormalizedLinear:
+    """The layer that makes a classification's logits of hidden features (R, width)."""
+    layer: nn.Linear | NormalizedLinear
+    if normalized:
+        layer = NormalizedLinear(width, classification.num_logits, temperature)
+    else:
+        layer = nn.Linear(width, classification.num_logits)
+        nn.init.normal_(layer.weight, std=0.01)
+    nn.init.constant_(layer.bias, classification.initial_bias)
+    return layer
+
+
+def build_regressor(width: int, boxes: int) -> nn.Linear:
+    """The layer that makes the deltas of 1 or C boxes of hidden features (R, width)."""
+    layer = nn.Linear(width, 4 * boxes)
+    nn.init.normal_(layer.weight, std=0.001)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def classify(
+    layer: nn.Linear | NormalizedLinear, hidden: Tensor, classification: Classification, tau_norm: float
+) -> Tensor:
+    """Logits (R, num_logits) of hidden features (R, width), with rows divided by their norm to the power τ."""
+    if tau_norm == 0:
+        logits: Tensor = layer(hidden)
+        return logits
+    weight, bias = tau_normalize(layer.weight, layer.bias, classification.num_classes, tau_norm)
+    return F.linear(hidden, weight, bias)
+
+
+def box_loss(prediction: BoxPrediction, targets: RoITargets, stds: Stds, beta: float) -> Tensor:
+    """L1 or Smooth-L1 of the positives' deltas, summed over the four, divided by the number of sampled RoIs."""
+    own = own_deltas(prediction.deltas, targets)
+    # A slot that is no positive may hold a box without extent; its target is replaced before the logarithm.
+    positive = targets.positive.unsqueeze(1)
+    harmless = constant((0.0, 0.0, 1.0, 1.0), own.device, own.dtype)
+    safe = torch.where(positive, prediction.boxes, harmless)
+    goal = torch.where(positive, targets.boxes, safe)
+    distance = smooth_l1(own, encode(safe, goal, stds), beta).sum(1)
+    return (distance * targets.positive).sum() / targets.valid.sum().clamp(min=1)
+
+
+def own_deltas(deltas: Tensor, targets: RoITargets) -> Tensor:
+    """Deltas (R, 4) of each positive's own class out of (R, 1 or C, 4)."""
+    if deltas.shape[1] == 1:
+        return deltas[:, 0]
+    column = torch.where(targets.positive, targets.labels, 0)
+    return deltas.gather(1, column[:, None, None].expand(-1, 1, 4)).squeeze(1)

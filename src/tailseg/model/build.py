@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tailseg.losses import CLASSIFICATIONS, NEED_STATISTICS, Classification, ClassStatistics
 from tailseg.model.backbone import Backbone
 from tailseg.model.box_head import BoxHead, RoISampler
+from tailseg.model.context import ContextEncoder
 from tailseg.model.detector import Detector, Stage
 from tailseg.model.fpn import FPN
 from tailseg.model.mask_head import MaskHead
+from tailseg.model.mask_iou import MaskIouHead
 from tailseg.model.matching import Matcher
 from tailseg.model.rpn import RPN
+from tailseg.model.tsd import TsdBoxHead
 from tailseg.recipe import ClassifierRecipe, Recipe, StageRecipe
 
 
@@ -24,11 +29,22 @@ def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics
     model = recipe.model
     backbone = Backbone(**model.backbone.model_dump(exclude={"pretrained"}))
     channels = model.neck.channels
+    context = mask_iou = None
+    if model.context.weight > 0:
+        context = ContextEncoder(channels, num_classes, **model.context.model_dump(exclude={"weight"}))
+    if model.mask_iou.weight > 0:
+        agnostic = model.mask_head.class_agnostic
+        options = model.mask_iou.model_dump(exclude={"weight"})
+        mask_iou = MaskIouHead(channels, num_classes, class_agnostic=agnostic, **options)
     return Detector(
         backbone,
         FPN(backbone.channels, channels),
         RPN(channels, **model.rpn.model_dump()),
         [_build_stage(recipe, stage, num_classes, statistics) for stage in model.stages],
+        context=context,
+        context_weight=model.context.weight,
+        mask_iou=mask_iou,
+        mask_iou_weight=model.mask_iou.weight,
         **model.roi_pooling.model_dump(),
         pixel_mean=model.pixel_mean,
         pixel_std=model.pixel_std,
@@ -41,17 +57,21 @@ def _build_stage(recipe: Recipe, stage: StageRecipe, num_classes: int, statistic
     matcher = Matcher(
         positive_iou=stage.iou, negative_iou=stage.iou, low_quality_iou=stage.iou if box.low_quality else None
     )
-    box_head = BoxHead(
-        channels,
-        build_classification(recipe.classifier, num_classes, statistics),
-        width=box.width,
-        normalized=recipe.classifier.normalized,
-        temperature=recipe.classifier.temperature,
-        class_agnostic=box.class_agnostic,
-        stds=stage.stds,
-        box_beta=box.box_beta,
-        tau_norm=recipe.test.tau_norm,
-    )
+    classification = build_classification(recipe.classifier, num_classes, statistics)
+    options: dict[str, Any] = {
+        "width": box.width,
+        "normalized": recipe.classifier.normalized,
+        "temperature": recipe.classifier.temperature,
+        "class_agnostic": box.class_agnostic,
+        "stds": stage.stds,
+        "box_beta": box.box_beta,
+        "tau_norm": recipe.test.tau_norm,
+    }
+    box_head: BoxHead | TsdBoxHead
+    if stage.tsd:
+        box_head = TsdBoxHead(channels, classification, **options, **recipe.model.tsd.model_dump())
+    else:
+        box_head = BoxHead(channels, classification, convs=box.convs, **options)
     mask_head = None
     if stage.mask_weight > 0:
         mask_head = MaskHead(channels, num_classes, **recipe.model.mask_head.model_dump())

@@ -1,4 +1,7 @@
-"""One detector composed of parts; Mask R-CNN is it with one stage, Cascade Mask R-CNN with three.
+"""One detector composed of parts.
+
+Mask R-CNN is it with one stage, Cascade Mask R-CNN with three, HTC-Lite with three, a context encoder and one mask head
+(report, section 1.2).
 
 Training and inference are two entrances with one return type each: `forward` gives losses (distributed wrappers see
 only that), `detect` gives detections. Both read top to bottom.
@@ -12,17 +15,21 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tailseg.layers.roi_pooling import RoIPooler, planar
+from tailseg.layers.roi_pooling import RoIPooler
 from tailseg.model import box_head as box_heads
 from tailseg.model import mask_head as mask_heads
 from tailseg.model.backbone import Backbone
-from tailseg.model.box_head import BoxHead, RoISampler, RoITargets
+from tailseg.model.box_head import BoxHead, BoxPrediction, RoISampler, RoITargets
 from tailseg.model.boxes import clip
+from tailseg.model.context import ContextEncoder
 from tailseg.model.fpn import FPN
 from tailseg.model.mask_head import MaskHead, mask_loss, mask_targets
+from tailseg.model.mask_iou import MaskIouHead, mask_iou_loss, mask_iou_targets
 from tailseg.model.matching import live_rows
 from tailseg.model.nms import best_per_class
+from tailseg.model.roi_features import ImageFeatures
 from tailseg.model.rpn import RPN, Proposals
+from tailseg.model.tsd import TsdBoxHead
 from tailseg.structures import Batch, Detections
 
 
@@ -40,7 +47,7 @@ class Stage(nn.Module):
     def __init__(
         self,
         sampler: RoISampler,
-        box_head: BoxHead,
+        box_head: BoxHead | TsdBoxHead,
         mask_head: MaskHead | None,
         *,
         weight: float = 1.0,
@@ -60,6 +67,10 @@ class Detector(nn.Module):
     Args:
         backbone, neck, rpn: the parts, built.
         stages: in the order in which they refine the boxes.
+        context: its vector of an image is added to the image's RoI features; None adds nothing.
+        context_weight: of its loss.
+        mask_iou: predicts how good the last stage's masks are, by which they are then ranked; None ranks by box score.
+        mask_iou_weight: of its loss.
         sampling_ratio, aligned: of the RoI pooling (see `RoIPooler`).
         pixel_mean, pixel_std: of RGB in 0..255.
         score_threshold: detections score above this.
@@ -75,6 +86,10 @@ class Detector(nn.Module):
         rpn: RPN,
         stages: Sequence[Stage],
         *,
+        context: ContextEncoder | None = None,
+        context_weight: float = 3.0,
+        mask_iou: MaskIouHead | None = None,
+        mask_iou_weight: float = 0.5,
         sampling_ratio: int = 0,
         aligned: bool = True,
         pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
@@ -88,7 +103,11 @@ class Detector(nn.Module):
         self.backbone = backbone
         self.neck = neck
         self.rpn = rpn
+        self.context = context
+        self.context_weight = context_weight
         self.stages = nn.ModuleList(stages)
+        self.mask_iou = mask_iou
+        self.mask_iou_weight = mask_iou_weight
         self.box_pooler = RoIPooler(box_heads.ROI_SIZE, sampling_ratio=sampling_ratio, aligned=aligned)
         self.mask_pooler = RoIPooler(mask_heads.ROI_SIZE, sampling_ratio=sampling_ratio, aligned=aligned)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
@@ -106,16 +125,21 @@ class Detector(nn.Module):
         anchors = self.rpn(pyramid)
         losses = self.rpn.loss(anchors, batch.image_hws, batch.boxes, batch.valid)
         proposals = self.rpn.propose(anchors, batch.image_hws)
-        pyramid = planar(pyramid)
+        features = ImageFeatures(pyramid)
+        if self.context is not None:
+            present, features.context = self.context(pyramid[-1], batch.image_hws)
+            loss = self.context.loss(present, batch.labels, batch.valid, batch.absent)
+            losses["context"] = loss * self.context_weight
         for number, stage in enumerate(self._stages(), start=1):
+            last = number == len(self.stages)
             targets = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid)
-            logits, deltas = stage.box_head(self.box_pooler(pyramid, targets.rois))
-            own = {k: v * stage.weight for k, v in stage.box_head.loss(logits, deltas, targets).items()}
+            prediction = stage.box_head(features.pool(self.box_pooler), targets.rois, targets.valid)
+            own = {k: v * stage.weight for k, v in stage.box_head.loss(prediction, targets).items()}
             if stage.mask_head is not None:
-                own["mask"] = self._mask_loss(stage, stage.mask_head, pyramid, targets, batch) * stage.mask_weight
+                own |= self._mask_losses(stage, stage.mask_head, features, targets, batch, judged=last)
             losses |= own if len(self.stages) == 1 else {f"stage{number}.{k}": v for k, v in own.items()}
-            if number < len(self.stages):
-                proposals = self._refined(stage, deltas, targets, batch)
+            if not last:
+                proposals = self._refined(stage, prediction, targets, batch)
         return losses
 
     @torch.no_grad()
@@ -123,11 +147,14 @@ class Detector(nn.Module):
         """Detections of each image, in pixels of the image file, best score first."""
         pyramid = self.features(batch)
         proposals = self.rpn.propose(self.rpn(pyramid), batch.image_hws)
-        pyramid = planar(pyramid)
-        boxes, scores, labels = self._detect_boxes(pyramid, proposals, batch.image_hws)
+        context = None if self.context is None else self.context(pyramid[-1], batch.image_hws)[1]
+        features = ImageFeatures(pyramid, context)
+        boxes, scores, labels = self._detect_boxes(features, proposals, batch.image_hws)
         counts = [len(found) for found in labels]
         rois = torch.cat([torch.cat([b.new_full((len(b), 1), i), b], dim=1) for i, b in enumerate(boxes)])
-        masks = self._detect_masks(pyramid, rois, torch.cat(labels)).split(counts)
+        all_masks, ious = self._detect_masks(features, rois, torch.cat(labels))
+        masks = all_masks.split(counts)
+        mask_scores = None if ious is None else (torch.cat(scores) * ious).split(counts)
         factors = (batch.original_hws / batch.image_hws).flip(1).repeat(1, 2).to(rois)
         return [
             Detections(
@@ -136,6 +163,7 @@ class Detector(nn.Module):
                 scores=scores[i],
                 labels=labels[i],
                 masks=masks[i],
+                mask_scores=None if mask_scores is None else mask_scores[i],
             )
             for i, hw in enumerate(batch.original_hws.tolist())
         ]
@@ -156,17 +184,27 @@ class Detector(nn.Module):
         return cast("Iterator[Stage]", iter(self.stages))
 
     @torch.no_grad()
-    def _refined(self, stage: Stage, deltas: Tensor, targets: RoITargets, batch: Batch) -> Proposals:
+    def _refined(self, stage: Stage, prediction: BoxPrediction, targets: RoITargets, batch: Batch) -> Proposals:
         """The next stage's proposals: this stage's RoIs moved by what it says, without the objects put among them."""
         shape = (len(batch), -1)
-        boxes = clip(stage.box_head.decode(targets.rois[:, 1:], deltas).view(*shape, 4), batch.image_hws)
+        boxes = clip(stage.box_head.decode(prediction).view(*shape, 4), batch.image_hws)
         valid = (targets.valid & ~targets.given).view(shape)
         return Proposals(boxes=boxes, scores=torch.zeros_like(boxes[..., 0]), valid=valid)
 
-    def _mask_loss(
-        self, stage: Stage, mask_head: MaskHead, pyramid: list[Tensor], targets: RoITargets, batch: Batch
-    ) -> Tensor:
-        """Loss of the positives' own masks. Positives come first, so only the first slots can hold any."""
+    def _mask_losses(
+        self,
+        stage: Stage,
+        mask_head: MaskHead,
+        features: ImageFeatures,
+        targets: RoITargets,
+        batch: Batch,
+        *,
+        judged: bool,
+    ) -> dict[str, Tensor]:
+        """Losses of the positives' own masks and, if ``judged``, of what the mask-IoU head thinks of them.
+
+        Positives come first, so only the first slots can hold any.
+        """
         front = min(stage.sampler.max_positive, stage.sampler.slots)
         slots = targets.positive.shape[0] // len(batch)
         could = targets.positive.clone().view(len(batch), slots)[:, :front]
@@ -175,17 +213,23 @@ class Detector(nn.Module):
         rows = positions[live_rows(could)]
         weights = targets.positive[rows]
         labels = torch.where(weights, targets.labels[rows], 0)
-        logits = mask_head(self.mask_pooler(pyramid, targets.rois[rows]), labels)
+        rois = targets.rois[rows]
+        seen = features.pool(self.mask_pooler)(rois)
+        logits = mask_head(seen, labels, weights)
         objects = targets.objects[rows]
-        goal = mask_targets(
-            targets.rois[rows, 1:],
-            batch.masks.flatten(0, 1)[objects],
-            batch.mask_frames.flatten(0, 1)[objects],
-        )
-        return mask_loss(logits, goal, weights)
+        grids, frames = batch.masks.flatten(0, 1)[objects], batch.mask_frames.flatten(0, 1)[objects]
+        goal = mask_targets(rois[:, 1:], grids, frames)
+        losses = {"mask": mask_loss(logits, goal, weights) * stage.mask_weight}
+        if judged and self.mask_iou is not None:
+            masks = logits.sigmoid()
+            image_hws = batch.image_hws[rois[:, 0].long()]
+            wanted = mask_iou_targets(masks, goal, rois[:, 1:], grids, frames, image_hws)
+            loss = mask_iou_loss(self.mask_iou(seen, masks, labels), wanted, weights)
+            losses["mask_iou"] = loss * self.mask_iou_weight
+        return losses
 
     def _detect_boxes(
-        self, pyramid: list[Tensor], proposals: Proposals, image_hws: Tensor
+        self, features: ImageFeatures, proposals: Proposals, image_hws: Tensor
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Boxes (n, 4) in network pixels, scores (n,) and labels (n,) of each image."""
         slots = proposals.valid.shape[1]
@@ -195,9 +239,9 @@ class Detector(nn.Module):
         all_logits = []
         for number, stage in enumerate(self._stages(), start=1):
             rois = torch.cat([image.unsqueeze(1).to(boxes), boxes], dim=1)
-            logits, deltas = stage.box_head(self.box_pooler(pyramid, rois))
-            all_logits.append(logits)
-            decoded = clip(stage.box_head.decode(boxes, deltas), image_hws[image])
+            prediction = stage.box_head(features.pool(self.box_pooler), rois)
+            all_logits.append(prediction.logits)
+            decoded = clip(stage.box_head.decode(prediction), image_hws[image])
             if number < len(self.stages):
                 boxes = decoded[:, 0]
         # Not the scores but the logits of the stages are averaged, and turned into scores once.
@@ -218,8 +262,9 @@ class Detector(nn.Module):
             )
         return [f[0] for f in found], [f[1] for f in found], [f[2] for f in found]
 
-    def _detect_masks(self, pyramid: list[Tensor], rois: Tensor, labels: Tensor) -> Tensor:
-        """Probabilities (n, 28, 28) of each RoI's (n, 5) own class, averaged over the mask heads."""
-        features = self.mask_pooler(pyramid, rois)
+    def _detect_masks(self, features: ImageFeatures, rois: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Probabilities (n, 28, 28) of each RoI's own class, averaged over the mask heads, and their IoU (n,)."""
+        seen = features.pool(self.mask_pooler)(rois)
         heads = [stage.mask_head for stage in self._stages() if stage.mask_head is not None]
-        return torch.stack([head(features, labels).sigmoid() for head in heads]).mean(dim=0)
+        masks = torch.stack([head(seen, labels).sigmoid() for head in heads]).mean(dim=0)
+        return masks, None if self.mask_iou is None else self.mask_iou(seen, masks, labels).clamp(0, 1)

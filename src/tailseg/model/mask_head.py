@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
+from tailseg.layers.carafe import CarafeUpsample
+from tailseg.layers.norm import BatchNorm2d
 from tailseg.layers.normalized import normalize
 
 ROI_SIZE = 14
@@ -17,7 +19,7 @@ EPS = 1e-6  # added to the norms of a normalised predictor
 
 
 class MaskHead(nn.Module):
-    """Four 3x3 convolutions, a 2x2 transposed one, and a 1x1 one whose rows belong to classes.
+    """Four 3x3 convolutions, upsampling by two, and a 1x1 convolution whose rows belong to classes.
 
     Only the row of the class that is asked for is evaluated: with 1203 classes and 300 boxes, the full output would
     take 1.1 GB.
@@ -27,6 +29,8 @@ class MaskHead(nn.Module):
         num_classes: C.
         channels: of the hidden maps.
         convs: number of 3x3 convolutions.
+        norm: batch norm after each of them.
+        upsample: ``deconv`` (transposed convolution) or ``carafe`` (content-aware reassembly, without a ReLU after it).
         class_agnostic: one row for all classes.
         normalized: the 1x1 convolution compares directions, as `tailseg.layers.normalized.NormalizedConv2d`.
         temperature: τ of a normalised one.
@@ -39,29 +43,44 @@ class MaskHead(nn.Module):
         *,
         channels: int = 256,
         convs: int = 4,
+        norm: bool = False,
+        upsample: str = "deconv",
         class_agnostic: bool = False,
         normalized: bool = False,
         temperature: float = 20.0,
     ) -> None:
         super().__init__()
         widths = [in_channels, *[channels] * convs]
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
-        self.upsample = nn.ConvTranspose2d(channels, channels, 2, stride=2)
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=not norm) for a, b in pairwise(widths))
+        self.norms = nn.ModuleList(BatchNorm2d(channels) for _ in range(convs if norm else 0))
+        self.upsample: nn.ConvTranspose2d | CarafeUpsample
+        if upsample == "carafe":
+            self.upsample = CarafeUpsample(channels)  # it has its own initial weights
+        else:
+            self.upsample = nn.ConvTranspose2d(channels, channels, 2, stride=2)
+            _init_kaiming(self.upsample)
         self.class_agnostic = class_agnostic
         self.normalized, self.temperature = normalized, temperature
         self.predictor = nn.Conv2d(channels, 1 if class_agnostic else num_classes, 1)
-        for layer in (*self.convs, self.upsample, self.predictor):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+        for layer in (*self.convs, self.predictor):
+            _init_kaiming(layer)
         if class_agnostic or normalized:  # by the fan-out of a single row, logits would start at ±10
             nn.init.normal_(self.predictor.weight, std=0.01)
 
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Logits (M, 28, 28) float32 of the class ``labels`` (M,) from RoI features (M, in_channels, 14, 14)."""
+    def forward(self, features: Tensor, labels: Tensor, live: Tensor | None = None) -> Tensor:
+        """Logits (M, 28, 28) float32 of the class ``labels`` (M,) from RoI features (M, in_channels, 14, 14).
+
+        Rows that are not ``live`` (M,) are left out of batch statistics.
+        """
         hidden = features.contiguous(memory_format=torch.channels_last)
-        for conv in self.convs:
-            hidden = F.relu(conv(hidden), inplace=True)
-        hidden = F.relu(self.upsample(hidden), inplace=True)
+        for number, conv in enumerate(self.convs):
+            hidden = conv(hidden)
+            if self.norms:
+                hidden = self.norms[number](hidden, live)
+            hidden = F.relu(hidden, inplace=True)
+        hidden = self.upsample(hidden)
+        if isinstance(self.upsample, nn.ConvTranspose2d):
+            hidden = F.relu(hidden, inplace=True)
         own = torch.zeros_like(labels) if self.class_agnostic else labels
         assert self.predictor.bias is not None
         logits = self._own_logits(self.predictor.weight.flatten(1)[own], hidden.flatten(2))
@@ -74,6 +93,13 @@ class MaskHead(nn.Module):
         with torch.autocast(cells.device.type, enabled=False):
             directions = normalize(rows.float(), 1, EPS) * self.temperature
             return torch.bmm(directions.unsqueeze(1), normalize(cells.float(), 1, EPS)).squeeze(1)
+
+
+def _init_kaiming(layer: nn.Module) -> None:
+    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 @torch.no_grad()

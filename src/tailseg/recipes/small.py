@@ -5,6 +5,7 @@ from tailseg.recipe import (
     BoxHeadRecipe,
     DataRecipe,
     MaskHeadRecipe,
+    MaskIouRecipe,
     ModelRecipe,
     NeckRecipe,
     OptimizerRecipe,
@@ -12,6 +13,7 @@ from tailseg.recipe import (
     RpnRecipe,
     ScheduleRecipe,
     TrainingRecipe,
+    TsdRecipe,
 )
 from tailseg.recipes import table1
 
@@ -69,6 +71,13 @@ def demo_cross_entropy() -> Recipe:
 def demo_seesaw() -> Recipe:
     """The same with Seesaw Loss, normalised linear classifier and objectness branch."""
     return _with_seesaw(demo_cross_entropy(), "demo/seesaw")
+
+
+def demo_mask_rcnn() -> Recipe:
+    """What Table 2 in miniature starts from: `demo_cross_entropy`, with narrow heads for what later rows add."""
+    base = demo_cross_entropy()
+    changes = {"tsd": TsdRecipe(shift_width=64), "mask_iou": MaskIouRecipe(channels=64, width=256)}
+    return base.model_copy(update={"model": base.model.model_copy(update=changes)})
 
 
 def _with_seesaw(recipe: Recipe, name: str) -> Recipe:

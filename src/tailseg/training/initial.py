@@ -18,7 +18,16 @@ from tailseg.training.checkpoint import Checkpoint, load_model
 
 logger = logging.getLogger(__name__)
 
-CLASS_ROWS = {"box_head.classifier": 1, "box_head.regressor": 4, "mask_head.predictor": 1}  # rows of one class
+CLASS_ROWS = {  # rows of one class
+    "box_head.classifier": 1,
+    "box_head.regressor": 4,
+    "box_head.sibling_classifier": 1,
+    "box_head.sibling_regressor": 4,
+    "context.classifier": 1,
+    "mask_head.predictor": 1,
+    "mask_iou.predictor": 1,
+}
+CLASSIFIERS = ("box_head.classifier", "box_head.sibling_classifier")  # whose logits are the loss's own
 STATISTICS = ".box_head.classification."  # what a loss knows of the classes
 RUNNING = ("seesaw.counts", "positive_gradients", "negative_gradients")  # of it, what it learnt in training
 
@@ -38,18 +47,18 @@ def start_from(path: Path, detector: Detector, recipe: Recipe, categories: Seque
     source = _their_labels(categories, checkpoint.categories)
     same = source == list(range(len(checkpoint.categories)))
     keep_classifier = _same_classifier(recipe, checkpoint, own, len(categories), same=same)
-    agnostic = {"box_head.regressor": recipe.model.box_head.class_agnostic}
-    agnostic["mask_head.predictor"] = recipe.model.mask_head.class_agnostic
+    agnostic = dict.fromkeys(("box_head.regressor", "box_head.sibling_regressor"), recipe.model.box_head.class_agnostic)
+    agnostic |= dict.fromkeys(("mask_head.predictor", "mask_iou.predictor"), recipe.model.mask_head.class_agnostic)
     filled: dict[str, Tensor] = {}
     for key, value in own.items():
+        part = next((part for part in CLASS_ROWS if f".{part}." in f".{key}"), "")
         if STATISTICS in key:
             filled[key] = theirs[key] if same and keep_classifier and key.endswith(RUNNING) else value
-        elif ".box_head.classifier." in key and not keep_classifier:
+        elif part in CLASSIFIERS and not keep_classifier:
             filled[key] = value
         elif key not in theirs:
             raise _other_architecture(path, key, "is missing")
         else:
-            part = next((part for part in CLASS_ROWS if f".{part}." in key), "")
             rows = 0 if same or agnostic.get(part) else CLASS_ROWS.get(part, 0)
             filled[key] = _with_rows(path, key, value, theirs[key], source, len(checkpoint.categories), rows)
     left = [key for key in theirs if key not in own and STATISTICS not in key]

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tailseg.data.annotations import Annotations, DataSplits
@@ -30,6 +30,7 @@ from tailseg.data.transforms import fit_transform, train_transform
 from tailseg.errors import UserError
 from tailseg.evaluation.evaluate import evaluate
 from tailseg.evaluation.metrics import Scores
+from tailseg.layers.norm import synchronize
 from tailseg.losses import ClassStatistics
 from tailseg.model.backbone import load_pretrained
 from tailseg.model.build import build_detector
@@ -80,7 +81,7 @@ def launch(devices: int) -> Fabric:
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     if accelerator == "cuda" and devices > torch.cuda.device_count():
         raise UserError(f"--devices {devices}: this machine has {torch.cuda.device_count()} GPU(s); ask for no more")
-    # Counts are summed over processes and batch norm is not in training mode: no buffer needs broadcasting.
+    # Counts and batch statistics are those of all processes: no buffer needs broadcasting.
     many = devices * nodes > 1
     # Newer releases of PyTorch rename that argument, and remark on the strides of channels_last gradients.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
@@ -199,6 +200,7 @@ class Run:
         torch.manual_seed(seed)
         self.detector = build_detector(recipe, len(self.categories), class_statistics(data.train))
         self.weights_note = self._first_weights(init)
+        self.norm_note = _batch_norm_note(self.detector, fabric.world_size)
         self.detector = self.detector.to(memory_format=torch.channels_last)
         optimizer = build_optimizer(self.detector, recipe.optimizer)
         self.model, self.optimizer = fabric.setup(self.detector, optimizer)
@@ -247,6 +249,8 @@ class Run:
                 trainable / 1e6,
                 self.weights_note,
             )
+            if self.norm_note:
+                logger.info(self.norm_note)
             draw = self.sampler.draw
             if isinstance(draw, RepeatFactors):
                 images, most = len(self.dataset), draw.factors.max()
@@ -433,6 +437,18 @@ class Run:
         for key, value in (("seed", self.seed), ("world_size", self.fabric.world_size)):
             if about[key] != value:
                 raise UserError(f"{self.out}: cannot resume with {key} {value}, the run began with {about[key]}")
+
+
+def _batch_norm_note(detector: Detector, world_size: int) -> str:
+    """Make batch statistics those of all processes; says whose they are, or nothing where none are learnt."""
+    detector.train()
+    learning = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in detector.modules())
+    if learning == 0:
+        return ""
+    if world_size == 1:
+        return f"Batch norm: {learning} layers learn their statistics, from this process alone (SyncBN needs several)."
+    synchronize(detector)
+    return f"Batch norm: {learning} layers learn their statistics from all {world_size} processes (SyncBN)."
 
 
 @contextmanager

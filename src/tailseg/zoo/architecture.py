@@ -25,6 +25,8 @@ NAMED = {
 PLANES = (64, 128, 256, 512)
 STEM = 64
 LOSS_OF_EXTRA_LOGITS = {2: "seesaw", 1: "cross-entropy"}  # logits beyond those of the classes
+MASK_IOU_WEIGHT = 0.5  # of the losses as published, where no configuration says another (spec, sections 13 and 21)
+CONTEXT_WEIGHT = 3.0
 
 Values = dict[str, Any]
 
@@ -42,7 +44,7 @@ def infer_model(state: State, num_classes: int | None, listed: int | None = None
     """
     stages = _count(state, "stages.{}.box_head.fc1.weight")
     if stages == 0:
-        raise UserError("no box head was found; only Mask R-CNN and its cascades of two-layer box heads are converted")
+        raise UserError("no box head was found; only Mask R-CNN and its cascades are converted")
     classes = _number_of_classes(state, num_classes, listed)
     logits = _shape(state, "stages.0.box_head.classifier.weight", 2)[0]
     loss = LOSS_OF_EXTRA_LOGITS.get(logits - classes)
@@ -54,28 +56,56 @@ def infer_model(state: State, num_classes: int | None, listed: int | None = None
     masks = [t for t in range(stages) if f"stages.{t}.mask_head.predictor.weight" in state]
     if not masks:
         raise UserError("no mask head was found; only models that predict masks are converted")
-    rows, channels = _shape(state, f"stages.{masks[0]}.mask_head.predictor.weight", 4)[:2]
+    mask_head = f"stages.{masks[0]}.mask_head"
+    rows, channels = _shape(state, f"{mask_head}.predictor.weight", 4)[:2]
     model: Values = {
         "backbone": infer_resnet(state),
         "neck": {"channels": _shape(state, "neck.lateral_convs.0.weight", 4)[0]},
         "box_head": {
             "width": _shape(state, "stages.0.box_head.fc1.weight", 2)[0],
+            "convs": _count(state, "stages.0.box_head.convs.{}.weight"),
             "class_agnostic": _shape(state, "stages.0.box_head.regressor.weight", 2)[0] == 4,
         },
         "mask_head": {
             "channels": channels,
-            "convs": _count(state, f"stages.{masks[0]}.mask_head.convs.{{}}.weight"),
+            "convs": _count(state, mask_head + ".convs.{}.weight"),
+            "norm": f"{mask_head}.norms.0.weight" in state,
+            "upsample": "carafe" if f"{mask_head}.upsample.encoder.weight" in state else "deconv",
             "class_agnostic": rows == 1 and classes > 1,
         },
         "stages": [{"mask_weight": 1.0 if t in masks else 0.0} for t in range(stages)],
+        **_further_heads(state),
     }
     return {"model": model, "classifier": {"loss": loss}}, classes
+
+
+def _further_heads(state: State) -> Values:
+    """Recipe values of the mask-IoU head and the context encoder, of those that there are."""
+    model: Values = {}
+    if "mask_iou.predictor.weight" in state:
+        model["mask_iou"] = {
+            "weight": MASK_IOU_WEIGHT,
+            "channels": _shape(state, "mask_iou.convs.0.weight", 4)[0],
+            "width": _shape(state, "mask_iou.fc1.weight", 2)[0],
+        }
+    if "context.classifier.weight" in state:
+        model["context"] = {
+            "weight": CONTEXT_WEIGHT,
+            "convs": max(_count(state, "context.convs.{}.weight"), 1),
+            "norm": "context.norms.0.weight" in state,
+        }
+    return model
 
 
 def _number_of_classes(state: State, known: int | None, listed: int | None) -> int:
     """C, from whatever has a row a class."""
     told: dict[str, int] = {} if known is None else {"its own list of classes": known}
-    for name, rows_a_class, dims in (("mask_head.predictor", 1, 4), ("box_head.regressor", 4, 2)):
+    for name, rows_a_class, dims in (
+        ("mask_head.predictor", 1, 4),
+        ("box_head.regressor", 4, 2),
+        ("mask_iou.predictor", 1, 2),
+        ("context.classifier", 1, 2),
+    ):
         for key in state:
             if key.endswith(f"{name}.weight") and (rows := _shape(state, key, dims)[0]) > rows_a_class:
                 told[f"'{key}'"] = rows // rows_a_class

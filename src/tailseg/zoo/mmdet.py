@@ -1,4 +1,4 @@
-"""Mask R-CNN and Cascade Mask R-CNN of mmdetection 2.x and 3.x (spec, section 28)."""
+"""Mask R-CNN, Mask Scoring R-CNN and Cascade Mask R-CNN of mmdetection 2.x and 3.x (spec, section 28)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tailseg.zoo.checkpoint_files import read_checkpoint
 from tailseg.zoo.conversion import COUNTS, ForeignModel, change, rename, state_dict_of
 from tailseg.zoo.mmdet_config import conventions, read_config
 
-MOST_CONVS = 16  # of a mask head
+MOST_CONVS = 16  # of a head
 CASCADE_STDS = ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])
 CASCADE = {  # what Cascade Mask R-CNN has otherwise than Mask R-CNN (spec, sections 5, 7 and 12)
     "rpn": {"box_beta": 1 / 9, "inside_image": True, "post_nms_train": 2000},
@@ -72,6 +72,8 @@ def read_mmdet(path: Path) -> ForeignModel:
         classifiers = {"seesaw": said.classifier, "cross-entropy": _without(said.classifier, ("p", "q"))}
         if said.blue_first:
             change(state, "backbone.net.conv1.weight", lambda weight: weight.flip(1))
+    if "roi_head.glbctx_head.convs.0.conv1.weight" in tensors:
+        values["model"].setdefault("context", {})["residual"] = True
     return ForeignModel(
         project="mmdet",
         path=path,
@@ -99,26 +101,55 @@ def _prefixes(stages: int) -> dict[str, str]:
         number = f".{stage}" if stages > 1 else ""
         box, mask = f"roi_head.bbox_head{number}", f"roi_head.mask_head{number}"
         names |= _heads(box, mask, stage)
-    if stages > 1:  # a single mask head serves the last stage
-        names |= _heads("", "roi_head.mask_head", stages - 1)
-    return names
+    if stages == 1:
+        return names | _mask_iou_head()
+    # A single mask head serves the last stage.
+    return names | _heads("", "roi_head.mask_head", stages - 1) | _context_head()
 
 
 def _heads(box: str, mask: str, stage: int) -> dict[str, str]:
     ours = f"stages.{stage}"
     names = {
+        **_convolutions(f"{mask}.convs", f"{ours}.mask_head"),
         f"{mask}.upsample": f"{ours}.mask_head.upsample",
+        f"{mask}.upsample.channel_compressor": f"{ours}.mask_head.upsample.compressor",
+        f"{mask}.upsample.content_encoder": f"{ours}.mask_head.upsample.encoder",
         f"{mask}.conv_logits": f"{ours}.mask_head.predictor",
     }
-    names |= {f"{mask}.convs.{i}.conv": f"{ours}.mask_head.convs.{i}" for i in range(MOST_CONVS)}
     if box:
-        names |= {
+        names |= _convolutions(f"{box}.shared_convs", f"{ours}.box_head") | {
             f"{box}.shared_fcs.0": f"{ours}.box_head.fc1",
             f"{box}.shared_fcs.1": f"{ours}.box_head.fc2",
             f"{box}.fc_cls": f"{ours}.box_head.classifier",
             f"{box}.fc_reg": f"{ours}.box_head.regressor",
             f"{box}.loss_cls.cum_samples": f"{ours}.{COUNTS}",
         }
+    return names
+
+
+def _convolutions(theirs: str, ours: str) -> dict[str, str]:
+    """Convolutions in a row, each with its batch norm if it has one."""
+    names = {f"{theirs}.{i}.conv": f"{ours}.convs.{i}" for i in range(MOST_CONVS)}
+    return names | {f"{theirs}.{i}.bn": f"{ours}.norms.{i}" for i in range(MOST_CONVS)}
+
+
+def _mask_iou_head() -> dict[str, str]:
+    theirs = "roi_head.mask_iou_head"
+    return {
+        f"{theirs}.convs": "mask_iou.convs",
+        f"{theirs}.fcs.0": "mask_iou.fc1",
+        f"{theirs}.fcs.1": "mask_iou.fc2",
+        f"{theirs}.fc_mask_iou": "mask_iou.predictor",
+    }
+
+
+def _context_head() -> dict[str, str]:
+    """SCNet's, whose convolutions stand one by one or in residual pairs."""
+    theirs = "roi_head.glbctx_head"
+    names = _convolutions(f"{theirs}.convs", "context") | {f"{theirs}.fc": "context.classifier"}
+    for i in range(MOST_CONVS):
+        block, place = f"{theirs}.convs.{i // 2}", i % 2 + 1
+        names |= {f"{block}.conv{place}": f"context.convs.{i}", f"{block}.bn{place}": f"context.norms.{i}"}
     return names
 
 

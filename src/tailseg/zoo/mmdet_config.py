@@ -16,6 +16,15 @@ from tailseg.model.rpn import RATIOS, STRIDES
 Config = Mapping[str, Any]
 ROI_LEVELS = STRIDES[:4]
 CROSS_ENTROPY = {"type": "CrossEntropyLoss"}
+BATCH_NORMS = ("BN", "SyncBN")
+UPSAMPLING = {  # what the mask head's, a transposed convolution or CARAFE, must be where it is said
+    "scale_factor": 2,
+    "up_kernel": 5,
+    "up_group": 1,
+    "encoder_kernel": 3,
+    "encoder_dilation": 1,
+    "compressed_channels": 64,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +95,7 @@ def conventions(config: Config, stages: int) -> Conventions:
 def _conventions(config: Config, stages: int) -> Conventions:
     model = config["model"]
     rpn, roi = _section(model, "rpn_head"), _section(model, "roi_head")
+    _refuse_other_parts(model, roi)
     box_heads = _per_stage(roi, "bbox_head", stages)
     mask_heads = _per_stage(roi, "mask_head", stages)
     train, test = (_section(model, name) or _section(config, name) for name in ("train_cfg", "test_cfg"))
@@ -98,7 +108,9 @@ def _conventions(config: Config, stages: int) -> Conventions:
             "rpn": _rpn(rpn, train, test),
             "roi_pooling": _roi_pooling(roi),
             "box_head": _box_head(box_heads[0], _per_stage(train, "rcnn", stages)),
-            "mask_head": _predictor(mask_heads[0], "predictor_cfg", "NormedConv2d"),
+            "mask_head": _mask_head(mask_heads[0]),
+            "mask_iou": _mask_iou(_section(roi, "mask_iou_head"), _per_stage(train, "rcnn", 1)[0]),
+            "context": _context(_section(roi, "glbctx_head")),
             "stages": _stages(roi, box_heads, _per_stage(train, "rcnn", stages)),
             **pixels,
         },
@@ -134,14 +146,28 @@ def _require(key: str, value: Any, allowed: Sequence[Any]) -> None:
         raise UserError(f"its configuration has {key} = {value!r}, which tailseg has not{only}; it is not converted")
 
 
+def _refuse_other_parts(model: Config, roi: Config) -> None:
+    _require("model.neck.type", _section(model, "neck").get("type"), ("FPN",))
+    for part in ("semantic_head", "feat_relay_head"):  # of HTC and SCNet
+        _require(f"model.roi_head.{part}.type", _section(roi, part).get("type"), ())
+    _require("model.roi_head.mask_info_flow", roi.get("mask_info_flow"), (False,))
+
+
+def _refuse_other_norms(part: Config, where: str) -> None:
+    norm = _section(part, "norm_cfg")
+    _require(f"{where}.norm_cfg.type", norm.get("type"), BATCH_NORMS)
+    _require(f"{where}.norm_cfg.eps", norm.get("eps"), (1e-5,))
+
+
 def _backbone(backbone: Config) -> dict[str, Any]:
     _require("model.backbone.type", backbone.get("type"), ("ResNet", "ResNeXt"))
     _require("model.backbone.style", backbone.get("style"), ("pytorch", "caffe"))
-    norm_eval = backbone.get("norm_eval")
+    norm_eval, norm = backbone.get("norm_eval"), _section(backbone, "norm_cfg")
+    _require("model.backbone.norm_cfg.type", norm.get("type"), BATCH_NORMS)
     return _known(
         frozen_stages=backbone.get("frozen_stages"),
         train_norm=None if norm_eval is None else not norm_eval,
-        norm_eps=_section(backbone, "norm_cfg").get("eps"),
+        norm_eps=norm.get("eps"),
         stride_in_1x1=True if backbone.get("style") == "caffe" else None,
     )
 
@@ -210,12 +236,42 @@ def _roi_pooling(roi: Config) -> dict[str, Any]:
 def _box_head(head: Config, train: Sequence[Config]) -> dict[str, Any]:
     sampler, assigner = _section(train[0], "sampler"), _section(train[0], "assigner")
     rois, share = sampler.get("num"), sampler.get("pos_fraction")
+    _refuse_other_norms(head, "model.roi_head.bbox_head")
     return _known(
         box_beta=_beta(head, "model.roi_head.bbox_head"),
         low_quality=assigner.get("match_low_quality"),
         rois=rois,
         max_positive=None if rois is None or share is None else int(rois * share),
     )
+
+
+def _mask_head(head: Config) -> dict[str, Any]:
+    upsampling, where = _section(head, "upsample_cfg"), "model.roi_head.mask_head"
+    _refuse_other_norms(head, where)
+    _require(f"{where}.upsample_cfg.type", upsampling.get("type"), ("deconv", "carafe"))
+    for key, ours in UPSAMPLING.items():
+        _require(f"{where}.upsample_cfg.{key}", upsampling.get(key), (ours,))
+    return _predictor(head, "predictor_cfg", "NormedConv2d")
+
+
+def _mask_iou(head: Config, train: Config) -> dict[str, Any]:
+    """Weight of the mask-IoU head's loss, of which mmdetection has 0.5 by default, but 1 of a loss that says none."""
+    if not head:
+        return {}
+    loss, where = _section(head, "loss_iou"), "model.roi_head.mask_iou_head"
+    _require(f"{where}.type", head.get("type"), ("MaskIoUHead",))
+    _require(f"{where}.loss_iou.type", loss.get("type"), ("MSELoss",))
+    _require("model.train_cfg.rcnn.mask_thr_binary", train.get("mask_thr_binary"), (0.5,))
+    return {"weight": float(loss.get("loss_weight", 1.0))} if loss else {}
+
+
+def _context(head: Config) -> dict[str, Any]:
+    """Weight of the context encoder's loss, 1 by mmdetection's default."""
+    if not head:
+        return {}
+    _require("model.roi_head.glbctx_head.type", head.get("type"), ("GlobalContextHead",))
+    _refuse_other_norms(head, "model.roi_head.glbctx_head")
+    return {"weight": float(head.get("loss_weight", 1.0))}
 
 
 def _predictor(head: Config, key: str, normalized: str) -> dict[str, Any]:
@@ -229,8 +285,9 @@ def _predictor(head: Config, key: str, normalized: str) -> dict[str, Any]:
 
 def _stages(roi: Config, heads: Sequence[Config], train: Sequence[Config]) -> list[dict[str, Any]]:
     weights = roi.get("stage_loss_weights") or [1.0] * len(heads)
+    of_masks = [sum(weights)] * len(weights) if roi.get("type") == "SCNetRoIHead" else weights
     rows = []
-    for head, rules, weight in zip(heads, train, weights, strict=False):
+    for head, rules, weight, mask_weight in zip(heads, train, weights, of_masks, strict=False):
         coder = _section(head, "bbox_coder")
         kind = coder.get("type")
         _require("model.roi_head.bbox_head.bbox_coder.type", kind, ("DeltaXYWHBBoxCoder",))
@@ -240,7 +297,7 @@ def _stages(roi: Config, heads: Sequence[Config], train: Sequence[Config]) -> li
                 iou=_section(rules, "assigner").get("pos_iou_thr"),
                 stds=coder.get("target_stds"),
                 weight=float(weight),
-                mask_weight=float(weight),
+                mask_weight=float(mask_weight),
             )
         )
     return rows

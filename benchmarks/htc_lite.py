@@ -1,0 +1,434 @@
+"""What HTC-Lite saves against HTC: parameters, time and memory of training and inference, LVIS's 1203 classes.
+
+    python benchmarks/htc_lite.py                         # CPU, eight minutes on two cores
+    python benchmarks/htc_lite.py --device cuda --batch 2 --size 800 1216 --precision bf16
+
+The report (section 1.2) gives HTC one mask head instead of three, without interleaved information passing. Compared:
+
+- one mask head: `table2/04-htc-lite`;
+- three mask heads: the same with a mask head in every stage;
+- HTC: three mask heads in a chain, each adding a 1x1 convolution of the one before it to its RoI features, trained on
+  RoIs drawn anew from its stage's refined boxes. HTC's semantic branch is left out, the context encoder left in.
+
+All but the mask heads has the same random weights, so boxes are the same. Two things are as in a trained model: some
+proposals lie on the objects, so that there are RoIs to learn masks from (``--positives`` an image and stage, 128 at
+most), and the classifiers are shifted until ``--pairs`` (box, class) pairs an image score above the threshold.
+Inference ends with 300 run-length codes, a training step with the optimiser.
+
+Cases take turns. A ratio is that of the medians, its spread the smallest and largest within a turn: by the clock and by
+processor time over all threads, which hardly minds that others use the processor too. Memory is the most that a call
+holds at once beyond what was there before it (weights and optimiser), gradients included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it
+
+import harness
+import torch
+from losses import held_memory
+from throughput import LOGIT_DEVIATION, RATE, Settings, _count_rows, scene
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tailseg.layers.norm import BatchNorm2d
+from tailseg.layers.paste import encode_masks
+from tailseg.model.boxes import clip
+from tailseg.model.build import build_detector
+from tailseg.model.context import ContextEncoder
+from tailseg.model.detector import Detector, Stage
+from tailseg.model.mask_head import MaskHead
+from tailseg.model.roi_features import ImageFeatures
+from tailseg.model.rpn import Proposals
+from tailseg.recipe import Recipe
+from tailseg.recipe_values import override, resolve
+from tailseg.structures import Batch, Detections
+from tailseg.training.optimizer import build_optimizer
+
+ONE, THREE, HTC = "one mask head (HTC-Lite)", "three mask heads", "HTC"
+TASKS = ("train", "infer")
+JITTER = 0.04  # of a side: the boxes on objects overlap them by 0.7 at least, as stage 3 asks for
+
+
+class ChainedMaskHead(nn.Module):
+    """HTC's mask head: a 1x1 convolution of the previous head's last maps is added to the RoI features.
+
+    Args:
+        num_classes: C.
+        previous: head of the stage before; None for the first.
+        channels: of the RoI feature and of all maps.
+        convs, norm, options: of `MaskHead`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        previous: ChainedMaskHead | None,
+        *,
+        channels: int,
+        convs: int,
+        norm: bool,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.previous = previous
+        self.flow = None if previous is None else ConvNorm(channels, 1, norm)
+        self.convs = nn.ModuleList(ConvNorm(channels, 3, norm) for _ in range(convs))
+        self.top = MaskHead(channels, num_classes, channels=channels, convs=0, **options)
+
+    def forward(self, features: Tensor, labels: Tensor, live: Tensor | None = None) -> Tensor:
+        """Logits (M, 28, 28) as `MaskHead.forward`; all heads before this one run too."""
+        return self.top(self._chained(features, live), labels)
+
+    def trunk(self, features: Tensor, last: Tensor | None, live: Tensor | None = None) -> Tensor:
+        """Maps (M, channels, 14, 14) before the upsampling, given the previous head's."""
+        hidden = features.contiguous(memory_format=torch.channels_last)
+        if self.flow is not None:
+            assert last is not None
+            hidden = hidden + self.flow(last, live)
+        for conv in self.convs:
+            hidden = conv(hidden, live)
+        return hidden
+
+    def _chained(self, features: Tensor, live: Tensor | None) -> Tensor:
+        last = None if self.previous is None else self.previous._chained(features, live)
+        return self.trunk(features, last, live)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, batch norm over live rows if asked for, ReLU."""
+
+    def __init__(self, channels: int, side: int, norm: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, side, padding=side // 2, bias=not norm)
+        self.norm = BatchNorm2d(channels) if norm else None
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor, live: Tensor | None = None) -> Tensor:
+        x = self.conv(x)
+        return F.relu(x if self.norm is None else self.norm(x, live), inplace=True)
+
+
+class HtcDetector(Detector):
+    """Hybrid Task Cascade (arXiv 1901.07518) without its semantic branch: stages have a `ChainedMaskHead` each."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar losses; of each stage the boxes come first, then masks of RoIs drawn from its refined boxes."""
+        pyramid = self.features(batch)
+        anchors = self.rpn(pyramid)
+        losses = self.rpn.loss(anchors, batch.image_hws, batch.boxes, batch.valid)
+        proposals = self.rpn.propose(anchors, batch.image_hws)
+        features = ImageFeatures(pyramid)
+        present, features.context = self.context(pyramid[-1], batch.image_hws)
+        loss = self.context.loss(present, batch.labels, batch.valid, batch.absent)
+        losses["context"] = loss * self.context_weight
+        for number, stage in enumerate(self.stages, start=1):
+            targets = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid)
+            prediction = stage.box_head(features.pool(self.box_pooler), targets.rois, targets.valid)
+            own = {k: v * stage.weight for k, v in stage.box_head.loss(prediction, targets).items()}
+            proposals = self._refined(stage, prediction, targets, batch)
+            drawn = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid)
+            own |= self._mask_losses(stage, stage.mask_head, features, drawn, batch, judged=False)
+            losses |= {f"stage{number}.{name}": value for name, value in own.items()}
+        return losses
+
+    def _detect_masks(self, features: ImageFeatures, rois: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        seen = features.pool(self.mask_pooler)(rois)
+        last, masks = None, []
+        for stage in self.stages:
+            last = stage.mask_head.trunk(seen, last)
+            masks.append(stage.mask_head.top(last, labels).sigmoid())
+        return torch.stack(masks).mean(dim=0), None
+
+
+def htc_of(recipe: Recipe, classes: int) -> HtcDetector:
+    """The detector of a recipe with HTC's mask heads; stages weigh masks as they weigh boxes."""
+    parts, model = build_detector(recipe, classes), recipe.model
+    stages: list[Stage] = []
+    head = None
+    for stage in parts.stages:
+        head = ChainedMaskHead(classes, head, **model.mask_head.model_dump())
+        stages.append(Stage(stage.sampler, stage.box_head, head, weight=stage.weight, mask_weight=stage.weight))
+    return HtcDetector(
+        parts.backbone,
+        parts.neck,
+        parts.rpn,
+        stages,
+        context=parts.context,
+        context_weight=model.context.weight,
+        **model.roi_pooling.model_dump(),
+        pixel_mean=model.pixel_mean,
+        pixel_std=model.pixel_std,
+        **recipe.test.model_dump(exclude={"tau_norm"}),
+    )
+
+
+def detectors_of(settings: Settings, batch: Batch, positives: int) -> tuple[dict[str, Detector], Recipe]:
+    """The three, equal but for their mask heads, with what makes their work that of trained ones."""
+    recipe = override(resolve("table2/04-htc-lite"), settings.overrides)
+    weights = [stage.weight for stage in recipe.model.stages]
+    every_stage = override(recipe, [f"model.stages.{i}.mask_weight={weight}" for i, weight in enumerate(weights)])
+    torch.manual_seed(0)
+    detectors: dict[str, Detector] = {
+        ONE: build_detector(recipe, settings.classes),
+        THREE: build_detector(every_stage, settings.classes),
+        HTC: htc_of(recipe, settings.classes),
+    }
+    on_objects = jittered(batch.boxes, positives, batch.image_hws)
+    for detector in detectors.values():
+        detector.to(settings.device, memory_format=torch.channels_last)
+        detector.rpn.propose = with_boxes(detector.rpn.propose, on_objects)
+    shift_classifiers(detectors[ONE], batch, settings.pairs)
+    shared = {name: value for name, value in detectors[ONE].state_dict().items() if "mask_head" not in name}
+    for detector in detectors.values():
+        missing, unknown = detector.load_state_dict(shared, strict=False)
+        assert not unknown
+        assert all("mask_head" in name for name in missing)
+    return detectors, recipe
+
+
+def jittered(boxes: Tensor, number: int, image_hws: Tensor) -> Tensor:
+    """Boxes (B, P, 4) beside the objects' (B, G, 4), which count as P + G = ``number`` positives together."""
+    count = max(number - boxes.shape[1], 0)
+    near = boxes[:, torch.arange(count) % boxes.shape[1]]
+    generator = torch.Generator().manual_seed(2)
+    moves = (2 * torch.rand(near.shape, generator=generator) - 1).to(near) * JITTER
+    return clip(near + moves * (near[..., 2:] - near[..., :2]).repeat(1, 1, 2), image_hws)
+
+
+def with_boxes(propose: Callable[..., Proposals], boxes: Tensor) -> Callable[..., Proposals]:
+    """An RPN's `propose` whose first proposals are ``boxes`` (B, P, 4)."""
+
+    def proposals(*arguments: Any) -> Proposals:
+        own = propose(*arguments)
+        rest = own.boxes.shape[1] - boxes.shape[1]
+        valid = torch.ones(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
+        return Proposals(
+            boxes=torch.cat([boxes, own.boxes[:, :rest]], dim=1),
+            scores=own.scores,
+            valid=torch.cat([valid, own.valid[:, :rest]], dim=1),
+        )
+
+    return proposals
+
+
+@torch.no_grad()
+def shift_classifiers(detector: Detector, batch: Batch, pairs: int) -> None:
+    """Give every stage's classes logits of mean 0 over the RoIs, and background so much that ``pairs`` an image stay
+    above the score threshold, as in a trained model, in which most of 1.2 million do not."""
+    layers = [stage.box_head.classifier for stage in detector.stages]
+    classification = detector.stages[-1].box_head.classification
+    seen: list[Tensor] = []
+    hooks = [layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output)) for layer in layers]
+    detector.eval()
+    detector.detect(batch)
+    for hook in hooks:
+        hook.remove()
+    scaled = []
+    for layer, logits in zip(layers, seen, strict=True):
+        factor = LOGIT_DEVIATION / logits.std(0).mean()
+        layer.weight *= factor
+        layer.bias.copy_((layer.bias - logits.mean(0)) * factor)
+        scaled.append((logits - logits.mean(0)) * factor)
+    mean = torch.stack(scaled).mean(0)
+    low, high = -50.0, 50.0
+    for _ in range(40):
+        shift = (low + high) / 2
+        shifted = mean.clone()
+        shifted[:, -1] += shift
+        above = int((classification.scores(shifted)[:, :-1] > detector.score_threshold).sum())
+        low, high = (shift, high) if above > pairs * len(batch) else (low, shift)
+    for layer in layers:
+        layer.bias[-1] += low
+
+
+def train_call(detector: Detector, recipe: Recipe, batch: Batch, settings: Settings) -> Callable[[], list[int]]:
+    """A training step; returns the RoIs that each mask head has learnt from."""
+    optimizer = build_optimizer(detector, recipe.optimizer.model_copy(update={"lr": RATE}))
+    rows = [_count_rows(stage.mask_head) for stage in detector.stages if stage.mask_head is not None]
+
+    def step() -> list[int]:
+        detector.train()
+        with settings.autocast():
+            losses = detector(batch)
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return [own.pop() for own in rows]
+
+    return step
+
+
+def infer_call(detector: Detector, batch: Batch, settings: Settings) -> Callable[[], list[Detections]]:
+    def run() -> list[Detections]:
+        detector.eval()
+        with settings.autocast():
+            found = detector.detect(batch)
+        for own in found:
+            encode_masks(own.masks, own.boxes, own.image_hw)
+        return found
+
+    return run
+
+
+def compare(cases: dict[str, Callable[[], object]], settings: Settings, repeats: int) -> dict[str, Any]:
+    """Times and memory of every case, and how many times as much it takes as the first."""
+    device = torch.device(settings.device)
+    held = {name: held_memory(call, device) for name, call in cases.items()}  # runs each twice, which also warms up
+    times = harness.in_turn(cases, repeats, device)
+    first = next(iter(cases))
+    return {
+        name: harness.summary(times[name], settings.batch)
+        | {
+            "bytes": held[name],
+            "time_ratio": harness.speedup(times[first], times[name]),
+            "memory_ratio": held[name] / held[first],
+        }
+        for name in cases
+    }
+
+
+def context_calls(detector: Detector, batch: Batch, rois: list[tuple[int, int]], *, train: bool) -> Callable[[], None]:
+    """What a call does for the context: the encoder, its loss, the sum with RoI features; the backward pass of each.
+
+    ``rois`` are the RoIs and the side of every pooling.
+    """
+    encoder: ContextEncoder = detector.context
+    with torch.no_grad():
+        coarsest = detector.features(batch)[-1]
+    channels = coarsest.shape[1]
+    pooled = [torch.randn(count, channels, side, side, device=coarsest.device) for count, side in rois]
+    images = [torch.arange(count, device=coarsest.device) % len(batch) for count, _ in rois]
+    leaves = [coarsest.requires_grad_(), *encoder.parameters()]
+
+    def call() -> None:
+        encoder.train(train)
+        with torch.set_grad_enabled(train):
+            logits, context = encoder(coarsest, batch.image_hws)
+            sums = [maps + context[own][:, :, None, None] for maps, own in zip(pooled, images, strict=True)]
+            if train:
+                loss = encoder.loss(logits, batch.labels, batch.valid, batch.absent)
+                torch.autograd.grad([loss, *sums], leaves, [torch.ones_like(loss), *pooled])
+
+    return call
+
+
+def parameters(detector: Detector) -> dict[str, int]:
+    def count(module: nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters())
+
+    heads = [stage.mask_head for stage in detector.stages if stage.mask_head is not None]
+    return {
+        "all": count(detector),
+        "mask_heads": count(nn.ModuleList(heads)),
+        "context_encoder": count(detector.context),
+    }
+
+
+def require_same_boxes(found: dict[str, list[Detections]]) -> list[int]:
+    """Detections of each image.
+
+    Raises:
+        AssertionError: the detectors do not find the same boxes, so what follows would not be equal work.
+    """
+    first, *others = found.values()
+    for own in others:
+        for a, b in zip(first, own, strict=True):
+            torch.testing.assert_close(a.boxes, b.boxes, rtol=0, atol=1e-2)
+            assert torch.equal(a.labels, b.labels)
+    return [len(own) for own in first]
+
+
+def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
+    print(f"\n{title}\n  {'':26}{'s/call':>8}{'CPU s':>8}{'MiB':>8}   times as much: clock, CPU s, memory")
+    for name, row in rows.items():
+        ratios = ["{:.2f} ({:.2f}-{:.2f})".format(*ratio.values()) for ratio in row["time_ratio"].values()]
+        print(
+            f"  {name:26}{row['seconds']['median']:8.2f}{row['processor_seconds']['median']:8.2f}"
+            f"{row['bytes'] / 2**20:8.0f}   " + "".join(f"{r:20}" for r in ratios) + f"{row['memory_ratio']:.2f}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each case")
+    parser.add_argument("--batch", type=int, default=1, help="images of a call")
+    parser.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("H", "W"), help="pixels")
+    parser.add_argument("--classes", type=int, default=1203)
+    parser.add_argument("--pairs", type=int, default=20_000, help="pairs an image above the score threshold")
+    parser.add_argument("--objects", type=int, default=12, help="annotated objects an image")
+    parser.add_argument("--positives", type=int, default=64, help="positive RoIs an image and stage, about")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides the recipe")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=harness.RESULTS / "htc_lite.json", help="JSON")
+    options = parser.parse_args()
+    device = harness.require_device(options.device)
+    torch.set_num_threads(options.threads)
+    settings = Settings(
+        device=options.device,
+        batch=options.batch,
+        size=(options.size[0], options.size[1]),
+        classes=options.classes,
+        precision=options.precision,
+        pairs=options.pairs,
+        objects=options.objects,
+        overrides=tuple(options.set),
+        threads=options.threads,
+    )
+    batch = scene(settings)[0].to(device)
+    detectors, recipe = detectors_of(settings, batch, options.positives)
+    counts = {name: parameters(detector) for name, detector in detectors.items()}
+    result: dict[str, Any] = {
+        "machine": harness.machine(device) | {"omp_wait_policy": os.environ["OMP_WAIT_POLICY"]},
+        "settings": asdict(settings) | {"positives": options.positives, "repeats": options.repeats},
+        "parameters": counts,
+        "parameters_ratio": {name: own["all"] / counts[ONE]["all"] for name, own in counts.items()},
+    }
+    print(f"  {'':26}{'parameters':>12}{'mask heads':>12}   times as many")
+    for name, own in counts.items():
+        print(f"  {name:26}{own['all']:12,}{own['mask_heads']:12,}   {result['parameters_ratio'][name]:.3f}")
+
+    infer = {name: infer_call(detector, batch, settings) for name, detector in detectors.items()}
+    found = require_same_boxes({name: call() for name, call in infer.items()})
+    result["infer"] = compare(infer, settings, options.repeats)
+    result["infer"][ONE]["detections"] = found
+    show(f"infer, {found} detections", result["infer"])
+    train = {name: train_call(detector, recipe, batch, settings) for name, detector in detectors.items()}
+    rows = {name: call() for name, call in train.items()}
+    result["train"] = compare(train, settings, options.repeats)
+    for name, own in rows.items():
+        result["train"][name]["mask_rois"] = own
+    show(f"train, mask RoIs of each stage: {', '.join(str(own) for own in rows.values())}", result["train"])
+
+    model = recipe.model
+    proposals, sampled = options.batch * model.rpn.post_nms_test, options.batch * model.box_head.rois
+    pooled = {
+        "infer": [(proposals, 7)] * 3 + [(sum(found), 14)],
+        "train": [(sampled, 7)] * 3 + [(sum(rows[ONE]), 14)],
+    }
+    result["context"] = {}
+    for task in TASKS:
+        call = context_calls(detectors[ONE], batch, pooled[task], train=task == "train")
+        call()
+        times = harness.in_turn({task: call}, 3 * options.repeats, device)[task]
+        row = result["context"][task] = harness.summary(times, options.batch)
+        for kind in ("seconds", "processor_seconds"):
+            row[f"share_of_{kind}"] = row[kind]["median"] / result[task][ONE][kind]["median"]
+    share = counts[ONE]["context_encoder"] / counts[ONE]["all"]
+    times = " and ".join(f"{result['context'][t]['share_of_processor_seconds']:.1%} of CPU s to {t}" for t in TASKS)
+    print(f"\ncontext encoder: {counts[ONE]['context_encoder']:,} parameters ({share:.1%} of HTC-Lite's), {times}")
+    harness.write_json(options.out, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""What the tables in miniature share: runs of `tailseg train`, a row and a seed each, and how metrics are laid out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from tailseg.data.annotations import DataSplits
+from tailseg.data.sources import SYNTHETIC
+from tailseg.evaluation.comparison import number
+
+ROOT = Path(__file__).resolve().parents[1]
+SEED = 1  # the first; the budget was chosen with seed 0, for all methods alike
+BATCH = 8  # of the demo recipes
+METRICS = (("bbox", "AP"), ("segm", "AP"), ("segm", "APr"), ("segm", "APc"), ("segm", "APf"))
+TITLES = ("box AP", "mask AP", "APr", "APc", "APf")
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A row: what is trained, or how another row's models are tested."""
+
+    title: str
+    settings: tuple[str, ...] = ()
+    recipe: str = "demo/cross-entropy"
+    tested_from: str | None = None  # a row whose models are evaluated anew with `settings`
+
+
+def command(method: Method, name: str, seed: int, out: Path) -> list[str]:
+    """The command line of one run; its metrics land in ``out/NAME-SEED/metrics.json``."""
+    folder = out / f"{name}-{seed}"
+    settings = [part for setting in method.settings for part in ("--set", setting)]
+    tailseg = [str(Path(sys.executable).with_name("tailseg"))]
+    if method.tested_from is not None:
+        model = out / f"{method.tested_from}-{seed}" / "last.safetensors"
+        return [*tailseg, "eval", str(model), "--data", SYNTHETIC, "--out", str(folder), "--quiet", *settings]
+    resume = ["--resume"] if (folder / "trainer.safetensors").is_file() else []
+    return [
+        *(*tailseg, "train", method.recipe, "--data", SYNTHETIC, "--out", str(folder), "--seed", str(seed), "--quiet"),
+        *("--set", "data.workers=0", *settings, *resume),
+    ]
+
+
+def run_all(rows: dict[str, Method], seeds: int, jobs: int, out: Path, first: Iterable[str] = ()) -> None:
+    """Train what is not trained yet, ``jobs`` runs at a time, rows in ``first`` before others."""
+    out.mkdir(parents=True, exist_ok=True)
+    order = sorted(
+        ((name, seed) for name in rows for seed in range(SEED, SEED + seeds)),
+        key=lambda run: (rows[run[0]].tested_from is not None, run[0] not in first, run[1]),
+    )
+    waiting = [run for run in order if not (out / f"{run[0]}-{run[1]}" / "metrics.json").is_file()]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    running: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
+    while waiting or running:
+        for run, process in list(running.items()):
+            if process.poll() is None:
+                continue
+            del running[run]
+            if process.returncode != 0:
+                raise SystemExit(f"{run[0]}-{run[1]} failed; see {out / f'{run[0]}-{run[1]}.log'}")
+            print(f"{time.strftime('%H:%M')} {run[0]}-{run[1]}: {len(waiting)} waiting", flush=True)
+        # A row that is tested from another one waits until that is trained.
+        ready = [r for r in waiting if rows[r[0]].tested_from is None or not running]
+        while ready and len(running) < jobs:
+            name, seed = ready.pop(0)
+            waiting.remove((name, seed))
+            with (out / f"{name}-{seed}.log").open("wb") as log:
+                arguments = command(rows[name], name, seed, out)
+                running[name, seed] = subprocess.Popen(arguments, env=environment, stdout=log, stderr=log)
+        time.sleep(0.5)
+
+
+def collect(rows: dict[str, Method], seeds: int, out: Path) -> dict[str, Any]:
+    """Every run's metrics and per-class AP, and how it was made."""
+    found = {}
+    for name, method in rows.items():
+        runs = [json.loads((out / f"{name}-{seed}" / "metrics.json").read_text()) for seed in range(SEED, SEED + seeds)]
+        source = method.tested_from
+        how = f"test of {source}" if source else f"tailseg train {method.recipe}"
+        settings = shlex.join(part for setting in method.settings for part in ("--set", setting))
+        found[name] = {"title": method.title, "command": f"{how} {settings}".strip(), "runs": runs}
+    return found
+
+
+def values(method: dict[str, Any], kind: str, metric: str) -> list[float]:
+    """A metric of every seed, in percent; NaN where the set has no such class."""
+    numbers = [number(run[kind][metric]) for run in method["runs"]]
+    return [math.nan if value is None else 100 * value for value in numbers]
+
+
+def spread(numbers: Sequence[float]) -> str:
+    return f"{mean(numbers):.1f} ± {stdev(numbers):.1f}" if len(numbers) > 1 else f"{numbers[0]:.1f}"
+
+
+def table(found: dict[str, Any]) -> list[str]:
+    lines = [f"| | {' | '.join(TITLES)} |", "|---|" + "---:|" * len(TITLES)]
+    for method in found.values():
+        lines.append(f"| {method['title']} | " + " | ".join(spread(values(method, *m)) for m in METRICS) + " |")
+    return lines
+
+
+def gains(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """Differences of every metric, seed by seed: what the seeds have in common is gone."""
+    cells = []
+    for kind, metric in METRICS:
+        pairs = zip(values(ours, kind, metric), values(theirs, kind, metric), strict=True)
+        differences = [a - b for a, b in pairs]
+        sign = "+" if mean(differences) >= 0 else ""
+        cells.append((sign + spread(differences)).replace("-", "−"))
+    return cells
+
+
+def about(data: DataSplits, seeds: int, first_run: Path) -> dict[str, Any]:
+    """What the runs of a table have in common: the data, the seeds, the images seen, the machine."""
+    assert data.train is not None
+    assert data.val is not None
+    frequencies = [category.frequency for category in data.train.categories]
+    lines = (first_run / "metrics.jsonl").read_text().splitlines()
+    return {
+        "data": {
+            "classes": len(frequencies),
+            "classes_by_frequency": {group: frequencies.count(group) for group in "rcf"},
+            "train_images": len(data.train),
+            "val_images": len(data.val),
+            "size": int(data.train.image_hws.max()),
+        },
+        "seeds": seeds,
+        "images_seen": BATCH * json.loads(lines[-1])["step"],
+        "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
+    }
+
+
+def described(results: dict[str, Any]) -> str:
+    """The same in words."""
+    data = results["data"]
+    groups = data["classes_by_frequency"]
+    return (
+        f"the built-in set: {data['classes']} classes ({groups['r']} rare, {groups['c']} common, {groups['f']} "
+        f"frequent), {data['train_images']} training and {data['val_images']} validation images of {data['size']} px"
+    )

@@ -1,0 +1,252 @@
+"""Batch norm over all processes and over chosen rows (spec, section 15).
+
+`torch.nn.SyncBatchNorm` runs on CUDA alone and cannot leave rows out. Shape letters: N rows, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from timm.layers import BatchNormAct2d as TimmBatchNormAct2d
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    momentum: float,
+    eps: float,
+    rows: Tensor | None = None,
+    over_processes: bool = False,
+) -> Tensor:
+    """(x - mean) / √(var + eps) · weight + bias with the statistics of this batch, in float32 or x's wider type.
+
+    Updates the running statistics in place, the variance as its unbiased estimate. Where there is no row to count, in
+    no process, the running statistics (0 and 1 without them) normalise and stay as they are.
+
+    Over several processes the call takes one sum over them, and its backward pass another one. Every process must
+    join both: also one with no rows needs its output in its loss.
+
+    Args:
+        x: (N, C, ...), any floating type and memory format; N may be 0.
+        weight: (C,), or None for 1. The gradient is this process's own part.
+        bias: (C,), or None for 0. Likewise.
+        running_mean: (C,), or None to keep none.
+        running_var: (C,), or None to keep none.
+        momentum: share of this batch in the running statistics.
+        eps: added to the variance.
+        rows: (N,) bool, the rows that count; the others are normalised with the statistics of those. None: all count.
+        over_processes: take the statistics over all processes of the default `torch.distributed` group.
+
+    Returns:
+        Like x, in its shape, type and memory format.
+
+    Raises:
+        ValueError: x has no channels, or ``rows`` is not one bool a row.
+    """
+    if x.ndim < 2:
+        raise ValueError(f"x must be (N, C, ...), got shape {tuple(x.shape)}")
+    if rows is not None and (rows.dtype != torch.bool or rows.shape != x.shape[:1]):
+        raise ValueError(f"rows must be bool of shape ({x.shape[0]},), got {rows.dtype} of {tuple(rows.shape)}")
+    joined = over_processes and several_processes()
+    y: Tensor = _BatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps, rows, joined)
+    return y
+
+
+def several_processes() -> bool:
+    """Whether `torch.distributed` is initialised with more than one process."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+class _BatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+        rows: Tensor | None,
+        joined: bool,
+    ) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        count, mean, var = _statistics(x, rows, joined)
+        channels = x.shape[1]
+        mean = torch.where(count > 0, mean, mean.new_zeros(channels) if running_mean is None else running_mean)
+        var = torch.where(count > 0, var, var.new_ones(channels) if running_var is None else running_var)
+        if running_mean is not None:
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        if running_var is not None:
+            # No row at all: var is the running one and must come through unchanged.
+            unbiased = var * torch.where(count > 0, count / (count - 1).clamp(min=1), 1.0)
+            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+        mean, var = mean.to(dtype), var.to(dtype)
+        scale, shift = (None if p is None else p.to(dtype) for p in (weight, bias))
+        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt(), count.to(dtype), rows)
+        ctx.joined = joined
+        return F.batch_norm(x, mean, var, scale, shift, False, 0.0, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, invstd, count, rows = ctx.saved_tensors
+        dims, shape = _reduced(x)
+        normalized = (x - mean.view(shape)).mul_(invstd.view(shape))
+        sums = torch.stack([grad.sum(dims, dtype=mean.dtype), (grad * normalized).sum(dims)])
+        # All rows feel the statistics, so all are in the sums; only those that made them get something back.
+        total = sums.clone()
+        if ctx.joined:
+            dist.all_reduce(total)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            from_mean, from_var = total / count.clamp(min=1)
+            grad_x = normalized.mul_(from_var.view(shape)).add_(from_mean.view(shape)).neg_()
+            if rows is not None:
+                grad_x.masked_fill_(~_per_row(rows, x), 0)
+            scale = invstd if weight is None else invstd * weight.to(mean.dtype)
+            grad_x = grad_x.add_(grad).mul_(scale.view(shape)).to(x.dtype)
+        grad_weight = sums[1] if ctx.needs_input_grad[1] else None
+        grad_bias = sums[0] if ctx.needs_input_grad[2] else None
+        return grad_x, grad_weight, grad_bias, None, None, None, None, None, None
+
+
+def _statistics(x: Tensor, rows: Tensor | None, joined: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Count (), mean (C,) and biased variance (C,) of the rows that count, float64; any finite values for none."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    dims, shape = _reduced(x)
+    places = x.shape[2:].numel()
+    if rows is None:
+        count = torch.full((), x.shape[0] * places, dtype=torch.float64, device=x.device)
+        counted = x
+    else:
+        count = rows.sum(dtype=torch.float64) * places
+        counted = x.masked_fill(~_per_row(rows, x), 0)
+    mean = counted.sum(dims, dtype=dtype) / count.to(dtype).clamp(min=1)
+    deviation = x - mean.view(shape)
+    if rows is not None:
+        deviation.masked_fill_(~_per_row(rows, x), 0)
+    spread = deviation.square_().sum(dims).double()
+    mean = mean.double()
+    if joined:
+        # Sums about 0 for one exchange: in float64 they keep what float32 deviations from each own mean have won.
+        totals = torch.cat([count.view(1), count * mean, spread + count * mean.square()])
+        dist.all_reduce(totals)
+        count = totals[0]
+        mean, square = (totals[1:] / count.clamp(min=1)).chunk(2)
+        return count, mean, (square - mean.square()).clamp(min=0)
+    return count, mean, spread / count.clamp(min=1)
+
+
+def _reduced(x: Tensor) -> tuple[list[int], list[int]]:
+    """Dimensions that statistics run over, and the shape that lays one number a channel beside x."""
+    return [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
+
+
+def _per_row(rows: Tensor, x: Tensor) -> Tensor:
+    return rows.view(-1, *[1] * (x.ndim - 1))
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` that may leave rows out and, with ``synchronize``, counts over all processes.
+
+    Where neither is asked for, and in evaluation mode, it is PyTorch's own. The state dict is the same.
+    """
+
+    synchronize: bool = False
+
+    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Normalised x (N, C, H, W); of ``rows`` (N,) bool, only the True ones count in training mode.
+
+        Raises:
+            ValueError: see `batch_norm`.
+        """
+        return _train(self, x, rows) if _is_special(self, rows) else super().forward(x)
+
+
+class BatchNormAct2d(TimmBatchNormAct2d):  # type: ignore[misc]
+    """`timm.layers.BatchNormAct2d` (norm, drop, activation) with the additions of `BatchNorm2d`."""
+
+    synchronize: bool = False
+
+    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Normalised, dropped and activated x (N, C, H, W); of ``rows`` (N,) bool, only the True ones count.
+
+        Raises:
+            ValueError: see `batch_norm`.
+        """
+        y: Tensor = self.act(self.drop(_train(self, x, rows))) if _is_special(self, rows) else super().forward(x)
+        return y
+
+
+def _is_special(norm: BatchNorm2d | BatchNormAct2d, rows: Tensor | None) -> bool:
+    """Whether PyTorch's own batch norm is not enough."""
+    return bool(norm.training and (rows is not None or (norm.synchronize and several_processes())))
+
+
+def _train(norm: BatchNorm2d | BatchNormAct2d, x: Tensor, rows: Tensor | None) -> Tensor:
+    """`batch_norm` with the parameters and buffers of a norm; momentum None averages all batches, as in PyTorch."""
+    if x.ndim != 4:
+        raise ValueError(f"x must be (N, C, H, W), got shape {tuple(x.shape)}")
+    tracked = norm.track_running_stats
+    momentum = 0.0 if norm.momentum is None else norm.momentum
+    if tracked and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            momentum = 1 / float(norm.num_batches_tracked)
+    return batch_norm(
+        x,
+        norm.weight,
+        norm.bias,
+        norm.running_mean if tracked else None,
+        norm.running_var if tracked else None,
+        momentum=momentum,
+        eps=norm.eps,
+        rows=rows,
+        over_processes=norm.synchronize,
+    )
+
+
+def synchronize(module: nn.Module) -> int:
+    """Let every batch norm of images inside ``module`` count over all processes when it trains.
+
+    `nn.BatchNorm2d` and timm's `BatchNormAct2d` become those of this file. They stay the same objects, so whoever
+    holds one (a list of frozen modules, an optimiser, a hook) still does; parameters, buffers, flags and state-dict
+    keys are untouched. Other kinds of norm, and subclasses of other projects, stay as they are.
+
+    Args:
+        module: anything, also a norm itself; changed in place.
+
+    Returns:
+        How many of these norms are in training mode after ``module.train()``, which frozen ones are not.
+    """
+    norms: list[Any] = []
+    for part in module.modules():
+        if type(part) is nn.BatchNorm2d:
+            part.__class__ = BatchNorm2d
+        elif type(part) is TimmBatchNormAct2d:
+            part.__class__ = BatchNormAct2d
+        if isinstance(part, BatchNorm2d | BatchNormAct2d):
+            part.synchronize = True
+            norms.append(part)
+    return _count_training(module, norms)
+
+
+def _count_training(module: nn.Module, norms: list[Any]) -> int:
+    """How many of the norms ``module.train()`` leaves in training mode; every mode is put back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.train()
+    count = sum(bool(norm.training) for norm in norms)
+    for part, mode in modes:
+        part.training = mode
+    return count
