@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="JSON; default benchmarks/results/carafe.json")
+    parser.add_argument("--out", type=Path, help="JSON; default benchmarks/results/carafe-DEVICE.json")
     options = parser.parse_args()
     device = harness.require_device(options.device)
     torch.set_num_threads(options.threads)
@@ -144,7 +144,7 @@ def main() -> None:
             f"{ratio['of_medians']:15.2f} ({ratio['smallest']:.2f}-{ratio['largest']:.2f})"
             f"{row['memory_over_ours']:10.2f}"
         )
-    harness.write_json(options.out or harness.RESULTS / "carafe.json", result)
+    harness.write_json(options.out or harness.RESULTS / f"carafe-{options.device}.json", result)
 
 
 if __name__ == "__main__":

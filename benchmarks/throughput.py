@@ -111,7 +111,8 @@ def our_detector(name: str, settings: Settings, pairs: int) -> tuple[Detector, R
     torch.manual_seed(0)
     same = build_detector(override(resolve("table1/cross-entropy"), settings.overrides), settings.classes)
     # Other proposals would be other work: all but the classifier is the same in every model.
-    shared = {k: v for k, v in same.state_dict().items() if not k.startswith("stages.0.box_head.class")}
+    own = {k: v.shape for k, v in detector.state_dict().items() if not k.startswith("stages.0.box_head.class")}
+    shared = {k: v for k, v in same.state_dict().items() if own.get(k) == v.shape}
     detector.load_state_dict(shared, strict=False)
     detector = detector.to(memory_format=torch.channels_last)
     if pairs:
@@ -158,7 +159,7 @@ def our_case(name: str, settings: Settings, pairs: int) -> Case:
     detector, recipe = our_detector(name, settings, pairs)
     optimizer = build_optimizer(detector, recipe.optimizer.model_copy(update={"lr": RATE}))
     batch = scene(settings)[0].to(settings.device)
-    rows = _count_rows(detector.stages[0].mask_head)
+    rows = _count_rows(detector.stages[-1].mask_head)
 
     def train() -> int:
         detector.train()

@@ -38,7 +38,6 @@ from tailseg.model.roi_features import ImageFeatures
 from tailseg.model.tsd import TsdBoxHead
 
 STRIDES = (4, 8, 16, 32)
-WISH = 1.6  # of a training step
 Heads = dict[str, BoxHead | TsdBoxHead]
 
 
@@ -168,7 +167,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=10, help="turns of each case")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=harness.RESULTS / "tsd.json", help="JSON")
+    parser.add_argument("--out", type=Path, help="JSON; default benchmarks/results/tsd-DEVICE.json")
     options = parser.parse_args()
     device = harness.require_device(options.device)
     torch.set_num_threads(options.threads)
@@ -180,7 +179,6 @@ def main() -> None:
     result: dict[str, Any] = {
         "machine": harness.machine(device) | {"omp_wait_policy": os.environ["OMP_WAIT_POLICY"]},
         "settings": {name: getattr(options, name) for name in names} | {"size": list(size)},
-        "wish": WISH,
     }
     for task, make in (("train", training_step), ("infer", inference)):
         cases = {name: make(head, pyramid, targets) for name, head in heads.items()}
@@ -188,11 +186,10 @@ def main() -> None:
         counted = [operations(call) for call in cases.values()]
         result[task]["operations_ratio"] = counted[1] / counted[0]
         show(f"{task}: {options.rois} RoIs, {options.classes} classes", result[task])
-    print(f"  wish: a training step at most {WISH} times longer")
     for task, backward in (("pooling, forward and backward", True), ("pooling, forward", False)):
         result[task] = compare(poolings(pyramid, targets.rois, backward=backward), options.repeats, device)
         show(task, result[task])
-    harness.write_json(options.out, result)
+    harness.write_json(options.out or harness.RESULTS / f"tsd-{options.device}.json", result)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 
 from tailseg.data.annotations import open_data
+from tailseg.data.synthetic import SyntheticSettings, write_synthetic
 from tailseg.losses import CLASSIFICATIONS, SeesawLoss
 from tailseg.model.build import build_detector
 from tailseg.recipe import DataRecipe
 from tailseg.recipe_values import override, resolve
+from tailseg.training.checkpoint import save_model
 from tailseg.training.loop import train_dataset
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -124,10 +126,55 @@ def test_gpu_runs_every_benchmark():
     from gpu import RUNS
 
     scripts = {path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text()}
-    # table1.py measures learning, for an hour and a half; the others left out use no device.
-    elsewhere = {"gpu.py", "table1.py", "convert.py", "loading.py", "annotations.py", "lvis_size.py"}
-    elsewhere |= {"rle.py", "scoring.py"}
+    # The tables and context.py measure learning, for hours; the others left out use no device.
+    elsewhere = {"gpu.py", "table1.py", "table2.py", "context.py", "convert.py", "loading.py", "annotations.py"}
+    elsewhere |= {"lvis_size.py", "rle.py", "scoring.py"}
     assert scripts - elsewhere == {arguments[0] for arguments in RUNS.values()}
+
+
+def test_carafe(tmp_path):
+    options = ["--rois=2", "--channels=8", "--repeats=1", "--threads=1", "--out", str(tmp_path / "c.json")]
+    done = run("carafe.py", *options)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "c.json").read_text())
+    assert result["largest_difference"] < 1e-5
+    assert result["cases"].keys() == {"ours", "nearest", "textbook"}
+    assert result["cases"]["textbook"]["memory_over_ours"] > 0
+
+
+def test_tsd(tmp_path):
+    options = ["--rois=16", "--size", "64", "96", "--channels=8", "--classes=5", "--width=16"]
+    done = run("tsd.py", *options, "--repeats=1", "--threads=1", "--out", str(tmp_path / "t.json"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "t.json").read_text())
+    # Three branches where the plain head has one, and in training the sibling's too.
+    assert result["train"]["operations_ratio"] > result["infer"]["operations_ratio"] > 1.5
+
+
+def test_htc_lite(tmp_path):
+    options = [option for option in TINY if option not in ("--models", "table1/seesaw")]
+    options += ["--positives=8", "--set=model.rpn.post_nms_test=50", "--set=model.box_head.rois=32"]
+    done = run("htc_lite.py", *options, "--out", str(tmp_path / "h.json"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "h.json").read_text())
+    ratios = list(result["parameters_ratio"].values())
+    assert ratios[0] == 1
+    assert 1 < ratios[1] < ratios[2]  # one mask head, three, three and what they tell each other
+    assert len(result["train"]) == len(result["infer"]) == 3
+
+
+def test_context(tmp_path):
+    """Of a random encoder: detections with its vector, without it, and with another image's."""
+    data = write_synthetic(tmp_path / "data", SyntheticSettings(classes=6, train_images=6, val_images=5, size=64))
+    recipe = resolve("demo-table2/04-htc-lite", ["model.backbone.pretrained=false", "test.max_detections=5"])
+    val = open_data(data).val
+    torch.manual_seed(0)
+    save_model(tmp_path / "m.safetensors", build_detector(recipe, len(val.categories)), recipe, val.categories, step=0)
+    options = ["--data", str(data), "--threads=1", "--out", str(tmp_path / "c.json")]
+    done = run("context.py", str(tmp_path / "m.safetensors"), *options)
+    assert done.returncode == 0, done.stderr
+    (model,) = json.loads((tmp_path / "c.json").read_text())["models"].values()
+    assert model["detection"].keys() == {"own", "zeroed", "shuffled"}
 
 
 def test_rle(tmp_path):

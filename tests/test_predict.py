@@ -57,6 +57,8 @@ def assert_equal(one: Detections, other: Detections) -> None:
     assert one.image_hw == other.image_hw
     for field in ("boxes", "scores", "labels", "masks"):
         assert torch.equal(getattr(one, field), getattr(other, field))
+    assert (one.mask_scores is None) == (other.mask_scores is None)
+    assert one.mask_scores is None or torch.equal(one.mask_scores, other.mask_scores)
 
 
 def test_every_kind_of_input_gives_the_same(model: Model, picture: np.ndarray, tmp_path: Path) -> None:
@@ -230,3 +232,51 @@ def test_inputs_are_never_written_over(model: Model, picture: np.ndarray, tmp_pa
     assert predict_files(model, inputs, tmp_path, show=False) == []
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert sorted(path.name for path in tmp_path.glob("*.json")) == ["p-2.json", "q-2-2.json", "q-3.json"]
+
+
+@pytest.fixture(scope="module")
+def scoring(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights that scores masks, with all that the last row of table 2 has."""
+    torch.manual_seed(0)
+    narrow = ("model.mask_iou={channels: 8, width: 12}", "model.tsd.shift_width=8", "model.mask_head.convs=1")
+    recipe = resolve("demo-table2/06-mask-scoring", [*SETTINGS, *narrow])
+    detector = build_detector(recipe, len(CATEGORIES))
+    torch.nn.init.constant_(detector.mask_iou.predictor.bias, 0.5)
+    path = tmp_path_factory.mktemp("scoring") / "m.safetensors"
+    save_model(path, detector, recipe, CATEGORIES, step=0)
+    return path
+
+
+def test_mask_scores_are_kept_and_written(scoring: Path, picture: np.ndarray, tmp_path: Path) -> None:
+    model = tailseg.load(scoring, "cpu")
+    found = model.predict(picture)
+    assert 0 < len(found) <= 9
+    assert found.mask_scores is not None
+    assert found.mask_scores.shape == found.scores.shape
+    assert bool((found.mask_scores <= found.scores).all())
+    assert bool((found.mask_scores > 0).any())
+    assert torch.equal(found.scores, found.scores.sort(descending=True).values)
+    assert_equal(tailseg.load(scoring, "cpu").predict(picture), found)
+    Image.fromarray(picture).save(tmp_path / "p.png")
+    assert predict_files(model, [tmp_path / "p.png"], tmp_path / "out", min_score=0, show=False) == []
+    rows = json.loads((tmp_path / "out" / "p.json").read_text())["detections"]
+    assert [row["mask_score"] for row in rows] == pytest.approx(found.mask_scores.tolist())
+    assert [row["score"] for row in rows] == pytest.approx(found.scores.tolist())
+
+
+def test_to_json_of_scored_masks() -> None:
+    found = Detections(
+        image_hw=(20, 30),
+        boxes=torch.tensor([[2.0, 3, 12, 9], [0, 0, 30, 20]]),
+        scores=torch.tensor([0.75, 0.5]),
+        labels=torch.tensor([1, 2]),
+        masks=torch.ones(2, 28, 28),
+        mask_scores=torch.tensor([0.25, 0.5]),
+    )
+    assert [(row["score"], row["mask_score"]) for row in to_json(found, CATEGORIES)] == [(0.75, 0.25), (0.5, 0.5)]
+    assert [row["mask_score"] for row in to_json(found[torch.tensor([1])], CATEGORIES)] == [0.5]
+    plain = Detections(
+        image_hw=(20, 30), boxes=found.boxes, scores=found.scores, labels=found.labels, masks=found.masks
+    )
+    assert all("mask_score" not in row for row in to_json(plain, CATEGORIES))
+    assert to_json(found[torch.zeros(0, dtype=torch.int64)], CATEGORIES) == []

@@ -1,4 +1,5 @@
 import inspect
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -6,8 +7,10 @@ import torch
 import yaml
 
 from tailseg.errors import UserError
+from tailseg.layers.carafe import CarafeUpsample
 from tailseg.losses import CLASSIFICATIONS, NEED_STATISTICS, ClassStatistics
 from tailseg.model.build import build_detector
+from tailseg.model.tsd import TsdBoxHead
 from tailseg.recipe import CLASSIFIERS, ClassifierRecipe, Recipe
 from tailseg.recipe_values import diff, flatten, override, resolve, to_yaml, unknown_key, validate
 from tailseg.recipes import BUILT_IN
@@ -464,3 +467,179 @@ def test_a_misspelt_key_of_a_stage_is_corrected_at_its_place() -> None:
             "table1/seesaw",
             ["model.box_head.class_agnostic=true", "model.stages=[{}, {}]", "model.stages.1.iuo=0.6"],
         )
+
+
+CASCADE = [
+    plain_stage(mask_weight=0.0),
+    plain_stage(iou=0.6, stds=[0.05, 0.05, 0.1, 0.1], weight=0.5, mask_weight=0.0),
+    plain_stage(iou=0.7, stds=[0.033, 0.033, 0.067, 0.067], weight=0.25),
+]
+TSD = [stage | {"tsd": True} for stage in CASCADE]
+
+
+def steps(proposals: int, *, full_size: bool) -> dict[str, list[tuple[str, object, object]]]:
+    """What each row of table 2 changes of the one before (spec, sections 12 to 15, 20, 21 and 27).
+
+    The miniature has class-agnostic boxes and a bound on its gradients from the start.
+    """
+    return {
+        "02-sync-bn": [("model.backbone.train_norm", False, True), ("model.mask_head.norm", False, True)],
+        "03-carafe": [("model.mask_head.upsample", "deconv", "carafe")],
+        "04-htc-lite": [
+            ("model.rpn.post_nms_train", proposals, 2 * proposals),
+            ("model.rpn.box_beta", 0.0, pytest.approx(1 / 9)),
+            ("model.rpn.inside_image", False, True),
+            *([("model.box_head.class_agnostic", False, True)] if full_size else []),
+            ("model.box_head.box_beta", 0.0, 1.0),
+            ("model.box_head.low_quality", True, False),
+            ("model.context.weight", 0.0, 3.0),
+            ("model.context.norm", False, True),
+            ("model.stages", [plain_stage()], CASCADE),
+        ],
+        "05-tsd": [("model.stages", CASCADE, TSD), *([("optimizer.clip", None, 35.0)] if full_size else [])],
+        "06-mask-scoring": [("model.mask_iou.weight", 0.0, 0.5)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [("table2", steps(1000, full_size=True)), ("demo-table2", steps(200, full_size=False))],
+)
+def test_every_row_of_table_2_is_one_step(table: str, expected: dict[str, list[tuple[str, object, object]]]) -> None:
+    names = [name.split("/")[1] for name in BUILT_IN if name.startswith(f"{table}/0")]
+    assert names == ["01-mask-rcnn", *expected]
+    for before, name in pairwise(names):
+        assert diff(resolve(f"{table}/{before}"), resolve(f"{table}/{name}")) == expected[name], name
+
+
+def test_where_the_rows_of_table_2_start() -> None:
+    """Mask R-CNN with cross-entropy, trained twice as long; in miniature with narrow heads for what comes."""
+    assert diff(resolve("table1/cross-entropy"), resolve("table2/01-mask-rcnn")) == [
+        ("schedule.epochs", 12, 24),
+        ("schedule.milestones", [8, 11], [16, 22]),
+    ]
+    changed = {key for key, _, _ in diff(resolve("demo/cross-entropy"), resolve("demo-table2/01-mask-rcnn"))}
+    narrow = {"model.tsd.shift_width", "model.mask_iou.channels", "model.mask_iou.width"}
+    assert changed == narrow | {"optimizer.lr", "optimizer.clip"}
+    for table in ("table2", "demo-table2"):
+        model = resolve(f"{table}/01-mask-rcnn").model
+        assert [model.mask_iou.weight, model.context.weight] == [0, 0]
+        assert [stage.tsd for stage in model.stages] == [False]
+
+
+NARROW = [
+    "model.backbone={name: resnet18, pretrained: false, options: {channels: [8, 16, 24, 32]}}",
+    "model.neck.channels=16",
+    "model.box_head.width=16",
+    "model.mask_head={channels: 8, convs: 1}",
+]
+
+
+def test_the_cascade_of_public_checkpoints() -> None:
+    """Row 4 without a context encoder, and with a mask head in every stage that weighs as much as the stage."""
+    recipe = resolve("table2/cascade-mask-rcnn")
+    stages = [stage | {"mask_weight": stage["weight"]} for stage in CASCADE]
+    found = diff(resolve("table2/01-mask-rcnn"), recipe)
+    assert [key for key, _, _ in found] == [
+        *("model.rpn.post_nms_train", "model.rpn.box_beta", "model.rpn.inside_image"),
+        *("model.box_head.class_agnostic", "model.box_head.box_beta", "model.box_head.low_quality"),
+        "model.stages",
+    ]
+    assert found[-1] == ("model.stages", [plain_stage()], stages)
+    detector = build_detector(override(recipe, NARROW), CLASSES)
+    assert [stage.mask_head is not None for stage in detector.stages] == [True] * 3
+    assert [(stage.weight, stage.mask_weight) for stage in detector.stages] == [(1, 1), (0.5, 0.5), (0.25, 0.25)]
+    assert [detector.context, detector.mask_iou] == [None, None]
+    losses = detector.train()(batch())
+    assert {name for name in losses if "mask" in name} == {f"stage{t}.mask" for t in (1, 2, 3)}
+
+
+def test_settings_reach_the_parts_of_table_2() -> None:
+    settings = [
+        "model.context={weight: 2, convs: 6, residual: true, norm: false, unlabelled: ignored}",
+        "model.mask_iou={weight: 0.75, channels: 6, width: 10}",
+        "model.mask_head.class_agnostic=true",
+        "model.tsd={shift_width: 9, gamma: 0.2, class_margin: 0.1, box_margin: 0.4, constrain_classes: false}",
+        "model.tsd.zero_init_shifts=true",
+        "model.tsd.detach_targets=true",
+        "model.stages.1.tsd=false",
+        "classifier={normalized: true, temperature: 7}",
+    ]
+    detector = build_detector(resolve("table2/06-mask-scoring", [*NARROW, *settings]), CLASSES)
+    context, scoring = detector.context, detector.mask_iou
+    assert context is not None
+    assert scoring is not None
+    assert (detector.context_weight, len(context.convs), context.residual, len(context.norms)) == (2, 6, True, 0)
+    assert (context.unlabelled, context.classifier.weight.shape) == ("ignored", (CLASSES, 16))
+    assert (detector.mask_iou_weight, scoring.convs[0].weight.shape) == (0.75, (6, 17, 3, 3))
+    assert (scoring.fc2.weight.shape, scoring.predictor.weight.shape) == ((10, 10), (1, 10))
+    assert scoring.class_agnostic
+    assert [isinstance(stage.box_head, TsdBoxHead) for stage in detector.stages] == [True, False, True]
+    for head in (detector.stages[0].box_head, detector.stages[2].box_head):
+        assert (head.gamma, head.class_margin, head.box_margin) == (0.2, 0.1, 0.4)
+        assert (head.constrain_classes, head.detach_targets, head.box_beta) == (False, True, 1.0)
+        assert head.shared[0].weight.shape == (9, 16 * 49)
+        assert all((shift[-1].weight == 0).all() for shift in (head.class_shift, head.box_shift))
+        assert head.classifier.temperature == head.sibling_classifier.temperature == 7
+        assert head.regressor.out_features == head.sibling_regressor.out_features == 4
+    assert [stage.box_head.stds for stage in detector.stages] == [tuple(stage["stds"]) for stage in CASCADE]
+    mask_head = detector.stages[2].mask_head
+    assert (mask_head.class_agnostic, len(mask_head.norms)) == (True, 1)
+    assert isinstance(mask_head.upsample, CarafeUpsample)
+    plain = build_detector(resolve("table2/06-mask-scoring", NARROW), CLASSES)
+    assert (plain.context_weight, len(plain.context.norms), plain.context.unlabelled) == (3, 4, "negative")
+    assert (plain.mask_iou_weight, plain.mask_iou.predictor.weight.shape) == (0.5, (CLASSES, 1024))
+    head = plain.stages[0].box_head
+    assert (head.gamma, head.class_margin, head.box_margin, head.constrain_classes) == (0.1, 0.3, 0.3, True)
+
+
+def test_a_part_without_weight_is_not_there() -> None:
+    settings = ["model.context.weight=0", "model.mask_iou.weight=0"]
+    detector = build_detector(resolve("table2/06-mask-scoring", [*NARROW, *settings]), CLASSES)
+    assert [detector.context, detector.mask_iou] == [None, None]
+    assert not any(name.startswith(("context", "mask_iou")) for name in detector.state_dict())
+
+
+def test_convolutions_of_the_box_heads_are_in_every_stage() -> None:
+    detector = build_detector(resolve("table2/04-htc-lite", [*NARROW, "model.box_head.convs=4"]), CLASSES)
+    for stage in detector.stages:
+        assert (len(stage.box_head.convs), len(stage.box_head.norms), stage.box_head.fc2) == (4, 4, None)
+
+
+NO_CONVOLUTIONS = "model: a TSD head has no convolutions; set model.box_head.convs=0, or no stage's tsd"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "sentence"),
+    [
+        (
+            "table2/06-mask-scoring",
+            ["model.stages.2.mask_weight=0", "model.stages.1.mask_weight=1"],
+            "model: mask_iou judges the masks of the last stage, which has no mask head; "
+            "set model.stages.2.mask_weight=1",
+        ),
+        ("table2/05-tsd", ["model.box_head.convs=4"], NO_CONVOLUTIONS),
+        ("table2/04-htc-lite", ["model.box_head.convs=1", "model.stages.1.tsd=true"], NO_CONVOLUTIONS),
+        (
+            "table2/04-htc-lite",
+            ["model.context={residual: true, convs: 3}"],
+            "model.context: residual needs an even number of convs, received 3",
+        ),
+        (
+            "table2/04-htc-lite",
+            ["model.box_head.class_agnostic=false"],
+            "model: 3 stages refine one box a RoI; set model.box_head.class_agnostic=true, or leave one",
+        ),
+        ("table2/04-htc-lite", ["model.context.weight=-1"], "greater than or equal to 0, received -1"),
+        ("table2/04-htc-lite", ["model.context.unlabelled=absent"], "'negative' or 'ignored', received 'absent'"),
+        ("table2/03-carafe", ["model.mask_head.upsample=nearest"], "'deconv' or 'carafe', received 'nearest'"),
+        ("table2/05-tsd", ["model.tsd.gama=1"], "unknown key 'model.tsd.gama'; the nearest valid key is 'model.tsd."),
+        ("table2/05-tsd", ["model.stages.1.tds=true"], "the nearest valid key is 'model.stages.1."),
+        ("table2/06-mask-scoring", ["model.mask_iou=1"], "'model.mask_iou' is a section; set one of its keys"),
+    ],
+)
+def test_mistakes_about_the_parts_of_table_2_are_named(name: str, settings: list[str], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(name, settings)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)

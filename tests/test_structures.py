@@ -27,7 +27,11 @@ def make_detections(n: int) -> Detections:
     )
 
 
-@pytest.mark.parametrize("make", [make_instances, make_detections])
+def make_scored(n: int) -> Detections:
+    return dataclasses.replace(make_detections(n), mask_scores=torch.arange(float(n)) / 8)
+
+
+@pytest.mark.parametrize("make", [make_instances, make_detections, make_scored])
 @pytest.mark.parametrize(
     ("index", "expected"),
     [
@@ -49,7 +53,7 @@ def test_one_index_filters_every_field(make, index, expected):
             assert getattr(part, field.name) == value
 
 
-@pytest.mark.parametrize("make", [make_instances, make_detections])
+@pytest.mark.parametrize("make", [make_instances, make_detections, make_scored])
 def test_no_objects_is_a_normal_case(make):
     empty = make(0)
     assert len(empty) == 0
@@ -62,10 +66,10 @@ def test_instances_refuse_unequal_rows(field):
         dataclasses.replace(make_instances(3), **{field: getattr(make_instances(2), field)})
 
 
-@pytest.mark.parametrize("field", ["boxes", "labels", "masks", "scores"])
+@pytest.mark.parametrize("field", ["boxes", "labels", "masks", "scores", "mask_scores"])
 def test_detections_refuse_unequal_rows(field):
     with pytest.raises(ValueError, match=rf"'{field}': 2"):
-        dataclasses.replace(make_detections(3), **{field: getattr(make_detections(2), field)})
+        dataclasses.replace(make_detections(3), **{field: getattr(make_scored(2), field)})
 
 
 def test_fields_cannot_be_added_or_replaced():
@@ -95,4 +99,8 @@ def test_moving_keeps_values():
     found = make_detections(3)
     assert found.to("cpu").image_hw == (20, 30)
     assert torch.equal(found.to("cpu").scores, found.scores)
+    assert found.to("cpu").mask_scores is None
+    scored = make_scored(3)
+    assert torch.equal(scored.to("cpu").mask_scores, scored.mask_scores)
+    assert scored.to("meta").mask_scores.device.type == "meta"
     assert {getattr(found.to("meta"), n).device.type for n in ("boxes", "scores", "labels", "masks")} == {"meta"}

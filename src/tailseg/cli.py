@@ -302,7 +302,7 @@ def recipes_list() -> None:
     from tailseg.recipes import BUILT_IN
 
     for name, function in BUILT_IN.items():
-        typer.echo(f"{name:24}{(function.__doc__ or '').splitlines()[0]}")
+        typer.echo(f"{name:28}{(function.__doc__ or '').splitlines()[0]}")
 
 
 @recipes_app.command("show")

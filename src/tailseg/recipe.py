@@ -218,7 +218,7 @@ class ModelRecipe(Section):
             last = f"model.stages.{len(self.stages) - 1}.mask_weight"
             raise ValueError(f"mask_iou judges the masks of the last stage, which has no mask head; set {last}=1")
         if self.box_head.convs > 0 and any(stage.tsd for stage in self.stages):
-            raise ValueError("TSD has no convolutions; set model.box_head.convs=0, or no stage's tsd")
+            raise ValueError("a TSD head has no convolutions; set model.box_head.convs=0, or no stage's tsd")
         return self
 
 

@@ -102,7 +102,8 @@ class Detections:
     mask_scores: Tensor | None = None  # (N,) float32 in [0, 1], by which masks rank; None: by the scores
 
     def __post_init__(self) -> None:
-        _require_same_rows(boxes=self.boxes, scores=self.scores, labels=self.labels, masks=self.masks)
+        own = {} if self.mask_scores is None else {"mask_scores": self.mask_scores}
+        _require_same_rows(boxes=self.boxes, scores=self.scores, labels=self.labels, masks=self.masks, **own)
 
     def __len__(self) -> int:
         return self.labels.shape[0]

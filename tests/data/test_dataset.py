@@ -222,3 +222,79 @@ def test_photographs(shared):
     assert boxes.min() >= 0
     assert boxes[:, 2].max() <= width
     assert boxes[:, 3].max() <= height
+
+
+def annotated(image_id: int, category_id: int, iscrowd: int = 0) -> dict:
+    square = [5, 6, 25, 6, 25, 26, 5, 26]
+    shape = {"bbox": [5, 6, 20, 20], "area": 400, "segmentation": [square]}
+    return {"image_id": image_id, "category_id": category_id, "iscrowd": iscrowd} | shape
+
+
+def write_searched(folder, negatives: list[list[int] | None], annotations: list[dict]) -> DetectionDataset:
+    """A set of pictures of 40 x 60 pixels of categories 40, 7, 3 and 90 in this order, each with its negatives."""
+    (folder / "images").mkdir(exist_ok=True)
+    images = []
+    for i, ids in enumerate(negatives):
+        Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(folder / "images" / f"{i}.png")
+        image = {"id": i, "height": 40, "width": 60, "file_name": f"{i}.png"}
+        images.append(image if ids is None else image | {"neg_category_ids": ids})
+    content = {
+        "images": images,
+        "annotations": [row | {"id": i} for i, row in enumerate(annotations, start=1)],
+        "categories": [{"id": i, "name": f"class{i}"} for i in (40, 7, 3, 90)],
+    }
+    (folder / "searched.json").write_text(json.dumps(content))
+    return DetectionDataset(load_annotations(folder / "searched.json", folder / "images"), KEEP, drop_empty=False)
+
+
+def absent_ids(dataset: DetectionDataset, index: int) -> set[int]:
+    absent = dataset[index].absent
+    assert absent.dtype == torch.bool
+    ids = dataset.annotations.label_to_category_id.tolist()
+    assert len(absent) == len(ids)
+    return {ids[label] for label in absent.nonzero().flatten().tolist()}
+
+
+def test_absent_is_what_an_lvis_file_says_was_looked_for_in_vain(tmp_path):
+    """Not what is annotated, nor what nobody looked for; an id that is no category of the file counts for nothing."""
+    dataset = write_searched(
+        tmp_path,
+        [[3, 90], [], [7, 12345], [40]],
+        [annotated(0, 7), annotated(1, 40), annotated(2, 3), annotated(2, 40)],
+    )
+    assert [absent_ids(dataset, i) for i in range(4)] == [{3, 90}, set(), {7}, {40}]
+    ids = dataset.annotations.label_to_category_id
+    assert [{int(ids[label]) for label in dataset[i].instances.labels} for i in range(4)] == [{7}, {40}, {3, 40}, set()]
+
+
+@pytest.mark.parametrize("empty", [None, []])
+def test_in_a_coco_file_every_class_without_an_object_is_absent(tmp_path, empty):
+    """A crowd shows that its class is there, though nobody trains on it."""
+    dataset = write_searched(
+        tmp_path, [empty] * 3, [annotated(0, 7), annotated(0, 90, iscrowd=1), annotated(2, 3), annotated(2, 3)]
+    )
+    assert [absent_ids(dataset, i) for i in range(3)] == [{40, 3}, {40, 7, 3, 90}, {40, 7, 90}]
+    assert [len(dataset[i].instances) for i in range(3)] == [1, 0, 2]
+
+
+def test_a_list_in_one_image_speaks_for_the_file(tmp_path):
+    """An image of an LVIS file whose list is empty or left out was searched for nothing."""
+    dataset = write_searched(tmp_path, [None, [], [3]], [annotated(0, 7), annotated(1, 7)])
+    assert [absent_ids(dataset, i) for i in range(3)] == [set(), set(), {3}]
+
+
+def test_absent_classes_of_photographs(shared):
+    """Against the lists of the file itself, by name."""
+    path = shared / "data" / "lvis-val-100" / "lvis_val_100.json"
+    annotations = load_annotations(path, shared)
+    content = json.loads(path.read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    seen = 0
+    for position, image_id in enumerate(annotations.image_ids.tolist()):
+        image = next(image for image in content["images"] if image["id"] == image_id)
+        expected = {names[category_id] for category_id in image["neg_category_ids"]}
+        ours = {annotations.categories[label].name for label in np.flatnonzero(annotations.absent(position))}
+        assert ours == expected
+        assert not annotations.absent(position)[annotations.labels[annotations.rows(position)]].any()
+        seen += len(ours)
+    assert seen > 100

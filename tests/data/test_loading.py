@@ -72,6 +72,9 @@ def test_collate_pads_right_and_below():
     assert batch.boxes[1].abs().sum() == 0
     assert batch.masks[0].min() == 255
     assert batch.masks[1].max() == 0
+    # Classes are a row an image, whatever the number of its objects.
+    assert batch.absent.shape == (2, 20)
+    assert batch.absent.nonzero().tolist() == [[0, 7], [1, 5]]
 
 
 def test_collate_without_any_object_keeps_one_row():
@@ -137,3 +140,21 @@ def test_a_broken_image_arrives_as_one_sentence(dataset, workers):
         list(eval_loader(dataset, 2, workers=workers))
     assert str(caught.value).startswith(f"{path}: the image is broken or cut off")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_absent_classes_stay_with_their_images(dataset, workers):
+    path = dataset.annotations.path
+    content = json.loads(path.read_text())
+    content["categories"] += [{"id": i, "name": f"class{i}"} for i in range(2, 13)]
+    for image in content["images"]:
+        image["neg_category_ids"] = [image["id"] + 2]
+    path.write_text(json.dumps(content))
+    dataset = DetectionDataset(load_annotations(path, path.parent / "images"), TRAIN, drop_empty=True, mask_grid=16)
+    seen = []
+    for batch in islice(train_loader(dataset, TrainSampler(dataset.aspect_groups, 2), workers=workers), 6):
+        assert batch.absent.dtype == torch.bool
+        # Category i has label i - 1, so image i lacks label i + 1.
+        assert batch.absent.nonzero().tolist() == [[row, i + 1] for row, i in enumerate(batch.image_ids.tolist())]
+        seen += batch.image_ids.tolist()
+    assert set(seen) == set(range(11))

@@ -301,3 +301,48 @@ def test_analysis_is_written(dataset: DetectionDataset, tmp_path: Path) -> None:
     evaluate(oracle, dataset, tmp_path, device=CPU, options=ScoreOptions(analyse=True), show=False)
     analysis = json.loads((tmp_path / "analysis.json").read_text(), parse_constant=pytest.fail)
     assert set(analysis) == {"bbox", "segm"}
+
+
+def ranked_backwards(found: Detections) -> Detections:
+    """Masks with scores of their own, the lower the better the box."""
+    return replace(found, mask_scores=(1 - found.scores) / 2)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_masks_with_scores_of_their_own(dataset: DetectionDataset, tmp_path: Path, world: int) -> None:
+    """Both scores are written, merged and read; each decides in its own ranking."""
+    barrier = threading.Barrier(world)
+    scores: dict[int, Any] = {}
+
+    def process(rank: int, change: Callable[[Detections], Detections], out: Path) -> None:
+        # Every box twice, one of them in a wrong place: which of the two comes first decides the AP.
+        def doubled(found: Detections) -> Detections:
+            twice = replace(found, boxes=found.boxes.flip(1) % 64)
+            rows = torch.arange(len(found)).repeat_interleave(2)
+            wrong = torch.arange(len(rows)) % 2 == 1
+            boxes = torch.where(wrong.unsqueeze(1), twice.boxes[rows].sort(dim=1).values, found.boxes[rows])
+            scores = found.scores[rows] - 0.01 * wrong
+            return change(replace(found[rows], boxes=boxes, scores=scores))
+
+        oracle: Any = Oracle(dataset, doubled)
+        scores[rank] = evaluate(
+            oracle, dataset, out, device=CPU, rank=rank, world=world, barrier=barrier.wait, show=False
+        )
+
+    runs = {}
+    for name, change in (("both", ranked_backwards), ("plain", lambda found: found)):
+        threads = [threading.Thread(target=process, args=(r, change, tmp_path / name)) for r in range(world)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        runs[name] = scores[0]
+    rows, plain = (orjson.loads((tmp_path / name / "detections.json").read_bytes()) for name in ("both", "plain"))
+    assert len(rows) == len(plain) > 0
+    for row, other in zip(rows, plain, strict=True):
+        assert row["box_score"] == other["score"]
+        assert row["score"] == pytest.approx((1 - row["box_score"]) / 2, rel=1e-6)
+    assert runs["both"].metrics["bbox"] == runs["plain"].metrics["bbox"]
+    assert runs["both"].metrics["segm"]["AP"] < runs["plain"].metrics["segm"]["AP"]
+    again = score(dataset.annotations.path, tmp_path / "both" / "detections.json", mask_areas=True)
+    assert again.metrics == runs["both"].metrics

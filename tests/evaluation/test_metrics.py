@@ -320,3 +320,65 @@ def test_fixed_ap_without_a_limit_reached_is_plain_ap():
         data, rows = random_data(seed)
         plain, fixed = (score(data, rows, options=ScoreOptions(fixed_ap=f)).metrics["segm"] for f in (False, True))
         assert [*fixed.values()] == [*plain.values()]
+
+
+def ranked_twice(box, box_score, score):
+    return found(box, score) | {"box_score": box_score}
+
+
+THREE_FINDS = [
+    ranked_twice([0, 0, 20, 20], 0.9, 0.1),  # right
+    ranked_twice([20, 20, 20, 20], 0.5, 0.8),  # wrong
+    ranked_twice([40, 40, 20, 20], 0.4, 0.5),  # right
+]
+
+
+@pytest.mark.parametrize(
+    ("max_dets", "boxes", "masks"),
+    [
+        # Boxes: right, wrong, right. Masks: wrong, right, right, so that precision rises to 2/3 at the end.
+        (300, 51 / 101 + 50 / 101 * 2 / 3, 2 / 3),
+        (2, 51 / 101, 51 / 101 / 2),
+        (1, 51 / 101, 0),
+    ],
+)
+def test_boxes_rank_by_their_score_and_masks_by_theirs(max_dets, boxes, masks):
+    options = ScoreOptions(max_dets=max_dets, boundary=True)
+    metrics = score(one_class(), THREE_FINDS, options=options).metrics
+    assert metrics["bbox"]["AP"] == pytest.approx(boxes)
+    assert metrics["segm"]["AP"] == metrics["boundary"]["AP"] == pytest.approx(masks)
+    found_of_two = {300: (2, 2), 2: (1, 1), 1: (1, 0)}[max_dets]
+    recalls = [metrics[kind][f"AR{max_dets}"] for kind in ("bbox", "segm")]
+    assert recalls == [n / 2 for n in found_of_two]
+    for kind, expected in (("bbox", boxes), ("segm", masks)):
+        alone = score(one_class(), THREE_FINDS, iou_types=[kind], options=ScoreOptions(max_dets=max_dets)).metrics
+        assert alone[kind]["AP"] == pytest.approx(expected)
+
+
+def test_both_rankings_under_a_limit_of_each_class(monkeypatch):
+    monkeypatch.setattr(metrics_module, "FIXED_AP_DETECTIONS", 2)
+    metrics = score(one_class(), THREE_FINDS, options=ScoreOptions(fixed_ap=True)).metrics
+    assert metrics["bbox"]["AP"] == pytest.approx(51 / 101)
+    assert metrics["segm"]["AP"] == pytest.approx(51 / 101 / 2)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_two_scores_in_a_row_are_two_files(seed):
+    """Boxes score as if the box score were the only one, masks as if there were none."""
+    data, rows = random_data(seed)
+    rng = np.random.default_rng(seed)
+    both = [row | {"box_score": float(rng.integers(0, 8) / 8)} for row in rows]
+    of_boxes = [row | {"score": other["box_score"]} for row, other in zip(rows, both, strict=True)]
+    for options in (ScoreOptions(max_dets=(300, 4)[seed % 2]), ScoreOptions(fixed_ap=True, analyse=True)):
+        scores = score(data, both, options=options)
+        boxes, masks = (score(data, r, iou_types=[k], options=options) for r, k in ((of_boxes, "bbox"), (rows, "segm")))
+        assert scores.metrics == boxes.metrics | masks.metrics
+        if options.analyse:
+            assert scores.analysis == boxes.analysis | masks.analysis
+
+
+def test_a_row_without_the_box_score_of_the_others_is_named():
+    rows = copy.deepcopy(THREE_FINDS)
+    del rows[1]["box_score"]
+    with pytest.raises(UserError, match=r"^detections: row 1 has no 'box_score'; every row needs one here$"):
+        score(one_class(), rows)

@@ -232,3 +232,92 @@ def test_many_detections_of_one_image_take_little_memory(tmp_path, monkeypatch):
     tracemalloc.stop()
     assert len(columns) == 300
     assert peak < 60_000 * len(line) / 2
+
+
+def two_rankings(*pairs: tuple[float, float]) -> list[dict]:
+    """Rows with a score of the box and one of the mask, numbered by the x of their boxes."""
+    return [row(bbox=[i, 0, 1, 1], box_score=box, score=mask) for i, (box, mask) in enumerate(pairs)]
+
+
+def places(columns) -> list[int]:
+    return columns.boxes[:, 0].astype(int).tolist()
+
+
+def test_each_ranking_keeps_its_own_best():
+    rows = two_rankings((0.9, 0.1), (0.1, 0.9), (0.8, 0.3), (0.2, 0.8), (0.3, 0.2), (0.4, 0.85))
+    for limit, boxes, masks in (
+        (1, [0], [1]),
+        (2, [0, 2], [1, 5]),
+        (3, [0, 2, 5], [1, 3, 5]),
+        (6, [*range(6)], [*range(6)]),
+    ):
+        cut = Cut(limit=limit)
+        columns = read(rows, cut=cut)
+        assert places(columns) == sorted({*boxes, *masks})
+        of_boxes, of_masks = (columns.ranked(kind, cut) for kind in ("bbox", "segm"))
+        assert (places(of_boxes), places(of_masks)) == (boxes, masks)
+        assert of_boxes.scores.tolist() == [rows[i]["box_score"] for i in boxes]
+        assert of_masks.scores.tolist() == [rows[i]["score"] for i in masks]
+
+
+def test_without_box_scores_both_rankings_are_one():
+    columns = read([row(score=s) for s in (0.1, 0.7, 0.4)], cut=Cut(limit=2))
+    assert columns.box_scores is None
+    for kind in ("bbox", "segm"):
+        assert columns.ranked(kind, Cut(limit=2)).scores.tolist() == [0.7, 0.4]
+
+
+def test_what_nobody_looked_for_takes_its_place_in_either_ranking():
+    about = known(judged=np.array([[True, False], [True, True]]))
+    rows = two_rankings((0.9, 0.1), (0.5, 0.9), (0.4, 0.5))
+    rows[0]["category_id"] = 9  # not judged in this image
+    for limit, boxes, masks in ((1, [], [1]), (2, [1], [1, 2]), (3, [1, 2], [1, 2])):
+        cut = Cut(limit=limit)
+        columns = read(rows, about=about, cut=cut)
+        assert (places(columns.ranked("bbox", cut)), places(columns.ranked("segm", cut))) == (boxes, masks)
+
+
+def test_the_best_of_each_class_in_either_ranking():
+    rows = two_rankings((0.9, 0.1), (0.1, 0.9), (0.2, 0.3), (0.3, 0.2))
+    for entry in rows[2:]:
+        entry["category_id"] = 9
+    cut = Cut(limit=1, per_class=True)
+    columns = read(rows, cut=cut)
+    assert (places(columns.ranked("bbox", cut)), places(columns.ranked("segm", cut))) == ([0, 3], [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (..., "r.json: row 2 has no 'box_score'; every row needs one here"),
+        (float("nan"), "r.json: box_score of row 2 is nan, expected a finite number"),
+        (None, "r.json: box_score of row 2 is None, expected a finite number"),
+        ("0.5", "r.json: box_score of row 2 is '0.5', expected a finite number"),
+    ],
+)
+def test_a_faulty_box_score_is_named(tmp_path, monkeypatch, value, message):
+    rows = [row(box_score=0.5), row(box_score=0.25), row(box_score=value), row(box_score=0.5)]
+    with pytest.raises(UserError) as caught:
+        read(rows)
+    assert str(caught.value) == message
+    if value is ...:  # the same sentence where the row comes with a later piece of the file
+        monkeypatch.setattr(reading, "_CHUNK", 120)
+        (tmp_path / "r.json").write_text(json.dumps(rows))
+        with pytest.raises(UserError) as caught:
+            read(tmp_path / "r.json")
+        assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("chunk", [100, 700])
+def test_two_rankings_of_a_file_read_in_pieces(tmp_path, monkeypatch, chunk):
+    rng = np.random.default_rng(1)
+    rows = two_rankings(*(rng.integers(0, 9, (80, 2)) / 8).tolist())
+    (tmp_path / "r.json").write_text(json.dumps(rows))
+    cut = Cut(limit=7)
+    whole = read(rows, cut=cut)
+    monkeypatch.setattr(reading, "_CHUNK", chunk)
+    monkeypatch.setattr(reading, "_SETTLE", 5)
+    pieces = read(tmp_path / "r.json", cut=cut)
+    for kind, key in (("bbox", "box_score"), ("segm", "score")):
+        best = sorted(sorted(range(80), key=lambda i, key=key: -rows[i][key])[:7])  # ties to the earlier row
+        assert places(pieces.ranked(kind, cut)) == places(whole.ranked(kind, cut)) == best

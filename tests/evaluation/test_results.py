@@ -9,7 +9,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from tailseg.errors import UserError
-from tailseg.evaluation.reading import read_json
+from tailseg.evaluation.reading import Cut, Known, read_json, read_results
 from tailseg.evaluation.results import ResultsWriter, merge_results
 from tailseg.structures import Detections
 
@@ -119,3 +119,60 @@ def test_merging_refuses_other_files(tmp_path):
     with pytest.raises(UserError, match=r"gone\.json: cannot be read"):
         merge_results([tmp_path / "gone.json"], tmp_path / "all.json")
     assert not (tmp_path / "all.json").exists()
+
+
+def scored(rows: int, seed: int = 0) -> Detections:
+    """Detections whose masks rank the other way round than their boxes."""
+    found = detections(rows, seed)
+    return replace(found, mask_scores=(1 - found.scores) / 3)
+
+
+def write_scored(path, *images: tuple[int, int]) -> None:
+    with ResultsWriter(path) as writer:
+        for image_id, rows in images:
+            writer.add(image_id, scored(rows, image_id), CATEGORY_IDS)
+
+
+def test_masks_with_scores_of_their_own_keep_the_box_score_beside_it(tmp_path):
+    """The score is the masks', as a test server of masks needs it; both are the same float32 when read back."""
+    write_scored(tmp_path / "r.json", (5, 6), (8, 0), (9, 3))
+    write(tmp_path / "plain.json", (5, 6), (8, 0), (9, 3))
+    rows, plain = (json.loads((tmp_path / name).read_text()) for name in ("r.json", "plain.json"))
+    found = [scored(6, 5), scored(3, 9)]
+    assert np.float32([row["score"] for row in rows]).tolist() == torch.cat([f.mask_scores for f in found]).tolist()
+    assert np.float32([row["box_score"] for row in rows]).tolist() == torch.cat([f.scores for f in found]).tolist()
+    for row, other in zip(rows, plain, strict=True):
+        assert "box_score" not in other
+        assert row.pop("box_score") == other["score"]
+        assert row | {"score": 0} == other | {"score": 0}  # boxes, masks and their order are the same
+    known = Known(
+        image_ids=np.array([5, 8, 9]),
+        image_hws=np.array([[32, 48]] * 3),
+        category_ids=np.array(CATEGORY_IDS),
+        judged=np.ones((3, 3), dtype=bool),
+    )
+    columns = read_results(tmp_path / "r.json", "r.json", known, ["bbox", "segm"], Cut())
+    assert columns.scores.astype(np.float32).tolist() == torch.cat([f.mask_scores for f in found]).tolist()
+    assert columns.box_scores.astype(np.float32).tolist() == torch.cat([f.scores for f in found]).tolist()
+    assert read_results(tmp_path / "plain.json", "r.json", known, ["bbox"], Cut()).box_scores is None
+
+
+def test_a_mask_score_that_is_not_finite_leaves_its_row_out(tmp_path, caplog):
+    found = scored(4)
+    mask_scores, scores = found.mask_scores.clone(), found.scores.clone()
+    mask_scores[1], scores[3] = float("nan"), float("inf")
+    with ResultsWriter(tmp_path / "r.json") as writer:
+        writer.add(1, replace(found, scores=scores, mask_scores=mask_scores), CATEGORY_IDS)
+    rows = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
+    assert np.float32([row["box_score"] for row in rows]).tolist() == found.scores[[0, 2]].tolist()
+    assert np.float32([row["score"] for row in rows]).tolist() == found.mask_scores[[0, 2]].tolist()
+    assert "left out 2 detections" in caplog.text
+
+
+def test_merging_keeps_both_scores(tmp_path):
+    write_scored(tmp_path / "0.json", (30, 2), (9, 3))
+    write_scored(tmp_path / "1.json", (4, 2), (2, 0), (9, 3))
+    merge_results([tmp_path / "0.json", tmp_path / "1.json"], tmp_path / "all.json")
+    write_scored(tmp_path / "alone.json", (4, 2), (9, 3), (30, 2))
+    assert (tmp_path / "all.json").read_bytes() == (tmp_path / "alone.json").read_bytes()
+    assert all("box_score" in row for row in read_json(tmp_path / "all.json"))

@@ -189,3 +189,69 @@ def test_the_classifier_starts_at_the_bias_that_the_loss_asks_for(normalized):
     head = BoxHead(4, EqualizationV2Classification(3), width=8, normalized=normalized)
     assert (head.classifier.bias == PRIOR_001).all()
     assert (BoxHead(4, SeesawClassification(3), width=8, normalized=normalized).classifier.bias == 0).all()
+
+
+def convolutional(seed: int = 0, convs: int = 2) -> BoxHead:
+    torch.manual_seed(seed)
+    head = BoxHead(3, CrossEntropyClassification(4), width=8, convs=convs, class_agnostic=True)
+    for norm in head.norms:
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+    return head
+
+
+def test_convolutions_replace_a_hidden_layer():
+    """Each is followed by batch norm over all cells of the rows and a ReLU; then comes one hidden layer."""
+    head = convolutional().double()
+    assert head.fc2 is None
+    assert all(conv.bias is None for conv in head.convs)
+    features = torch.randn(6, 3, 7, 7, dtype=torch.float64)
+    for training in (True, False):
+        hidden = features
+        for conv, norm in zip(head.convs, head.norms, strict=True):
+            hidden = torch.nn.functional.conv2d(hidden, conv.weight, padding=1)
+            mean, var = norm.running_mean.clone(), norm.running_var.clone()
+            if training:
+                mean, var = hidden.mean(dim=(0, 2, 3)), hidden.var(dim=(0, 2, 3), unbiased=False)
+            hidden = (hidden - mean.view(3, 1, 1)) / (var + 1e-5).sqrt().view(3, 1, 1)
+            hidden = (hidden * norm.weight.view(3, 1, 1) + norm.bias.view(3, 1, 1)).relu()
+        hidden = (hidden.flatten(1) @ head.fc1.weight.T + head.fc1.bias).relu()
+        expected = hidden @ head.classifier.weight.T + head.classifier.bias
+        rois = torch.zeros(6, 5, dtype=torch.float64)
+        prediction = head.train(training)(pool_of(features), rois, torch.ones(6, dtype=torch.bool))
+        torch.testing.assert_close(prediction.logits, expected)
+        deltas = hidden @ head.regressor.weight.T + head.regressor.bias
+        torch.testing.assert_close(prediction.deltas, deltas.float().view(6, 1, 4))
+
+
+def test_rows_that_are_not_live_do_not_matter():
+    """To the others, whatever is in them: predictions, gradients and running statistics are those without them."""
+    live = torch.tensor([True, False, True, True, False])
+    torch.manual_seed(1)
+    features, rois = torch.randn(5, 3, 7, 7), torch.rand(5, 5)
+    features[~live] *= 1e4
+    upstream = torch.randn(3, 5)
+
+    def step(rows: torch.Tensor, flags: torch.Tensor | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        head = convolutional().train()
+        prediction = head(pool_of(features[rows]), rois[rows], flags)
+        logits = prediction.logits if flags is None else prediction.logits[flags]
+        parameters = [*head.convs.parameters(), *head.norms.parameters(), head.fc1.weight]
+        gradients = torch.autograd.grad((logits * upstream).sum(), parameters)
+        return logits, [*gradients, *head.norms.buffers()]
+
+    ours, theirs = step(torch.arange(5), live), step(live.nonzero().flatten(), None)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-4, atol=1e-5)
+    for own, other in zip(ours[1], theirs[1], strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_no_live_row_leaves_the_statistics_alone(rows):
+    head = convolutional().train()
+    before = [norm.running_var.clone() for norm in head.norms]
+    prediction = head(pool_of(torch.randn(rows, 3, 7, 7)), torch.zeros(rows, 5), torch.zeros(rows, dtype=torch.bool))
+    assert prediction.logits.shape == (rows, 5)
+    assert all(torch.equal(norm.running_var, old) for norm, old in zip(head.norms, before, strict=True))
+    (prediction.logits.sum() * 0 + prediction.deltas.sum() * 0).backward()
+    assert all((p.grad == 0).all() for p in head.parameters())

@@ -21,14 +21,18 @@ def whole_bitmaps_as_grids(masks: Tensor) -> tuple[Tensor, Tensor]:
     return grids.to(torch.uint8), torch.tensor([0.0, 0.0, side, side]).expand(len(masks), 4)
 
 
-def test_recorded_head(recorded, check):
-    case, inputs, state, outputs = next(c for c in recorded("head_mask") if c[0]["name"] == "deconv")
+@pytest.mark.parametrize(("recording", "name"), [("head_mask", "deconv"), ("carafe", "mask_head")])
+def test_recorded_head(recorded, check, recording, name):
+    case, inputs, state, outputs = next(c for c in recorded(recording) if c[0]["name"] == name)
     build = case["settings"]["build"]
     classes = build["num_classes"]
-    head = MaskHead(build["in_channels"], classes, channels=build["conv_out_channels"], convs=build["num_convs"])
+    upsample = build["upsample_cfg"]["type"] if recording == "carafe" else "deconv"
+    sizes = {"channels": build["conv_out_channels"], "convs": build["num_convs"]}
+    head = MaskHead(build["in_channels"], classes, **sizes, upsample=upsample)
+    names = {"conv_logits": "predictor", "channel_compressor": "compressor", "content_encoder": "encoder"}
 
     def own(name: str) -> str:
-        return name.replace(".conv.", ".").replace("conv_logits", "predictor")
+        return ".".join(names.get(part, part) for part in name.replace(".conv.", ".").split("."))
 
     head.load_state_dict({own(key): value for key, value in state.items()})
     features = inputs["features"].clone().requires_grad_()
@@ -211,3 +215,94 @@ def test_padding_has_empty_targets():
     boxes = torch.tensor([[0.0, 0.0, 50.0, 60.0], [5.0, 5.0, 5.0, 5.0], [0.0, 0.0, 0.0, 0.0]])
     masks = torch.zeros(3, 12, 12, dtype=torch.uint8)
     assert (mask_targets(boxes, masks, torch.zeros(3, 4)) == 0).all()
+
+
+def normed(upsample: str = "deconv", classes: int = 6) -> MaskHead:
+    torch.manual_seed(0)
+    head = MaskHead(5, classes, channels=4, convs=2, norm=True, upsample=upsample)
+    for norm in head.norms:
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+    torch.nn.init.normal_(head.predictor.bias)
+    return head
+
+
+@pytest.mark.parametrize("upsample", ["deconv", "carafe"])
+def test_batch_norm_follows_every_convolution(upsample):
+    """And a ReLU the batch norm."""
+    head = normed(upsample).double()
+    assert all(conv.bias is None for conv in head.convs)
+    features, labels = torch.randn(5, 5, 14, 14, dtype=torch.float64), torch.tensor([0, 5, 2, 2, 3])
+    for training in (True, False):
+        hidden = features
+        for conv, norm in zip(head.convs, head.norms, strict=True):
+            hidden = F.conv2d(hidden, conv.weight, padding=1)
+            mean, var = norm.running_mean.clone(), norm.running_var.clone()
+            if training:
+                mean, var = hidden.mean(dim=(0, 2, 3)), hidden.var(dim=(0, 2, 3), unbiased=False)
+            hidden = (hidden - mean.view(4, 1, 1)) / (var + 1e-5).sqrt().view(4, 1, 1)
+            hidden = (hidden * norm.weight.view(4, 1, 1) + norm.bias.view(4, 1, 1)).relu()
+        hidden = head.upsample(hidden)
+        if upsample == "deconv":
+            hidden = hidden.relu()
+        full = F.conv2d(hidden, head.predictor.weight, head.predictor.bias)
+        logits = head.train(training)(features, labels, torch.ones(5, dtype=torch.bool))
+        torch.testing.assert_close(logits.double(), full[torch.arange(5), labels], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("upsample", ["deconv", "carafe"])
+def test_rows_that_are_not_live_do_not_matter(upsample):
+    """To the others, whatever is in them: logits, gradients and running statistics are those without them."""
+    live = torch.tensor([True, False, True, True, False])
+    torch.manual_seed(1)
+    features, labels = torch.randn(5, 5, 14, 14), torch.tensor([0, 0, 5, 1, 0])
+    features[~live] *= 1e3
+    upstream = torch.randn(3, MASK_SIZE, MASK_SIZE)
+
+    def step(rows: Tensor, flags: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        head = normed(upsample).train()
+        logits = head(features[rows], labels[rows], flags)
+        logits = logits if flags is None else logits[flags]
+        gradients = torch.autograd.grad((logits * upstream).sum(), list(head.parameters()))
+        return logits, [*gradients, *head.buffers()]
+
+    ours, theirs = step(torch.arange(5), live), step(live.nonzero().squeeze(1), None)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-4, atol=1e-5)
+    for own, other in zip(ours[1], theirs[1], strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("upsample", ["deconv", "carafe"])
+@pytest.mark.parametrize("rows", [0, 3])
+def test_no_live_row_leaves_the_statistics_alone(upsample, rows):
+    head = normed(upsample).train()
+    before = [buffer.clone() for norm in head.norms for buffer in (norm.running_mean, norm.running_var)]
+    none = torch.zeros(rows, dtype=torch.bool)
+    logits = head(torch.randn(rows, 5, 14, 14), torch.zeros(rows, dtype=torch.int64), none)
+    assert logits.shape == (rows, MASK_SIZE, MASK_SIZE)
+    loss = mask_loss(logits, torch.zeros_like(logits), none)
+    loss.backward()
+    assert loss.item() == 0
+    assert all((p.grad == 0).all() for p in head.parameters())
+    after = [buffer for norm in head.norms for buffer in (norm.running_mean, norm.running_var)]
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def test_at_test_time_rows_do_not_see_each_other():
+    head = normed("carafe").eval()
+    features, labels = torch.randn(4, 5, 14, 14), torch.tensor([3, 0, 5, 5])
+    together = head(features, labels)
+    alone = torch.cat([head(features[i : i + 1], labels[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("upsample", ["deconv", "carafe"])
+def test_low_precision_gives_float32_near_the_exact_result(upsample):
+    head = normed(upsample).train()
+    features, labels = torch.randn(6, 5, 14, 14), torch.tensor([3, 0, 5, 5, 1, 2])
+    live = torch.tensor([True] * 4 + [False] * 2)
+    exact = head(features, labels, live)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = head(features, labels, live)
+    assert logits.dtype == torch.float32
+    assert (logits - exact).norm() < 0.03 * exact.norm()

@@ -39,7 +39,21 @@ SMALL = (
 AGNOSTIC = ("model.box_head.class_agnostic=true", "model.mask_head.class_agnostic=true")
 CASCADE = (*AGNOSTIC, "model.stages=[{}, {iou: 0.6, mask_weight: 0}, {iou: 0.7}]")
 THEIRS = ("zebra", "Stop_Sign", "cup", "hot dog", "tie")
-ROWS = {"box_head.classifier": 1, "box_head.regressor": 4, "mask_head.predictor": 1}  # of a class, where it has any
+LATER = (
+    "model.stages=[{tsd: true}]",
+    "model.tsd.shift_width=8",
+    "model.context={weight: 3, convs: 1}",
+    "model.mask_iou={weight: 0.5, channels: 8, width: 16}",
+)
+ROWS = {  # of a class, where it has any
+    "box_head.classifier": 1,
+    "box_head.regressor": 4,
+    "mask_head.predictor": 1,
+    "box_head.sibling_classifier": 1,
+    "box_head.sibling_regressor": 4,
+    "context.classifier": 1,
+    "mask_iou.predictor": 1,
+}
 
 
 def small(*settings: str) -> Recipe:
@@ -94,10 +108,10 @@ def started(
 
 
 def rows_a_class(key: str) -> int:
-    return next((rows for part, rows in ROWS.items() if f".{part}." in key), 0)
+    return next((rows for part, rows in ROWS.items() if f".{part}." in f".{key}"), 0)
 
 
-@pytest.mark.parametrize("settings", [(), AGNOSTIC, CASCADE, ("model.mask_head.normalized=true",)])
+@pytest.mark.parametrize("settings", [(), AGNOSTIC, CASCADE, LATER, ("model.mask_head.normalized=true",)])
 def test_the_same_categories_give_the_same_model(tmp_path: Path, settings: tuple[str, ...]) -> None:
     theirs = model_file(tmp_path / "m.safetensors", small(*settings))
     before, after, sentence = started(tmp_path / "m.safetensors", small(*settings), THEIRS)
@@ -128,12 +142,17 @@ OTHERS = {
 
 @pytest.mark.parametrize("names", OTHERS.values(), ids=OTHERS)
 @pytest.mark.parametrize(
-    ("recipe", "behind"),  # rows of the classifier behind those of the classes
-    [(small(), 2), (plain_cross_entropy(), 1), (plain_cross_entropy("classifier.loss=eql"), 0)],
-    ids=["seesaw", "cross-entropy", "eql"],
+    ("recipe", "behind", "parts"),  # rows of the classifier behind those of the classes; parts with rows of classes
+    [
+        (small(), 2, 3),
+        (plain_cross_entropy(), 1, 3),
+        (plain_cross_entropy("classifier.loss=eql"), 0, 3),
+        (small(*LATER), 2, 7),
+    ],
+    ids=["seesaw", "cross-entropy", "eql", "later parts"],
 )
 def test_other_categories_take_rows_by_name(
-    tmp_path: Path, recipe: Recipe, behind: int, names: tuple[str, ...]
+    tmp_path: Path, recipe: Recipe, behind: int, parts: int, names: tuple[str, ...]
 ) -> None:
     theirs = model_file(tmp_path / "m.safetensors", recipe)
     before, after, sentence = started(tmp_path / "m.safetensors", recipe, names)
@@ -157,11 +176,11 @@ def test_other_categories_take_rows_by_name(
             else:
                 expected = before[key][label * rows : (label + 1) * rows]
             assert torch.equal(own, expected), (key, label)
-        extra = behind if "classifier" in key else 0
+        extra = behind if "classifier" in key and "box_head" in key else 0
         assert len(value) == len(names) * rows + extra
         if extra:  # background, or foreground and background
             assert torch.equal(value[-extra:], theirs[key][-extra:]), key
-    assert len(checked) == 6
+    assert len(checked) == 2 * parts
 
 
 @pytest.mark.parametrize("settings", [AGNOSTIC, CASCADE])
@@ -185,6 +204,28 @@ def test_heads_without_classes_are_taken_whole(
             assert torch.equal(after[key][-2:], theirs[key][-2:])
             if "cup" in names:
                 assert torch.equal(after[key][names.index("cup")], theirs[key][THEIRS.index("cup")])
+
+
+def test_later_heads_without_classes_are_taken_whole(tmp_path: Path) -> None:
+    theirs = model_file(tmp_path / "m.safetensors", small(*AGNOSTIC, *LATER))
+    before, after, _ = started(tmp_path / "m.safetensors", small(*AGNOSTIC, *LATER), ("cup", "apple"))
+    for key in ("stages.0.box_head.sibling_regressor.weight", "mask_iou.predictor.weight"):
+        assert torch.equal(after[key], theirs[key])
+    context = "context.classifier.weight"  # which always has classes
+    assert torch.equal(after[context], torch.stack([theirs[context][THEIRS.index("cup")], before[context][1]]))
+
+
+def test_another_loss_starts_the_sibling_s_classifier_anew_too(tmp_path: Path) -> None:
+    theirs = model_file(tmp_path / "m.safetensors", small(*LATER))
+    before, after, sentence = started(tmp_path / "m.safetensors", plain_cross_entropy(*LATER), THEIRS)
+    assert "the classifier starts anew" in sentence
+    anew = [
+        f"stages.0.box_head.{name}.{part}"
+        for name in ("classifier", "sibling_classifier")
+        for part in ("weight", "bias")
+    ]
+    assert [key for key in after if not torch.equal(after[key], theirs.get(key, before[key]))] == anew
+    assert all(torch.equal(after[key], before[key]) for key in anew)
 
 
 @pytest.mark.parametrize(

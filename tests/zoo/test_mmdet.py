@@ -15,6 +15,7 @@ from torch import Tensor
 from tailseg.errors import UserError
 from tailseg.model.build import build_detector
 from tailseg.recipe import Recipe, SeesawRecipe
+from tailseg.recipe_values import resolve
 from tailseg.recipes import table1
 from tailseg.training.checkpoint import load_model, load_weights
 from tailseg.zoo import conversion
@@ -42,18 +43,22 @@ class Layout:
     cascade: bool = False
     agnostic_boxes: bool = False
     agnostic_masks: bool = False
+    box_convs: int = 0  # with batch norm, before a single layer
+    mask_norm: bool = False
+    carafe: bool = False
+    mask_iou: bool = False
+    one_mask_head: bool = False  # of a cascade
+    context: str = ""  # "plain", "norm", "residual" or "residual norm"
 
     def rows(self) -> list[tuple[str, str, tuple[int, ...]]]:
         """(their name, our name, shape) of every tensor."""
-        return [*self._backbone(), *self._neck_and_rpn(), *self._heads()]
+        return [*self._backbone(), *self._neck_and_rpn(), *self._heads(), *self._mask_iou(), *self._context()]
 
     def _backbone(self) -> list[tuple[str, str, tuple[int, ...]]]:
         rows: list[tuple[str, str, tuple[int, ...]]] = []
 
         def norm(name: str, width: int) -> None:
-            for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-                shape = () if part == "num_batches_tracked" else (width,)
-                rows.append((f"backbone.{name}.{part}", f"backbone.net.{name}.{part}", shape))
+            rows.extend(norm_rows(f"backbone.{name}", f"backbone.net.{name}", width))
 
         def conv(name: str, *shape: int) -> None:
             rows.append((f"backbone.{name}.weight", f"backbone.net.{name}.weight", shape))
@@ -100,23 +105,73 @@ class Layout:
             if self.counts:
                 counter = f"{ours}.classification.seesaw.counts"
                 rows.append((f"{box}.loss_cls.cum_samples", counter, (self.classes + 1,)))
+            for i in range(self.box_convs):
+                shape = (self.neck, self.neck, 3, 3)
+                rows += convolution(f"{box}.shared_convs.{i}", ours, i, shape, norm=True)
             rows += pair(f"{box}.shared_fcs.0", f"{ours}.fc1", (self.hidden, self.neck * 49))
-            rows += pair(f"{box}.shared_fcs.1", f"{ours}.fc2", width)
+            if not self.box_convs:
+                rows += pair(f"{box}.shared_fcs.1", f"{ours}.fc2", width)
             rows += pair(f"{box}.fc_cls", f"{ours}.classifier", (self.classes + self.logits, self.hidden))
             rows += pair(f"{box}.fc_reg", f"{ours}.regressor", (boxes, self.hidden))
             ours = f"stages.{t}.mask_head"
+            if self.one_mask_head:
+                mask = "roi_head.mask_head"
+                if t < 2:
+                    continue
             for i in range(4):
-                inward = self.mask if i else self.neck
-                rows += pair(f"{mask}.convs.{i}.conv", f"{ours}.convs.{i}", (self.mask, inward, 3, 3))
-            rows += pair(f"{mask}.upsample", f"{ours}.upsample", (self.mask, self.mask, 2, 2), self.mask)
+                shape = (self.mask, self.mask if i else self.neck, 3, 3)
+                rows += convolution(f"{mask}.convs.{i}", ours, i, shape, norm=self.mask_norm)
+            if self.carafe:
+                compressor, encoder = f"{mask}.upsample.channel_compressor", f"{mask}.upsample.content_encoder"
+                rows += pair(compressor, f"{ours}.upsample.compressor", (64, self.mask, 1, 1))
+                rows += pair(encoder, f"{ours}.upsample.encoder", (100, 64, 3, 3))
+            else:
+                rows += pair(f"{mask}.upsample", f"{ours}.upsample", (self.mask, self.mask, 2, 2), self.mask)
             last = 1 if self.agnostic_masks else self.classes
             rows += pair(f"{mask}.conv_logits", f"{ours}.predictor", (last, self.mask, 1, 1))
+        return rows
+
+    def _mask_iou(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        if not self.mask_iou:
+            return []
+        theirs, width = "roi_head.mask_iou_head", 2 * self.hidden
+        rows: list[tuple[str, str, tuple[int, ...]]] = []
+        for i in range(4):
+            rows += pair(
+                f"{theirs}.convs.{i}", f"mask_iou.convs.{i}", (self.mask, self.mask if i else self.neck + 1, 3, 3)
+            )
+        rows += pair(f"{theirs}.fcs.0", "mask_iou.fc1", (width, self.mask * 49))
+        rows += pair(f"{theirs}.fcs.1", "mask_iou.fc2", (width, width))
+        return rows + pair(f"{theirs}.fc_mask_iou", "mask_iou.predictor", (self.classes, width))
+
+    def _context(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        if not self.context:
+            return []
+        theirs, shape, norm = "roi_head.glbctx_head", (self.neck, self.neck, 3, 3), "norm" in self.context
+        rows = pair(f"{theirs}.fc", "context.classifier", (self.classes, self.neck))
+        for i in range(4):
+            block, number = (
+                (f"{theirs}.convs.{i // 2}", i % 2 + 1) if "residual" in self.context else (f"{theirs}.convs.{i}", "")
+            )
+            rows += convolution(block, "context", i, shape, norm=norm, number=str(number))
         return rows
 
 
 def pair(theirs: str, ours: str, shape: tuple[int, ...], out: int | None = None) -> list[Any]:
     bias = (out or shape[0],)
     return [(f"{theirs}.weight", f"{ours}.weight", shape), (f"{theirs}.bias", f"{ours}.bias", bias)]
+
+
+def norm_rows(theirs: str, ours: str, width: int) -> list[Any]:
+    parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    shapes = [(width,)] * 4 + [()]
+    return [(f"{theirs}.{part}", f"{ours}.{part}", shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def convolution(theirs: str, ours: str, i: int, shape: tuple[int, ...], *, norm: bool, number: str = "") -> list[Any]:
+    """A 3x3 convolution with a bias, or with batch norm."""
+    rows = pair(f"{theirs}.conv{number}", f"{ours}.convs.{i}", shape)
+    return rows[:1] + norm_rows(f"{theirs}.bn{number}", f"{ours}.norms.{i}", shape[0]) if norm else rows
 
 
 MASK_RCNN = Layout()
@@ -275,7 +330,7 @@ def test_full_size_of_other_backbones(
 def test_a_cascade_without_configuration_is_trained_as_published(tmp_path: Path) -> None:
     """Spec, sections 5, 6, 7 and 12; only training reads them."""
     model = converted({"state_dict": state_of(SMALL_CASCADE), **meta()}, tmp_path)[0].model
-    assert [stage.model_dump() for stage in model.stages] == [
+    assert [stage.model_dump(exclude={"tsd"}) for stage in model.stages] == [
         {"iou": 0.5, "stds": (0.1, 0.1, 0.2, 0.2), "weight": 1.0, "mask_weight": 1.0},
         {"iou": 0.6, "stds": (0.05, 0.05, 0.1, 0.1), "weight": 0.5, "mask_weight": 0.5},
         {"iou": 0.7, "stds": (0.033, 0.033, 0.067, 0.067), "weight": 0.25, "mask_weight": 0.25},
@@ -389,6 +444,197 @@ def test_a_single_mask_head_of_a_cascade_is_the_last_stage_s(tmp_path: Path) -> 
     own = ours["stages.2.mask_head.predictor.weight"]
     assert torch.equal(own, state["roi_head.mask_head.conv_logits.weight"])
     assert not any(key.startswith("stages.0.mask_head") for key in ours)
+
+
+LATER: dict[str, tuple[Layout, dict[str, dict[str, Any]]]] = {
+    "mask scoring": (small(mask_iou=True), {"mask_iou": {"weight": 0.5, "channels": 8, "width": 32}}),
+    "mask scoring of one class": (
+        small(mask_iou=True, classes=1, counts=False, logits=1),
+        {"mask_iou": {"weight": 0.5}},
+    ),
+    "CARAFE": (small(carafe=True), {"mask_head": {"upsample": "carafe", "norm": False}}),
+    "batch norm in the mask head": (small(mask_norm=True), {"mask_head": {"norm": True, "upsample": "deconv"}}),
+    "batch norm and CARAFE": (small(mask_norm=True, carafe=True), {"mask_head": {"norm": True, "upsample": "carafe"}}),
+    "4conv1fc": (small(box_convs=4, mask_norm=True), {"box_head": {"convs": 4, "width": 16}}),
+    "cascade of 4conv1fc with CARAFE": (
+        replace(SMALL_CASCADE, box_convs=4, carafe=True, mask_norm=True),
+        {"box_head": {"convs": 4}, "mask_head": {"upsample": "carafe", "norm": True, "convs": 4}},
+    ),
+    "context": (
+        replace(SMALL_CASCADE, context="plain", one_mask_head=True),
+        {"context": {"weight": 3.0, "convs": 4, "norm": False, "residual": False}},
+    ),
+    "context with batch norm": (
+        replace(SMALL_CASCADE, context="norm", one_mask_head=True, mask_norm=True, carafe=True),
+        {"context": {"convs": 4, "norm": True, "residual": False}, "mask_head": {"norm": True}},
+    ),
+    "residual context": (
+        replace(SMALL_CASCADE, context="residual", agnostic_masks=True),
+        {"context": {"convs": 4, "norm": False, "residual": True}},
+    ),
+    "residual context with batch norm": (
+        replace(SMALL_CASCADE, context="residual norm"),
+        {"context": {"convs": 4, "norm": True, "residual": True}},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LATER)
+def test_every_tensor_of_later_parts(tmp_path: Path, what: str) -> None:
+    layout, sections = LATER[what]
+    state = state_of(layout)
+    names = {"dataset_meta": {"classes": NAMES[: layout.classes]}}
+    recipe, ours = converted({"state_dict": state, "meta": names}, tmp_path)
+    if not layout.counts:
+        assert not any(key.endswith("counts") for key in ours)
+    assert_same(layout, state, ours)
+    load_weights(build_detector(recipe, layout.classes), ours, tmp_path)
+    model = recipe.model.model_dump()
+    for section, values in sections.items():
+        assert {key: model[section][key] for key in values} == values
+    for part in ("mask_iou", "context"):
+        assert (model[part]["weight"] > 0) == (part in sections)
+
+
+PARTS = {
+    "mask scoring": (small(mask_iou=True, carafe=True), ("model.mask_iou={weight: 0.5, channels: 8, width: 32}",)),
+    "4conv1fc": (small(box_convs=4, mask_norm=True), ("model.box_head.convs=4",)),
+    "context": (
+        replace(SMALL_CASCADE, context="residual norm", carafe=True, mask_norm=True, one_mask_head=True),
+        (
+            "model.box_head.class_agnostic=true",
+            "model.stages=[{mask_weight: 0}, {mask_weight: 0}, {}]",
+            "model.context={weight: 3.0, residual: true, norm: true}",
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", PARTS)
+def test_a_model_of_ours_goes_there_and_back(tmp_path: Path, what: str) -> None:
+    """Its weights under their names and back again: the same to the bit, and so is the architecture."""
+    layout, settings = PARTS[what]
+    narrow = (
+        "model.backbone={stem_channels: 8, options: {channels: [4, 8, 16, 32]}, pretrained: false}",
+        "model.neck.channels=8",
+        "model.box_head.width=16",
+        "model.mask_head.channels=8",
+        *(["model.mask_head.norm=true"] if layout.mask_norm else []),
+        *(["model.mask_head.upsample=carafe"] if layout.carafe else []),
+        *settings,
+    )
+    recipe = resolve("table1/seesaw", narrow)
+    torch.manual_seed(0)
+    own = build_detector(recipe, 5).state_dict()
+    theirs = {theirs: own[ours] for theirs, ours, _ in layout.rows()}
+    assert len(theirs) == len(own)
+    counts = {key: torch.cat([value.float(), torch.zeros(1)]) for key, value in theirs.items() if "cum_samples" in key}
+    found, ours = converted({"state_dict": theirs | counts, **meta()}, tmp_path)
+    assert ours.keys() == own.keys()
+    assert all(torch.equal(ours[key], value) for key, value in own.items())
+    for section in ("backbone", "neck", "box_head", "mask_head", "mask_iou", "context"):
+        wanted, got = getattr(recipe.model, section), getattr(found.model, section)
+        training = {"low_quality", "box_beta"}  # a cascade's own
+        assert got.model_dump(exclude=training) == wanted.model_dump(exclude=training)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_configuration_adds_to_what_tensors_show(tmp_path: Path, residual: bool) -> None:
+    layout = replace(SMALL_CASCADE, context="residual" if residual else "plain", one_mask_head=True)
+    roi_head = "type='SCNetRoIHead', stage_loss_weights=[1, 0.5, 0.25], glbctx_head=dict(loss_weight=2.0)"
+    text = f"model = dict(backbone=dict(norm_eval=False), roi_head=dict({roi_head}))"
+    recipe, _ = converted({"state_dict": state_of(layout), **meta(cfg=text)}, tmp_path)
+    context = recipe.model.context
+    assert (context.weight, context.convs, context.residual) == (2.0, 4, residual)
+    assert [stage.mask_weight for stage in recipe.model.stages] == [0, 0, 1.75]
+    assert recipe.model.backbone.train_norm
+
+
+def test_a_configuration_of_mask_scoring(tmp_path: Path) -> None:
+    text = "model = dict(roi_head=dict(mask_iou_head=dict(loss_iou=dict(type='MSELoss', loss_weight=0.4))))"
+    recipe, _ = converted({"state_dict": state_of(small(mask_iou=True)), **meta(cfg=text)}, tmp_path)
+    assert recipe.model.mask_iou.model_dump() == {"weight": 0.4, "channels": 8, "width": 32}
+
+
+@pytest.mark.parametrize(
+    ("layout", "theirs", "shape", "named"),
+    [
+        (small(carafe=True), "roi_head.mask_head.upsample.content_encoder.weight", (36, 64, 3, 3), "upsample.encoder"),
+        (small(carafe=True), "roi_head.mask_head.upsample.content_encoder.weight", (100, 64, 5, 5), "upsample.encoder"),
+        (small(carafe=True), "roi_head.mask_head.upsample.channel_compressor.bias", (32,), "upsample.compressor"),
+        (small(mask_iou=True), "roi_head.mask_iou_head.fcs.0.weight", (32, 8 * 196), "mask_iou.fc1"),
+        (small(box_convs=4), "roi_head.bbox_head.shared_convs.0.conv.weight", (12, 8, 3, 3), "box_head.convs.0"),
+    ],
+)
+def test_other_sizes_of_later_parts(tmp_path: Path, layout: Layout, theirs: str, shape: Any, named: str) -> None:
+    state = state_of(layout)
+    assert theirs in state
+    with pytest.raises(UserError, match=rf"model\.pth: '[\w.]*{named}\.\w+' has shape {re.escape(str(shape))}, but "):
+        converted({"state_dict": state | {theirs: torch.zeros(shape)}, **meta()}, tmp_path)
+
+
+def test_a_mask_iou_head_of_other_classes(tmp_path: Path) -> None:
+    state = state_of(small(mask_iou=True))
+    state["roi_head.mask_iou_head.fc_mask_iou.weight"] = torch.zeros(7, 32)
+    with pytest.raises(
+        UserError, match=r"the number of classes is not clear \(.*, 7 by 'mask_iou\.predictor\.weight',"
+    ):
+        converted({"state_dict": state, **meta()}, tmp_path)
+
+
+def test_convolutions_of_a_box_head_without_norm(tmp_path: Path) -> None:
+    state = {key: value for key, value in state_of(small(box_convs=4)).items() if ".bn." not in key or "roi" not in key}
+    state |= {f"roi_head.bbox_head.shared_convs.{i}.conv.bias": torch.zeros(8) for i in range(4)}
+    with pytest.raises(
+        UserError, match=r"left over: 'stages\.0\.box_head\.convs\.0\.bias'.*missing: 'stages.*norms\.0"
+    ):
+        converted({"state_dict": state, **meta()}, tmp_path)
+
+
+def recorded_part(recorded: Any, file: str, name: str, prefix: str) -> tuple[Any, State, State, State]:
+    """A recorded case, its state under the names of a whole checkpoint."""
+    case, inputs, state, outputs = next(c for c in recorded(file) if c[0]["name"] == name)
+    return case, inputs, {f"roi_head.{prefix}.{key}": value for key, value in state.items()}, outputs
+
+
+def detector_of(layout: Layout, part: State, folder: Path) -> Any:
+    """The converted detector of a checkpoint with some tensors of a recording, all of which it must have had."""
+    state = state_of(layout)
+    assert {key: value.shape for key, value in part.items()} == {key: state[key].shape for key in part}
+    names = {"dataset_meta": {"classes": [f"thing {i}" for i in range(layout.classes)]}}
+    recipe, ours = converted({"state_dict": state | part, "meta": names}, folder)
+    detector = build_detector(recipe, layout.classes)
+    load_weights(detector, ours, folder)
+    return detector.eval()
+
+
+def test_recorded_mask_iou_head(recorded: Any, check: Any, tmp_path: Path) -> None:
+    case, inputs, part, outputs = recorded_part(recorded, "head_mask_scoring", "forward", "mask_iou_head")
+    detector = detector_of(small(mask_iou=True, classes=37), part, tmp_path)
+    masks = inputs["mask_logits"].sigmoid()
+    with torch.no_grad():
+        iou = [detector.mask_iou(inputs["features"], masks, torch.full((len(masks),), label)) for label in range(37)]
+    check(case, "iou", torch.stack(iou, dim=1), outputs["iou"])
+
+
+def test_recorded_mask_head_with_carafe(recorded: Any, check: Any, tmp_path: Path) -> None:
+    case, inputs, part, outputs = recorded_part(recorded, "carafe", "mask_head", "mask_head")
+    head = detector_of(small(carafe=True, classes=11), part, tmp_path).stages[0].mask_head
+    features = inputs["features"].float()
+    with torch.no_grad():
+        logits = [head(features, torch.full((len(features),), label)) for label in range(11)]
+    check(case, "out0", torch.stack(logits, dim=1), outputs["out0"])
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_recorded_context_head(recorded: Any, check: Any, tmp_path: Path, kind: str) -> None:
+    case, inputs, part, outputs = recorded_part(recorded, "head_global_context", kind, "glbctx_head")
+    detector = detector_of(replace(SMALL_CASCADE, context=kind, neck=16, classes=37), part, tmp_path)
+    feature = inputs["feature"]
+    with torch.no_grad():
+        logits, context = detector.context(feature, torch.tensor([feature.shape[2:]] * len(feature)) * 64)
+    check(case, "logits", logits, outputs["logits"])
+    check(case, "context", context[:, :, None, None], outputs["context"])
 
 
 def test_mean_and_deviation_among_the_tensors_are_let_be(tmp_path: Path) -> None:
@@ -508,21 +754,24 @@ def test_the_normalised_predictor_compares_directions(tmp_path: Path) -> None:
 
 
 LEFT_OVER = {
-    "semantic branch of HTC": ("roi_head.semantic_head.convs.0.conv.weight", (8, 8, 3, 3)),
-    "mask IoU head": ("roi_head.mask_iou_head.convs.0.conv.weight", (8, 9, 3, 3)),
-    "deformable convolution": ("backbone.layer2.0.conv2.conv_offset.weight", (27, 8, 3, 3)),
-    "context encoder": ("roi_head.glbctx_head.fc.weight", (5, 8)),
-    "mask information flow": ("roi_head.mask_head.1.conv_res.conv.weight", (8, 8, 1, 1)),
-    "batch norm in a mask head": ("roi_head.mask_head.convs.0.bn.weight", (8,)),
-    "a fourth layer of the neck": ("neck.fpn_convs.4.conv.weight", (8, 8, 3, 3)),
-    "a third layer of the box head": ("roi_head.bbox_head.shared_fcs.2.weight", (16, 16)),
+    "semantic branch of HTC": (SMALL, "roi_head.semantic_head.convs.0.conv.weight", (8, 8, 3, 3)),
+    "mask IoU head of another build": (SMALL, "roi_head.mask_iou_head.convs.0.conv.weight", (8, 9, 3, 3)),
+    "mask IoU head of a cascade": (SMALL_CASCADE, "roi_head.mask_iou_head.fc_mask_iou.weight", (5, 16)),
+    "deformable convolution": (SMALL, "backbone.layer2.0.conv2.conv_offset.weight", (27, 8, 3, 3)),
+    "context encoder without a cascade": (SMALL, "roi_head.glbctx_head.fc.weight", (5, 8)),
+    "feature relay of SCNet": (SMALL, "roi_head.feat_relay_head.fc.weight", (8, 8)),
+    "mask information flow": (SMALL_CASCADE, "roi_head.mask_head.1.conv_res.conv.weight", (8, 8, 1, 1)),
+    "group norm in a mask head": (SMALL, "roi_head.mask_head.convs.0.gn.weight", (8,)),
+    "CARAFE in the neck": (SMALL, "neck.upsample_modules.0.upsample.content_encoder.weight", (100, 64, 3, 3)),
+    "a fourth layer of the neck": (SMALL, "neck.fpn_convs.4.conv.weight", (8, 8, 3, 3)),
+    "a third layer of the box head": (SMALL, "roi_head.bbox_head.shared_fcs.2.weight", (16, 16)),
 }
 
 
 @pytest.mark.parametrize("what", LEFT_OVER)
 def test_left_over_tensors_are_named(tmp_path: Path, what: str) -> None:
-    key, shape = LEFT_OVER[what]
-    state = state_of(SMALL_CASCADE if "head.1" in key else SMALL) | {key: torch.zeros(shape)}
+    layout, key, shape = LEFT_OVER[what]
+    state = state_of(layout) | {key: torch.zeros(shape)}
     with pytest.raises(UserError) as caught:
         converted({"state_dict": state, **meta()}, tmp_path)
     message = str(caught.value)
@@ -531,7 +780,8 @@ def test_left_over_tensors_are_named(tmp_path: Path, what: str) -> None:
     assert "missing" not in message
     assert "\n" not in message
     # A name that follows one of ours is given as ours.
-    assert re.search(r"left over: '[\w.]*(semantic|iou|offset|glbctx|conv_res|bn|fpn_convs|shared_fcs)[\w.]*'", message)
+    parts = "semantic|iou|offset|glbctx|relay|conv_res|gn|upsample_modules|fpn_convs|shared_fcs"
+    assert re.search(rf"left over: '[\w.]*({parts})[\w.]*'", message)
 
 
 def test_many_left_over_tensors_are_counted(tmp_path: Path) -> None:
@@ -566,14 +816,29 @@ def test_missing_tensors_are_named(tmp_path: Path, layout: Layout, theirs: str, 
     assert "\n" not in str(caught.value)
 
 
-def test_without_any_one_tensor_a_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "layout",
+    [
+        SMALL_CASCADE,
+        small(mask_iou=True, box_convs=2, carafe=True),
+        replace(SMALL_CASCADE, context="residual", one_mask_head=True, mask_norm=True),
+    ],
+    ids=["cascade", "mask scoring", "context"],
+)
+def test_without_any_one_tensor_a_model_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Layout
+) -> None:
     """In one sentence; but for what a frozen network or an uncounted loss never had."""
     monkeypatch.setattr(conversion, "save_model", lambda *_, **__: None)
-    foreign = read_mmdet(save({"state_dict": state_of(SMALL_CASCADE), **meta()}, tmp_path / "m.pth"))
+    foreign = read_mmdet(save({"state_dict": state_of(layout), **meta()}, tmp_path / "m.pth"))
     blocks = [
         f"backbone.net.layer{i}.0.{part}" for i in (1, 4) for part in ("conv1.weight", "conv2.weight", "conv3.weight")
     ]
-    for key in (*blocks, *(key for key in foreign.state if not key.startswith("backbone.net.layer"))):
+    keys = [*blocks, *(key for key in foreign.state if not key.startswith("backbone.net.layer"))]
+    if layout != SMALL_CASCADE:  # all others are the same
+        later = ("mask_iou.", "context.", ".upsample.", ".convs.0.", ".norms.0.")
+        keys = [key for key in keys if any(part in key for part in later)]
+    for key in keys:
         partial = replace(foreign, state={k: v for k, v in foreign.state.items() if k != key})
         if key.endswith(("num_batches_tracked", "seesaw.counts")):
             convert(partial, tmp_path / "o.safetensors")

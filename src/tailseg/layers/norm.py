@@ -171,7 +171,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         Raises:
             ValueError: see `batch_norm`.
         """
-        return _train(self, x, rows) if _is_special(self, rows) else super().forward(x)
+        return _train(self, x, rows) if _is_special(self, x, rows) else super().forward(x)
 
 
 class BatchNormAct2d(TimmBatchNormAct2d):  # type: ignore[misc]
@@ -185,13 +185,21 @@ class BatchNormAct2d(TimmBatchNormAct2d):  # type: ignore[misc]
         Raises:
             ValueError: see `batch_norm`.
         """
-        y: Tensor = self.act(self.drop(_train(self, x, rows))) if _is_special(self, rows) else super().forward(x)
+        y: Tensor = self.act(self.drop(_train(self, x, rows))) if _is_special(self, x, rows) else super().forward(x)
         return y
 
 
-def _is_special(norm: BatchNorm2d | BatchNormAct2d, rows: Tensor | None) -> bool:
+def _is_special(norm: BatchNorm2d | BatchNormAct2d, x: Tensor, rows: Tensor | None) -> bool:
     """Whether PyTorch's own batch norm is not enough."""
-    return bool(norm.training and (rows is not None or (norm.synchronize and several_processes())))
+    if not norm.training:
+        return False
+    if norm.synchronize and several_processes():
+        return True
+    if rows is None or not rows.is_cpu:
+        return rows is not None
+    # On CPU it is free to see that all rows count. Of no value at all PyTorch's would make NaN, one value it refuses.
+    sound = x.ndim == 4 and rows.dtype == torch.bool and rows.shape == x.shape[:1]
+    return not sound or x[:, :1].numel() <= 1 or not bool(rows.all())
 
 
 def _train(norm: BatchNorm2d | BatchNormAct2d, x: Tensor, rows: Tensor | None) -> Tensor:

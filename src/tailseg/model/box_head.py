@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from tailseg.layers.norm import BatchNorm2d
 from tailseg.layers.normalized import NormalizedLinear
 from tailseg.losses import Classification, tau_normalize
+from tailseg.losses.classification import at_least_float32
 from tailseg.model.boxes import Stds, constant, decode, encode
 from tailseg.model.matching import Matcher, sample
 from tailseg.model.rpn import Proposals, smooth_l1
@@ -148,7 +149,7 @@ class BoxHead(nn.Module):
             hidden = F.relu(self.fc2(hidden))
         return BoxPrediction(
             logits=classify(self.classifier, hidden, self.classification, 0.0 if self.training else self.tau_norm),
-            deltas=self.regressor(hidden).float().unflatten(1, (-1, 4)),
+            deltas=at_least_float32(self.regressor(hidden)).unflatten(1, (-1, 4)),
             boxes=rois[:, 1:],
         )
 

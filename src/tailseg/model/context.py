@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tailseg.layers.norm import BatchNorm2d
+
+RARE_PRIOR = math.log(0.01 / 0.99)  # an image holds few of the classes: starting at 1/2, they would be unlearnt first
 Unlabelled = Literal["negative", "ignored"]
 
 
@@ -43,7 +47,7 @@ class ContextEncoder(nn.Module):
         self.residual = residual
         self.unlabelled = unlabelled
         self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, bias=not norm) for _ in range(convs))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(convs if norm else 0))
+        self.norms = nn.ModuleList(BatchNorm2d(channels) for _ in range(convs if norm else 0))
         self.classifier = nn.Linear(channels, num_classes)
         for conv in self.convs:
             assert isinstance(conv, nn.Conv2d)
@@ -51,7 +55,7 @@ class ContextEncoder(nn.Module):
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
         nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
+        nn.init.constant_(self.classifier.bias, RARE_PRIOR)
 
     def forward(self, coarsest: Tensor, image_hws: Tensor, stride: int = 64) -> tuple[Tensor, Tensor]:
         """Which classes are in the images, and the context of their RoIs.
@@ -77,7 +81,12 @@ class ContextEncoder(nn.Module):
 
     def _convolve(self, number: int, x: Tensor) -> Tensor:
         x = self.convs[number](x)
-        return self.norms[number](x) if self.norms else x
+        if not self.norms:
+            return x
+        # Given rows, batch norm also takes the single cell of a single small image.
+        every = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        normed: Tensor = self.norms[number](x, every)
+        return normed
 
     def loss(self, logits: Tensor, labels: Tensor, valid: Tensor, absent: Tensor) -> Tensor:
         """Binary cross-entropy with whether a class is among the image's objects, averaged over images and classes.

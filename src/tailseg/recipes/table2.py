@@ -72,12 +72,13 @@ def with_tsd(recipe: Recipe) -> Recipe:
 
 
 def with_mask_scoring(recipe: Recipe) -> Recipe:
-    """Row 6: a mask-IoU head, by which masks are ranked."""
+    """Row 6: a mask-IoU head, by whose word masks are ranked."""
     return _with_model(recipe, {"mask_iou": recipe.model.mask_iou.model_copy(update={"weight": 0.5})})
 
 
+ROW_1 = "01-mask-rcnn"
 STEPS: dict[str, Callable[[Recipe], Recipe]] = {
-    "01-mask-rcnn": lambda recipe: recipe,
+    ROW_1: lambda recipe: recipe,
     "02-sync-bn": with_sync_bn,
     "03-carafe": with_carafe,
     "04-htc-lite": with_htc_lite,
@@ -108,6 +109,7 @@ def _row(table: str, name: str, first: Callable[[], Recipe]) -> Callable[[], Rec
                 break
         return recipe.model_copy(update={"name": f"{table}/{name}"})
 
+    build.__doc__ = STEPS[name].__doc__ if name != ROW_1 else first.__doc__
     return build
 
 

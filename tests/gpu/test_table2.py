@@ -1,0 +1,202 @@
+"""Rows 2 to 6 of Table 2 on CUDA: equal to the CPU, in bfloat16, and without waiting for the device."""
+
+import math
+import warnings
+from dataclasses import fields
+
+import pytest
+import torch
+from torch import Tensor
+
+from tailseg.model import matching
+from tailseg.model.build import build_detector
+from tailseg.model.detector import Detector
+from tailseg.model.rpn import Proposals, RpnOutput
+from tailseg.recipe_values import override, resolve
+from tailseg.structures import Batch
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+ROWS = ("02-sync-bn", "03-carafe", "04-htc-lite", "05-tsd", "06-mask-scoring")
+CLASSES = 37
+SMALL = (
+    "model.backbone.name=resnet18",
+    "model.neck.channels=32",
+    "model.box_head.width=64",
+    "model.box_head.rois=64",
+    "model.rpn.post_nms_train=200",
+    "model.rpn.post_nms_test=200",
+    "model.mask_head.channels=32",
+    "model.tsd.shift_width=32",
+    "model.mask_iou.channels=32",
+    "model.mask_iou.width=64",
+    "test.max_detections=20",
+)
+SEESAW = ("classifier.loss=seesaw", "classifier.normalized=true", "model.tsd.constrain_classes=false")
+
+
+@pytest.fixture(autouse=True)
+def full_float32():
+    """Compare in float32, not in TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture
+def same_lottery(monkeypatch):
+    """Draw by position instead of by chance, so that both devices sample the same priors."""
+
+    def lottery(shape: torch.Size, *, device: torch.device) -> Tensor:
+        count = math.prod(shape)
+        mixed = torch.arange(count, dtype=torch.int64) * 7919 % (count + (count % 7919 == 0))
+        return (mixed.float() / (count + 1)).view(shape).to(device)
+
+    class Lottery:
+        rand = staticmethod(lottery)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(torch, name)
+
+    monkeypatch.setattr(matching, "torch", Lottery())
+
+
+def detector(row: str, *settings: str) -> Detector:
+    torch.manual_seed(0)
+    recipe = override(resolve(f"table2/{row}"), (*SMALL, *settings))
+    return build_detector(recipe, CLASSES).to(memory_format=torch.channels_last)
+
+
+def scene() -> Batch:
+    """Two images of noise, the second smaller and with one object less."""
+    generator = torch.Generator().manual_seed(1)
+    corners = torch.rand(2, 5, 2, generator=generator) * 60
+    boxes = torch.cat([corners, corners + 16 + 46 * torch.rand(2, 5, 2, generator=generator)], dim=2)
+    masks = torch.zeros(2, 5, 28, 28, dtype=torch.uint8)
+    masks[..., 4:20, 6:24] = 255
+    valid = torch.ones(2, 5, dtype=torch.bool)
+    valid[1, 4] = False
+    sizes = torch.tensor([[192, 224], [184, 208]])
+    return Batch(
+        images=torch.randint(0, 256, (2, 3, 192, 224), dtype=torch.uint8, generator=generator),
+        image_hws=sizes,
+        original_hws=sizes * 2,
+        image_ids=torch.arange(2),
+        boxes=boxes,
+        labels=torch.randint(0, CLASSES, (2, 5), generator=generator),
+        valid=valid,
+        masks=masks,
+        mask_frames=boxes,
+        absent=torch.zeros(2, CLASSES, dtype=torch.bool),
+    )
+
+
+def step(model: Detector, batch: Batch) -> dict[str, Tensor]:
+    losses = model(batch)
+    torch.stack(list(losses.values())).sum().backward()
+    return losses
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.usefixtures("same_lottery")
+def test_training_step_equals_the_cpu(row):
+    """Losses and batch statistics, on the proposals of the CPU.
+
+    Later stages get the boxes of the stages before, of which one near a threshold may be a positive on one device only;
+    and the ReLUs of a network with batch norm turn on and off by the last digit. Hence the bounds on gradients.
+    """
+    theirs, ours, batch = detector(row).train(), detector(row).cuda().train(), scene()
+    with torch.no_grad():
+        theirs.eval()
+        proposals = theirs.rpn.propose(theirs.rpn(theirs.features(batch)), batch.image_hws)
+        theirs.train()
+
+    def same_proposals(output: RpnOutput, _image_hws: Tensor) -> Proposals:
+        moved = {f.name: getattr(proposals, f.name).to(output.logits.device) for f in fields(proposals)}
+        return Proposals(**moved)
+
+    theirs.rpn.propose = ours.rpn.propose = same_proposals
+    expected, losses = step(theirs, batch), step(ours, batch.to("cuda"))
+    assert losses.keys() == expected.keys()
+    for name, value in expected.items():
+        assert losses[name].item() == pytest.approx(value.item(), rel=5e-3, abs=1e-4), name
+    state = ours.state_dict()
+    statistics = [(k, v) for k, v in theirs.state_dict().items() if k.endswith(("running_mean", "running_var"))]
+    assert any("mask_head" in name for name, _ in statistics)
+    for name, value in statistics:
+        torch.testing.assert_close(state[name].cpu(), value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    gradients = {name: parameter.grad.cpu() for name, parameter in ours.named_parameters() if parameter.requires_grad}
+    for name, parameter in theirs.named_parameters():
+        if parameter.requires_grad:
+            assert (gradients[name] - parameter.grad).norm() <= 0.05 * parameter.grad.norm() + 1e-5, name
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_detections_equal_the_cpu(row):
+    model, batch = detector(row).eval(), scene()
+    expected = model.detect(batch)
+    found = model.cuda().detect(batch.to("cuda"))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert len(ours) == len(theirs) == 20
+        ours = ours.to("cpu")
+        torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-3, atol=1e-6)
+        # Nearly equal scores may change places: each detection must have its like in the other list.
+        same = (ours.labels[:, None] == theirs.labels) & ((ours.boxes[:, None] - theirs.boxes).abs().amax(2) < 0.5)
+        assert same.any(1).float().mean() >= 0.9
+        matched, pairs = same.any(1), same.float().argmax(1)
+        difference = (ours.masks[matched] - theirs.masks[pairs[matched]]).abs()
+        assert difference.amax((1, 2)).median() < 0.01
+        assert (ours.mask_scores is None) == (theirs.mask_scores is None) == (row != "06-mask-scoring")
+        if theirs.mask_scores is not None:
+            gaps = (ours.mask_scores[matched] - theirs.mask_scores[pairs[matched]]).abs()
+            assert gaps.median() < 1e-3
+
+
+@pytest.mark.parametrize("settings", [(), SEESAW], ids=["cross-entropy", "seesaw"])
+@pytest.mark.parametrize("row", ROWS)
+def test_step_in_bfloat16_is_finite_and_near_float32(row, settings):
+    batch = scene().to("cuda")
+    plain = detector(row, *settings).cuda().train()(batch)
+    model = detector(row, *settings).cuda().train()
+    with torch.autocast("cuda", torch.bfloat16):
+        losses = model(batch)
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(value.dtype == torch.float32 and torch.isfinite(value) for value in losses.values()), losses
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    # What does not depend on chance.
+    for name in {"context"} & losses.keys():
+        assert losses[name].item() == pytest.approx(plain[name].item(), rel=0.05), name
+
+
+@pytest.mark.parametrize("settings", [(), SEESAW], ids=["cross-entropy", "seesaw"])
+@pytest.mark.parametrize("row", ROWS)
+def test_step_waits_for_nothing_but_nms(row, settings):
+    model, batch = detector(row, *settings).cuda().train(), scene().to("cuda")
+    step(model, batch)  # constants are copied and kernels loaded the first time
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            step(model, batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = {w.filename for w in caught if "synchronizing CUDA operation" in str(w.message)}
+    # torchvision's NMS gives a list whose length only the device knows.
+    assert all(name.endswith(("tailseg/model/nms.py", "torchvision/ops/boxes.py", "_ops.py")) for name in waits), waits
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_step_with_empty_images(row):
+    """Without an object the losses are finite and the statistics of the mask head, of which no row counts, stay."""
+    model, batch = detector(row).cuda().train(), scene().to("cuda")
+    batch.valid.fill_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    losses = step(model, batch)
+    assert all(torch.isfinite(value) for value in losses.values()), losses
+    own = [name for name in before if "mask_head" in name and name.endswith(("running_mean", "running_var"))]
+    assert own
+    assert [name for name in own if not torch.equal(before[name], model.state_dict()[name])] == []
