@@ -221,7 +221,7 @@ def test_convolutions_replace_a_hidden_layer():
         prediction = head.train(training)(pool_of(features), rois, torch.ones(6, dtype=torch.bool))
         torch.testing.assert_close(prediction.logits, expected)
         deltas = hidden @ head.regressor.weight.T + head.regressor.bias
-        torch.testing.assert_close(prediction.deltas, deltas.float().view(6, 1, 4))
+        torch.testing.assert_close(prediction.deltas, deltas.view(6, 1, 4))
 
 
 def test_rows_that_are_not_live_do_not_matter():
