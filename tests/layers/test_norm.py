@@ -120,7 +120,8 @@ def one_of_several(rank: int, processes: int) -> dict[str, list[Tensor]]:
     alone(drawn(8, CHANNELS, 2, 2, seed=rank)[0])
     results["alone"] = [*alone.buffers()]
     net = stack()
-    assert norm.synchronize(net) == 3
+    norm.synchronize(net)
+    assert norm.count_learning(net) == 3
     results["stack"] = trained(DistributedDataParallel(net), processes, share, scale=processes)
     return results
 
@@ -378,7 +379,8 @@ def test_synchronized_networks_keep_their_parts(name):
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     keys, parameters = list(net.state_dict()), list(net.parameters())
 
-    assert norm.synchronize(net) == len(before)
+    norm.synchronize(net)
+    assert norm.count_learning(net) == len(before)
     after = {key: part for key, part in net.named_modules() if isinstance(part, BatchNorm2d | BatchNormAct2d)}
     assert after.keys() == before.keys()
     assert all(part.synchronize and part is before[key] for key, part in after.items())
@@ -395,14 +397,16 @@ def test_synchronized_networks_keep_their_parts(name):
     net(images)[-1].square().mean().backward()
     optimizer.step()
     assert not torch.equal(first.weight, weight)
-    assert norm.synchronize(net) == len(before)
+    norm.synchronize(net)
+    assert norm.count_learning(net) == len(before)
 
 
 def test_frozen_norms_stay_frozen():
     backbone = Backbone("resnet18", frozen_stages=1, train_norm=True)
     every = sum(isinstance(part, nn.BatchNorm2d) for part in backbone.modules())
     frozen = 1 + 4  # the stem's, and two in each of two blocks
-    assert norm.synchronize(backbone) == every - frozen
+    norm.synchronize(backbone)
+    assert norm.count_learning(backbone) == every - frozen
     assert backbone.net["bn1"].training  # no mode has changed yet
     backbone.train()
     assert not backbone.net["bn1"].training
@@ -411,7 +415,7 @@ def test_frozen_norms_stay_frozen():
     backbone(torch.randn(2, 3, 64, 64))
     assert torch.equal(backbone.net["bn1"].running_mean, stem)
     assert not torch.equal(backbone.net["layer2"][0].bn1.running_mean, inner)
-    assert norm.synchronize(Backbone("resnet18", train_norm=False)) == 0
+    assert norm.count_learning(Backbone("resnet18", train_norm=False)) == 0
 
 
 def test_other_norms_are_left_alone():
@@ -420,10 +424,12 @@ def test_other_norms_are_left_alone():
             return x
 
     net = nn.Sequential(nn.BatchNorm1d(2), Own(2), nn.GroupNorm(1, 2))
-    assert norm.synchronize(net) == 0
+    norm.synchronize(net)
+    assert not any(hasattr(part, "synchronize") for part in net)
     assert [type(part) for part in net] == [nn.BatchNorm1d, Own, nn.GroupNorm]
     single = nn.BatchNorm2d(2).eval()
-    assert norm.synchronize(single) == 1  # by itself nothing keeps it from training
+    norm.synchronize(single)
+    assert norm.count_learning(single) == 1  # by itself nothing keeps it from training
     assert type(single) is BatchNorm2d
     assert not single.training
 

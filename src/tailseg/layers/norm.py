@@ -225,7 +225,7 @@ def _train(norm: BatchNorm2d | BatchNormAct2d, x: Tensor, rows: Tensor | None) -
     )
 
 
-def synchronize(module: nn.Module) -> int:
+def synchronize(module: nn.Module) -> None:
     """Let every batch norm of images inside ``module`` count over all processes when it trains.
 
     `nn.BatchNorm2d` and timm's `BatchNormAct2d` become those of this file. They stay the same objects, so whoever
@@ -234,11 +234,7 @@ def synchronize(module: nn.Module) -> int:
 
     Args:
         module: anything, also a norm itself; changed in place.
-
-    Returns:
-        How many of these norms are in training mode after ``module.train()``, which frozen ones are not.
     """
-    norms: list[Any] = []
     for part in module.modules():
         if type(part) is nn.BatchNorm2d:
             part.__class__ = BatchNorm2d
@@ -246,15 +242,17 @@ def synchronize(module: nn.Module) -> int:
             part.__class__ = BatchNormAct2d
         if isinstance(part, BatchNorm2d | BatchNormAct2d):
             part.synchronize = True
-            norms.append(part)
-    return _count_training(module, norms)
 
 
-def _count_training(module: nn.Module, norms: list[Any]) -> int:
-    """How many of the norms ``module.train()`` leaves in training mode; every mode is put back."""
+def count_learning(module: nn.Module) -> int:
+    """How many batch norms of images ``module.train()`` leaves in training mode, which frozen ones are not.
+
+    Every mode is put back.
+    """
     modes = [(part, part.training) for part in module.modules()]
     module.train()
-    count = sum(bool(norm.training) for norm in norms)
+    kinds = (nn.BatchNorm2d, TimmBatchNormAct2d)
+    count = sum(bool(isinstance(part, kinds) and part.training) for part, _ in modes)
     for part, mode in modes:
         part.training = mode
     return count

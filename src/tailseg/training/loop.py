@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tailseg.data.annotations import Annotations, DataSplits
@@ -30,7 +30,7 @@ from tailseg.data.transforms import fit_transform, train_transform
 from tailseg.errors import UserError
 from tailseg.evaluation.evaluate import evaluate
 from tailseg.evaluation.metrics import Scores
-from tailseg.layers.norm import synchronize
+from tailseg.layers.norm import count_learning, synchronize
 from tailseg.losses import ClassStatistics
 from tailseg.model.backbone import load_pretrained
 from tailseg.model.build import build_detector
@@ -441,8 +441,7 @@ class Run:
 
 def _batch_norm_note(detector: Detector, world_size: int) -> str:
     """Make batch statistics those of all processes; says whose they are, or nothing where none are learnt."""
-    detector.train()
-    learning = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in detector.modules())
+    learning = count_learning(detector)
     if learning == 0:
         return ""
     if world_size == 1:
