@@ -1,5 +1,6 @@
 import json
 from dataclasses import fields
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -7,11 +8,17 @@ import torch
 from PIL import Image
 
 from tailseg.data import dataset as dataset_module
-from tailseg.data.annotations import load_annotations, open_data
+from tailseg.data.annotations import DataSplits, load_annotations, open_data
 from tailseg.data.dataset import DetectionDataset, read_image
+from tailseg.data.instaboost import InstaBoost
+from tailseg.data.loading import train_loader
+from tailseg.data.masks import boxes_from_masks
+from tailseg.data.sampling import TrainSampler
 from tailseg.data.transforms import Compose, HorizontalFlip, ResizeShortestEdge
 from tailseg.errors import UserError
+from tailseg.recipe import DataRecipe
 from tailseg.structures import Instances
+from tailseg.training.loop import train_dataset
 
 TRAIN = Compose((ResizeShortestEdge((20, 30), 60), HorizontalFlip(0.5)))
 KEEP = Compose(())
@@ -298,3 +305,125 @@ def test_absent_classes_of_photographs(shared):
         assert not annotations.absent(position)[annotations.labels[annotations.rows(position)]].any()
         seen += len(ours)
     assert seen > 100
+
+
+def assert_same_sample(one, other):
+    assert torch.equal(one.image, other.image)
+    for field in fields(Instances):
+        assert torch.equal(getattr(one.instances, field.name), getattr(other.instances, field.name)), field.name
+
+
+def write_photograph(folder):
+    """A smooth picture of 160 x 240 pixels, of which `REDUCING` reads a quarter, with a rectangle amidst of it."""
+    annotations = write_set(folder, sizes=((160, 240),), empty=(), file_name="0.jpg")
+    Image.fromarray(photograph(160, 240)).save(folder / "images" / "0.jpg", quality=95)
+    content = json.loads(annotations.path.read_text())
+    shape = {"bbox": [60, 50, 80, 60], "area": 4800, "segmentation": [[60, 50, 140, 50, 140, 110, 60, 110]]}
+    content["annotations"][0] |= shape
+    annotations.path.write_text(json.dumps(content))
+    return load_annotations(annotations.path, annotations.images_dir)
+
+
+def test_instaboost_that_never_happens_changes_nothing(tmp_path):
+    annotations = write_photograph(tmp_path)
+    plain = DetectionDataset(annotations, REDUCING, drop_empty=True)
+    never = DetectionDataset(annotations, REDUCING, drop_empty=True, instaboost=InstaBoost(0.0))
+    for seed in range(5):
+        assert_same_sample(plain[0, seed], never[0, seed])
+
+
+def test_instaboost_comes_before_the_transform_and_takes_no_chance_from_it(tmp_path, monkeypatch):
+    """Of the pixels of the whole image, which is else decoded at a quarter of its size."""
+    annotations = write_photograph(tmp_path)
+    boost = InstaBoost(0.5)
+    plain = DetectionDataset(annotations, REDUCING, drop_empty=True)
+    both = DetectionDataset(annotations, REDUCING, drop_empty=True, instaboost=boost)
+    boosted = DetectionDataset(annotations, KEEP, drop_empty=True, instaboost=boost)
+    reductions = []
+    decode = dataset_module._decode
+    monkeypatch.setattr(dataset_module, "_decode", lambda *args: reductions.append(decode(*args)[1]) or decode(*args))
+    changed = []
+    for seed in range(20):
+        sample, untouched = both[0, seed], plain[0, seed]
+        assert sample.original_hw == (160, 240)
+        if boost.chance(seed) is None:
+            assert_same_sample(sample, untouched)
+            assert reductions[-2:] == [4, 4]
+            continue
+        assert reductions[-2:] == [1, 4]
+        whole = boosted[0, seed]
+        image, instances = REDUCING(whole.image.permute(1, 2, 0).numpy(), whole.instances, np.random.default_rng(seed))
+        np.testing.assert_array_equal(sample.image.permute(1, 2, 0), image)
+        for field in fields(Instances):
+            assert torch.equal(getattr(sample.instances, field.name), getattr(instances, field.name)), field.name
+        assert sample.image.shape == untouched.image.shape
+        changed.append(not torch.equal(sample.instances.boxes, untouched.instances.boxes))
+    assert 2 < len(changed) < 18
+    assert all(changed)
+
+
+@pytest.mark.parametrize("heatmap", [False, True])
+def test_jittered_objects_have_the_boxes_of_their_masks(tmp_path, heatmap):
+    annotations = write_photograph(tmp_path)
+    dataset = DetectionDataset(annotations, KEEP, drop_empty=True, instaboost=InstaBoost(1.0, heatmap))
+    places = set()
+    for seed in range(10):
+        sample = dataset[0, seed]
+        instances = sample.instances
+        assert sample.image.shape == (3, 160, 240)
+        assert instances.labels.tolist() == [1]
+        tight = boxes_from_masks(instances.masks, instances.mask_frames, (0, 0, 240, 160))
+        torch.testing.assert_close(tight, instances.boxes)
+        width, height = (instances.boxes[0, 2:] - instances.boxes[0, :2]).tolist()
+        assert 0.8 * 80 - 1 <= width <= 1.2 * 80 + 3  # rotation by a degree makes a box of it that is larger by
+        assert 0.8 * 60 - 1 <= height <= 1.2 * 60 + 3  # a pixel or two
+        places.add(tuple(instances.boxes[0].tolist()))
+    assert len(places) > 8
+
+
+def test_jitter_does_not_depend_on_workers_or_order(tmp_path):
+    annotations = write_set(tmp_path, sizes=((40, 60), (60, 40), (50, 50), (44, 80)), empty=())
+    boost = InstaBoost(0.6, heatmap=True)
+    dataset = DetectionDataset(annotations, TRAIN, drop_empty=True, mask_grid=16, instaboost=boost)
+    sampler = TrainSampler(dataset.aspect_groups, 1, seed=4)
+    plain = list(islice(train_loader(dataset, sampler), 8))
+    parallel = list(islice(train_loader(dataset, sampler, workers=2), 8))
+    for one, other in zip(plain, parallel, strict=True):
+        for field in fields(one):
+            assert torch.equal(getattr(one, field.name), getattr(other, field.name)), field.name
+    backwards = [dataset[1, seed] for seed in reversed(range(6))][::-1]
+    for seed, sample in enumerate(backwards):
+        assert_same_sample(sample, dataset[1, seed])
+
+
+def test_images_without_objects_or_with_crowds_only_are_not_jittered(tmp_path):
+    (tmp_path / "boosted").mkdir()
+    (tmp_path / "plain").mkdir()
+    rows = [annotated(1, 7, iscrowd=1), annotated(2, 7), annotated(2, 3, iscrowd=1)]
+    plain = write_searched(tmp_path / "plain", [None] * 3, rows)
+    boosted = write_searched(tmp_path / "boosted", [None] * 3, rows)
+    boosted.instaboost = InstaBoost(1.0)
+    for i in (0, 1):
+        assert len(boosted[i].instances) == 0
+        assert_same_sample(boosted[i], plain[i])
+    assert [len(boosted[2, seed].instances) for seed in range(5)] == [1] * 5  # the crowd itself is not moved
+
+
+def test_the_recipe_says_how_often(tmp_path):
+    data = DataSplits("test", write_set(tmp_path), None)
+    assert train_dataset(data, DataRecipe()).instaboost is None
+    assert train_dataset(data, DataRecipe(instaboost=0.5)).instaboost == InstaBoost(0.5, heatmap=False)
+    guided = train_dataset(data, DataRecipe(instaboost=0.25, instaboost_heatmap=True)).instaboost
+    assert guided == InstaBoost(0.25, heatmap=True)
+
+
+def test_jittered_photographs(shared):
+    train = open_data(shared / "data" / "coco128-lvis").train
+    plain = DetectionDataset(train, KEEP, drop_empty=True)
+    boosted = DetectionDataset(train, KEEP, drop_empty=True, instaboost=InstaBoost(1.0))
+    for index in (3, 11, 30, 60):
+        before, after = plain[index, 5], boosted[index, 5]
+        assert 0 < len(after.instances) <= len(before.instances)
+        assert set(after.instances.labels.tolist()) <= set(before.instances.labels.tolist())
+        assert not torch.equal(after.image, before.image)
+        assert after.image.shape == before.image.shape

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tailseg.data.annotations import Annotations
-from tailseg.data.masks import rasterise
+from tailseg.data.instaboost import InstaBoost, Objects
+from tailseg.data.masks import bitmap_of, into_grid
 from tailseg.data.transforms import Compose, Image, clip_boxes
 from tailseg.errors import UserError
 from tailseg.structures import Instances, Sample
@@ -103,7 +104,15 @@ class DetectionDataset(Dataset[Sample]):
         aspect_groups: (len,) bool, True where width < height.
     """
 
-    def __init__(self, annotations: Annotations, transform: Compose, *, drop_empty: bool, mask_grid: int = 112) -> None:
+    def __init__(
+        self,
+        annotations: Annotations,
+        transform: Compose,
+        *,
+        drop_empty: bool,
+        mask_grid: int = 112,
+        instaboost: InstaBoost | None = None,
+    ) -> None:
         """Make a data set.
 
         Args:
@@ -111,6 +120,7 @@ class DetectionDataset(Dataset[Sample]):
             transform: applied to each image and its objects.
             drop_empty: leave out images without objects and those with a side below 32 pixels (training).
             mask_grid: cells of a mask's side; S = mask_grid + 2.
+            instaboost: applied to some images before the transform, if given.
 
         Raises:
             UserError: no image is left.
@@ -118,6 +128,7 @@ class DetectionDataset(Dataset[Sample]):
         self.annotations = annotations
         self.transform = transform
         self.mask_grid = mask_grid
+        self.instaboost = instaboost
         hws = annotations.image_hws
         kept = np.ones(len(annotations), np.bool_)
         if drop_empty:
@@ -142,8 +153,13 @@ class DetectionDataset(Dataset[Sample]):
         index, seed = item if isinstance(item, tuple) else (item, 0)
         position = int(self.image_indices[index])
         height, width = self.annotations.image_hws[position].tolist()
-        pixels = self._image(position, self.transform.reduction((height, width), seed))
-        instances = self._instances(position)
+        objects = self._objects(position)
+        chance = self.instaboost.chance(seed) if self.instaboost is not None and len(objects) > 0 else None
+        reduction = 1 if chance is not None else self.transform.reduction((height, width), seed)
+        pixels = self._image(position, reduction)
+        if self.instaboost is not None and chance is not None:
+            pixels, objects = self.instaboost(pixels, objects, chance)
+        instances = self._instances(objects, (height, width))
         reduction = height // pixels.shape[0]
         if reduction > 1:  # of a power of two, so nothing is rounded
             boxes, frames = instances.boxes / reduction, instances.mask_frames / reduction
@@ -173,19 +189,27 @@ class DetectionDataset(Dataset[Sample]):
         message = f"{path}: the image is {found} pixels but {place} says {stated}"
         raise UserError(f"{message}; correct the entry or restore the image")
 
-    def _instances(self, position: int) -> Instances:
+    def _objects(self, position: int) -> Objects:
         """The objects of an image, as annotated, boxes clipped to it."""
-        annotations, side = self.annotations, self.mask_grid + 2
+        annotations = self.annotations
         rows = annotations.rows(position)
         height, width = annotations.image_hws[position].tolist()
-        masks = np.zeros((len(rows), side, side), np.uint8)
-        frames = np.zeros((len(rows), 4), np.float32)
-        for i, row in enumerate(rows):
-            segmentation = annotations.segmentation(int(row))
-            masks[i], frames[i] = rasterise(segmentation, (height, width), self.mask_grid)
+        return Objects(
+            boxes=clip_boxes(torch.from_numpy(annotations.boxes[rows]), (height, width)).numpy(),
+            labels=annotations.labels[rows],
+            bitmaps=tuple(bitmap_of(annotations.segmentation(int(row)), (height, width)) for row in rows),
+        )
+
+    def _instances(self, objects: Objects, image_hw: tuple[int, int]) -> Instances:
+        """The same objects, their masks laid into grids."""
+        side = self.mask_grid + 2
+        masks = np.zeros((len(objects), side, side), np.uint8)
+        frames = np.zeros((len(objects), 4), np.float32)
+        for i, bitmap in enumerate(objects.bitmaps):
+            masks[i], frames[i] = into_grid(bitmap, image_hw, self.mask_grid)
         return Instances(
-            boxes=clip_boxes(torch.from_numpy(annotations.boxes[rows]), (height, width)),
-            labels=torch.from_numpy(annotations.labels[rows]),
+            boxes=torch.from_numpy(objects.boxes),
+            labels=torch.from_numpy(objects.labels),
             masks=torch.from_numpy(masks),
             mask_frames=torch.from_numpy(frames),
         )

@@ -8,6 +8,7 @@ gives what RoIAlign over the full bitmap gives (Mask R-CNN, section 3.1), at a f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -21,6 +22,29 @@ Segmentation = Polygons | bytes  # bytes: compressed RLE of the whole image, COC
 
 # Annotation files state coordinates with one to three decimals; float32 columns hold these up to 8192 pixels.
 _DECIMALS = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bitmap:
+    """An object pixel by pixel, within the rectangle around it."""
+
+    pixels: NDArray[np.uint8]  # (h, w), 1 = covered, of at least one pixel
+    x: int  # of the rectangle's left column and upper row in the image
+    y: int
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """The rectangle, xyxy in pixels."""
+        return self.x, self.y, self.x + self.pixels.shape[1], self.y + self.pixels.shape[0]
+
+    def tight(self) -> Bitmap:
+        """The same pixels in the smallest rectangle; one that covers nothing becomes a single empty pixel."""
+        rows, columns = np.flatnonzero(self.pixels.any(axis=1)), np.flatnonzero(self.pixels.any(axis=0))
+        if rows.size == 0:
+            return Bitmap(np.zeros((1, 1), np.uint8), self.x, self.y)
+        y, x = int(rows[0]), int(columns[0])
+        pixels = np.ascontiguousarray(self.pixels[y : rows[-1] + 1, x : columns[-1] + 1])
+        return Bitmap(pixels, self.x + x, self.y + y)
 
 
 def rle_runs(codes: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -69,10 +93,46 @@ def rle_runs(codes: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int6
 def rasterise(
     segmentation: Segmentation, image_hw: tuple[int, int], grid: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """The grid and the frame of one object.
+    """The grid and the frame of one object: `into_grid` of its `bitmap_of`."""
+    return into_grid(bitmap_of(segmentation, image_hw), image_hw, grid)
+
+
+def bitmap_of(segmentation: Segmentation, image_hw: tuple[int, int]) -> Bitmap:
+    """The bitmap of one object, in the smallest rectangle; a single empty pixel where nothing is covered.
 
     Args:
         segmentation: polygons (their union is the object), or the compressed RLE of the whole image.
+        image_hw: size of the image in pixels.
+    """
+    if isinstance(segmentation, bytes):
+        return Bitmap(rle.decode({"size": list(image_hw), "counts": segmentation}), 0, 0).tight()
+    return _polygons_to_bitmap(segmentation, image_hw).tight()
+
+
+def _polygons_to_bitmap(polygons: Polygons, image_hw: tuple[int, int]) -> Bitmap:
+    """The union of polygons as a bitmap of a rectangle around them.
+
+    COCO's rasteriser works on int(5·x + 0.5). That is applied before the shift into the rectangle and passed
+    on so that it comes out again, which makes the bitmap equal to the one of the full image in every pixel.
+    """
+    fifths = [np.trunc(np.round(p.astype(np.float64), _DECIMALS) * 5 + 0.5).reshape(-1, 2) for p in polygons]
+    points = np.concatenate([*fifths, np.empty((0, 2))])
+    if len(points) == 0:
+        return Bitmap(np.zeros((1, 1), np.uint8), 0, 0)
+    limit = np.array(image_hw[::-1])
+    low = np.clip(np.floor(points.min(axis=0) / 5) - 1, 0, limit - 1).astype(np.int64)
+    high = np.clip(np.ceil(points.max(axis=0) / 5) + 2, low + 1, limit).astype(np.int64)
+    width, height = (high - low).tolist()
+    shifted = [p - 5 * low for p in fifths]
+    codes = rle.frPyObjects([((p - (p < 0)) / 5).ravel().tolist() for p in shifted], height, width)
+    return Bitmap(rle.decode(codes).max(axis=2), int(low[0]), int(low[1]))
+
+
+def into_grid(bitmap: Bitmap, image_hw: tuple[int, int], grid: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Lay a bitmap into a grid with its margin.
+
+    Args:
+        bitmap: in the smallest rectangle.
         image_hw: size of the image in pixels.
         grid: most cells on an axis, at least 1.
 
@@ -83,45 +143,10 @@ def rasterise(
         there RoIAlign of the full bitmap repeats its outermost pixels. Cells to the right of and below the
         ring are zero.
     """
-    if isinstance(segmentation, bytes):
-        bitmap, x0, y0 = rle.decode({"size": list(image_hw), "counts": segmentation}), 0, 0
-    else:
-        bitmap, x0, y0 = _polygons_to_bitmap(segmentation, image_hw)
-    rows, columns = np.flatnonzero(bitmap.any(axis=1)), np.flatnonzero(bitmap.any(axis=0))
-    if rows.size == 0:  # nothing is covered; one empty pixel keeps the frame's sides positive
-        bitmap, rows, columns = np.zeros((1, 1), np.uint8), np.zeros(1, np.int64), np.zeros(1, np.int64)
-    bitmap = bitmap[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return _into_grid(bitmap, (x0 + int(columns[0]), y0 + int(rows[0])), image_hw, grid)
-
-
-def _polygons_to_bitmap(polygons: Polygons, image_hw: tuple[int, int]) -> tuple[NDArray[np.uint8], int, int]:
-    """The union of polygons as a bitmap of the rectangle around them, and the rectangle's x0, y0.
-
-    COCO's rasteriser works on int(5·x + 0.5). That is applied before the shift into the rectangle and passed
-    on so that it comes out again, which makes the bitmap equal to the one of the full image in every pixel.
-    """
-    fifths = [np.trunc(np.round(p.astype(np.float64), _DECIMALS) * 5 + 0.5).reshape(-1, 2) for p in polygons]
-    points = np.concatenate([*fifths, np.empty((0, 2))])
-    if len(points) == 0:
-        return np.zeros((1, 1), np.uint8), 0, 0
-    limit = np.array(image_hw[::-1])
-    low = np.clip(np.floor(points.min(axis=0) / 5) - 1, 0, limit - 1).astype(np.int64)
-    high = np.clip(np.ceil(points.max(axis=0) / 5) + 2, low + 1, limit).astype(np.int64)
-    width, height = (high - low).tolist()
-    shifted = [p - 5 * low for p in fifths]
-    codes = rle.frPyObjects([((p - (p < 0)) / 5).ravel().tolist() for p in shifted], height, width)
-    bitmap: NDArray[np.uint8] = rle.decode(codes).max(axis=2)
-    return bitmap, int(low[0]), int(low[1])
-
-
-def _into_grid(
-    bitmap: NDArray[np.uint8], origin: tuple[int, int], image_hw: tuple[int, int], grid: int
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Lay the bitmap of the rectangle at ``origin`` (x, y) into a grid with its margin."""
-    height, width = bitmap.shape
-    (x, y), side = origin, grid + 2
+    height, width = bitmap.pixels.shape
+    x, y, side = bitmap.x, bitmap.y, grid + 2
     used_h, used_w = min(height, grid), min(width, grid)
-    cells = np.ascontiguousarray(bitmap) * np.uint8(255)
+    cells = np.ascontiguousarray(bitmap.pixels) * np.uint8(255)
     if (used_h, used_w) != (height, width):
         cells = cv2.resize(cells, (used_w, used_h), interpolation=cv2.INTER_AREA).reshape(used_h, used_w)
     mask = np.zeros((side, side), np.uint8)

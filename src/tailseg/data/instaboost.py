@@ -1,0 +1,471 @@
+"""InstaBoost: the objects of an image jittered over an in-painted background.
+
+Fang et al., "InstaBoost: Boosting Instance Segmentation via Probability Map Guided Copy-Pasting" (arXiv 1908.07801);
+spec, section 19. The objects are cut out by their masks and what they leave behind is in-painted; objects whose boxes
+overlap, directly or by way of others, make a group; each group is pasted back under one similarity transform close to
+the identity; in half of the cases the colours of the whole image are changed.
+
+Points are indices of pixels, so a point (x, y) is the centre of a pixel, and boxes are xyxy without the +1 convention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+from PIL import ImageEnhance
+
+from tailseg.data.masks import Bitmap
+from tailseg.data.transforms import Image
+
+Box = tuple[int, int, int, int]  # xyxy in pixels, at least one wide and high
+
+SCALES = (0.8, 1.2)
+SHIFT_DIVISOR = 15  # a group moves by at most this part of its width and height
+DEGREES = (-1, 0, 1)
+NEAR = 10  # pixels: a group this close to a side of the image may be cut by it
+INPAINT_RADIUS = 5  # pixels
+COLOUR_PROBABILITY = 0.5
+COLOUR_TENTHS = (  # saturation, brightness, contrast, sharpness, in this order; factors in tenths, both included
+    (ImageEnhance.Color, 0, 30),
+    (ImageEnhance.Brightness, 10, 20),
+    (ImageEnhance.Contrast, 10, 20),
+    (ImageEnhance.Sharpness, 0, 30),
+)
+HEAT_MAP_SIDE = 64  # cells of the heat map's longer side, at most
+RING_WEIGHTS = (0.4, 0.35, 0.25)  # of the rings around a group, the innermost first
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Objects:
+    """The annotated objects of an image, at its full resolution."""
+
+    boxes: NDArray[np.float32]  # (N, 4) xyxy in pixels, inside the image
+    labels: NDArray[np.int64]  # (N,) in [0, C)
+    bitmaps: tuple[Bitmap, ...]  # N, inside the image
+
+    def __len__(self) -> int:
+        return len(self.bitmaps)
+
+
+@dataclass(frozen=True, slots=True)
+class InstaBoost:
+    """Jitter the objects of an image with ``probability``.
+
+    With ``heatmap``, groups go where the surroundings look like their own (`heat_map`), not just anywhere near.
+    """
+
+    probability: float
+    heatmap: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"expected a probability, received {self.probability}")
+
+    def chance(self, seed: int) -> np.random.Generator | None:
+        """The source of all chance for the sample with this seed, or None where its image is left as it is.
+
+        It is a stream apart from that of ``np.random.default_rng(seed)``, so resizing, cropping and mirroring draw
+        the same numbers with and without InstaBoost.
+        """
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
+        return rng if rng.random() < self.probability else None
+
+    def __call__(self, image: Image, objects: Objects, rng: np.random.Generator) -> tuple[Image, Objects]:
+        """The jittered image with what is left of its objects; the arguments are not changed.
+
+        Objects keep their order, and get the box around their new mask. One whose new mask is empty is dropped. If
+        that would leave none, image and objects stay as they are.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, at full resolution.
+            objects: of this image.
+            rng: of `chance`.
+        """
+        image_hw = (image.shape[0], image.shape[1])
+        groups = groups_of(objects.boxes)
+        placements = [draw_placement(group_box(objects.boxes[group], image_hw), image_hw, rng) for group in groups]
+        if self.heatmap:
+            members = [[objects.bitmaps[i] for i in group] for group in groups]
+            placements = guided(image, members, placements, rng)
+        moved: dict[int, Bitmap] = {}
+        patches = []
+        for group, placement in zip(groups, placements, strict=True):
+            cut = [_cut(objects.bitmaps[i], placement.box) for i in group]
+            patches.append(_patch(image, cut, placement))
+            moved |= {int(i): _moved(part, placement, image_hw) for i, part in zip(group, cut, strict=True)}
+        kept = [i for i in range(len(objects)) if moved[i].pixels.any()]
+        if not kept:
+            return image, objects
+        picture = _pasted(image, _union(objects.bitmaps, (0, 0, image_hw[1], image_hw[0])), patches)
+        if rng.random() < COLOUR_PROBABILITY:
+            picture = change_colours(picture, draw_colour_factors(rng))
+        bitmaps = tuple(moved[i] for i in kept)
+        boxes = np.array([bitmap.box for bitmap in bitmaps], np.float32)
+        return picture, Objects(boxes, objects.labels[kept], bitmaps)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Groups and where they go
+
+
+def groups_of(boxes: NDArray[np.float32]) -> list[NDArray[np.int64]]:
+    """Positions of the boxes (N, 4) xyxy, by groups of boxes that overlap, directly or by way of others.
+
+    Boxes that only touch do not overlap. Groups are in the order of their first box, boxes in their own order.
+    """
+    low, high = boxes[:, :2], boxes[:, 2:]
+    overlap = np.asarray(((low[:, None] < high) & (low < high[:, None])).all(axis=2))
+    left = np.ones(len(boxes), np.bool_)
+    groups = []
+    while left.any():
+        reached = np.zeros(len(boxes), np.bool_)
+        reached[left.argmax()] = True
+        new = reached
+        while new.any():
+            new = overlap[new].any(axis=0) & ~reached
+            reached = reached | new
+        groups.append(np.flatnonzero(reached))
+        left &= ~reached
+    return groups
+
+
+def group_box(boxes: NDArray[np.float32], image_hw: tuple[int, int]) -> Box:
+    """The box around boxes (N, 4), in whole pixels inside the image; halves are rounded up."""
+    height, width = image_hw
+    x0, y0 = np.floor(boxes[:, :2].min(axis=0) + 0.5).astype(int).tolist()
+    x1, y1 = np.floor(boxes[:, 2:].max(axis=0) + 0.5).astype(int).tolist()
+    x0, y0 = min(max(x0, 0), width - 1), min(max(y0, 0), height - 1)
+    return x0, y0, min(max(x1, x0 + 1), width), min(max(y1, y0 + 1), height)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The similarity transform of a group."""
+
+    box: Box  # of the group, where it comes from
+    scale: float
+    degrees: int  # of rotation
+    shift: tuple[int, int]  # dx, dy in pixels
+
+    def inverse(self) -> NDArray[np.float64]:
+        """(2, 3): takes a point of the new image to the point of the old one that it shows.
+
+        With the group's box of w x h pixels at (x0, y0), t its centre plus the shift, and (X, Y) = (x, y) - t:
+        x0 + (cos · X + sin · Y) / scale + w / 2, and y0 + (-sin · X + cos · Y) / scale + h / 2.
+        """
+        x0, y0, x1, y1 = self.box
+        centre = np.array([x0 + x1, y0 + y1]) / 2
+        cos, sin = np.cos(np.radians(self.degrees)), np.sin(np.radians(self.degrees))
+        turn = np.array([[cos, sin], [-sin, cos]]) / self.scale
+        return np.column_stack([turn, centre - turn @ (centre + self.shift)])
+
+    def window(self, box: Box, image_hw: tuple[int, int]) -> Box | None:
+        """The part of the new image that can show anything of ``box``; None where there is none."""
+        forward = cv2.invertAffineTransform(self.inverse())
+        x, y = [box[0] - 1, box[2]], [box[1] - 1, box[3]]  # a pixel around: cubic interpolation reaches that far
+        corners = np.array([[x[0], x[1], x[0], x[1]], [y[0], y[0], y[1], y[1]], [1, 1, 1, 1]])
+        points = forward @ corners
+        low = np.maximum(np.floor(points.min(axis=1)).astype(int) - 1, 0)
+        high = np.minimum(np.ceil(points.max(axis=1)).astype(int) + 2, image_hw[::-1])
+        return (*low.tolist(), *high.tolist()) if (low < high).all() else None
+
+
+def draw_placement(box: Box, image_hw: tuple[int, int], rng: np.random.Generator) -> Placement:
+    """A transform close to the identity for the group in ``box``; four numbers are drawn in any case.
+
+    A group near a side of the image is not shrunk, turned or moved away from that side, for it may be cut there.
+    """
+    furthest_x, furthest_y = (box[2] - box[0]) // SHIFT_DIVISOR, (box[3] - box[1]) // SHIFT_DIVISOR
+    scale = rng.uniform(*SCALES)
+    dx = int(rng.integers(-furthest_x, furthest_x, endpoint=True))
+    dy = int(rng.integers(-furthest_y, furthest_y, endpoint=True))
+    degrees = int(rng.choice(DEGREES))
+    near_x, near_y = near_sides(box, image_hw)
+    if any(near_x + near_y):
+        scale, degrees = max(scale, 1.0), 0
+    return Placement(box, scale, degrees, (_outward(dx, near_x), _outward(dy, near_y)))
+
+
+def near_sides(box: Box, image_hw: tuple[int, int]) -> tuple[tuple[bool, bool], tuple[bool, bool]]:
+    """Whether a box is near the (left, right) and the (upper, lower) side: less than ten pixels are between."""
+    height, width = image_hw
+    x0, y0, x1, y1 = box
+    return (x0 < NEAR, x1 > width - NEAR), (y0 < NEAR, y1 > height - NEAR)
+
+
+def _outward(shift: int, near: tuple[bool, bool]) -> int:
+    """A shift along an axis without what leads away from a side that is near."""
+    shift = min(shift, 0) if near[0] else shift
+    return max(shift, 0) if near[1] else shift
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Pixels
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Patch:
+    """A group as it is pasted into the new image."""
+
+    pixels: Image
+    alpha: NDArray[np.uint8]  # (h, w), 255 = opaque
+    place: tuple[slice, slice]  # in the new image
+
+
+def _window(box: Box) -> tuple[slice, slice]:
+    """What indexes the box in an image."""
+    return slice(box[1], box[3]), slice(box[0], box[2])
+
+
+def _cut(bitmap: Bitmap, box: Box) -> Bitmap:
+    """The part of a bitmap inside a box; a single empty pixel where there is none."""
+    x0, y0, x1, y1 = bitmap.box
+    left, top, right, bottom = max(x0, box[0]), max(y0, box[1]), min(x1, box[2]), min(y1, box[3])
+    if left >= right or top >= bottom:
+        return Bitmap(np.zeros((1, 1), np.uint8), box[0], box[1])
+    return Bitmap(bitmap.pixels[_window((left - x0, top - y0, right - x0, bottom - y0))], left, top)
+
+
+def _union(bitmaps: Sequence[Bitmap], box: Box) -> NDArray[np.uint8]:
+    """(h, w) uint8, 1 where a bitmap covers the pixel; all bitmaps lie inside the box."""
+    union = np.zeros((box[3] - box[1], box[2] - box[0]), np.uint8)
+    for bitmap in bitmaps:
+        x0, y0, x1, y1 = bitmap.box
+        union[y0 - box[1] : y1 - box[1], x0 - box[0] : x1 - box[0]] |= bitmap.pixels
+    return union
+
+
+def _warped(source: NDArray[np.uint8], at: Box, placement: Placement, window: Box, **how: int) -> NDArray[np.uint8]:
+    """What a window of the new image shows of ``source``, the pixels of the old one in the box ``at``."""
+    matrix = placement.inverse()
+    matrix[:, 2] += matrix[:, :2] @ window[:2] - at[:2]
+    size = (window[2] - window[0], window[3] - window[1])
+    how["flags"] |= cv2.WARP_INVERSE_MAP
+    warped: NDArray[np.uint8] = cv2.warpAffine(np.ascontiguousarray(source), matrix, size, **how)
+    return warped
+
+
+def _moved(bitmap: Bitmap, placement: Placement, image_hw: tuple[int, int]) -> Bitmap:
+    """An object's mask in the new image, from the nearest pixel of the old one."""
+    window = placement.window(bitmap.box, image_hw)
+    if window is None:
+        return Bitmap(np.zeros((1, 1), np.uint8), 0, 0)
+    how = {"flags": cv2.INTER_NEAREST, "borderMode": cv2.BORDER_CONSTANT}
+    return Bitmap(_warped(bitmap.pixels, bitmap.box, placement, window, **how), window[0], window[1]).tight()
+
+
+def _patch(image: Image, members: Sequence[Bitmap], placement: Placement) -> _Patch:
+    """A group's pixels and opacity in the new image, cubic. Its colours at the rim come from the image around it."""
+    box, (height, width) = placement.box, image.shape[:2]
+    window = placement.window(box, (height, width))
+    if window is None:
+        return _Patch(np.zeros((0, 0, 3), np.uint8), np.zeros((0, 0), np.uint8), (slice(0), slice(0)))
+    around = (max(box[0] - 3, 0), max(box[1] - 3, 0), min(box[2] + 3, width), min(box[3] + 3, height))
+    cubic = {"flags": cv2.INTER_CUBIC}
+    pixels = _warped(image[_window(around)], around, placement, window, **cubic, borderMode=cv2.BORDER_REPLICATE)
+    opaque = _union(members, box) * np.uint8(255)
+    alpha = _warped(opaque, box, placement, window, **cubic, borderMode=cv2.BORDER_CONSTANT)
+    return _Patch(pixels, alpha, _window(window))
+
+
+def _pasted(image: Image, hole: NDArray[np.uint8], patches: Sequence[_Patch]) -> Image:
+    """The patches, in their order, over the image without what is in the hole."""
+    seen = hole > 0
+    for patch in patches:
+        seen[patch.place] &= patch.alpha < 255
+    picture = inpaint(image, hole, seen)
+    for patch in patches:
+        alpha = patch.alpha.astype(np.uint16)[:, :, None]
+        mixed = picture[patch.place] * (255 - alpha) + patch.pixels * alpha  # at most 255², which 16 bits hold
+        picture[patch.place] = (mixed + 127) // 255
+    return picture
+
+
+def inpaint(image: Image, hole: NDArray[np.uint8], seen: NDArray[np.bool_]) -> Image:
+    """A copy of the image, the hole filled by OpenCV's Navier-Stokes method with a radius of five pixels.
+
+    Where ``seen``, it is the picture that ``cv2.inpaint`` makes of all of the image, to the bit; the rest of the hole
+    may hold anything. That saves time in two ways. Parts of the hole that lie more than 16 pixels apart do not know of
+    each other, so each is filled alone, if any of it is seen. And filling proceeds from the edge at a steady pace, a
+    pixel at a time, looking at what is filled within six pixels. So if nothing deeper than D is seen, what lies deeper
+    than twice D may as well be given as known: by the time that D is reached, no news of it has come that far.
+
+    Args:
+        image: (H, W, 3) uint8.
+        hole: (H, W) uint8, 1 = to be filled.
+        seen: (H, W) bool, pixels of the hole that matter.
+    """
+    picture = image.copy()
+    _, parts, rectangles, _ = cv2.connectedComponentsWithStats(cv2.dilate(hole, np.ones((17, 17), np.uint8)))
+    for part in np.unique(parts[seen]).tolist():
+        x, y, width, height = rectangles[part, :4].tolist()
+        window = _window((x, y, x + width, y + height))  # eight pixels more than the hole on each side
+        inside = hole[window] * (parts[window] == part)
+        depth = cv2.distanceTransform(inside, cv2.DIST_L2, 5)
+        # Twice and a bit: on a grid, marching takes slanted ways a little more slowly than straight ones.
+        inside &= (depth - 10) / 2.25 <= depth[seen[window]].max()
+        filled = cv2.inpaint(image[window], inside, INPAINT_RADIUS, cv2.INPAINT_NS)
+        np.copyto(picture[window], filled, where=inside[:, :, None] > 0)
+    return picture
+
+
+def draw_colour_factors(rng: np.random.Generator) -> tuple[float, ...]:
+    """Factors of saturation, brightness, contrast and sharpness, in tenths."""
+    return tuple(int(rng.integers(low, high, endpoint=True)) / 10 for _, low, high in COLOUR_TENTHS)
+
+
+def change_colours(image: Image, factors: Sequence[float]) -> Image:
+    """The image with saturation, brightness, contrast and sharpness changed by these factors, in this order."""
+    picture = PillowImage.fromarray(image)
+    for (enhance, _, _), factor in zip(COLOUR_TENTHS, factors, strict=True):
+        picture = enhance(picture).enhance(factor)
+    return np.array(picture)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The appearance consistency heat map (paper, section 3.3)
+
+
+def guided(
+    image: Image, groups: Sequence[Sequence[Bitmap]], placements: Sequence[Placement], rng: np.random.Generator
+) -> list[Placement]:
+    """The placements with shifts drawn from each group's heat map.
+
+    Heat maps are computed on cells, squares of the image of which at most 64 lie along its longer side. A cell is drawn
+    with a probability proportional to its heat, and a pixel in it with equal ones. The group's box stays inside the
+    image. Along an axis on which the group is near a side of the image, the shift remains the one of the placement, and
+    so it does where no cell can be drawn. Three numbers are drawn for each group whose map has a cell.
+
+    Args:
+        image: (H, W, 3) uint8.
+        groups: the bitmaps of each group.
+        placements: of each group.
+        rng: the source of chance.
+    """
+    if not groups:
+        return []
+    image_hw = (image.shape[0], image.shape[1])
+    size = -(-max(image_hw) // HEAT_MAP_SIDE)  # pixels a side of a cell
+    cells = [_cells(bitmaps, image_hw, size) for bitmaps in groups]
+    background = _small_background(image, np.any(cells, axis=0), size)
+    occupied = np.sum(cells, axis=0)
+    return [
+        _guided(placement, own, occupied > own, background, size, image_hw, rng)
+        for placement, own in zip(placements, cells, strict=True)
+    ]
+
+
+def _guided(
+    placement: Placement,
+    own: NDArray[np.bool_],
+    others: NDArray[np.bool_],
+    background: NDArray[np.float32],
+    size: int,
+    image_hw: tuple[int, int],
+    rng: np.random.Generator,
+) -> Placement:
+    """A placement with its shift drawn from the heat map of its group."""
+    x0, y0, x1, y1 = placement.box
+    near = [any(sides) for sides in near_sides(placement.box, image_hw)]
+    centre = ((y0 + y1) // 2 // size, (x0 + x1) // 2 // size)
+    heat, (first_dy, first_dx) = heat_map(background, own, others, centre, (near[1], near[0]))
+    if not heat.any():
+        return placement
+    cell = int(rng.choice(heat.size, p=heat.ravel() / heat.sum()))
+    shift = np.array([first_dx + cell % heat.shape[1], first_dy + cell // heat.shape[1]]) * size
+    shift += rng.integers(size, size=2) - size // 2
+    shift = np.clip(shift, [-x0, -y0], [image_hw[1] - x1, image_hw[0] - y1])
+    dx, dy = np.where(near, placement.shift, shift).tolist()
+    return replace(placement, shift=(dx, dy))
+
+
+def heat_map(
+    background: NDArray[np.float32],
+    own: NDArray[np.bool_],
+    others: NDArray[np.bool_],
+    centre: tuple[int, int],
+    fixed: tuple[bool, bool],
+) -> tuple[NDArray[np.float64], tuple[int, int]]:
+    """How much a group's surroundings would look like its own, if it were moved.
+
+    Ring i = 1, 2, 3 is what i dilations of the group by a square of 3 x 3 cells add to i - 1, as far as it is inside
+    the image. With B the background and w = (0.4, 0.35, 0.25), the distance of a shift t from where the group is now is
+
+        d(t) = sum over the rings i and their cells p of w_i |B(p + t) - B(p)|, the Euclidean distance of two colours.
+
+    A shift is possible if all p + t are inside the image, the group's centre comes to lie on no other group and stays
+    in its row or column where that is fixed. Of the n possible shifts, M and m being their largest and smallest d, each
+    has the heat
+
+        h(t) = -log(max((d(t) - m) / (M - m), 1 / n)), or 1 if all have the same distance, or 0 if it is not possible.
+
+    That is the paper's appearance distance of three contour areas, whose widths and falling weights it leaves open (the
+    weights here are those of its authors' code), and its h, but for the 1 / n: without it, the best place, which is
+    where the group is now, would be infinitely hot. Of n numbers at random in [0, 1], the least is about 1 / n.
+
+    Args:
+        background: (h, w, 3) float32, the image without objects, a value a cell.
+        own: (h, w) bool, cells of the group.
+        others: (h, w) bool, cells of all other groups.
+        centre: (y, x), the cell of the group's centre.
+        fixed: whether the (y, x) of the centre must stay.
+
+    Returns:
+        The heat (n_y, n_x) of shifts by whole cells, and the (dy, dx) of the first; (0, 0) where there are no rings.
+    """
+    weights, inner = np.zeros(own.shape, np.float32), own
+    for weight in RING_WEIGHTS:
+        outer = cv2.dilate(inner.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(np.bool_)
+        weights[outer & ~inner] = weight
+        inner = outer
+    ys, xs = np.nonzero(weights)
+    if ys.size == 0:
+        return np.zeros((0, 0)), (0, 0)
+    (top, left), (bottom, right) = (ys.min(), xs.min()), (ys.max(), xs.max())
+    dys, dxs = np.arange(own.shape[0] - bottom + top) - top, np.arange(own.shape[1] - right + left) - left
+    distance = np.zeros((len(dys), len(dxs)), np.float32)
+    for y, x in zip(ys.tolist(), xs.tolist(), strict=True):
+        change = background[y - top :, x - left :][: len(dys), : len(dxs)] - background[y, x]
+        distance += weights[y, x] * np.sqrt(np.einsum("yxc,yxc->yx", change, change))
+    y, x = centre[0] + dys, centre[1] + dxs
+    possible = ((y >= 0) & (y < own.shape[0]))[:, None] & ((x >= 0) & (x < own.shape[1]))
+    possible &= ~others[y.clip(0, own.shape[0] - 1)][:, x.clip(0, own.shape[1] - 1)]
+    possible &= (dys[:, None] == 0) | (not fixed[0])
+    possible &= (dxs == 0) | (not fixed[1])
+    heat = np.zeros(distance.shape)
+    heat[possible] = _heat(distance[possible].astype(np.float64))
+    return heat, (int(dys[0]), int(dxs[0]))
+
+
+def _heat(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The heat of shifts with these distances (n,)."""
+    if distances.size == 0 or distances.min() == distances.max():
+        return np.ones(distances.shape)
+    share = (distances - distances.min()) / (distances.max() - distances.min())
+    return np.asarray(-np.log(np.maximum(share, 1 / len(share))))
+
+
+def _cells(bitmaps: Sequence[Bitmap], image_hw: tuple[int, int], size: int) -> NDArray[np.bool_]:
+    """(h, w) bool, the cells of which the bitmaps cover a pixel."""
+    cells = np.zeros((-(-image_hw[0] // size), -(-image_hw[1] // size)), np.bool_)
+    for bitmap in bitmaps:
+        x0, y0, x1, y1 = bitmap.box
+        columns, rows = np.arange(x0 // size, (x1 - 1) // size + 1), np.arange(y0 // size, (y1 - 1) // size + 1)
+        starts = np.maximum(rows * size - y0, 0), np.maximum(columns * size - x0, 0)
+        covered = np.maximum.reduceat(np.maximum.reduceat(bitmap.pixels, starts[0], axis=0), starts[1], axis=1)
+        cells[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] |= covered > 0
+    return cells
+
+
+def _small_background(image: Image, cells: NDArray[np.bool_], size: int) -> NDArray[np.float32]:
+    """(h, w, 3) float32, the mean colour of each cell; cells with a pixel of an object are in-painted."""
+    (height, width), (rows, columns) = image.shape[:2], cells.shape
+    whole = cv2.copyMakeBorder(image, 0, rows * size - height, 0, columns * size - width, cv2.BORDER_REPLICATE)
+    small = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
+    filled: Image = cv2.inpaint(small, cells.astype(np.uint8), INPAINT_RADIUS, cv2.INPAINT_NS)
+    return filled.astype(np.float32)
