@@ -133,13 +133,13 @@ class HtcDetector(Detector):
             targets = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid)
             prediction = stage.box_head(features.pool(self.box_pooler), targets.rois, targets.valid)
             own = {k: v * stage.weight for k, v in stage.box_head.loss(prediction, targets).items()}
-            proposals = self._refined(stage, prediction, targets, batch)
+            proposals = self.refined(stage, prediction, targets, batch)
             drawn = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid)
             own |= self._mask_losses(stage, stage.mask_head, features, drawn, batch, judged=False)
             losses |= {f"stage{number}.{name}": value for name, value in own.items()}
         return losses
 
-    def _detect_masks(self, features: ImageFeatures, rois: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def masks_of(self, features: ImageFeatures, rois: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         seen = features.pool(self.mask_pooler)(rois)
         last, masks = None, []
         for stage in self.stages:

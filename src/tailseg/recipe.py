@@ -36,15 +36,40 @@ class BackboneRecipe(Section):
     """ResNets with a 7x7 stem: its channels; by default the network's own."""
     stride_in_1x1: bool = False
     """ResNets with bottlenecks: a stage's first 1x1 convolution has its stride, not the 3x3 one (the original form)."""
+    deformable_stages: tuple[int, ...] = ()
+    """Stages (1 to 4) whose convolutions larger than 1x1 are modulated deformable ones (DCNv2)."""
+    checkpointing: bool = False
+    """Compute the maps of the stages again for the backward pass instead of keeping them: less memory, more time."""
     options: dict[str, Any] = {}
     """Further arguments of the timm model."""
 
 
 class NeckRecipe(Section):
-    """`tailseg.model.fpn.FPN`."""
+    """`tailseg.model.fpn.FPN` or `tailseg.model.fpg.FPG`."""
 
+    kind: Literal["fpn", "fpg"] = "fpn"
+    """Feature pyramid network, or feature pyramid grid."""
     channels: int = Field(256, ge=1)
     """Channels of P2..P6."""
+    pathways: int = Field(9, ge=1)
+    """FPG: pyramids beside each other."""
+    deformable: bool = False
+    """FPG: the convolutions after upsampling are modulated deformable ones (DCNv2)."""
+    carafe: bool = False
+    """FPG: CARAFE downsamples, and a convolution without stride follows; else a convolution with stride 2 does both."""
+
+    @model_validator(mode="after")
+    def _options_fit_the_kind(self) -> NeckRecipe:
+        extra = self.model_dump(include={"pathways", "deformable", "carafe"}, exclude_defaults=True)
+        if self.kind == "fpn" and extra:
+            keys = ", ".join(extra)
+            raise ValueError(f"an FPN has no {keys}; set model.neck.kind=fpg, or leave out {keys}")
+        return self
+
+    @property
+    def divisor(self) -> int:
+        """Pixels: images are padded to multiples of this, so that all levels of a grid halve exactly."""
+        return 64 if self.kind == "fpg" else 32
 
 
 class RpnRecipe(Section):
@@ -366,6 +391,10 @@ class DataRecipe(Section):
     """Pixels; if given, the side of a square that is cut out of each training image at random."""
     flip: float = Field(0.5, ge=0, le=1)
     """Probability of mirroring a training image."""
+    instaboost: float = Field(0.0, ge=0, le=1)
+    """InstaBoost: probability that an image's objects are moved a little over an in-painted background."""
+    instaboost_heatmap: bool = False
+    """They are moved to where the surroundings look most like their own, instead of by chance."""
     sampler: Literal["random", "repeat-factor", "class-aware"] = "random"
     """Every image once an epoch, images of rare classes more often, or all classes equally often."""
     repeat_threshold: float = Field(1e-3, gt=0, le=1)
@@ -450,6 +479,31 @@ class TestRecipe(Section):
     """Boxes with a side of at most this many network pixels are dropped; by default none is."""
     tau_norm: float = Field(0.0, ge=0)
     """Classifier rows are divided by their norm to this power (`tailseg.losses.tau_normalize`); 0 leaves them."""
+    tta: bool = False
+    """Average over views of each image, of several sizes and mirrored (`tailseg.evaluation.tta`)."""
+    tta_long_edges: tuple[Annotated[int, Field(ge=32)], ...] = Field((1200, 1400, 1600, 1800, 2000), min_length=1)
+    """Pixels: longer edge of each size of view."""
+    tta_flip: bool = True
+    """Each of them mirrored too."""
+
+
+class FinetuneRecipe(Section):
+    """`tailseg.training.finetune`: a second classification branch in each stage of a trained model, all else frozen."""
+
+    enabled: bool = False
+    """Train such branches, from the model that `--init` names; scores are then the mean of both branches'."""
+    start: Literal["copy", "random"] = "copy"
+    """The new branch starts as the trained one, or from random weights."""
+    views: int | None = Field(None, ge=1)
+    """How many different augmentations of an image there are; by default every time another."""
+    cache: bool = False
+    """Keep the frozen part's features of every view of every image on disk, instead of computing them each epoch."""
+
+    @model_validator(mode="after")
+    def _cache_needs_views(self) -> FinetuneRecipe:
+        if self.cache and self.views is None:
+            raise ValueError("what is never seen twice cannot be cached; set finetune.views, for example to 1")
+        return self
 
 
 class Recipe(Section):
@@ -464,6 +518,7 @@ class Recipe(Section):
     schedule: ScheduleRecipe = ScheduleRecipe()
     training: TrainingRecipe = TrainingRecipe()
     test: TestRecipe = TestRecipe()
+    finetune: FinetuneRecipe = FinetuneRecipe()
 
     @model_validator(mode="after")
     def _tau_norm_needs_rows_of_classes(self) -> Recipe:

@@ -75,6 +75,73 @@ def test_no_two_samples_have_the_same_seed():
     assert not set(seeds) & set(other)
 
 
+def test_seeds_are_those_of_the_place_in_the_run():
+    """Also after what was added since: a run of an older version is resumed with the same samples."""
+    sampler = TrainSampler(np.zeros(10, dtype=bool), 2, 1, 2, seed=7)
+    for step, batch in enumerate(islice(sampler.iterate(2), 4), start=2):
+        epoch, within = divmod(step, 3)
+        places = [within * 4 + 2, within * 4 + 3]
+        expected = [np.random.SeedSequence((7, epoch, place, 1)).generate_state(1, np.uint64)[0] for place in places]
+        assert [seed for _, seed in batch] == expected
+
+
+def shown(sampler, epochs):
+    """Index -> the seeds with which it came in these epochs, in order."""
+    steps = sampler.steps_per_epoch
+    seeds = {}
+    for batch in islice(sampler.iterate(epochs.start * steps), len(epochs) * steps):
+        for index, seed in batch:
+            seeds.setdefault(index, []).append(seed)
+    return seeds
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(tall, st.integers(1, 4), st.integers(1, 5), st.integers(1, 4), st.booleans())
+def test_views_come_in_turn(groups, batch_size, views, epochs, repeated):
+    draw = RepeatFactors(1 + np.arange(len(groups)) % 3 * 0.7) if repeated else None
+    sampler = TrainSampler(groups, batch_size, seed=3, draw=draw, views=views)
+    filled = sampler.steps_per_epoch * batch_size - sampler.draw.length
+    seeds = shown(sampler, range(epochs))
+    assert sum(map(len, seeds.values())) == epochs * (sampler.draw.length + filled)
+    for own in seeds.values():
+        counts = Counter(own)
+        assert len(counts) <= views
+        if filled == 0:  # as often in every epoch: all views equally often, none twice before the others came
+            assert len(set(own[:views])) == min(views, len(own))
+            assert all(own[i] == own[i - views] for i in range(views, len(own)))
+    # No two images, and no two views of one, have the same seed.
+    pairs = sampler.all_views(range(epochs))
+    assert pairs == sorted({(index, seed) for index, own in seeds.items() for seed in own}, key=pairs.index)
+    assert len({seed for _, seed in pairs}) == len(pairs)
+    assert [index for index, _ in pairs] == sorted(index for index, _ in pairs)
+    assert sampler.all_views(range(0)) == []
+
+
+def test_views_within_an_epoch_too_and_whatever_the_draw():
+    draw = RepeatFactors(np.array([6.0, 1.0, 1.0]))
+    seeds = shown(TrainSampler(np.zeros(3, bool), 1, draw=draw, views=4), range(2))
+    assert [len(set(own)) for own in (seeds[0], seeds[1], seeds[2])] == [4, 2, 2]
+    assert sorted(Counter(seeds[0]).values()) == [3, 3, 3, 3]
+    rounded = RepeatFactors(np.full(20, 1.5), "stochastic")
+    seeds = shown(TrainSampler(np.zeros(20, bool), 2, draw=rounded, views=3), range(9))
+    assert {len(set(own)) for own in seeds.values()} == {3}
+
+
+def test_views_do_not_depend_on_processes_or_on_where_a_run_went_on():
+    groups = np.arange(24) % 4 == 0
+    alone = TrainSampler(groups, 6, 0, 1, seed=1, views=2)
+    shares = [list(islice(TrainSampler(groups, 2, rank, 3, seed=1, views=2).iterate(), 9)) for rank in range(3)]
+    whole = list(islice(alone.iterate(), 20))
+    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole[:9]
+    for start in (1, 4, 11):
+        assert list(islice(alone.iterate(start), 20 - start)) == whole[start:]
+    assert TrainSampler(groups, 2, 2, 3, seed=1, views=2).all_views(range(3)) == alone.all_views(range(3))
+    # The same view has the same seed however many there are, and another one in another run.
+    more = TrainSampler(groups, 6, seed=1, views=5)
+    assert set(alone.all_views(range(2))) == set(more.all_views(range(2)))
+    assert not set(alone.all_views(range(2))) & set(TrainSampler(groups, 6, seed=2, views=2).all_views(range(2)))
+
+
 def test_an_epoch_smaller_than_a_batch_is_filled_in_a_circle():
     batches = TrainSampler(np.array([True, False]), 5).batches(0)
     assert batches.shape == (1, 5)
@@ -85,6 +152,8 @@ def test_an_epoch_smaller_than_a_batch_is_filled_in_a_circle():
 def test_impossible_plans_are_refused(count, size, rank, world):
     with pytest.raises(ValueError, match="received"):
         TrainSampler(np.zeros(count, bool), size, rank, world)
+    with pytest.raises(ValueError, match="received"):
+        TrainSampler(np.zeros(4, bool), 2, views=0)
 
 
 factors_of = st.lists(st.floats(1, 6) | st.integers(1, 4).map(float), min_size=1, max_size=40).map(np.array)

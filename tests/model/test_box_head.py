@@ -100,7 +100,9 @@ def test_losses_by_hand(agnostic, beta):
     deltas[1, 0] = torch.tensor([0.5, -2.0, 0.0, 0.0])
     deltas[0, -1, 3] = -3.0
     deltas.requires_grad_()
-    losses = head.loss(BoxPrediction(logits=logits, deltas=deltas, boxes=some_targets().rois[:, 1:]), some_targets())
+    boxes, seen = some_targets().rois[:, 1:], torch.zeros(0)
+    prediction = BoxPrediction(logits=logits, deltas=deltas, boxes=boxes, class_features=seen)
+    losses = head.loss(prediction, some_targets())
     # First RoI: dx = 0.1 / 0.1 = 1, dy = -5 / 20 / 0.1 = -2.5, dh = ln 0.5 / 0.2; second: no shift is wanted.
     differences = [1.0, 2.5, 0.0, abs(-3 - math.log(0.5) / 0.2), 0.5, 2.0, 0.0, 0.0]
     if beta:
@@ -146,7 +148,9 @@ def test_forward_and_decode(agnostic, columns):
     rois = torch.tensor([[0.0, 0, 10, 20], [5, 5, 8, 9]])
     wanted = torch.tensor([[2.0, 3, 9, 30], [4, 4, 9, 11]])
     deltas = encode(rois, wanted, STDS)[:, None].expand(-1, columns, -1)
-    back = head.decode(BoxPrediction(logits=torch.zeros(2, 7), deltas=deltas, boxes=rois))
+    back = head.decode(
+        BoxPrediction(logits=torch.zeros(2, 7), deltas=deltas, boxes=rois, class_features=torch.zeros(0))
+    )
     torch.testing.assert_close(back, wanted[:, None].expand(-1, columns, -1))
 
 

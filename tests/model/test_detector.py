@@ -398,8 +398,9 @@ class TestCascade:
         proposals = Proposals(boxes=boxes, scores=torch.ones(2, 2), valid=torch.tensor([[True, True], [True, False]]))
         targets = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid)
         deltas = torch.zeros(len(targets.rois), 1, 4, requires_grad=True)
-        prediction = BoxPrediction(logits=torch.zeros(0), deltas=deltas, boxes=targets.rois[:, 1:])
-        refined = detector._refined(stage, prediction, targets, batch)
+        none = torch.zeros(0)
+        prediction = BoxPrediction(logits=none, deltas=deltas, boxes=targets.rois[:, 1:], class_features=none)
+        refined = detector.refined(stage, prediction, targets, batch)
         assert not refined.boxes.requires_grad
         # No deltas: the proposals come back, cut to their images, and neither padding nor ground truth with them.
         assert refined.boxes[0][refined.valid[0]].sort(0).values.tolist() == [[0, 0, 30, 40], [50, 20, 90, 60]]
@@ -522,7 +523,7 @@ def test_a_stage_without_mask_weight_has_no_mask_head():
         pyramid = detector.features(small_batch())
         rois, labels = torch.tensor([[0.0, 3, 4, 40, 50], [1, 0, 0, 30, 30]]), torch.tensor([1, 4])
         own = detector.stages[1].mask_head(detector.mask_pooler(pyramid, rois), labels).sigmoid()
-        masks, ious = detector._detect_masks(ImageFeatures(pyramid), rois, labels)
+        masks, ious = detector.masks_of(ImageFeatures(pyramid), rois, labels)
         torch.testing.assert_close(masks, own)
         assert ious is None
 

@@ -177,10 +177,12 @@ def recorded_targets(recorded):
         logits=leaves["TSD_cls_score"].roll(-1, 1),
         deltas=leaves["TSD_bbox_pred"].view(rows, 6, 4)[:, 1:],
         boxes=rois[:, 1:] + 0.1 * leaves["delta_r"].repeat(1, 2) * sides,
+        class_features=torch.zeros(0),
         sibling=BoxPrediction(
             logits=inputs["cls_score"].roll(-1, 1),
             deltas=inputs["bbox_pred"].view(rows, 6, 4)[:, 1:],
             boxes=rois[:, 1:],
+            class_features=torch.zeros(0),
         ),
     )
     return case, prediction, targets, leaves, outputs
@@ -401,7 +403,8 @@ def test_decoded_boxes_start_at_the_moved_roi_and_are_not_clipped():
     head = TsdBoxHead(CHANNELS, CrossEntropyClassification(2), width=8, class_agnostic=True, stds=STDS)
     boxes = torch.tensor([[-30.0, 5, 10, 15]])
     deltas = torch.tensor([[[5.0, -10, 0, math.log(2) / 0.2]]])
-    decoded = head.decode(BoxPrediction(logits=torch.zeros(1, 3), deltas=deltas, boxes=boxes))
+    none = torch.zeros(0)
+    decoded = head.decode(BoxPrediction(logits=none, deltas=deltas, boxes=boxes, class_features=none))
     torch.testing.assert_close(decoded, torch.tensor([[[-10.0, -10, 30, 10]]]))
 
 

@@ -440,3 +440,119 @@ def test_ids_and_groups_of_the_model_do_not_matter(tmp_path: Path) -> None:
     start_from(tmp_path / "m.safetensors", detector, small(), mine)
     state = detector.state_dict()
     assert all(torch.equal(state[key], value) for key, value in theirs.items())
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Second branches on a frozen model
+
+SECOND = ".second_branch."
+FINETUNE = "finetune.enabled=true"
+
+
+def origins(recipe: Recipe) -> dict[str, str]:
+    """Of each tensor that a second branch of a stage begins as a copy of: its name there, by that of the branch."""
+    tsd, convs = recipe.model.stages[0].tsd, recipe.model.box_head.convs
+    layers = ("class_branch.0", "class_branch.2") if tsd else ("fc1",) if convs else ("fc1", "fc2")
+    names = {f"layers.{n}": layer for n, layer in enumerate(layers)} | {"classifier": "classifier"}
+    return {
+        f"stages.{n}{SECOND}{ours}.{part}": f"stages.{n}.box_head.{theirs}.{part}"
+        for n in range(len(recipe.model.stages))
+        for ours, theirs in names.items()
+        for part in ("weight", "bias")
+    }
+
+
+@pytest.mark.parametrize("settings", [(), ("model.box_head.convs=2",), LATER, CASCADE])
+@pytest.mark.parametrize("make", [small, plain_cross_entropy])
+def test_second_branches_start_as_copies_or_as_they_are(tmp_path: Path, settings: tuple[str, ...], make: Any) -> None:
+    theirs = model_file(tmp_path / "m.safetensors", make(*settings))
+    for start in ("copy", "random"):
+        recipe = make(*settings, FINETUNE, f"finetune.start={start}")
+        before, after, sentence = started(tmp_path / "m.safetensors", recipe, THEIRS)
+        ends = {"copy": "start as copies of its classification", "random": "start from random weights"}
+        assert sentence.endswith(f"(5 of 5 classes known by name); second branches {ends[start]}")
+        assert [key for key in theirs if not torch.equal(theirs[key], after[key])] == []
+        branches = [key for key in after if key not in theirs]
+        assert branches
+        assert all(SECOND in key for key in branches)
+        learnt = origins(recipe)
+        assert set(learnt) == {key for key in branches if ".classification." not in key}
+        for key in branches:
+            expected = theirs[learnt[key]] if key in learnt and start == "copy" else before[key]
+            assert torch.equal(after[key], expected), key
+        counts = [key for key in branches if key.endswith(".counts")]
+        assert len(counts) == (len(recipe.model.stages) if make is small else 0)
+        assert all(after[key].sum() == 0 for key in counts)
+
+
+@pytest.mark.parametrize("names", [THEIRS[::-1], ("cup", "tie")])
+def test_second_branches_of_the_same_classes_in_another_order(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """Both copies of a classifier hold the rows of each class, by its name."""
+    theirs = model_file(tmp_path / "m.safetensors", small())
+    _, after, _ = started(tmp_path / "m.safetensors", small(FINETUNE), names)
+    for part in ("weight", "bias"):
+        rows = theirs[f"stages.0.box_head.classifier.{part}"]
+        expected = torch.cat([rows[[THEIRS.index(name) for name in names]], rows[-2:]])
+        for own in ("box_head", "second_branch"):
+            assert torch.equal(after[f"stages.0.{own}.classifier.{part}"], expected)
+
+
+@pytest.mark.parametrize("names", [THEIRS, THEIRS[::-1]])
+def test_a_model_s_own_second_branches_are_kept(tmp_path: Path, names: tuple[str, ...]) -> None:
+    theirs = model_file(tmp_path / "m.safetensors", small(FINETUNE))
+    recipe = small(FINETUNE, "finetune.start=random")
+    before, after, sentence = started(tmp_path / "m.safetensors", recipe, names)
+    assert sentence.endswith("; second branches go on from the model's own")
+    for key, value in after.items():
+        if names == THEIRS:
+            expected = theirs[key]
+        elif ".classification." in key:
+            expected = before[key]
+        elif rows_a_class(key) or f"{SECOND}classifier." in key:
+            rows = rows_a_class(key) or 1
+            by_class = theirs[key][: 5 * rows].unflatten(0, (5, rows)).flip(0).flatten(0, 1)
+            expected = torch.cat([by_class, theirs[key][5 * rows :]])
+        else:
+            expected = theirs[key]
+        assert torch.equal(value, expected), key
+    # Without the section there is no place for them.
+    with pytest.raises(
+        UserError, match=r"'stages\.0\.second_branch\.[a-z.0]+' has no place: the recipe builds another"
+    ):
+        started(tmp_path / "m.safetensors", small(), names)
+
+
+def test_what_stays_frozen_must_be_the_model_s(tmp_path: Path) -> None:
+    """No class is learnt, and no number of the recipe may change what the weights compute."""
+    path = tmp_path / "m.safetensors"
+    model_file(path, small())
+    cases = {
+        "does not know 'pear', and with finetune.enabled it learns no new class": (small(), ("cup", "pear")),
+        "does not know 'apple' and 2 more of the data's classes": (small(), ("apple", "cup", "pear", "fig")),
+        "has classifier.loss = seesaw, the recipe eql-v2": (small("classifier.loss=eql-v2"), THEIRS),
+        "has classifier.normalized = True, the recipe False": (small("classifier.normalized=false"), THEIRS),
+        "has another form of classifier": (small("classifier.objectness=false"), THEIRS),
+        "has model.roi_pooling.aligned = True, the recipe False": (small("model.roi_pooling.aligned=false"), THEIRS),
+        "has model.pixel_mean = [123.675, 116.28, 103.53], the recipe [0.0, 0.0, 0.0]": (
+            small("model.pixel_mean=[0, 0, 0]"), THEIRS,
+        ),
+    }  # fmt: skip
+    for sentence, (recipe, names) in cases.items():
+        recipe = recipe.model_copy(update={"finetune": small(FINETUNE).finetune})
+        detector = fresh(recipe, names, seed=2)
+        before = {key: value.clone() for key, value in detector.state_dict().items()}
+        with pytest.raises(UserError) as caught:
+            start_from(path, detector, recipe, categories_of(*names))
+        message = str(caught.value)
+        assert message.startswith(f"--init {path}: {sentence}")
+        assert "\n" not in message
+        assert all(torch.equal(value, before[key]) for key, value in detector.state_dict().items())
+    # What only training looks at may differ.
+    free = (
+        "classifier.p=0.5",
+        "model.stages=[{iou: 0.6, weight: 0.5}]",
+        "model.box_head.rois=16",
+        "model.rpn.box_beta=1",
+    )
+    _, after, _ = started(path, small(FINETUNE, *free), THEIRS)
+    assert len(after) > 100

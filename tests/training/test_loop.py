@@ -335,6 +335,13 @@ def test_divergence_that_breaks_the_model(data: DataSplits, tmp_path: Path, monk
         train(tiny(), data, tmp_path / "other", show=False)
 
 
+def test_one_image_is_too_few_for_batch_norm_over_one_value(data: DataSplits, tmp_path: Path) -> None:
+    """Split attention normalises one value an image."""
+    backbone = "model.backbone={name: resnest14d, train_norm: true, options: {channels: [8, 8, 8, 8], stem_width: 4}}"
+    with pytest.raises(UserError, match=r"^data\.batch_per_device = 1: .* set data\.batch_per_device=2"):
+        train(tiny(backbone, "data.batch_per_device=1"), data, tmp_path / "run", show=False)
+
+
 def test_resuming_needs_the_same_run(data: DataSplits, reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(reference, out)

@@ -169,7 +169,7 @@ class TestRecordedTestRun:
         kept = case["settings"]["masks_kept"]
         with torch.no_grad():
             rois, labels = with_image(outputs["boxes"][:kept]), outputs["labels"][:kept]
-            masks, _ = detector._detect_masks(ImageFeatures(pyramid), rois, labels)
+            masks, _ = detector.masks_of(ImageFeatures(pyramid), rois, labels)
         assert (masks - outputs["mask_probs"]).abs().max() <= MASKS
 
     def test_end_to_end(self, run):

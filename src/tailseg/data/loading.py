@@ -6,10 +6,10 @@ import gc
 import multiprocessing
 import signal
 import sys
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import cv2
 import torch
@@ -63,43 +63,50 @@ Pairs = list[tuple[int, int]]  # (index, seed) of each sample of a batch
 
 
 @dataclass(frozen=True, slots=True)
-class _TrainPlan:
+class TrainPlan:
+    """What `TrainSampler.iterate` gives from a step on, as often as it is asked."""
+
     sampler: TrainSampler
     start_step: int
 
     def __iter__(self) -> Iterator[Pairs]:
+        """The pairs of this process, batch by batch, without end."""
         return self.sampler.iterate(self.start_step)
 
 
-class _Guarded(Dataset[Sample | UserError]):
+T = TypeVar("T")  # an item of a data set
+B = TypeVar("B")  # what is made of the items of a step
+
+
+class _Guarded(Dataset[T | UserError]):
     """A data set that returns a UserError as an item: raised in a worker, it would arrive as a traceback."""
 
-    def __init__(self, dataset: DetectionDataset) -> None:
+    def __init__(self, dataset: Dataset[T]) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, item: tuple[int, int]) -> Sample | UserError:
+    def __getitem__(self, item: tuple[int, int]) -> T | UserError:
         try:
             return self.dataset[item]
         except UserError as error:
             return error
 
 
-def _collate_guarded(samples: list[Sample | UserError], divisor: int) -> Batch | UserError:
-    good: list[Sample] = []
-    for sample in samples:
-        if isinstance(sample, UserError):
-            return sample
-        good.append(sample)
-    return collate(good, divisor)
+def _collate_guarded(items: list[T | UserError], join: Callable[[list[T]], B]) -> B | UserError:
+    good: list[T] = []
+    for item in items:
+        if isinstance(item, UserError):
+            return item
+        good.append(item)
+    return join(good)
 
 
-class BatchLoader:
+class BatchLoader(Generic[B]):
     """Batches in the order of a plan, made by worker processes; a UserError arrives as it was raised."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader = loader
 
-    def __iter__(self) -> Generator[Batch, None, None]:
+    def __iter__(self) -> Generator[B, None, None]:
         """Start the plan from its first batch."""
         for batch in self._loader:
             if isinstance(batch, UserError):
@@ -122,16 +129,29 @@ def _start_worker(_worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda _number, _frame: signal.alarm(GRACE_SECONDS))
 
 
-def _loader(
-    dataset: DetectionDataset, plan: Iterable[Pairs], workers: int, divisor: int, *, pin_memory: bool
-) -> BatchLoader:
+def plan_loader(
+    dataset: Dataset[T],
+    plan: Iterable[Pairs],
+    join: Callable[[list[T]], B],
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> BatchLoader[B]:
+    """What ``join`` makes of the items of each batch of a plan.
+
+    Args:
+        dataset: gives an item for an (index, seed).
+        plan: the pairs of each batch; may be without end.
+        join: makes a batch of at least one item, in the worker.
+        workers: processes.
+        pin_memory: put tensors, and objects that can do it themselves, into page-locked memory.
+    """
     # Forked workers share the annotations' memory; elsewhere than on Linux forking is not safe.
     context = multiprocessing.get_context("fork") if workers and sys.platform == "linux" else None
     loader: DataLoader[Any] = DataLoader(
         _Guarded(dataset),
         batch_sampler=plan,  # any iterable of lists will do, also one without end
         num_workers=workers,
-        collate_fn=partial(_collate_guarded, divisor=divisor),
+        collate_fn=partial(_collate_guarded, join=join),
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
         multiprocessing_context=context,
@@ -147,12 +167,12 @@ def train_loader(
     workers: int = 0,
     pin_memory: bool = False,
     divisor: int = 32,
-) -> BatchLoader:
+) -> BatchLoader[Batch]:
     """The training batches of this process, without end, from ``start_step``.
 
     They are the same for any number of workers.
     """
-    return _loader(dataset, _TrainPlan(sampler, start_step), workers, divisor, pin_memory=pin_memory)
+    return plan_loader(dataset, TrainPlan(sampler, start_step), partial(collate, divisor=divisor), workers, pin_memory)
 
 
 def eval_loader(
@@ -162,8 +182,8 @@ def eval_loader(
     world: int = 1,
     workers: int = 0,
     divisor: int = 32,
-) -> BatchLoader:
+) -> BatchLoader[Batch]:
     """Every image exactly once over all processes, in index order within each; the last may be smaller."""
     mine = range(rank, len(dataset), world)
     plan = [[(i, 0) for i in mine[start : start + batch_size]] for start in range(0, len(mine), batch_size)]
-    return _loader(dataset, plan, workers, divisor, pin_memory=False)
+    return plan_loader(dataset, plan, partial(collate, divisor=divisor), workers)

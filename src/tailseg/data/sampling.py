@@ -173,6 +173,7 @@ class TrainSampler:
         world: int = 1,
         seed: int = 0,
         draw: Draw | None = None,
+        views: int | None = None,
     ) -> None:
         """Make the plan.
 
@@ -183,13 +184,16 @@ class TrainSampler:
             world: number of processes.
             seed: of the order and of each sample's own seed.
             draw: how often each image is due; by default once an epoch.
+            views: how many different seeds the samples of an image have, taken in turn; by default no two have the
+                same.
 
         Raises:
             ValueError: there are no images, or a number is out of its range.
         """
-        if len(aspect_groups) == 0 or batch_size_per_process < 1 or not 0 <= rank < world or seed < 0:
-            received = f"{len(aspect_groups)}, {batch_size_per_process}, {rank} of {world}, {seed}"
-            expected = "images, a batch size of at least 1, 0 <= rank < world and a seed of at least 0"
+        sound = len(aspect_groups) > 0 and batch_size_per_process >= 1 and 0 <= rank < world and seed >= 0
+        if not sound or (views is not None and views < 1):
+            received = f"{len(aspect_groups)}, {batch_size_per_process}, {rank} of {world}, {seed}, {views}"
+            expected = "images, a batch size of at least 1, 0 <= rank < world, a seed of at least 0 and views, if any"
             raise ValueError(f"expected {expected}; received {received}")
         self.aspect_groups = np.asarray(aspect_groups, dtype=np.bool_)
         self.batch_size = batch_size_per_process
@@ -197,6 +201,7 @@ class TrainSampler:
         self.world = world
         self.seed = seed
         self.draw = draw or EveryImage(len(aspect_groups))
+        self.views = views
 
     @property
     def steps_per_epoch(self) -> int:
@@ -223,19 +228,47 @@ class TrainSampler:
     def iterate(self, start_step: int = 0) -> Iterator[list[tuple[int, int]]]:
         """Without end from step ``start_step`` (counted over all epochs): this process's (index, seed) pairs.
 
-        Seeds differ between all samples of all processes and epochs.
+        Seeds differ between all samples of all processes and epochs, or are those of the image's views.
         """
         steps = self.steps_per_epoch
         epoch, skipped = divmod(start_step, steps)
         first = self.rank * self.batch_size
         while True:
             batches = self.batches(epoch)
+            views = None if self.views is None else self._views_of(batches, epoch, self.views)
             for step in range(skipped, steps):
-                mine = batches[step, first : first + self.batch_size].tolist()
-                position = step * batches.shape[1] + first
-                yield [(index, self._sample_seed(epoch, position + i)) for i, index in enumerate(mine)]
+                mine = range(first, first + self.batch_size)
+                if views is None:
+                    seeds = [self._seed(epoch, step * batches.shape[1] + i, 1) for i in mine]
+                else:
+                    seeds = [self._seed(int(batches[step, i]), int(views[step, i]), 2) for i in mine]
+                yield list(zip(batches[step, mine].tolist(), seeds, strict=True))
             epoch, skipped = epoch + 1, 0
 
-    def _sample_seed(self, epoch: int, position: int) -> int:
-        # The fourth number sets these apart from the seeds of the epochs' orders.
-        return int(np.random.SeedSequence((self.seed, epoch, position, 1)).generate_state(1, np.uint64)[0])
+    def all_views(self, epochs: range) -> list[tuple[int, int]]:
+        """Every (index, seed) that occurs in these epochs in any process, each once, by index (`views` is given)."""
+        assert self.views is not None
+        codes = [np.zeros(0, np.int64)]
+        for epoch in epochs:
+            batches = self.batches(epoch)
+            codes.append(np.unique(batches * self.views + self._views_of(batches, epoch, self.views)))
+        pairs = [divmod(code, self.views) for code in np.unique(np.concatenate(codes)).tolist()]
+        return [(index, self._seed(index, view, 2)) for index, view in pairs]
+
+    @staticmethod
+    def _views_of(batches: NDArray[np.int64], epoch: int, views: int) -> NDArray[np.int64]:
+        """Which of its views each place of an epoch's batches shows.
+
+        The next one wherever an image occurs again, over the epochs too where it occurs as often in each: so all of
+        them come equally often, and none twice while another has not come.
+        """
+        flat = batches.ravel()
+        order = np.argsort(flat, kind="stable")
+        counts = np.bincount(flat)
+        nth = np.empty_like(flat)
+        nth[order] = np.arange(len(flat)) - (np.cumsum(counts) - counts)[flat[order]]  # 0, 1, ... of each image
+        return ((epoch * counts[flat] + nth) % views).reshape(batches.shape)
+
+    def _seed(self, *numbers: int) -> int:
+        """A seed of these numbers; the last says of what, as the epochs' orders have seeds too."""
+        return int(np.random.SeedSequence((self.seed, *numbers)).generate_state(1, np.uint64)[0])

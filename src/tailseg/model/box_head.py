@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -86,6 +87,7 @@ class BoxPrediction:
     logits: Tensor  # (R, num_logits)
     deltas: Tensor  # (R, 1 or C, 4) float32
     boxes: Tensor  # (R, 4) pixels: the boxes that the deltas refine
+    class_features: Tensor  # (R, F): what the classes were read off, by hidden layers and a classifier
     sibling: BoxPrediction | None = None  # of a head that is trained beside this one (TSD)
 
 
@@ -141,17 +143,24 @@ class BoxHead(nn.Module):
 
     def forward(self, pool: Pool, rois: Tensor, live: Tensor | None = None) -> BoxPrediction:
         """Classes and boxes of RoIs (R, 5); rows that are not ``live`` (R,) are left out of batch statistics."""
-        features = pool(rois)
+        maps = pool(rois)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            features = F.relu(norm(conv(features.contiguous(memory_format=torch.channels_last)), live))
-        hidden = F.relu(self.fc1(features.flatten(1)))
+            maps = F.relu(norm(conv(maps.contiguous(memory_format=torch.channels_last)), live))
+        features = maps.flatten(1)
+        hidden = F.relu(self.fc1(features))
         if self.fc2 is not None:
             hidden = F.relu(self.fc2(hidden))
         return BoxPrediction(
             logits=classify(self.classifier, hidden, self.classification, 0.0 if self.training else self.tau_norm),
             deltas=at_least_float32(self.regressor(hidden)).unflatten(1, (-1, 4)),
             boxes=rois[:, 1:],
+            class_features=features,
         )
+
+    @property
+    def class_layers(self) -> tuple[nn.Linear, ...]:
+        """The hidden layers between the class features and the classifier."""
+        return (self.fc1,) if self.fc2 is None else (self.fc1, self.fc2)
 
     def loss(self, prediction: BoxPrediction, targets: RoITargets) -> dict[str, Tensor]:
         """The classification's losses and ``box``, each divided by the number of sampled RoIs."""
@@ -162,6 +171,47 @@ class BoxHead(nn.Module):
     def decode(self, prediction: BoxPrediction) -> Tensor:
         """Boxes (R, 1 or C, 4), not clipped."""
         return decode(prediction.boxes.unsqueeze(-2), prediction.deltas, self.stds)
+
+
+class ClassBranch(nn.Module):
+    """Hidden layers and a classifier, as those of a box head: a second opinion on what its class features show.
+
+    Args:
+        inputs: F.
+        classification: owns the number of logits, the loss and the scores; its own, as it counts for itself.
+        width: of the hidden layers.
+        hidden_layers: number of them.
+        normalized, temperature, tau_norm: as in `BoxHead`.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        classification: Classification,
+        *,
+        width: int = 1024,
+        hidden_layers: int = 2,
+        normalized: bool = False,
+        temperature: float = 20.0,
+        tau_norm: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.classification = classification
+        self.tau_norm = tau_norm
+        sizes = [inputs, *[width] * hidden_layers]
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
+        self.classifier = build_classifier(width, classification, normalized, temperature)
+        for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, class_features: Tensor) -> Tensor:
+        """Logits (R, num_logits) of class features (R, F)."""
+        hidden = class_features
+        for layer in self.layers:
+            hidden = F.relu(layer(hidden))
+        return classify(self.classifier, hidden, self.classification, 0.0 if self.training else self.tau_norm)
 
 
 def build_classifier(

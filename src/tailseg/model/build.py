@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tailseg.losses import CLASSIFICATIONS, NEED_STATISTICS, Classification, ClassStatistics
 from tailseg.model.backbone import Backbone
-from tailseg.model.box_head import BoxHead, RoISampler
+from tailseg.model.box_head import ROI_SIZE, BoxHead, ClassBranch, RoISampler
 from tailseg.model.context import ContextEncoder
 from tailseg.model.detector import Detector, Stage
+from tailseg.model.fpg import FPG
 from tailseg.model.fpn import FPN
 from tailseg.model.mask_head import MaskHead
 from tailseg.model.mask_iou import MaskIouHead
 from tailseg.model.matching import Matcher
 from tailseg.model.rpn import RPN
 from tailseg.model.tsd import TsdBoxHead
-from tailseg.recipe import ClassifierRecipe, Recipe, StageRecipe
+from tailseg.recipe import ClassifierRecipe, NeckRecipe, Recipe, StageRecipe
 
 
 def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics | None = None) -> Detector:
@@ -38,8 +40,8 @@ def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics
         mask_iou = MaskIouHead(channels, num_classes, class_agnostic=agnostic, **options)
     return Detector(
         backbone,
-        FPN(backbone.channels, channels),
-        RPN(channels, **model.rpn.model_dump()),
+        _build_neck(model.neck, backbone.channels),
+        RPN(channels, **model.rpn.model_dump(), size_divisor=model.neck.divisor),
         [_build_stage(recipe, stage, num_classes, statistics) for stage in model.stages],
         context=context,
         context_weight=model.context.weight,
@@ -48,8 +50,14 @@ def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics
         **model.roi_pooling.model_dump(),
         pixel_mean=model.pixel_mean,
         pixel_std=model.pixel_std,
-        **recipe.test.model_dump(exclude={"tau_norm"}),
+        **recipe.test.model_dump(include={"score_threshold", "nms_iou", "max_detections", "min_size"}),
     )
+
+
+def _build_neck(neck: NeckRecipe, in_channels: Sequence[int]) -> FPN | FPG:
+    if neck.kind == "fpn":
+        return FPN(in_channels, neck.channels)
+    return FPG(in_channels, **neck.model_dump(exclude={"kind"}))
 
 
 def _build_stage(recipe: Recipe, stage: StageRecipe, num_classes: int, statistics: ClassStatistics | None) -> Stage:
@@ -58,15 +66,13 @@ def _build_stage(recipe: Recipe, stage: StageRecipe, num_classes: int, statistic
         positive_iou=stage.iou, negative_iou=stage.iou, low_quality_iou=stage.iou if box.low_quality else None
     )
     classification = build_classification(recipe.classifier, num_classes, statistics)
-    options: dict[str, Any] = {
+    of_classes: dict[str, Any] = {
         "width": box.width,
         "normalized": recipe.classifier.normalized,
         "temperature": recipe.classifier.temperature,
-        "class_agnostic": box.class_agnostic,
-        "stds": stage.stds,
-        "box_beta": box.box_beta,
         "tau_norm": recipe.test.tau_norm,
     }
+    options = of_classes | {"class_agnostic": box.class_agnostic, "stds": stage.stds, "box_beta": box.box_beta}
     box_head: BoxHead | TsdBoxHead
     if stage.tsd:
         box_head = TsdBoxHead(channels, classification, **options, **recipe.model.tsd.model_dump())
@@ -75,8 +81,23 @@ def _build_stage(recipe: Recipe, stage: StageRecipe, num_classes: int, statistic
     mask_head = None
     if stage.mask_weight > 0:
         mask_head = MaskHead(channels, num_classes, **recipe.model.mask_head.model_dump())
+    second_branch = None
+    if recipe.finetune.enabled:
+        second_branch = ClassBranch(
+            channels * ROI_SIZE**2,
+            build_classification(recipe.classifier, num_classes, statistics),
+            hidden_layers=len(box_head.class_layers),
+            **of_classes,
+        )
     sampler = RoISampler(matcher, num_classes, slots=box.rois, max_positive=box.max_positive)
-    return Stage(sampler, box_head, mask_head, weight=stage.weight, mask_weight=stage.mask_weight)
+    return Stage(
+        sampler,
+        box_head,
+        mask_head,
+        second_branch=second_branch,
+        weight=stage.weight,
+        mask_weight=stage.mask_weight,
+    )
 
 
 def build_classification(

@@ -19,10 +19,9 @@ from tailseg.layers.roi_pooling import RoIPooler
 from tailseg.model import box_head as box_heads
 from tailseg.model import mask_head as mask_heads
 from tailseg.model.backbone import Backbone
-from tailseg.model.box_head import BoxHead, BoxPrediction, RoISampler, RoITargets
+from tailseg.model.box_head import BoxHead, BoxPrediction, ClassBranch, RoISampler, RoITargets
 from tailseg.model.boxes import clip
 from tailseg.model.context import ContextEncoder
-from tailseg.model.fpn import FPN
 from tailseg.model.mask_head import MaskHead, mask_loss, mask_targets
 from tailseg.model.mask_iou import MaskIouHead, mask_iou_loss, mask_iou_targets
 from tailseg.model.matching import live_rows
@@ -40,6 +39,7 @@ class Stage(nn.Module):
         sampler: chooses the RoIs that it learns from.
         box_head: of the stage.
         mask_head: of the stage, if it has one.
+        second_branch: another opinion on classes, trained when all else was (report, section 2.2), if there is one.
         weight: of the losses of classes and boxes.
         mask_weight: of the mask loss.
     """
@@ -50,6 +50,7 @@ class Stage(nn.Module):
         box_head: BoxHead | TsdBoxHead,
         mask_head: MaskHead | None,
         *,
+        second_branch: ClassBranch | None = None,
         weight: float = 1.0,
         mask_weight: float = 1.0,
     ) -> None:
@@ -57,6 +58,7 @@ class Stage(nn.Module):
         self.sampler = sampler
         self.box_head = box_head
         self.mask_head = mask_head
+        self.second_branch = second_branch
         self.weight = weight
         self.mask_weight = mask_weight
 
@@ -65,7 +67,7 @@ class Detector(nn.Module):
     """Backbone, neck, RPN and one or more stages of box and mask heads.
 
     Args:
-        backbone, neck, rpn: the parts, built.
+        backbone, neck, rpn: the parts, built; the neck makes P2..P6 of C2..C5.
         stages: in the order in which they refine the boxes.
         context: its vector of an image is added to the image's RoI features; None adds nothing.
         context_weight: of its loss.
@@ -82,7 +84,7 @@ class Detector(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
-        neck: FPN,
+        neck: nn.Module,
         rpn: RPN,
         stages: Sequence[Stage],
         *,
@@ -139,20 +141,18 @@ class Detector(nn.Module):
                 own |= self._mask_losses(stage, stage.mask_head, features, targets, batch, judged=last)
             losses |= own if len(self.stages) == 1 else {f"stage{number}.{k}": v for k, v in own.items()}
             if not last:
-                proposals = self._refined(stage, prediction, targets, batch)
+                proposals = self.refined(stage, prediction, targets, batch)
         return losses
 
     @torch.no_grad()
     def detect(self, batch: Batch) -> list[Detections]:
         """Detections of each image, in pixels of the image file, best score first."""
-        pyramid = self.features(batch)
-        proposals = self.rpn.propose(self.rpn(pyramid), batch.image_hws)
-        context = None if self.context is None else self.context(pyramid[-1], batch.image_hws)[1]
-        features = ImageFeatures(pyramid, context)
+        features = self.seen(batch)
+        proposals = self.rpn.propose(self.rpn(features.pyramid), batch.image_hws)
         boxes, scores, labels = self._detect_boxes(features, proposals, batch.image_hws)
         counts = [len(found) for found in labels]
         rois = torch.cat([torch.cat([b.new_full((len(b), 1), i), b], dim=1) for i, b in enumerate(boxes)])
-        all_masks, ious = self._detect_masks(features, rois, torch.cat(labels))
+        all_masks, ious = self.masks_of(features, rois, torch.cat(labels))
         masks = all_masks.split(counts)
         mask_scores = None if ious is None else (torch.cat(scores) * ious).split(counts)
         factors = (batch.original_hws / batch.image_hws).flip(1).repeat(1, 2).to(rois)
@@ -167,6 +167,12 @@ class Detector(nn.Module):
             )
             for i, hw in enumerate(batch.original_hws.tolist())
         ]
+
+    def seen(self, batch: Batch) -> ImageFeatures:
+        """What the heads get to see of a batch: P2..P6 and, if there is a context encoder, its vectors."""
+        pyramid = self.features(batch)
+        context = None if self.context is None else self.context(pyramid[-1], batch.image_hws)[1]
+        return ImageFeatures(pyramid, context)
 
     def features(self, batch: Batch) -> list[Tensor]:
         """P2..P6 of the batch, channels_last."""
@@ -184,7 +190,7 @@ class Detector(nn.Module):
         return cast("Iterator[Stage]", iter(self.stages))
 
     @torch.no_grad()
-    def _refined(self, stage: Stage, prediction: BoxPrediction, targets: RoITargets, batch: Batch) -> Proposals:
+    def refined(self, stage: Stage, prediction: BoxPrediction, targets: RoITargets, batch: Batch) -> Proposals:
         """The next stage's proposals: this stage's RoIs moved by what it says, without the objects put among them."""
         shape = (len(batch), -1)
         boxes = clip(stage.box_head.decode(prediction).view(*shape, 4), batch.image_hws)
@@ -236,33 +242,45 @@ class Detector(nn.Module):
         rows = live_rows(proposals.valid)
         image, valid = rows // slots, proposals.valid.flatten()[rows]
         boxes = proposals.boxes.flatten(0, 1)[rows]
-        all_logits = []
-        for number, stage in enumerate(self._stages(), start=1):
-            rois = torch.cat([image.unsqueeze(1).to(boxes), boxes], dim=1)
-            prediction = stage.box_head(features.pool(self.box_pooler), rois)
-            all_logits.append(prediction.logits)
-            decoded = clip(stage.box_head.decode(prediction), image_hws[image])
-            if number < len(self.stages):
-                boxes = decoded[:, 0]
-        # Not the scores but the logits of the stages are averaged, and turned into scores once.
-        logits = torch.stack(all_logits).mean(dim=0)
-        scores = stage.box_head.classification.scores(logits)[:, :-1]
+        decoded, scores = self.scored(features, torch.cat([image.unsqueeze(1).to(boxes), boxes], dim=1), image_hws)
         found: list[tuple[Tensor, ...]] = []
         for i in range(len(image_hws)):
             own = (image == i) & valid
-            found.append(
-                best_per_class(
-                    decoded[own],
-                    scores[own],
-                    score_threshold=self.score_threshold,
-                    iou=self.nms_iou,
-                    limit=self.max_detections,
-                    min_size=self.min_size,
-                )
-            )
+            found.append(self.best(decoded[own], scores[own]))
         return [f[0] for f in found], [f[1] for f in found], [f[2] for f in found]
 
-    def _detect_masks(self, features: ImageFeatures, rois: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def scored(self, features: ImageFeatures, rois: Tensor, image_hws: Tensor) -> tuple[Tensor, Tensor]:
+        """RoIs (K, 5) through all stages: their boxes (K, 1 or C, 4), clipped, and their class scores (K, C)."""
+        image = rois[:, 0].long()
+        all_logits, second_logits = [], []
+        for number, stage in enumerate(self._stages(), start=1):
+            prediction = stage.box_head(features.pool(self.box_pooler), rois)
+            all_logits.append(prediction.logits)
+            if stage.second_branch is not None:
+                second_logits.append(stage.second_branch(prediction.class_features))
+            decoded = clip(stage.box_head.decode(prediction), image_hws[image])
+            if number < len(self.stages):
+                rois = torch.cat([rois[:, :1], decoded[:, 0]], dim=1)
+        # Not the scores but the logits of the stages are averaged, and turned into scores once; of two branches, the
+        # scores.
+        scores = stage.box_head.classification.scores(torch.stack(all_logits).mean(dim=0))
+        if stage.second_branch is not None:
+            second = stage.second_branch.classification.scores(torch.stack(second_logits).mean(dim=0))
+            scores = (scores + second) / 2
+        return decoded, scores[:, :-1]
+
+    def best(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The detections of an image among boxes (K, 1 or C, 4) with scores (K, C): see `best_per_class`."""
+        return best_per_class(
+            boxes,
+            scores,
+            score_threshold=self.score_threshold,
+            iou=self.nms_iou,
+            limit=self.max_detections,
+            min_size=self.min_size,
+        )
+
+    def masks_of(self, features: ImageFeatures, rois: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Probabilities (n, 28, 28) of each RoI's own class, averaged over the mask heads, and their IoU (n,)."""
         seen = features.pool(self.mask_pooler)(rois)
         heads = [stage.mask_head for stage in self._stages() if stage.mask_head is not None]

@@ -121,14 +121,23 @@ class TsdBoxHead(nn.Module):
             ),
             deltas=_deltas(self.regressor, self.box_branch(box_features)),
             boxes=boxes + moves.repeat(1, 2),
+            class_features=class_features,
             sibling=self._sibling(features, boxes) if self.training else None,
         )
 
     def _sibling(self, features: Tensor, boxes: Tensor) -> BoxPrediction:
         hidden = self.sibling_branch(features)
         return BoxPrediction(
-            logits=self.sibling_classifier(hidden), deltas=_deltas(self.sibling_regressor, hidden), boxes=boxes
+            logits=self.sibling_classifier(hidden),
+            deltas=_deltas(self.sibling_regressor, hidden),
+            boxes=boxes,
+            class_features=features,
         )
+
+    @property
+    def class_layers(self) -> tuple[nn.Linear, ...]:
+        """The hidden layers between the class features and the classifier."""
+        return tuple(layer for layer in self.class_branch if isinstance(layer, nn.Linear))
 
     def loss(self, prediction: BoxPrediction, targets: RoITargets) -> dict[str, Tensor]:
         """The classification's losses and ``box``, those of the sibling as ``sibling_...``, ``pc_classes``, ``pc_box``.

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,15 +18,16 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tailseg.data.annotations import Annotations, DataSplits
 from tailseg.data.dataset import DetectionDataset
+from tailseg.data.instaboost import InstaBoost
 from tailseg.data.loading import train_loader
 from tailseg.data.sampling import RepeatFactors, TrainSampler, epoch_draw
 from tailseg.data.sources import summary
-from tailseg.data.transforms import fit_transform, train_transform
+from tailseg.data.transforms import Compose, fit_transform, train_transform
 from tailseg.errors import UserError
 from tailseg.evaluation.evaluate import evaluate
 from tailseg.evaluation.metrics import Scores
@@ -39,6 +40,8 @@ from tailseg.progress import progress_bar
 from tailseg.recipe import DataRecipe, Recipe
 from tailseg.recipe_values import flatten, to_yaml
 from tailseg.training.checkpoint import load_trainer, save_model, save_trainer
+from tailseg.training.feature_cache import readable
+from tailseg.training.finetune import Branches, Finetuning
 from tailseg.training.initial import start_from
 from tailseg.training.optimizer import build_optimizer, rate_factor, scaled_rate
 
@@ -50,7 +53,13 @@ INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 def train_dataset(data: DataSplits, recipe: DataRecipe) -> DetectionDataset:
     """The training split with the recipe's augmentation; images without annotations are left out."""
     assert data.train is not None
-    return DetectionDataset(data.train, train_transform(recipe), drop_empty=True, mask_grid=recipe.mask_grid)
+    return DetectionDataset(
+        data.train,
+        train_transform(recipe),
+        drop_empty=True,
+        mask_grid=recipe.mask_grid,
+        instaboost=InstaBoost(recipe.instaboost, recipe.instaboost_heatmap) if recipe.instaboost > 0 else None,
+    )
 
 
 def class_statistics(train: Annotations) -> ClassStatistics:
@@ -62,11 +71,11 @@ def class_statistics(train: Annotations) -> ClassStatistics:
     )
 
 
-def plain_dataset(data: DataSplits, recipe: DataRecipe, split: str) -> DetectionDataset:
-    """A whole split with the recipe's test transform."""
+def plain_dataset(data: DataSplits, recipe: DataRecipe, split: str, *, resized: bool = True) -> DetectionDataset:
+    """A whole split with the recipe's test transform, or not ``resized``, as the files are: to make views of."""
     annotations = data.val if split == "val" else data.train
     assert annotations is not None
-    transform = fit_transform(recipe.test_short_edge, recipe.long_edge)
+    transform = fit_transform(recipe.test_short_edge, recipe.long_edge) if resized else Compose(())
     return DetectionDataset(annotations, transform, drop_empty=False, mask_grid=recipe.mask_grid)
 
 
@@ -132,20 +141,21 @@ def train(
     """
     if resume and init is not None:
         raise UserError(f"--init {init}: --resume goes on with the weights of the run itself; leave out one of the two")
+    if recipe.finetune.enabled and init is None and not resume:
+        raise UserError(
+            "finetune.enabled: adds classification branches to a trained model; name it with --init, such as "
+            "--init runs/seesaw/best.safetensors"
+        )
     fabric = launch(devices)
     run = Run(fabric, recipe, data, out, seed, init)
     run.start(resume)
     with ExitStack() as stack:
         stop = stack.enter_context(_interrupts())
+        if not run.prepare(stop, show):
+            run.save()
+            raise KeyboardInterrupt
         advance = stack.enter_context(progress_bar("training", run.total_steps, show=show and run.leads))
-        loader = train_loader(
-            run.dataset,
-            run.sampler,
-            run.step * recipe.training.accumulate,
-            recipe.data.workers,
-            pin_memory=fabric.device.type == "cuda",
-        )
-        batches = stack.enter_context(closing(iter(loader)))  # whatever happens, the workers are sent home
+        batches = stack.enter_context(closing(run.batches()))  # whatever happens, the workers are sent home
         while run.step < run.total_steps:
             run.train_step(batches)
             advance(run.step, run.note)
@@ -163,6 +173,7 @@ def train(
                 run.log()
                 run.save()
                 raise KeyboardInterrupt
+    run.finish()
     return run.scores
 
 
@@ -190,6 +201,7 @@ class Run:
             fabric.world_size,
             seed,
             epoch_draw(data.train, self.dataset.image_indices, recipe.data),
+            recipe.finetune.views if recipe.finetune.enabled else None,
         )
         accumulate = recipe.training.accumulate
         self.steps_per_epoch = max(1, self.sampler.steps_per_epoch // accumulate)
@@ -200,13 +212,19 @@ class Run:
         torch.manual_seed(seed)
         self.detector = build_detector(recipe, len(self.categories), class_statistics(data.train))
         self.weights_note = self._first_weights(init)
-        self.norm_note = _batch_norm_note(self.detector, fabric.world_size)
         self.detector = self.detector.to(memory_format=torch.channels_last)
-        optimizer = build_optimizer(self.detector, recipe.optimizer)
-        self.model, self.optimizer = fabric.setup(self.detector, optimizer)
+        self.finetuning: Finetuning | None = None
+        self.trained: nn.Module = self.detector
+        if recipe.finetune.enabled:
+            detector = self.detector.to(fabric.device)  # Fabric moves what is trained, and nothing else
+            self.finetuning = Finetuning(detector, recipe, self.dataset, self.sampler, out)
+            self.trained = self.finetuning.branches
+        self.norm_note = _batch_norm_note(self.trained, fabric.world_size)
+        optimizer = build_optimizer(self.trained, recipe.optimizer)
+        self.model, self.optimizer = fabric.setup(self.trained, optimizer)
         self.average: AveragedModel | None = None
         if recipe.training.ema is not None:
-            self.average = AveragedModel(self.detector, multi_avg_fn=get_ema_multi_avg_fn(recipe.training.ema))
+            self.average = AveragedModel(self.trained, multi_avg_fn=get_ema_multi_avg_fn(recipe.training.ema))
         self.step = 0
         self.best: float | None = None
         self.scores: Scores | None = None
@@ -218,6 +236,8 @@ class Run:
         """Fill the detector; returns what with."""
         if init is not None:
             return start_from(init, self.detector, self.recipe, self.categories)
+        if self.recipe.finetune.enabled:
+            return "weights of the run itself"
         if self.recipe.model.backbone.pretrained:
             return f"backbone {load_pretrained(self.detector.backbone)}"
         return "random weights"
@@ -267,6 +287,39 @@ class Run:
         self.fabric.barrier()
         self._since = (self.step, time.perf_counter())
 
+    def prepare(self, stop: list[int], show: bool) -> bool:
+        """What has to be there before the first step; returns whether it is, or the run was told to stop meanwhile."""
+        if self.finetuning is None or self.finetuning.cache is None or self.step >= self.total_steps:
+            return True
+        accumulate, a_turn = self.recipe.training.accumulate, self.sampler.steps_per_epoch
+        epochs = range(self.step * accumulate // a_turn, -(-self.total_steps * accumulate // a_turn))
+        complete = self.finetuning.fill(epochs, self.fabric, stop, show=show and self.leads)
+        self._since = (self.step, time.perf_counter())
+        return complete
+
+    def batches(self) -> Generator[Any, None, None]:
+        """What the model learns from in each step, from this step on and without end."""
+        recipe, first = self.recipe, self.step * self.recipe.training.accumulate
+        if self.finetuning is not None:
+            return self.finetuning.batches(first)
+        loader = train_loader(
+            self.dataset,
+            self.sampler,
+            first,
+            recipe.data.workers,
+            pin_memory=self.fabric.device.type == "cuda",
+            divisor=recipe.model.neck.divisor,
+        )
+        return iter(loader)
+
+    def finish(self) -> None:
+        """Remove what only an unfinished run needs."""
+        if self.finetuning is None or self.finetuning.cache is None or not self.leads:
+            return
+        size = self.finetuning.cache.remove()
+        if size:
+            logger.info("Removed the feature cache (%s); a longer schedule would fill it again.", readable(size))
+
     def train_step(self, batches: Iterator[Any]) -> None:
         """One step of the optimiser."""
         recipe = self.recipe
@@ -284,7 +337,7 @@ class Run:
                 with torch.autocast(
                     self.fabric.device.type, torch.bfloat16, enabled=recipe.training.precision == "bf16"
                 ):
-                    losses: dict[str, Tensor] = self.model(batch)
+                    losses = self._losses(batch)
                 self.fabric.backward(torch.stack(list(losses.values())).sum() / accumulate)
             self._collect(losses)
         if recipe.optimizer.clip is not None:
@@ -295,10 +348,23 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
-            self.average.update_parameters(self.detector)
+            self.average.update_parameters(self.trained)
         self.step += 1
         if self.step % recipe.training.log_steps == 0:
             self.log()
+
+    def _losses(self, batch: Any) -> dict[str, Tensor]:
+        try:
+            losses: dict[str, Tensor] = self.model(batch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"data.batch_per_device = {self.recipe.data.batch_per_device}: a batch norm that learns saw one value, "
+                "which has no variance; set data.batch_per_device=2, or larger images, or "
+                "model.backbone.train_norm=false"
+            ) from error
+        return losses
 
     def log(self) -> None:
         """Write the mean losses since the last line; this is where the device is waited for."""
@@ -321,7 +387,10 @@ class Run:
         self._append({"step": self.step, "loss": total, **losses, "lr": rate, "images_per_second": images / seconds})
 
     def evaluate(self, epoch: int, show: bool) -> None:
-        """Score the validation split; keep the model if its segm AP is the best so far."""
+        """Score the validation split; keep the model if its segm AP is the best so far.
+
+        A recipe's test-time augmentation is left out: it would take some thirty times as long.
+        """
         scores = evaluate(
             self._saved_detector(),
             plain_dataset(self.data, self.recipe.data, "val"),
@@ -333,6 +402,7 @@ class Run:
             world=self.fabric.world_size,
             barrier=self.fabric.barrier,
             autocast=self.recipe.training.precision == "bf16",
+            divisor=self.recipe.model.neck.divisor,
             show=show and self.leads,
         )
         self._since = (self.step, time.perf_counter())
@@ -376,6 +446,9 @@ class Run:
     def _saved_detector(self) -> Detector:
         if self.average is None:
             return self.detector
+        if self.finetuning is not None:
+            assert isinstance(self.average.module, Branches)
+            return self.finetuning.detector_with(self.average.module)
         assert isinstance(self.average.module, Detector)
         return self.average.module
 
@@ -439,14 +512,14 @@ class Run:
                 raise UserError(f"{self.out}: cannot resume with {key} {value}, the run began with {about[key]}")
 
 
-def _batch_norm_note(detector: Detector, world_size: int) -> str:
+def _batch_norm_note(model: nn.Module, world_size: int) -> str:
     """Make batch statistics those of all processes; says whose they are, or nothing where none are learnt."""
-    learning = count_learning(detector)
+    learning = count_learning(model)
     if learning == 0:
         return ""
     if world_size == 1:
         return f"Batch norm: {learning} layers learn their statistics, from this process alone (SyncBN needs several)."
-    synchronize(detector)
+    synchronize(model)
     return f"Batch norm: {learning} layers learn their statistics from all {world_size} processes (SyncBN)."
 
 

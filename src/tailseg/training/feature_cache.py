@@ -1,0 +1,186 @@
+"""What a frozen model makes of every view of every image, on disk: one safetensors file each (see `finetune`).
+
+A file is complete or not there, so a filling that is killed goes on where it was, and several processes can share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import fields, is_dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tailseg import __version__
+from tailseg.data.annotations import Annotations
+from tailseg.errors import UserError
+from tailseg.training.checkpoint import write_tensors
+
+A = TypeVar("A")
+T = TypeVar("T")
+IN_A_FOLDER = 1000  # images whose files lie in one
+ROOM = 1.1  # of what is needed there must be this much: views differ a little in size, and checkpoints come on top
+UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+class FeatureCache:
+    """Tensors by (index, seed): a sample of the training set and the seed of all chance in it.
+
+    Args:
+        folder: its own; made when the first file is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, index: int, seed: int) -> Path:
+        """Where the tensors of a sample lie."""
+        return self.folder / str(index // IN_A_FOLDER) / f"{index}-{seed:016x}.safetensors"
+
+    def require(self, about: Mapping[str, Any]) -> None:
+        """Raise UserError if the folder holds what was not made with all that ``about`` (JSON values) names."""
+        if not self.folder.exists() or not any(self.folder.iterdir()):
+            return
+        try:
+            found = json.loads((self.folder / "about.json").read_text())
+        except (OSError, ValueError):
+            raise UserError(
+                f"{self.folder}: its about.json is missing or broken, so nothing tells what these features were made "
+                "with; remove the folder, and they are computed anew"
+            ) from None
+        changed = [key for key, value in about.items() if key not in found or found[key] != value]
+        if changed:
+            raise UserError(
+                f"{self.folder}: holds features made with another {changed[0]}; remove the folder, and they are "
+                "computed anew"
+            )
+
+    def claim(self, about: Mapping[str, Any]) -> None:
+        """Say what the folder's features are made with."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / ".about.json.part"
+        part.write_text(json.dumps(about, indent=1) + "\n")
+        os.replace(part, self.folder / "about.json")
+
+    def missing(self, samples: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Those of the samples (index, seed) that have no file yet."""
+        there = {file.name for part in _listed(self.folder) if part.is_dir() for file in _listed(Path(part))}
+        return [sample for sample in samples if self.path(*sample).name not in there]
+
+    def write(self, index: int, seed: int, tensors: Mapping[str, Tensor]) -> None:
+        """Store a sample's tensors, all or nothing (UserError if the disk is full)."""
+        path = self.path(index, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, tensors, {"tailseg": __version__})
+
+    def read(self, index: int, seed: int, names: Sequence[str]) -> dict[str, Tensor]:
+        """A sample's tensors, mapped from the file where that can be.
+
+        Raises:
+            UserError: the file is missing, broken or holds other names.
+        """
+        path = self.path(index, seed)
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{path}: this file of the feature cache cannot be read; remove it, and it is computed anew when the "
+                "run is started again (with --resume if it had begun to train)"
+            ) from error
+
+    def remove(self) -> int:
+        """Delete the folder, if it is there; returns the bytes that its files had."""
+        size = sum(file.stat().st_size for file in self.folder.rglob("*.safetensors"))
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        return size
+
+
+def _listed(folder: Path) -> list[os.DirEntry[str]]:
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return list(entries)
+
+
+def read_ahead(read: Callable[[A], T], plan: Iterable[A], threads: int) -> Generator[T, None, None]:
+    """``read`` of every part of a plan, in order, up to two parts a thread before they are asked for.
+
+    Threads and not processes: what they read is large, and would have to be handed over in shared memory, of which
+    containers have little.
+    """
+    if threads == 0:
+        yield from map(read, plan)
+        return
+    parts = iter(plan)
+    pool = ThreadPoolExecutor(threads)
+    try:
+        waiting: deque[Future[T]] = deque(pool.submit(read, part) for part in islice(parts, 2 * threads))
+        while waiting:
+            done = waiting.popleft().result()
+            waiting.extend(pool.submit(read, part) for part in islice(parts, 1))
+            yield done
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def require_room(folder: Path, number: int, each: int, free: int) -> None:
+    """Raise UserError unless ``number`` samples of ``each`` bytes fit into ``free`` bytes, with some room to spare."""
+    needed = int(number * each * ROOM)
+    if needed > free:
+        raise UserError(
+            f"{folder}: finetune.cache needs {needed} bytes ({readable(needed)}) for {number} views of images, "
+            f"{readable(each)} each, and {readable(free)} are free; make room, choose an --out on a larger disk, lower "
+            "finetune.views or set finetune.cache=false"
+        )
+
+
+def readable(size: int) -> str:
+    """A number of bytes with three digits and a unit."""
+    value, unit = float(size), 0
+    while value >= 999.5 and unit < len(UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.3g} {UNITS[unit]}"
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of names, types, shapes and values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def digest_of_annotations(annotations: Annotations) -> str:
+    """A hash of all that an annotation file says of images and objects, wherever it and the images lie."""
+    digest = hashlib.blake2b(digest_size=16)
+    for field in fields(annotations):
+        value = getattr(annotations, field.name)
+        if isinstance(value, np.ndarray) or is_dataclass(value):
+            digest.update(field.name.encode())
+            _feed(digest, value)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: Any) -> None:
+    """Put arrays, and those that a dataclass holds, into a hash."""
+    if isinstance(value, np.ndarray):
+        digest.update(f"{value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+    elif is_dataclass(value):
+        for field in fields(value):
+            _feed(digest, getattr(value, field.name))
