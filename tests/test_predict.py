@@ -11,9 +11,10 @@ from PIL import Image
 import tailseg
 from tailseg.data.annotations import Category
 from tailseg.errors import UserError
+from tailseg.evaluation.tta import View, detect_views
 from tailseg.model.build import build_detector
 from tailseg.predict import Model, predict_files, to_json, to_picture
-from tailseg.recipe_values import resolve
+from tailseg.recipe_values import override, resolve
 from tailseg.structures import Detections
 from tailseg.training.checkpoint import save_model, write_tensors
 
@@ -280,3 +281,46 @@ def test_to_json_of_scored_masks() -> None:
     )
     assert all("mask_score" not in row for row in to_json(plain, CATEGORIES))
     assert to_json(found[torch.zeros(0, dtype=torch.int64)], CATEGORIES) == []
+
+
+TTA = ("test.tta=true", "test.tta_long_edges=[48, 112]")
+VIEWS = tuple(View(edge, mirrored) for edge in (48, 112) for mirrored in (False, True))
+
+
+def test_views_are_averaged_if_the_recipe_says_so(path: Path, scoring: Path, picture: np.ndarray) -> None:
+    for file in (path, scoring):
+        plain, averaging = (tailseg.load(file, "cpu", settings) for settings in ((), TTA))
+        found = averaging.predict(picture)
+        assert 0 < len(found) <= 9
+        assert_equal(found, detect_views(plain.detector, picture, VIEWS, 32))
+        assert not torch.equal(found.scores, plain.predict(picture).scores)
+        unmirrored = tailseg.load(file, "cpu", [*TTA, "test.tta_flip=false"]).predict(picture)
+        assert_equal(unmirrored, detect_views(plain.detector, picture, VIEWS[::2], 32))
+        assert tailseg.load(file, "cpu", [*TTA, "test.score_threshold=1"]).predict(picture).boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize("hw", [(1, 1), (1, 500), (500, 1), (3, 2)])
+def test_views_of_images_of_odd_shapes(path: Path, hw: tuple[int, int]) -> None:
+    found = tailseg.load(path, "cpu", TTA).predict(np.full((*hw, 3), 90, np.uint8))
+    assert found.image_hw == hw
+    assert bool(found.boxes.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("kind", "plain", "views"),
+    [("fpn", (64, 96), {(64, 64), (96, 128)}), ("fpg", (64, 128), {(64, 64), (128, 128)})],
+)
+def test_images_are_padded_to_what_the_neck_asks_for(
+    model: Model, picture: np.ndarray, kind: str, plain: tuple[int, int], views: set[tuple[int, int]]
+) -> None:
+    """64 x 85 pixels, and in the views 36 x 48 and 84 x 112."""
+    shapes: list[tuple[int, ...]] = []
+    record = lambda _module, inputs: shapes.append(tuple(inputs[0].shape[2:]))  # noqa: E731
+    hook = model.detector.backbone.register_forward_pre_hook(record)
+    for settings in ((), TTA):
+        recipe = override(model.recipe, [f"model.neck.kind={kind}", *settings])
+        assert len(Model(model.detector, recipe, CATEGORIES).predict(picture)) > 0
+    hook.remove()
+    assert shapes[0] == plain
+    assert len(shapes[1:]) == 3 * 4 - 2
+    assert set(shapes[1:]) == views

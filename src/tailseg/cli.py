@@ -53,6 +53,9 @@ RecipeArgument = Annotated[
     str, typer.Argument(help="Built-in recipe (see `tailseg recipes`), YAML file, or model file (its recipe).")
 ]
 ModelArgument = Annotated[Path, typer.Argument(help="A model, such as runs/seesaw/best.safetensors.")]
+TtaOption = Annotated[
+    bool, typer.Option("--tta", help="Average over several sizes of each image, mirrored too; sets test.tta; slow.")
+]
 
 
 @app.command()
@@ -129,6 +132,7 @@ def evaluate(
     max_dets: Annotated[
         int | None, typer.Option("--max-dets", min=1, help="Detections an image; sets test.max_detections.")
     ] = None,
+    tta: TtaOption = False,
     fixed_ap: FixedApOption = False,
     boundary: BoundaryOption = False,
     analyse: AnalyseOption = False,
@@ -141,14 +145,15 @@ def evaluate(
     from tailseg.data.sources import known_categories, open_source, summary
     from tailseg.evaluation.evaluate import evaluate as run
     from tailseg.evaluation.metrics import ScoreOptions, format_table
+    from tailseg.evaluation.tta import views_of
     from tailseg.predict import load
     from tailseg.training.loop import plain_dataset
 
     limit = [] if max_dets is None else [f"test.max_detections={max_dets}"]
-    loaded = load(model, settings=[*limit, *(settings or ())])
-    recipe = loaded.recipe.data
+    loaded = load(model, settings=[*limit, *_tta_setting(tta), *(settings or ())])
+    recipe, views = loaded.recipe.data, views_of(loaded.recipe.test)
     splits = open_source(data, need=(split,), rare_max=recipe.rare_max, common_max=recipe.common_max, show=not quiet)
-    dataset = plain_dataset(splits, recipe, split)
+    dataset = plain_dataset(splits, recipe, split, resized=not views)
     known = known_categories(dataset.annotations, loaded.categories, str(model))
     logging.getLogger(__name__).info(summary(dataset.annotations))
     folder = out or model.parent / f"eval-{splits.name}-{split}"
@@ -166,6 +171,8 @@ def evaluate(
         device=loaded.device,
         batch_size=recipe.batch_per_device,
         workers=recipe.workers,
+        divisor=loaded.recipe.model.neck.divisor,
+        views=views,
         category_ids=known,
         frequencies=frequencies,
         train_images={category_id: category.image_count for category_id, category in learned.items()},
@@ -186,16 +193,23 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Images: JPEG, PNG and what else Pillow reads.")],
     out: Annotated[Path, typer.Option(help="Folder for a picture and a JSON file per image.")],
     score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score shown.")] = 0.5,
+    settings: SetOption = None,
+    tta: TtaOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Detect the objects in images, draw them and write them down."""
     _log(quiet)
     from tailseg.predict import load, predict_files
 
-    faults = predict_files(load(model), images, out, min_score=score, show=not quiet)
+    loaded = load(model, settings=[*_tta_setting(tta), *(settings or ())])
+    faults = predict_files(loaded, images, out, min_score=score, show=not quiet)
     typer.echo(f"{len(images) - len(faults)} of {len(images)} images: pictures and JSON in {out}")
     if faults:
         raise UserError("; ".join(faults))
+
+
+def _tta_setting(tta: bool) -> list[str]:
+    return ["test.tta=true"] if tta else []
 
 
 @app.command()
@@ -298,11 +312,18 @@ def recipes(context: typer.Context) -> None:
 
 @recipes_app.command("list")
 def recipes_list() -> None:
-    """List the built-in recipes."""
+    """List the built-in recipes, those of Table 2 as a ladder: what each row adds, costs and scored in the report."""
     from tailseg.recipes import BUILT_IN
+    from tailseg.recipes.ladder import REPORT, ladder_lines
 
+    rungs = [f"{table}/{row}" for table in ("table2", "demo-table2") for row in REPORT]
     for name, function in BUILT_IN.items():
-        typer.echo(f"{name:28}{(function.__doc__ or '').splitlines()[0]}")
+        if name not in rungs:
+            typer.echo(f"{name:28}{(function.__doc__ or '').splitlines()[0]}")
+    typer.echo(f"{'demo-table2/ROW':28}The rows of Table 2 below in miniature, on the built-in set.")
+    typer.echo(f"{'table2/ROW':28}Table 2 of the report, each row the one before and one thing more:\n")
+    for line in ladder_lines():
+        typer.echo(line)
 
 
 @recipes_app.command("show")

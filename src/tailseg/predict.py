@@ -15,17 +15,17 @@ from torch import Tensor
 
 from tailseg.data.annotations import Category
 from tailseg.data.dataset import read_image, to_rgb
-from tailseg.data.loading import collate
 from tailseg.data.transforms import fit_transform
 from tailseg.draw import draw_detections
 from tailseg.errors import UserError
+from tailseg.evaluation.tta import batch_of, detect_views, views_of
 from tailseg.layers.paste import encode_masks
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.progress import progress_bar
 from tailseg.recipe import Recipe
 from tailseg.recipe_values import override
-from tailseg.structures import Detections, Instances, Sample
+from tailseg.structures import Detections
 from tailseg.training.checkpoint import load_model, load_weights
 
 Picture = NDArray[np.uint8]
@@ -58,7 +58,7 @@ class Model:
         return self.detector.pixel_mean.device
 
     def predict(self, image: str | Path | Image.Image | Picture | Tensor) -> Detections:
-        """Detect the objects of one image.
+        """Detect the objects of one image; averaged over views of it if the recipe's ``test.tta`` says so.
 
         Args:
             image: path, Pillow image, uint8 array (H, W, 3) RGB, or uint8 tensor (3, H, W) RGB.
@@ -71,23 +71,11 @@ class Model:
             ValueError: an array or tensor of another shape or type.
         """
         picture = to_picture(image)
-        data = self.recipe.data
-        empty = Instances(
-            boxes=torch.zeros(0, 4),
-            labels=torch.zeros(0, dtype=torch.int64),
-            masks=torch.zeros(0, 1, 1, dtype=torch.uint8),
-            mask_frames=torch.zeros(0, 4),
-        )
-        fit = fit_transform(data.test_short_edge, data.long_edge)
-        resized, instances = fit(picture, empty, np.random.default_rng(0))
-        sample = Sample(
-            image=torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1))),
-            instances=instances,
-            absent=torch.zeros(0, dtype=torch.bool),
-            image_id=0,
-            original_hw=(picture.shape[0], picture.shape[1]),
-        )
-        return self.detector.detect(collate([sample]).to(self.device))[0].to("cpu")
+        data, divisor, views = self.recipe.data, self.recipe.model.neck.divisor, views_of(self.recipe.test)
+        if views:
+            return detect_views(self.detector, picture, views, divisor).to("cpu")
+        batch = batch_of(picture, fit_transform(data.test_short_edge, data.long_edge), divisor)
+        return self.detector.detect(batch.to(self.device))[0].to("cpu")
 
 
 def load(path: str | Path, device: str | torch.device | None = None, settings: Sequence[str] = ()) -> Model:

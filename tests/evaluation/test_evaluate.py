@@ -14,13 +14,18 @@ import torch
 from hotcoco import mask as rle
 from torch import nn
 
-from tailseg.data.dataset import DetectionDataset
+from tailseg.data.dataset import DetectionDataset, read_image
 from tailseg.data.sources import open_source
 from tailseg.data.synthetic import SyntheticSettings, write_synthetic
-from tailseg.data.transforms import fit_transform
+from tailseg.data.transforms import Compose, fit_transform
 from tailseg.errors import UserError
 from tailseg.evaluation.evaluate import evaluate
 from tailseg.evaluation.metrics import ScoreOptions, score
+from tailseg.evaluation.results import ResultsWriter
+from tailseg.evaluation.tta import View, detect_views
+from tailseg.model.build import build_detector
+from tailseg.model.detector import Detector
+from tailseg.recipe_values import resolve
 from tailseg.structures import Batch, Detections
 
 CPU = torch.device("cpu")
@@ -49,10 +54,12 @@ class Oracle(nn.Module):
         self.annotations, self.change = dataset.annotations, change
         self.modes: list[bool] = []
         self.sizes: list[int] = []
+        self.padded: list[tuple[int, ...]] = []
 
     def detect(self, batch: Batch) -> list[Detections]:
         self.modes.append(self.training)
         self.sizes.append(len(batch))
+        self.padded.append(tuple(batch.images.shape[2:]))
         assert batch.image_hws.tolist() == [[96, 96]] * len(batch)
         return [self._answer(int(image_id)) for image_id in batch.image_ids]
 
@@ -89,6 +96,7 @@ def test_perfect_boxes(dataset: DetectionDataset, tmp_path: Path) -> None:
     assert json.loads((out / "metrics.json").read_text()) == scores.metrics
     assert sorted(path.name for path in out.iterdir()) == ["classes.csv", "detections.json", "metrics.json"]
     assert oracle.sizes == [2, 2, 1]
+    assert oracle.padded == [(96, 96)] * 3
     assert not any(oracle.modes)
     assert oracle.training  # as it was before
 
@@ -346,3 +354,72 @@ def test_masks_with_scores_of_their_own(dataset: DetectionDataset, tmp_path: Pat
     assert runs["both"].metrics["segm"]["AP"] < runs["plain"].metrics["segm"]["AP"]
     again = score(dataset.annotations.path, tmp_path / "both" / "detections.json", mask_areas=True)
     assert again.metrics == runs["both"].metrics
+
+
+def test_batches_are_padded_to_what_the_neck_asks_for(dataset: DetectionDataset, tmp_path: Path) -> None:
+    oracle: Any = Oracle(dataset)
+    scores = evaluate(oracle, dataset, tmp_path, device=CPU, batch_size=3, divisor=64, show=False)
+    assert scores is not None
+    assert scores.metrics["bbox"]["AP"] == 1.0
+    assert oracle.padded == [(128, 128)] * 2
+
+
+VIEWS = (View(48, mirrored=False), View(72, mirrored=True))
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    """A real one, of random weights."""
+    torch.manual_seed(0)
+    narrow = "model.backbone={name: resnet18, pretrained: false, frozen_stages: 1, options: {channels: [8, 8, 16, 16]}}"
+    rpn = "model.rpn={pre_nms_test: 50, post_nms_test: 20}"
+    recipe = resolve("demo/seesaw", [narrow, rpn, "model.neck.channels=16", "test.max_detections=9"])
+    return build_detector(recipe, 4).eval()
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 0), (1, 2), (2, 0), (7, 0)])
+def test_views_of_each_image_as_the_file_has_it(
+    dataset: DetectionDataset, detector: Detector, tmp_path: Path, world: int, workers: int
+) -> None:
+    """In however many processes, more than there are images included."""
+    whole = DetectionDataset(dataset.annotations, Compose(()), drop_empty=False, mask_grid=28)
+    barrier = threading.Barrier(world)
+    scores: dict[int, Any] = {}
+
+    def process(rank: int) -> None:
+        scores[rank] = evaluate(
+            detector,
+            whole,
+            tmp_path,
+            device=CPU,
+            batch_size=3,
+            workers=workers,
+            rank=rank,
+            world=world,
+            barrier=barrier.wait,
+            views=VIEWS,
+            show=False,
+        )
+
+    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert set(scores[0].metrics) == {"bbox", "segm"}
+    annotations = dataset.annotations
+    with ResultsWriter(tmp_path / "expected.json") as writer:
+        for position, image_id in enumerate(annotations.image_ids.tolist()):
+            found = detect_views(detector, read_image(annotations.image_path(position)), VIEWS, 32)
+            assert len(found) == 9
+            writer.add(image_id, found, annotations.label_to_category_id.tolist())
+    expected = orjson.loads((tmp_path / "expected.json").read_bytes())
+    assert rows_of(tmp_path) == sorted(map(orjson.dumps, expected))
+
+
+def test_views_of_images_that_were_resized(dataset: DetectionDataset, detector: Detector, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"as the files have them; received one of \(96, 96\) for a file of \(64, 64\)"
+    ):
+        evaluate(detector, dataset, tmp_path, device=CPU, views=VIEWS, show=False)
+    assert not list(tmp_path.iterdir())

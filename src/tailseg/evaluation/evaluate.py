@@ -7,14 +7,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from tailseg.data.dataset import DetectionDataset
 from tailseg.data.loading import eval_loader
+from tailseg.data.transforms import Image
 from tailseg.evaluation.metrics import DEFAULT, ScoreOptions, Scores, score, write_scores
 from tailseg.evaluation.results import ResultsWriter, merge_results
+from tailseg.evaluation.tta import View, detect_views
 from tailseg.model.detector import Detector
 from tailseg.progress import progress_bar
+from tailseg.structures import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +35,8 @@ def evaluate(
     world: int = 1,
     barrier: Callable[[], None] = lambda: None,
     autocast: bool = False,
+    divisor: int = 32,
+    views: Sequence[View] = (),
     category_ids: Sequence[int | None] | None = None,
     frequencies: Mapping[int, str] | None = None,
     train_images: Mapping[int, int] | None = None,
@@ -47,21 +53,26 @@ def evaluate(
 
     Args:
         detector: in any mode; it is put back as it was.
-        dataset: the split, with the recipe's test transform.
+        dataset: the split, with the recipe's test transform; with views, untransformed.
         out: folder, made if absent.
         device: of the detector.
-        batch_size: images at a time.
-        workers: loader processes.
+        batch_size: images at a time; with views it is one.
+        workers: loader processes. With views they read the images, and the views are made here, one at a time.
         rank: this process.
         world: number of processes.
         barrier: waits for all processes.
         autocast: detect in bfloat16.
+        divisor: batches are padded to multiples of this; the neck's.
+        views: average over these of each image (see `detect_views`); by default there is the one of the dataset.
         category_ids: (C,) the data's category id of each label; detections of a label without one are left out. By
             default the labels are the data set's own.
         frequencies: group of each category id; by default that of the data set's categories.
         train_images: number of training images of each category id, for the table of classes.
         options: what is measured; ``analyse`` writes ``out/analysis.json``.
         show: draw a progress bar.
+
+    Raises:
+        ValueError: views are asked for, but the dataset has resized the images.
     """
     out.mkdir(parents=True, exist_ok=True)
     part = out / f".detections.{rank}.json"
@@ -70,12 +81,20 @@ def evaluate(
     ids = [-1 if category_id is None else int(category_id) for category_id in labels]
     was_training = detector.training
     detector.eval()
-    loader = eval_loader(dataset, batch_size, rank, world, workers)
+    if views:
+        loader = eval_loader(dataset, 1, rank, world, workers, divisor=1)
+        if rank == 0:
+            logger.info("Test-time augmentation: %d views of each image.", len(views))
+    else:
+        loader = eval_loader(dataset, batch_size, rank, world, workers, divisor)
     done, started = 0, time.perf_counter()
     with ResultsWriter(part) as writer, progress_bar("evaluating", len(dataset), show=show) as advance:
         for batch in loader:
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                found = detector.detect(batch.to(device))
+                if views:
+                    found = [detect_views(detector, _whole_picture(batch), views, divisor)]
+                else:
+                    found = detector.detect(batch.to(device))
             for image_id, detections in zip(batch.image_ids.tolist(), found, strict=True):
                 on_cpu = detections.to("cpu")
                 writer.add(image_id, on_cpu[known[on_cpu.labels]], ids)
@@ -106,3 +125,12 @@ def evaluate(
     )
     write_scores(scores, out / "metrics.json", out / "classes.csv", out / "analysis.json")
     return scores
+
+
+def _whole_picture(batch: Batch) -> Image:
+    """The picture (H, W, 3) of a batch of one, as the file has it."""
+    height, width = batch.original_hws[0].tolist()
+    if batch.images.shape != (1, 3, height, width):
+        received = f"{tuple(batch.images.shape[2:])} for a file of {(height, width)}"
+        raise ValueError(f"views are made of images as the files have them; received one of {received}")
+    return np.ascontiguousarray(batch.images[0].permute(1, 2, 0).numpy())
