@@ -37,6 +37,7 @@ class Method:
     settings: tuple[str, ...] = ()
     recipe: str = "demo/cross-entropy"
     tested_from: str | None = None  # a row whose models are evaluated anew with `settings`
+    init_from: str | None = None  # a row whose models training starts from
 
 
 def command(method: Method, name: str, seed: int, out: Path) -> list[str]:
@@ -47,7 +48,8 @@ def command(method: Method, name: str, seed: int, out: Path) -> list[str]:
     if method.tested_from is not None:
         model = out / f"{method.tested_from}-{seed}" / "last.safetensors"
         return [*tailseg, "eval", str(model), "--data", SYNTHETIC, "--out", str(folder), "--quiet", *settings]
-    resume = ["--resume"] if (folder / "trainer.safetensors").is_file() else []
+    start = [] if method.init_from is None else ["--init", str(out / f"{method.init_from}-{seed}" / "last.safetensors")]
+    resume = ["--resume"] if (folder / "trainer.safetensors").is_file() else start
     return [
         *(*tailseg, "train", method.recipe, "--data", SYNTHETIC, "--out", str(folder), "--seed", str(seed), "--quiet"),
         *("--set", "data.workers=0", *settings, *resume),
@@ -59,9 +61,13 @@ def run_all(rows: dict[str, Method], seeds: int, jobs: int, out: Path, first: It
     out.mkdir(parents=True, exist_ok=True)
     order = sorted(
         ((name, seed) for name in rows for seed in range(SEED, SEED + seeds)),
-        key=lambda run: (rows[run[0]].tested_from is not None, run[0] not in first, run[1]),
+        key=lambda run: (_source(rows[run[0]]) is not None, run[0] not in first, run[1]),
     )
-    waiting = [run for run in order if not (out / f"{run[0]}-{run[1]}" / "metrics.json").is_file()]
+
+    def complete(name: str, seed: int) -> bool:
+        return (out / f"{name}-{seed}" / "metrics.json").is_file()
+
+    waiting = [run for run in order if not complete(*run)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     running: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
     while waiting or running:
@@ -72,8 +78,17 @@ def run_all(rows: dict[str, Method], seeds: int, jobs: int, out: Path, first: It
             if process.returncode != 0:
                 raise SystemExit(f"{run[0]}-{run[1]} failed; see {out / f'{run[0]}-{run[1]}.log'}")
             print(f"{time.strftime('%H:%M')} {run[0]}-{run[1]}: {len(waiting)} waiting", flush=True)
-        # A row that is tested from another one waits until that is trained.
-        ready = [r for r in waiting if rows[r[0]].tested_from is None or not running]
+        # A row that is made of another one's models waits until these are trained.
+        sources = {run: (_source(rows[run[0]]), run[1]) for run in waiting}
+        ready = [
+            r
+            for r, (name, seed) in sources.items()
+            if name is None or (complete(name, seed) and (name, seed) not in running)
+        ]
+        if not (ready or running or not waiting):
+            raise SystemExit(
+                f"{waiting[0][0]}-{waiting[0][1]} is made of {sources[waiting[0]][0]}; train that row first"
+            )
         while ready and len(running) < jobs:
             name, seed = ready.pop(0)
             waiting.remove((name, seed))
@@ -81,6 +96,11 @@ def run_all(rows: dict[str, Method], seeds: int, jobs: int, out: Path, first: It
                 arguments = command(rows[name], name, seed, out)
                 running[name, seed] = subprocess.Popen(arguments, env=environment, stdout=log, stderr=log)
         time.sleep(0.5)
+
+
+def _source(method: Method) -> str | None:
+    """The row whose models a row is made of."""
+    return method.tested_from or method.init_from
 
 
 def collect(rows: dict[str, Method], seeds: int, out: Path) -> dict[str, Any]:

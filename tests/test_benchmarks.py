@@ -17,6 +17,7 @@ from tailseg.losses import CLASSIFICATIONS, SeesawLoss
 from tailseg.model.build import build_detector
 from tailseg.recipe import DataRecipe
 from tailseg.recipe_values import override, resolve
+from tailseg.recipes.ladder import costs
 from tailseg.training.checkpoint import save_model
 from tailseg.training.loop import train_dataset
 
@@ -128,8 +129,104 @@ def test_gpu_runs_every_benchmark():
     scripts = {path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text()}
     # The tables and context.py measure learning, for hours; the others left out use no device.
     elsewhere = {"gpu.py", "table1.py", "table2.py", "context.py", "convert.py", "loading.py", "annotations.py"}
-    elsewhere |= {"lvis_size.py", "rle.py", "scoring.py"}
+    elsewhere |= {"lvis_size.py", "rle.py", "scoring.py", "instaboost.py", "ladder.py"}
     assert scripts - elsewhere == {arguments[0] for arguments in RUNS.values()}
+
+
+def test_rows(tmp_path):
+    narrow = ("model.backbone.name=resnet18", "model.backbone.pretrained=false", "model.neck.channels=16")
+    narrow += (
+        "model.box_head.width=16",
+        "model.box_head.rois=16",
+        "model.mask_head.channels=8",
+        "test.max_detections=5",
+    )
+    narrow += ("model.tsd.shift_width=8", "model.mask_iou={channels: 8, width: 16}", "test.tta_long_edges=[64]")
+    options = ["--size", "64", "96", "--batch=2", "--classes=5", "--repeats=1", "--threads=1", "--precision=fp32"]
+    options += ["--memory=1024", *(f"--set={setting}" for setting in narrow), "--rows", "12-tta"]
+    # On this device memory has no end: the search is that of the next test.
+    script = "import rows as b; b.largest_batch = lambda *_: 7; b.main()"
+    done = run("-c", script, *options, "--out", str(tmp_path / "r.json"))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert rows.keys() == {"12-tta"}
+    row = rows["12-tta"]
+    assert [row[task]["batch"] for task in ("train", "infer")] == [2, 1]
+    assert row["largest_batch"] == 7
+    for task in ("train", "infer"):
+        assert row[task]["images_per_second"] == pytest.approx(row[task]["batch"] / row[task]["seconds"]["median"])
+
+
+@pytest.mark.usefixtures("benchmarks")
+@pytest.mark.parametrize(("capacity", "found"), [(0, 0), (1, 1), (2, 2), (3, 3), (21, 21), (32, 32)])
+def test_the_largest_batch_is_found(capacity, found, monkeypatch):
+    import rows
+    from throughput import Settings
+
+    def takes(_function, _row, settings, limit):
+        return settings.batch <= limit
+
+    monkeypatch.setattr(rows.harness, "in_own_process", takes)
+    settings = Settings(
+        device="cuda",
+        batch=1,
+        size=(8, 8),
+        classes=2,
+        precision="bf16",
+        pairs=0,
+        objects=1,
+        overrides=(),
+        threads=1,
+    )
+    assert rows.largest_batch("10-seesaw", settings, capacity) == found
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_operations_of_the_ladder():
+    """Those of a convolution and of a deformable one by hand; and what is recorded is what is counted."""
+    import ladder
+    from torchvision.ops import deform_conv2d
+
+    with torch.device("meta"), ladder._Counter() as counter:
+        x, weight = torch.empty(2, 6, 10, 12), torch.empty(8, 3, 3, 3)
+        torch.nn.functional.conv2d(x, weight, padding=1, groups=2)
+        plain = counter.get_total_flops()
+        deform_conv2d(x, torch.empty(2, 18, 10, 12), weight, padding=1, mask=torch.empty(2, 9, 10, 12))
+    assert plain == 2 * 2 * 8 * 10 * 12 * 3 * 9
+    assert counter.get_total_flops() == 2 * plain
+    recorded = costs()[0]
+    for row in ("01-mask-rcnn", "08-neck"):
+        parameters, flops = ladder.count(resolve(f"table2/{row}"), 1203)
+        assert recorded[row].parameters == parameters
+        assert recorded[row].teraflops == pytest.approx(flops / 1e12, abs=1e-3)
+
+
+def test_instaboost(photographs, tmp_path):
+    options = ["--images=0", "--data", str(photographs), "--sheet", str(tmp_path / "sheet.png")]
+    done = run("instaboost.py", *options, "--out", str(tmp_path / "i.json"))
+    assert done.returncode == 0, done.stderr
+    cost = json.loads((tmp_path / "i.json").read_text())["cost"]
+    assert cost["images"] == 4
+    assert cost["pixels"]["seen_and_different"] == 0
+    assert cost["pixels"]["hole"] > 4 * 300
+    assert (tmp_path / "sheet.png").stat().st_size > 0
+
+
+def test_fpg(tmp_path):
+    options = ["--size", "64", "96", "--batch=1", "--channels=32", "--repeats=1", "--threads=1"]
+    done = run("fpg.py", *options, "--out", str(tmp_path / "f.json"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "f.json").read_text())["machine"]["threads"] == 1
+
+
+def test_finetune(tmp_path):
+    options = ["--repeats=1", "--images=8", "--size=64", "--epochs=2", "--batch=2", "--threads=1"]
+    done = run("finetune.py", *options, "--out", str(tmp_path / "f.json"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "f.json").read_text())
+    assert result["same_bits"]
+    assert result["views"] == 8
+    assert result["bytes_per_view"] > 0
 
 
 def test_carafe(tmp_path):

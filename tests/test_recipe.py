@@ -14,6 +14,7 @@ from tailseg.model.tsd import TsdBoxHead
 from tailseg.recipe import CLASSIFIERS, ClassifierRecipe, Recipe
 from tailseg.recipe_values import diff, flatten, override, resolve, to_yaml, unknown_key, validate
 from tailseg.recipes import BUILT_IN
+from tailseg.recipes.ladder import REPORT
 from tailseg.structures import Batch
 from tailseg.training.checkpoint import save_model
 
@@ -498,7 +499,69 @@ def steps(proposals: int, *, full_size: bool) -> dict[str, list[tuple[str, objec
         ],
         "05-tsd": [("model.stages", CASCADE, TSD), *([("optimizer.clip", None, 35.0)] if full_size else [])],
         "06-mask-scoring": [("model.mask_iou.weight", 0.0, 0.5)],
+        "08-neck": [
+            ("model.neck.kind", "fpn", "fpg"),
+            *([] if full_size else [("model.neck.pathways", 9, 5)]),
+            ("model.neck.deformable", False, True),
+            ("model.neck.carafe", False, True),
+        ],
+        "10-seesaw": [
+            ("model.tsd.constrain_classes", True, False),
+            ("classifier.loss", "cross-entropy", "seesaw"),
+            ("classifier.normalized", False, True),
+            ("classifier.objectness", None, True),
+            ("classifier.p", None, 0.8),
+            ("classifier.q", None, 0.0),
+        ],
+        **(LARGE if full_size else SMALL),
     }
+
+
+LARGE = {
+    "07-augmentation": [
+        ("data.test_short_edge", 800, 1280),
+        ("data.long_edge", 1333, 1280),
+        ("data.long_edges", None, [768, 1792]),
+        ("data.crop", None, 1280),
+        ("data.instaboost", 0.0, 0.5),
+        ("schedule.epochs", 24, 45),
+        ("schedule.milestones", [16, 22], [30, 40]),
+    ],
+    "09-backbone": [
+        ("model.backbone.name", "resnet50", "resnest200e"),
+        ("model.backbone.deformable_stages", [], [2, 3, 4]),
+        ("model.pixel_mean", [123.675, 116.28, 103.53], [123.68, 116.779, 103.939]),
+        ("model.pixel_std", [58.395, 57.12, 57.375], [58.393, 57.12, 57.375]),
+    ],
+    "11-finetune": [
+        ("data.sampler", "random", "repeat-factor"),
+        ("schedule.epochs", 45, 12),
+        ("schedule.milestones", [30, 40], [8, 11]),
+        ("finetune.enabled", False, True),
+    ],
+    "12-tta": [("test.tta", False, True)],
+}
+SMALL = {
+    "07-augmentation": [
+        ("data.long_edges", None, [77, 179]),
+        ("data.crop", None, 128),
+        ("data.instaboost", 0.0, 0.5),
+    ],
+    "09-backbone": [
+        ("model.backbone.name", "tf_efficientnet_lite0", "tf_efficientnet_lite2"),
+    ],
+    "11-finetune": [
+        ("data.sampler", "random", "repeat-factor"),
+        ("data.repeat_threshold", 0.001, 0.02),
+        ("schedule.epochs", 3, 1),
+        ("schedule.milestones", [2], []),
+        ("finetune.enabled", False, True),
+    ],
+    "12-tta": [
+        ("test.tta", False, True),
+        ("test.tta_long_edges", [1200, 1400, 1600, 1800, 2000], [120, 140, 160, 180, 200]),
+    ],
+}
 
 
 @pytest.mark.parametrize(
@@ -506,8 +569,9 @@ def steps(proposals: int, *, full_size: bool) -> dict[str, list[tuple[str, objec
     [("table2", steps(1000, full_size=True)), ("demo-table2", steps(200, full_size=False))],
 )
 def test_every_row_of_table_2_is_one_step(table: str, expected: dict[str, list[tuple[str, object, object]]]) -> None:
-    names = [name.split("/")[1] for name in BUILT_IN if name.startswith(f"{table}/0")]
-    assert names == ["01-mask-rcnn", *expected]
+    names = [name.split("/")[1] for name in BUILT_IN if name.startswith((f"{table}/0", f"{table}/1"))]
+    assert names == ["01-mask-rcnn", *sorted(expected)]
+    assert names == list(REPORT)
     for before, name in pairwise(names):
         assert diff(resolve(f"{table}/{before}"), resolve(f"{table}/{name}")) == expected[name], name
 
@@ -636,6 +700,16 @@ NO_CONVOLUTIONS = "model: a TSD head has no convolutions; set model.box_head.con
         ("table2/05-tsd", ["model.tsd.gama=1"], "unknown key 'model.tsd.gama'; the nearest valid key is 'model.tsd."),
         ("table2/05-tsd", ["model.stages.1.tds=true"], "the nearest valid key is 'model.stages.1."),
         ("table2/06-mask-scoring", ["model.mask_iou=1"], "'model.mask_iou' is a section; set one of its keys"),
+        (
+            "table2/06-mask-scoring",
+            ["model.neck.carafe=true", "model.neck.pathways=3"],
+            "model.neck: an FPN has no pathways, carafe; set model.neck.kind=fpg, or leave out pathways, carafe",
+        ),
+        ("table2/08-neck", ["model.neck.kind=pafpn"], "'fpn' or 'fpg', received 'pafpn'"),
+        ("table2/11-finetune", ["finetune.cache=true"], "cannot be cached; set finetune.views, for example to 1"),
+        ("table2/12-tta", ["test.tta_long_edges=[]"], "test.tta_long_edges: tuple should have at least 1 item"),
+        ("table2/12-tta", ["test.tta_long_edges=[1200, 8]"], "greater than or equal to 32, received 8"),
+        ("table2/07-augmentation", ["data.instaboost=1.5"], "less than or equal to 1, received 1.5"),
     ],
 )
 def test_mistakes_about_the_parts_of_table_2_are_named(name: str, settings: list[str], sentence: str) -> None:

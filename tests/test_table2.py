@@ -1,4 +1,4 @@
-"""Rows 1 to 6 of Table 2: at full size a step and an inference each, in miniature whole runs of the real command."""
+"""The rows of Table 2: at full size a step and an inference each, in miniature whole runs of the real command."""
 
 import json
 import math
@@ -15,13 +15,17 @@ from typer.testing import CliRunner
 
 from tailseg.cli import app
 from tailseg.data.synthetic import SyntheticSettings, write_synthetic
+from tailseg.evaluation.tta import detect_views, views_of
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
+from tailseg.recipe import Recipe
 from tailseg.recipe_values import override, resolve
+from tailseg.recipes.ladder import REPORT, costs
 from tailseg.structures import Batch, Detections
+from tailseg.training.finetune import Branches, Frozen, join
 from tailseg.training.loop import Run
 
-ROWS = ("01-mask-rcnn", "02-sync-bn", "03-carafe", "04-htc-lite", "05-tsd", "06-mask-scoring")
+ROWS = tuple(REPORT)
 CLASSES = 1203  # of LVIS v1
 
 # ---------------------------------------------------------------------------------------------------------
@@ -51,9 +55,29 @@ def resnet_stage(inputs: int, width: int, blocks: int) -> int:
     return bottleneck(inputs, width, True) + (blocks - 1) * bottleneck(4 * width, width, False)
 
 
+def split_attention_block(inputs: int, width: int, shortcut: bool, deformable: bool) -> int:
+    """ResNeSt's bottleneck: the 3x3 in two groups makes two splits, a small network weighs them."""
+    hidden = max(width * 2 // 4, 32)
+    splits = conv(width, 2 * width, 3, False) // 2 + norm(2 * width)
+    weights = conv(width, hidden, 1) + norm(hidden) + conv(hidden, 2 * width, 1)
+    ends = conv(inputs, width, 1, False) + norm(width) + conv(width, 4 * width, 1, False) + norm(4 * width)
+    around = conv(inputs, 4 * width, 1, False) + norm(4 * width) if shortcut else 0
+    return ends + splits + weights + around + (conv(width, 3 * 9, 3) if deformable else 0)
+
+
+def resnest_stage(inputs: int, width: int, blocks: int, deformable: bool) -> int:
+    first = split_attention_block(inputs, width, True, deformable)
+    return first + (blocks - 1) * split_attention_block(4 * width, width, False, deformable)
+
+
 ROI = 256 * 7 * 7  # inputs of a box head
 STEM = conv(3, 64, 7, False) + norm(64)
 FROZEN = STEM + resnet_stage(64, 64, 3)
+RESNEST_STEM = sum(conv(i, o, 3, False) + norm(o) for i, o in ((3, 64), (64, 64), (64, 128)))
+RESNEST_FROZEN = RESNEST_STEM + resnest_stage(128, 64, 3, False)
+RESNEST200 = RESNEST_FROZEN + sum(
+    resnest_stage(i, w, n, True) for i, w, n in ((256, 128, 24), (512, 256, 36), (1024, 512, 3))
+)
 RESNET50 = FROZEN + resnet_stage(256, 128, 4) + resnet_stage(512, 256, 6) + resnet_stage(1024, 512, 3)
 FPN = sum(conv(c, 256, 1) for c in (256, 512, 1024, 2048)) + 4 * conv(256, 256, 3)
 RPN = conv(256, 256, 3) + conv(256, 3, 1) + conv(256, 3 * 4, 1)
@@ -72,12 +96,26 @@ MASK_IOU = (
     *(linear(256 * 7 * 7, 1024), linear(1024, 1024), linear(1024, CLASSES)),
 )
 
+GRID_3X3, GRID_1X1 = conv(256, 256, 3, False) + norm(256), conv(256, 256, 1, False) + norm(256)
+GRID = (  # 35 active cells of 9 pathways, 30 of them with a finer level below, 26 with a coarser one above
+    *(sum(conv(c, 256, 1) for c in (256, 512, 1024, 2048)), 35 * 2 * GRID_1X1, 5 * conv(256, 256, 3)),
+    *(30 * (conv(256, 64, 1) + conv(64, 5 * 5, 3) + GRID_3X3), 26 * (GRID_3X3 + conv(256, 3 * 9, 3))),
+)
+SEESAW_LOGITS = 1024 + 1  # a row more: foreground and background instead of background
+SECOND_BRANCHES = 3 * (HIDDEN + CLASSIFIER + SEESAW_LOGITS)
+
 ADDED = {  # by each row to the one before
     "02-sync-bn": 4 * (norm(256) - 256),  # the mask head's convolutions lose their bias; the backbone has its norms
     "03-carafe": CARAFE - conv(256, 256, 2),
     "04-htc-lite": 3 * AGNOSTIC_HEAD - (HIDDEN + CLASSIFIER + linear(1024, 4 * CLASSES)) + CONTEXT,
     "05-tsd": 3 * (TSD_HEAD - AGNOSTIC_HEAD),
     "06-mask-scoring": sum(MASK_IOU),
+    "07-augmentation": 0,
+    "08-neck": sum(GRID) - FPN,
+    "09-backbone": RESNEST200 - RESNET50,
+    "10-seesaw": 3 * 2 * SEESAW_LOGITS,
+    "11-finetune": SECOND_BRANCHES,
+    "12-tta": 0,
 }
 PARAMETERS = {
     "01-mask-rcnn": 50_440_322,
@@ -86,6 +124,12 @@ PARAMETERS = {
     "04-htc-lite": 78_263_169,
     "05-tsd": 175_458_261,
     "06-mask-scoring": 192_949_640,
+    "07-augmentation": 192_949_640,
+    "08-neck": 233_766_196,
+    "09-backbone": 281_771_641,
+    "10-seesaw": 281_777_791,
+    "11-finetune": 327_170_206,
+    "12-tta": 327_170_206,
 }
 
 
@@ -96,7 +140,14 @@ def test_parameters_are_those_of_the_layers(row: str) -> None:
     total = sum(p.numel() for p in detector.parameters())
     assert total == PARAMETERS[row]
     assert total == ROW_1 + sum(ADDED[other] for other in ROWS[1 : ROWS.index(row) + 1])
-    assert total - sum(p.numel() for p in detector.parameters() if p.requires_grad) == FROZEN
+    frozen = FROZEN if row < "09" else RESNEST_FROZEN
+    assert total - sum(p.numel() for p in detector.parameters() if p.requires_grad) == frozen
+    if row in ROWS[-2:]:
+        assert sum(p.numel() for p in Branches(detector).parameters()) == SECOND_BRANCHES
+
+
+def test_the_ladder_tells_the_parameters() -> None:
+    assert {row: cost.parameters for row, cost in costs()[0].items()} == PARAMETERS
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -106,6 +157,7 @@ def test_parameters_are_those_of_the_layers(row: str) -> None:
 # instead of 1000 or 2000, 20 detections instead of 300, and the images are small. Without weights of ImageNet, timm
 # would have every residual block begin as the identity, in which nothing has a gradient.
 FEWER = (
+    "test.tta_long_edges=[96, 144]",
     "model.backbone.options={zero_init_last: false}",
     "model.box_head.rois=32",
     "model.box_head.max_positive=8",
@@ -115,15 +167,18 @@ FEWER = (
 )
 BOX_HEAD = {"classes", "box"}
 TSD = BOX_HEAD | {"sibling_classes", "sibling_box", "pc_classes", "pc_box"}
+SEESAW_TSD = (TSD - {"pc_classes"}) | {"objectness", "sibling_objectness"}
 ALWAYS = {"rpn_objectness", "rpn_box"}
 LOSSES = {
     **dict.fromkeys(ROWS[:3], ALWAYS | BOX_HEAD | {"mask"}),
     **{
         row: ALWAYS | {"context", "stage3.mask"} | {f"stage{t}.{name}" for t in (1, 2, 3) for name in names}
-        for row, names in zip(ROWS[3:], (BOX_HEAD, TSD, TSD), strict=True)
+        for row, names in zip(ROWS[3:10], (BOX_HEAD, TSD, TSD, TSD, TSD, TSD, SEESAW_TSD), strict=True)
     },
+    **{row: {f"stage{t}.{name}" for t in (1, 2, 3) for name in ("classes", "objectness")} for row in ROWS[10:]},
 }
-LOSSES["06-mask-scoring"] |= {"stage3.mask_iou"}
+for row in ROWS[5:10]:
+    LOSSES[row] |= {"stage3.mask_iou"}
 
 
 def scene() -> Batch:
@@ -167,7 +222,11 @@ def stepped(request: pytest.FixtureRequest) -> Stepped:
     torch.manual_seed(0)
     recipe = override(resolve(f"table2/{row}"), FEWER)
     detector = build_detector(recipe, CLASSES).to(memory_format=torch.channels_last).train()
-    losses = detector(scene())
+    if recipe.finetune.enabled:
+        frozen, branches = Frozen(detector, bf16=False), Branches(detector).requires_grad_(True)
+        losses = branches(join([frozen(image(scene(), i), seed=i) for i in range(2)]))
+    else:
+        losses = detector(scene())
     torch.stack(list(losses.values())).sum().backward()
     seen = {k: int(v) for k, v in detector.state_dict().items() if k.endswith("num_batches_tracked")}
     return Stepped(
@@ -175,8 +234,23 @@ def stepped(request: pytest.FixtureRequest) -> Stepped:
         detector=detector,
         batches_seen=seen,
         losses={name: value.detach() for name, value in losses.items()},
-        detections=detector.eval().detect(scene()),
+        detections=detections(detector.eval(), recipe),
     )
+
+
+def image(batch: Batch, number: int) -> Batch:
+    return Batch(**{name: getattr(batch, name)[number : number + 1] for name in Batch.__dataclass_fields__})
+
+
+def detections(detector: Detector, recipe: Recipe) -> list[Detections]:
+    """Of the scene, or, with test-time augmentation, of its pictures without their padding, at twice their size."""
+    batch, views = scene(), views_of(recipe.test)
+    if not views:
+        return detector.detect(batch)
+    pictures = [pixels[:, :h, :w] for pixels, (h, w) in zip(batch.images, batch.image_hws.tolist(), strict=True)]
+    twice = [picture.repeat_interleave(2, 1).repeat_interleave(2, 2) for picture in pictures]
+    arrays = [picture.permute(1, 2, 0).contiguous().numpy() for picture in twice]
+    return [detect_views(detector, array, views, recipe.model.neck.divisor) for array in arrays]
 
 
 def test_losses_are_those_of_the_row_and_finite(stepped: Stepped) -> None:
@@ -185,6 +259,10 @@ def test_losses_are_those_of_the_row_and_finite(stepped: Stepped) -> None:
     assert all(math.isfinite(value) and value > 0 for value in values.values()), values
     if stepped.row == "01-mask-rcnn":
         return  # random weights with the batch statistics of none: features are out of scale
+    if stepped.row >= "10":  # a class loss counts positives alone; objectness starts between two
+        for number, weight in enumerate([1.0, 0.5, 0.25], start=1):
+            assert values[f"stage{number}.objectness"] == pytest.approx(math.log(2) * weight, rel=0.3)
+        return
     # Before it has learnt anything a classifier is nearly uniform: ln 1204, times the stage's weight.
     prefix, weights = ("", [1.0]) if len(stepped.detector.stages) == 1 else ("stage{}.", [1.0, 0.5, 0.25])
     for number, weight in enumerate(weights, start=1):
@@ -206,12 +284,15 @@ def test_every_parameter_that_learns_has_a_finite_gradient(stepped: Stepped) -> 
 def test_batch_statistics_are_learnt_where_the_row_says(stepped: Stepped) -> None:
     learning = {name for name, count in stepped.batches_seen.items() if count > 0}
     norms = {name.rpartition(".")[0] for name in learning}
+    resnet, resnest = (sum(n * each + 1 for n in blocks) for blocks, each in (((4, 6, 3), 3), ((24, 36, 3), 4)))
     expected = 0
-    if stepped.row != "01-mask-rcnn":
+    if stepped.row in ROWS[1:10]:
         expected += 4  # mask head
-        expected += (4 * 3 + 1) + (6 * 3 + 1) + (3 * 3 + 1)  # layer2 to layer4
-    if stepped.row in ROWS[3:]:
+        expected += resnest if stepped.row in ROWS[8:] else resnet  # layer2 to layer4
+    if stepped.row in ROWS[3:10]:
         expected += 4  # context encoder
+    if stepped.row in ROWS[7:10]:
+        expected += 35 + 35 + 30 + 26  # grid
     assert len(norms) == expected
     assert not [name for name in norms if (".bn1" in name and "layer" not in name) or "layer1" in name]
 
@@ -226,7 +307,7 @@ def test_detections_of_an_untrained_model_are_sound(stepped: Stepped) -> None:
         assert (found.scores.diff() <= 0).all()
         assert found.masks.shape == (20, 28, 28)
         assert ((found.masks >= 0) & (found.masks <= 1)).all()
-        if stepped.row == "06-mask-scoring":
+        if stepped.row in ROWS[5:]:
             assert found.mask_scores is not None
             assert ((found.mask_scores >= 0) & (found.mask_scores <= found.scores)).all()
         else:
@@ -261,9 +342,13 @@ TINY = (
 )
 SEESAW = ("classifier.loss=seesaw", "classifier.normalized=true", "model.tsd.constrain_classes=false")
 BF16 = "training.precision=bf16"
+SMALL_VIEWS = ("data.long_edges=[40, 90]", "data.crop=64")  # from row 7 on
 CASES = [
-    *(pytest.param(row, (), id=row) for row in ROWS),
-    *(pytest.param(row, (*SEESAW, BF16), id=f"{row}-seesaw-bf16") for row in ROWS[4:]),
+    *(pytest.param(row, (), id=row) for row in ROWS[:6]),
+    *(pytest.param(row, (*SEESAW, BF16), id=f"{row}-seesaw-bf16") for row in ROWS[4:6]),
+    *(pytest.param(row, SMALL_VIEWS, id=row) for row in ROWS[6:8]),
+    pytest.param("09-backbone", (*SMALL_VIEWS, "model.backbone.deformable_stages=[4]"), id="09-backbone-deformable"),
+    pytest.param("10-seesaw", (*SMALL_VIEWS, BF16), id="10-seesaw-bf16"),
 ]
 
 
@@ -322,6 +407,37 @@ def test_a_run_learns_is_resumed_exactly_and_evaluated(
     assert all(0 <= metrics[kind]["AP"] <= 1 for kind in metrics)
     if BF16 not in settings:  # in which training evaluates, and `tailseg eval` does not
         assert metrics == json.loads((whole / "metrics.json").read_text())
+
+
+def test_the_entry_is_finetuned_and_tested_on_views(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows 10, 11 and 12 one after the other, row 11 stopped in the middle and resumed."""
+    options = [part for setting in (*TINY, *SMALL_VIEWS) for part in ("--set", setting)]
+    entry, whole, parts = tmp_path / "entry", tmp_path / "whole", tmp_path / "parts"
+    quiet = ("--data", data, "--quiet")
+    assert tailseg("train", "demo-table2/10-seesaw", *quiet, "--out", entry, *options).exit_code == 0
+    start = entry / "last.safetensors"
+    finetune = ("train", "demo-table2/11-finetune", *quiet, *options, "--set", "finetune.views=2")
+    done = tailseg(*finetune, "--out", whole, "--init", start)
+    assert done.exit_code == 0, done.output
+    stop_after(3, monkeypatch)
+    assert tailseg(*finetune, "--out", parts, "--init", start).exit_code == 130
+    stop_after(-1, monkeypatch)
+    done = tailseg(*finetune, "--out", parts, "--resume")
+    assert done.exit_code == 0, done.output
+    assert logged(parts) == logged(whole)
+    before, after, resumed = (load_file(out / "last.safetensors") for out in (entry, whole, parts))
+    assert [key for key in before if not torch.equal(before[key], after[key])] == []
+    assert {key.split(".")[2] for key in after.keys() - before.keys()} == {"second_branch"}
+    assert [key for key in after if not torch.equal(after[key], resumed[key])] == []
+
+    model = whole / "last.safetensors"
+    done = tailseg("eval", model, *quiet, "--tta", "--set", "test.tta_long_edges=[48, 80]", "--out", tmp_path / "views")
+    assert done.exit_code == 0, done.output
+    metrics = json.loads((tmp_path / "views" / "metrics.json").read_text())
+    assert all(0 <= metrics[kind]["AP"] <= 1 for kind in ("bbox", "segm"))
+    assert metrics != json.loads((whole / "metrics.json").read_text())
 
 
 def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,24 +25,54 @@ def runs(*ap: float) -> list[dict]:
 
 def found(table2) -> dict:
     return {
-        name: {"title": table2.REPORT[name][0], "command": "", "runs": runs(0.10 + 0.01 * row, 0.20 + 0.03 * row)}
-        for row, name in enumerate(table2.STEPS)
+        name: {"title": table2.REPORT[name].title, "command": "", "runs": runs(0.10 + 0.01 * row, 0.20 + 0.03 * row)}
+        for row, name in enumerate(table2.REPORT)
     }
 
 
 def test_rows_are_recipes_of_one_budget(table2):
-    recipes = [resolve(row.recipe, row.settings) for row in table2.rows().values()]
-    assert len(recipes) == len(table2.REPORT) == 6
-    first = recipes[0]
-    for recipe in recipes:
-        assert (recipe.data, recipe.schedule, recipe.training) == (first.data, first.schedule, first.training)
-        assert recipe.optimizer == first.optimizer
-        assert recipe.classifier == first.classifier
+    rows = table2.rows()
+    assert list(rows) == list(table2.REPORT)
+    assert len(rows) == 12
+    trained = [resolve(row.recipe, row.settings) for name, row in rows.items() if name < "11"]
+    first = trained[0]
+    for recipe in trained:
+        assert (recipe.schedule, recipe.training, recipe.optimizer) == (first.schedule, first.training, first.optimizer)
+        assert recipe.data.batch_per_device == first.data.batch_per_device
+        assert recipe.data.test_short_edge == first.data.test_short_edge
+    assert [recipe.data == first.data for recipe in trained] == [True] * 6 + [False] * 4
+    assert [recipe.classifier == first.classifier for recipe in trained] == [True] * 9 + [False]
+    assert (rows["11-finetune"].init_from, rows["12-tta"].tested_from) == ("10-seesaw", "11-finetune")
+
+
+def test_commands_of_rows_made_of_others(table2, tmp_path):
+    from miniature import command
+
+    rows = table2.rows()
+    started = command(rows["11-finetune"], "11-finetune", 2, tmp_path)
+    assert started[started.index("--init") + 1] == str(tmp_path / "10-seesaw-2" / "last.safetensors")
+    assert "--resume" not in started
+    (tmp_path / "11-finetune-2").mkdir()
+    (tmp_path / "11-finetune-2" / "trainer.safetensors").touch()
+    resumed = command(rows["11-finetune"], "11-finetune", 2, tmp_path)
+    assert "--resume" in resumed
+    assert "--init" not in resumed
+    tested = command(rows["12-tta"], "12-tta", 2, tmp_path)
+    assert tested[1:3] == ["eval", str(tmp_path / "11-finetune-2" / "last.safetensors")]
+    assert "test.tta_long_edges=[120, 140, 160, 180, 200]" in tested
+
+
+def test_a_row_waits_for_the_one_it_is_made_of(table2, tmp_path):
+    import miniature
+
+    rows = {"12-tta": table2.rows()["12-tta"]}
+    with pytest.raises(SystemExit, match="12-tta-1 is made of 11-finetune; train that row first"):
+        miniature.run_all(rows, 1, 1, tmp_path)
 
 
 def test_differences_are_from_row_to_row_and_seed_to_seed(table2):
     lines = table2.steps(found(table2))
-    assert len(lines) == 2 + 5
+    assert len(lines) == 2 + 11
     # In seed 1 a row gains 1 point, in seed 2 it gains 3; the report's second row gains 0.1 box AP, loses 0.3 APr.
     cells = [cell.strip() for cell in lines[2].split("|")[1:-1]]
     assert cells[0] == "+ SyncBN"
@@ -53,7 +83,7 @@ def test_differences_are_from_row_to_row_and_seed_to_seed(table2):
 def test_the_report_is_quoted_as_it_stands(table2):
     lines = table2.beside_the_report(found(table2))
     assert lines[2] == "| Mask R-CNN | 20.1 | 18.7 | 1.0 | 16.1 | 29.4 |"
-    assert lines[-1] == "| + Mask scoring | 25.6 | 23.9 | 2.8 | 22.4 | 35.0 |"
+    assert lines[-1] == "| + Test-time augmentation | 41.5 | 38.8 | 26.4 | 38.3 | 44.9 |"
 
 
 def test_sizes_are_those_of_the_detectors(table2):
@@ -63,7 +93,7 @@ def test_sizes_are_those_of_the_detectors(table2):
     carafe = (256 * 64 + 64) + (64 * 9 * 100 + 100)
     assert sizes["03-carafe"]["table2"] - sizes["02-sync-bn"]["table2"] == carafe - (256 * 256 * 4 + 256)
     lines = table2.size_table(sizes)
-    assert len(lines) == 2 + 6
+    assert len(lines) == 2 + 12
     assert "−188,252" in lines[4]
 
 

@@ -15,5 +15,5 @@ BUILT_IN: dict[str, Callable[[], Recipe]] = {
     "small/seesaw": small.seesaw,
     "demo/cross-entropy": small.demo_cross_entropy,
     "demo/seesaw": small.demo_seesaw,
-    **table2.rows("demo-table2", small.demo_mask_rcnn),
+    **table2.rows("demo-table2", small.demo_mask_rcnn, small.DEMO_STEPS),
 }

@@ -15,7 +15,7 @@ from tailseg.recipe import (
     TrainingRecipe,
     TsdRecipe,
 )
-from tailseg.recipes import table1
+from tailseg.recipes import table1, table2
 
 
 def cross_entropy() -> Recipe:
@@ -86,6 +86,53 @@ def demo_mask_rcnn() -> Recipe:
             "optimizer": base.optimizer.model_copy(update={"lr": 0.0125, "clip": 10.0}),
         }
     )
+
+
+def demo_with_augmentation(recipe: Recipe) -> Recipe:
+    """Row 7 in miniature: InstaBoost, the longer edge 77 to 179 px (0.6 to 1.4 times 128), crops of 128 px."""
+    changes = {"instaboost": 0.5, "long_edges": (77, 179), "crop": 128}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)})
+
+
+def demo_with_neck(recipe: Recipe) -> Recipe:
+    """Row 8 in miniature: a grid of five pathways instead of nine."""
+    grid = table2.with_enhanced_fpg(recipe)
+    neck = grid.model.neck.model_copy(update={"pathways": 5})
+    return grid.model_copy(update={"model": grid.model.model_copy(update={"neck": neck})})
+
+
+def demo_with_backbone(recipe: Recipe) -> Recipe:
+    """Row 9 in miniature: EfficientNet-Lite2.
+
+    Its convolutions stay plain: on maps of 4 x 4 and 8 x 8 cells there is little to deform, at thrice the time.
+    """
+    changes = {"backbone": recipe.model.backbone.model_copy(update={"name": "tf_efficientnet_lite2"})}
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
+
+
+def demo_with_finetuning(recipe: Recipe) -> Recipe:
+    """Row 11 in miniature: one epoch, in which classes in less than 2 % of the images are repeated."""
+    finetuned = table2.with_finetuning(recipe)
+    changes = {
+        "data": finetuned.data.model_copy(update={"repeat_threshold": 0.02}),
+        "schedule": recipe.schedule.model_copy(update={"epochs": 1, "milestones": ()}),
+    }
+    return finetuned.model_copy(update=changes)
+
+
+def demo_with_tta(recipe: Recipe) -> Recipe:
+    """Row 12 in miniature: sizes from 120 to 200 px (as 1200 to 2000 to 1280), each of them mirrored too."""
+    test = recipe.test.model_copy(update={"tta": True, "tta_long_edges": (120, 140, 160, 180, 200)})
+    return recipe.model_copy(update={"test": test})
+
+
+DEMO_STEPS = table2.STEPS | {
+    "07-augmentation": demo_with_augmentation,
+    "08-neck": demo_with_neck,
+    "09-backbone": demo_with_backbone,
+    "11-finetune": demo_with_finetuning,
+    "12-tta": demo_with_tta,
+}
 
 
 def _with_seesaw(recipe: Recipe, name: str) -> Recipe:
