@@ -41,7 +41,7 @@ from torch.nn import functional as F
 from tailseg.layers.norm import BatchNorm2d
 from tailseg.layers.paste import encode_masks
 from tailseg.model.boxes import clip
-from tailseg.model.build import build_detector
+from tailseg.model.build import OF_DETECTOR, build_detector
 from tailseg.model.context import ContextEncoder
 from tailseg.model.detector import Detector, Stage
 from tailseg.model.mask_head import MaskHead
@@ -166,7 +166,7 @@ def htc_of(recipe: Recipe, classes: int) -> HtcDetector:
         **model.roi_pooling.model_dump(),
         pixel_mean=model.pixel_mean,
         pixel_std=model.pixel_std,
-        **recipe.test.model_dump(exclude={"tau_norm"}),
+        **recipe.test.model_dump(include=OF_DETECTOR),
     )
 
 

@@ -19,6 +19,8 @@ from tailseg.model.rpn import RPN
 from tailseg.model.tsd import TsdBoxHead
 from tailseg.recipe import ClassifierRecipe, NeckRecipe, Recipe, StageRecipe
 
+OF_DETECTOR = {"score_threshold", "nms_iou", "max_detections", "min_size"}  # keys of a recipe's test section
+
 
 def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics | None = None) -> Detector:
     """The detector of a recipe for C classes, with random weights (see `backbone.load_pretrained`).
@@ -50,7 +52,7 @@ def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics
         **model.roi_pooling.model_dump(),
         pixel_mean=model.pixel_mean,
         pixel_std=model.pixel_std,
-        **recipe.test.model_dump(include={"score_threshold", "nms_iou", "max_detections", "min_size"}),
+        **recipe.test.model_dump(include=OF_DETECTOR),
     )
 
 
