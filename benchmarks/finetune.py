@@ -37,8 +37,9 @@ from tailseg.data.sources import open_source
 from tailseg.data.synthetic import SyntheticSettings, write_synthetic
 from tailseg.recipe import Recipe
 from tailseg.recipe_values import override, resolve
+from tailseg.training.distributed import launch
 from tailseg.training.feature_cache import readable
-from tailseg.training.loop import Run, launch, train
+from tailseg.training.loop import Run, train
 
 PLAIN, CACHED = "plain", "cached"
 SMALL = (  # no loader processes: their time would not be counted

@@ -2,28 +2,36 @@
 
     python benchmarks/ladder.py
 
-Writes src/tailseg/recipes/ladder.json, which `tailseg recipes list` shows. Images a second are taken from
-benchmarks/results/gpu.json if that is there.
+Writes src/tailseg/recipes/ladder.json, which `tailseg recipes list` shows, and the table in docs/reproduce.md. Images
+a second are taken from benchmarks/results/gpu.json if that is there.
 """
 
 from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import harness
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tailseg.model.build import build_detector
 from tailseg.model.roi_features import ImageFeatures
+from tailseg.model.rpn import Proposals
 from tailseg.recipe import Recipe
-from tailseg.recipe_values import resolve
+from tailseg.recipe_values import override, resolve
 from tailseg.recipes.ladder import COSTS, REPORT
+from tailseg.structures import Batch
 
 LVIS_CLASSES = 1203
+LVIS_IMAGES = 99_388  # of the training split, with objects
+SUSTAINED = 30.0  # TFLOP/s of a GPU in training: assumed
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "reproduce.md"
+BEGIN, END = "<!-- made by benchmarks/ladder.py -->", "<!-- end -->"
 IMAGE_HW = (832, 1344)  # the usual 800 x 1333, padded to what every neck takes
 
 
@@ -70,6 +78,96 @@ def _deformable(x: Any, weight: Any, *_args: Any, out_shape: Any, **_options: An
     return int(2 * batch * out_channels * height * width * weight[1] * weight[2] * weight[3])
 
 
+def training_table(rows: dict[str, Any]) -> list[str]:
+    """What training each row on LVIS v1 takes, derived from what can be counted."""
+    lines = [
+        "| row | epochs | TFLOP an image | EFLOP in all | hours on 8 / 16 / 64 GPUs "
+        "| weights, gradients, momentum, GiB | kept for the backward pass, GiB | the same with checkpointing |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in rows.items():
+        recipe = resolve(f"table2/{name}")
+        if recipe.test.tta:
+            continue  # trains nothing
+        each = training_teraflops(recipe, row["teraflops"])
+        exa = each * recipe.schedule.epochs * LVIS_IMAGES / 1e6
+        hours = " / ".join(f"{exa * 1e6 / SUSTAINED / gpus / 3600:.0f}" for gpus in (8, 16, 64))
+        held, kept = row["parameters"] * 4 * 3 / 2**30, ["", ""]
+        if recipe.finetune.enabled:  # only the branches, what row 11 has more than row 10, are trained
+            trained = row["parameters"] - rows["10-seesaw"]["parameters"]
+            held = (row["parameters"] + 2 * trained) * 4 / 2**30
+        else:
+            recomputing = override(recipe, ["model.backbone.checkpointing=true"])
+            kept = [f"{kept_bytes(r, LVIS_CLASSES) / 2**30:.1f}" for r in (recipe, recomputing)]
+        cells = (f"`{name}`", recipe.schedule.epochs, f"{each:.1f}", f"{exa:.1f}", hours, f"{held:.1f}", *kept)
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines
+
+
+def kept_bytes(recipe: Recipe, num_classes: int, batch: int = 2, side: int = 1280) -> int:
+    """Bytes that the forward pass of a training step keeps for the backward pass, in float32, parameters left out.
+
+    The most that there is of a step's memory; what operations need for a moment comes on top.
+    """
+    seen: dict[int, tuple[int, object]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            seen[storage._cdata] = (storage.nbytes(), storage)  # held, lest another be given its number
+        return tensor
+
+    with torch.device("meta"), mock.patch("torch.autocast", return_value=nullcontext()):
+        detector = build_detector(recipe, num_classes).train()
+        proposals = recipe.model.rpn.post_nms_train
+        boxes, valid = torch.empty(batch, proposals, 4), torch.ones(batch, proposals, dtype=torch.bool)
+        # How many boxes NMS leaves is not known without data.
+        detector.rpn.propose = lambda *_: Proposals(boxes=boxes, scores=boxes[..., 0], valid=valid)
+        own = {parameter.untyped_storage()._cdata for parameter in detector.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            losses = detector(_batch_without_data(batch, side, num_classes))
+            total = sum(size for size, _ in seen.values())
+            del losses
+    return total
+
+
+def _batch_without_data(batch: int, side: int, classes: int, objects: int = 12) -> Batch:
+    sizes = torch.empty(batch, 2, dtype=torch.int64)
+    boxes = torch.empty(batch, objects, 4)
+    return Batch(
+        images=torch.empty(batch, 3, side, side, dtype=torch.uint8),
+        image_hws=sizes,
+        original_hws=sizes,
+        image_ids=sizes[:, 0],
+        boxes=boxes,
+        labels=torch.empty(batch, objects, dtype=torch.int64),
+        valid=torch.ones(batch, objects, dtype=torch.bool),
+        masks=torch.empty(batch, objects, 114, 114, dtype=torch.uint8),
+        mask_frames=boxes,
+        absent=torch.zeros(batch, classes, dtype=torch.bool),
+    )
+
+
+def training_teraflops(recipe: Recipe, inference: float) -> float:
+    """Of one image, forward and backward: three times inference at the mean size that is drawn.
+
+    Finetuning has only the forward half of nearly all of it.
+    """
+    pixels = mean_pixels(recipe) / (IMAGE_HW[0] * IMAGE_HW[1])
+    return inference * pixels * (1 if recipe.finetune.enabled else 3)
+
+
+def mean_pixels(recipe: Recipe, image_hw: tuple[int, int] = (480, 640)) -> float:
+    """Of an image of LVIS's usual shape in training: the mean over the sizes that are drawn, cut as they are."""
+    data, shape = recipe.data, max(image_hw) / min(image_hw)
+    if data.long_edges is None:
+        edges = [min(short * shape, data.long_edge) for short in data.short_edges]
+    else:
+        edges = [float(edge) for edge in range(data.long_edges[0], data.long_edges[1] + 1)]
+    crop = data.crop or max(edges)
+    return sum(min(edge, crop) * min(edge / shape, crop) for edge in edges) / len(edges)
+
+
 def main() -> None:
     measured = harness.RESULTS / "gpu.json"
     gpu = json.loads(measured.read_text()) if measured.is_file() else {}
@@ -85,6 +183,9 @@ def main() -> None:
         }
         print(f"{name:18}{parameters:>14,}{flops / 1e12:>10.2f} TFLOP")
     COSTS.write_text(json.dumps({"gpu": gpu.get("machine", {}).get("device"), "rows": rows}, indent=1) + "\n")
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    PAGE.write_text("\n".join([before + BEGIN, *training_table(rows), END + after]))
 
 
 if __name__ == "__main__":

@@ -93,15 +93,15 @@ TASK = {"train": training_step, "infer": inference}
 
 
 def measured(row: str, task: str, settings: Settings, repeats: int) -> dict[str, Any]:
-    """Times and peak memory of a row's task, for a process of its own."""
+    """Peak memory of a row's first step and times of later ones, for a process of its own."""
     torch.set_num_threads(settings.threads)
     device = torch.device(settings.device)
     recipe = recipe_of(row, settings)
     own = replace(settings, batch=1) if task == "infer" and recipe.test.tta else settings
     call = TASK[task](recipe, own)
-    call()
+    peak = harness.peak_memory(call, device)  # gradients and momentum are made in it
     found = harness.summary([harness.timed(call, device) for _ in range(repeats)], own.batch)
-    return found | {"batch": own.batch, "peak_bytes": harness.peak_memory(call, device)}
+    return found | {"batch": own.batch, "peak_bytes": peak}
 
 
 def fits(row: str, settings: Settings, limit: int) -> bool:
@@ -111,7 +111,7 @@ def fits(row: str, settings: Settings, limit: int) -> bool:
     """
     try:
         step = training_step(recipe_of(row, settings), settings)
-        step()
+        step()  # momentum is there from now on
         return harness.peak_memory(step, torch.device(settings.device)) <= limit
     except torch.cuda.OutOfMemoryError:
         return False
@@ -145,6 +145,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(1280, 1280), metavar=("H", "W"), help="pixels")
     parser.add_argument("--classes", type=int, default=1203)
     parser.add_argument("--rows", nargs="+", default=list(REPORT), choices=list(REPORT), metavar="ROW")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides the recipes")
     parser.add_argument("--memory", type=float, help="GiB that the largest batch has to fit; without it none is sought")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -165,15 +166,16 @@ def main() -> None:
     result: dict[str, Any] = {"machine": harness.machine(device), "settings": asdict(settings), "rows": {}}
     out = options.out or harness.RESULTS / f"rows-{options.device}.json"
     for row in options.rows:
-        found = {task: harness.in_own_process(measured, row, task, settings, options.repeats) for task in TASKS}
+        found = {task: harness.in_own_process(measured, row, task, settings, options.repeats) for task in options.tasks}
         if options.memory is not None:
             found["largest_batch"] = largest_batch(row, settings, int(options.memory * 2**30))
         result["rows"][row] = found
         harness.write_json(out, result)
-        numbers = (
-            f"{found[t]['images_per_second']:.3f} images/s, {found[t]['peak_bytes'] / 2**30:.2f} GiB" for t in TASKS
-        )
-        print(f"{row:18}" + "; ".join(f"{t} {n}" for t, n in zip(TASKS, numbers, strict=True)), flush=True)
+        numbers = [
+            f"{task} {found[task]['images_per_second']:.3f} images/s, {found[task]['peak_bytes'] / 2**30:.2f} GiB"
+            for task in options.tasks
+        ]
+        print(f"{row:18}" + "; ".join(numbers), flush=True)
 
 
 if __name__ == "__main__":

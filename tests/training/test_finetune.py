@@ -35,6 +35,7 @@ from tailseg.recipe import Recipe
 from tailseg.recipe_values import resolve
 from tailseg.training import feature_cache, finetune
 from tailseg.training.checkpoint import load_model, save_model
+from tailseg.training.distributed import launch
 from tailseg.training.feature_cache import (
     FeatureCache,
     digest_of_annotations,
@@ -45,7 +46,7 @@ from tailseg.training.feature_cache import (
 )
 from tailseg.training.finetune import Branches, BranchInputs, ClassInputs, Frozen, join
 from tailseg.training.initial import start_from
-from tailseg.training.loop import Run, launch, train
+from tailseg.training.loop import Run, train
 
 CLASSES, IMAGES = 4, 10
 TINY = (

@@ -22,8 +22,9 @@ from tailseg.recipe import Recipe
 from tailseg.recipe_values import resolve
 from tailseg.training import loop
 from tailseg.training.checkpoint import save_model
+from tailseg.training.distributed import launch
 from tailseg.training.initial import start_from
-from tailseg.training.loop import Run, launch, train
+from tailseg.training.loop import Run, train
 
 SMALL = (
     "model.backbone={name: resnet18, pretrained: false, options: {channels: [8, 16, 24, 32]}}",

@@ -28,7 +28,8 @@ from tailseg.model.rpn import Proposals
 from tailseg.recipe_values import resolve
 from tailseg.structures import Batch
 from tailseg.training import loop
-from tailseg.training.loop import Run, launch
+from tailseg.training.distributed import launch
+from tailseg.training.loop import Run
 
 CLASSES, IMAGES, OBJECTS, STEPS = 4, 8, 3, 3
 KINDS = ("whole", "without-positives")

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import signal
 import time
-import warnings
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -17,7 +15,6 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -31,7 +28,6 @@ from tailseg.data.transforms import Compose, fit_transform, train_transform
 from tailseg.errors import UserError
 from tailseg.evaluation.evaluate import evaluate
 from tailseg.evaluation.metrics import Scores
-from tailseg.layers.norm import count_learning, synchronize
 from tailseg.losses import ClassStatistics
 from tailseg.model.backbone import load_pretrained
 from tailseg.model.build import build_detector
@@ -40,6 +36,7 @@ from tailseg.progress import progress_bar
 from tailseg.recipe import DataRecipe, Recipe
 from tailseg.recipe_values import flatten, to_yaml
 from tailseg.training.checkpoint import load_trainer, save_model, save_trainer
+from tailseg.training.distributed import batch_norm_note, launch
 from tailseg.training.feature_cache import readable
 from tailseg.training.finetune import Branches, Finetuning
 from tailseg.training.initial import start_from
@@ -77,33 +74,6 @@ def plain_dataset(data: DataSplits, recipe: DataRecipe, split: str, *, resized: 
     assert annotations is not None
     transform = fit_transform(recipe.test_short_edge, recipe.long_edge) if resized else Compose(())
     return DetectionDataset(annotations, transform, drop_empty=False, mask_grid=recipe.mask_grid)
-
-
-def launch(devices: int) -> Fabric:
-    """Start the processes of a run: ``devices`` on this machine, or those of torchrun or SLURM."""
-    nodes = 1
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = int(os.environ["WORLD_SIZE"]) // devices
-    elif "SLURM_NNODES" in os.environ and "SLURM_NTASKS" in os.environ:
-        nodes = int(os.environ["SLURM_NNODES"])
-    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    if accelerator == "cuda" and devices > torch.cuda.device_count():
-        raise UserError(f"--devices {devices}: this machine has {torch.cuda.device_count()} GPU(s); ask for no more")
-    # Counts and batch statistics are those of all processes: no buffer needs broadcasting.
-    many = devices * nodes > 1
-    # Newer releases of PyTorch rename that argument, and remark on the strides of channels_last gradients.
-    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if many else "auto"
-    fabric = Fabric(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=nodes,
-        strategy=strategy,
-    )
-    fabric.launch()
-    return fabric
 
 
 def train(
@@ -219,7 +189,7 @@ class Run:
             detector = self.detector.to(fabric.device)  # Fabric moves what is trained, and nothing else
             self.finetuning = Finetuning(detector, recipe, self.dataset, self.sampler, out)
             self.trained = self.finetuning.branches
-        self.norm_note = _batch_norm_note(self.trained, fabric.world_size)
+        self.norm_note = batch_norm_note(self.trained, fabric.world_size)
         optimizer = build_optimizer(self.trained, recipe.optimizer)
         self.model, self.optimizer = fabric.setup(self.trained, optimizer)
         self.average: AveragedModel | None = None
@@ -510,17 +480,6 @@ class Run:
         for key, value in (("seed", self.seed), ("world_size", self.fabric.world_size)):
             if about[key] != value:
                 raise UserError(f"{self.out}: cannot resume with {key} {value}, the run began with {about[key]}")
-
-
-def _batch_norm_note(model: nn.Module, world_size: int) -> str:
-    """Make batch statistics those of all processes; says whose they are, or nothing where none are learnt."""
-    learning = count_learning(model)
-    if learning == 0:
-        return ""
-    if world_size == 1:
-        return f"Batch norm: {learning} layers learn their statistics, from this process alone (SyncBN needs several)."
-    synchronize(model)
-    return f"Batch norm: {learning} layers learn their statistics from all {world_size} processes (SyncBN)."
 
 
 @contextmanager

@@ -1,0 +1,52 @@
+"""The processes of a run: how they start, and whose batch statistics are learnt."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+from torch import nn
+
+from tailseg.errors import UserError
+from tailseg.layers.norm import count_learning, synchronize
+
+
+def launch(devices: int) -> Fabric:
+    """Start the processes of a run: ``devices`` on this machine, or those of torchrun or SLURM."""
+    nodes = 1
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    elif "SLURM_NNODES" in os.environ and "SLURM_NTASKS" in os.environ:
+        nodes = int(os.environ["SLURM_NNODES"])
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if accelerator == "cuda" and devices > torch.cuda.device_count():
+        raise UserError(f"--devices {devices}: this machine has {torch.cuda.device_count()} GPU(s); ask for no more")
+    # Counts and batch statistics are those of all processes: no buffer needs broadcasting.
+    many = devices * nodes > 1
+    # Newer releases of PyTorch rename that argument, and remark on the strides of channels_last gradients.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if many else "auto"
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=strategy,
+    )
+    fabric.launch()
+    return fabric
+
+
+def batch_norm_note(model: nn.Module, world_size: int) -> str:
+    """Make batch statistics those of all processes; says whose they are, or nothing where none are learnt."""
+    learning = count_learning(model)
+    if learning == 0:
+        return ""
+    if world_size == 1:
+        return f"Batch norm: {learning} layers learn their statistics, from this process alone (SyncBN needs several)."
+    synchronize(model)
+    return f"Batch norm: {learning} layers learn their statistics from all {world_size} processes (SyncBN)."
