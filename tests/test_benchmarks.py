@@ -219,6 +219,34 @@ def test_fpg(tmp_path):
     assert json.loads((tmp_path / "f.json").read_text())["machine"]["threads"] == 1
 
 
+def test_tta(tmp_path):
+    narrow = (
+        "model.backbone.name=resnet18",
+        "model.neck.channels=16",
+        "model.box_head.width=16",
+        "test.max_detections=5",
+    )
+    options = [
+        "--picture",
+        "48",
+        "64",
+        "--edges",
+        "64",
+        "96",
+        "--classes=7",
+        "--pairs=20",
+        "--repeats=1",
+        "--threads=1",
+    ]
+    options += [f"--set={setting}" for setting in (*narrow, "model.mask_head.channels=8")]
+    done = run("tta.py", *options, "--out", str(tmp_path / "t.json"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "t.json").read_text())
+    assert (result["views"], result["passes"]) == (4, 3 * 4 - 2)
+    assert result["held_ratio"] < 1.3
+    assert result["time_ratio"].keys() == {"clock", "processor"}
+
+
 def test_finetune(tmp_path):
     options = ["--repeats=1", "--images=8", "--size=64", "--epochs=2", "--batch=2", "--threads=1"]
     done = run("finetune.py", *options, "--out", str(tmp_path / "f.json"))
