@@ -1,9 +1,10 @@
 """Everything there is to measure and test on a CUDA device, by one command and into one JSON.
 
-    python benchmarks/gpu.py
+    python benchmarks/gpu.py [--parts tests rows]
 
-Runs every benchmark of this folder on the device, asks where a training step waits for it, runs the tests marked
-``gpu``, and writes benchmarks/results/gpu.json. Exit code 1 if there is no device, a benchmark fails or a test does.
+Runs the tests marked ``gpu`` and every benchmark of this folder on the device, asks where a training step waits for it,
+and writes benchmarks/results/gpu.json after each part. With ``--parts`` the others are kept as recorded there. Exit
+code 1 if there is no device, a benchmark fails or a test does.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -30,33 +32,34 @@ HERE = Path(__file__).resolve().parent
 ENTRY = "table2/10-seesaw"
 LARGEST = "74.5"  # GiB: 80 GB
 RUNS = {  # name in the JSON -> script and arguments; --out is added
-    "throughput-fp32": ("throughput.py", "--device", "cuda", "--precision", "fp32", "--repeats", "10"),
-    "throughput-bf16": ("throughput.py", "--device", "cuda", "--precision", "bf16", "--repeats", "10"),
-    "profile-fp32": ("throughput.py", "--device", "cuda", "--profile", "--repeats", "10"),
     "rows": ("rows.py", "--device", "cuda", "--precision", "bf16", "--memory", LARGEST),
+    "throughput-bf16": ("throughput.py", "--device", "cuda", "--precision", "bf16", "--repeats", "10"),
+    "throughput-fp32": ("throughput.py", "--device", "cuda", "--precision", "fp32", "--repeats", "10"),
+    "profile-fp32": ("throughput.py", "--device", "cuda", "--profile", "--repeats", "10"),
+    "fpg": ("fpg.py", "--device", "cuda", "--precision", "bf16"),
     "losses": ("losses.py", "--device", "cuda"),
     "carafe-fp32": ("carafe.py", "--device", "cuda", "--precision", "fp32"),
     "carafe-bf16": ("carafe.py", "--device", "cuda", "--precision", "bf16"),
     "tsd": ("tsd.py", "--device", "cuda"),
     "htc_lite": ("htc_lite.py", "--device", "cuda"),
-    "fpg": ("fpg.py", "--device", "cuda", "--precision", "bf16"),
     "tta": ("tta.py", "--device", "cuda", "--edges", "1200", "1400", "1600", "1800", "2000"),
     "finetune": ("finetune.py", "--device", "cuda"),
 }
+PARTS = ("tests", "waits", *RUNS)
 WAIT = "synchronizing CUDA operation"  # in what torch's sync debug mode says
 
 
 def run_benchmark(arguments: tuple[str, ...], extra: tuple[str, ...]) -> dict[str, Any]:
-    """The JSON that a script writes, or what it said when it failed."""
+    """The JSON that a script writes, and what it said when it failed."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
         command = [sys.executable, str(HERE / arguments[0]), *arguments[1:], *extra, "--out", str(out)]
         print("$", *command[1:], flush=True)
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+        content: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
         if done.returncode != 0:
             print(done.stderr, file=sys.stderr)
-            return {"failed": done.stderr[-2000:]}
-        content: dict[str, Any] = json.loads(out.read_text())
+            content["failed"] = done.stderr[-2000:]
         return content
 
 
@@ -166,25 +169,32 @@ def outcomes(report: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1344), metavar=("H", "W"), help="pixels")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--out", type=Path, default=harness.RESULTS / "gpu.json")
     parser.add_argument("--waits", action="store_true", help="only say where a training step waits")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("There is no CUDA device on this machine, so there is nothing for gpu.py to measure.")
-    device = torch.device("cuda")
     if options.waits:
         print(json.dumps(waiting_points((options.size[0], options.size[1]))))
         return
     size = ("--size", str(options.size[0]), str(options.size[1]))
-    result: dict[str, Any] = {"machine": harness.machine(device)}
-    for name, arguments in RUNS.items():
-        result[name] = run_benchmark(arguments, size if arguments[0] == "throughput.py" else ())
-    result["waits"] = waits(size)
-    result["tests"] = run_tests()
-    harness.write_json(options.out, result)
-    broken = [name for name, part in result.items() if part.get("failed")]
-    if broken or result["tests"]["exit_code"] != 0:
-        sys.exit(f"Failed: {', '.join(broken) or 'tests'}; see {options.out}.")
+    kept = options.out.is_file() and set(options.parts) != set(PARTS)
+    result: dict[str, Any] = json.loads(options.out.read_text()) if kept else {}
+    result["machine"] = harness.machine(torch.device("cuda"))
+    for part in options.parts:
+        start = time.perf_counter()
+        if part == "tests":
+            found = run_tests()
+        elif part == "waits":
+            found = waits(size)
+        else:
+            found = run_benchmark(RUNS[part], size if RUNS[part][0] == "throughput.py" else ())
+        result[part] = found | {"took_seconds": round(time.perf_counter() - start)}
+        harness.write_json(options.out, result)
+    broken = [part for part in options.parts if result[part].get("failed") or result[part].get("exit_code")]
+    if broken:
+        sys.exit(f"Failed: {', '.join(broken)}; see {options.out}.")
 
 
 if __name__ == "__main__":

@@ -4,14 +4,15 @@
     python benchmarks/rows.py --size 256 256 --batch 1 --rows 10-seesaw   # CPU
 
 Weights are random, the scene is noise with ellipses as objects, a training step ends with the optimiser, inference with
-run-length codes. Row 11 trains its second branches alone; row 12 detects in one image of that size through its ten
-views. The largest batch is sought by doubling and halving until a training step stays below ``--memory`` GiB.
+run-length codes. Row 11 trains its second branches alone; row 12 trains nothing and detects in one image of that size
+through its ten views. The largest batch is the one whose training step stays below ``--memory`` GiB.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from tailseg.evaluation.tta import detect_views, views_of
 from tailseg.layers.paste import encode_masks
 from tailseg.model.build import build_detector
+from tailseg.model.detector import Detector
 from tailseg.recipe import Recipe
 from tailseg.recipe_values import override, resolve
 from tailseg.recipes.ladder import REPORT
@@ -39,23 +41,27 @@ def recipe_of(row: str, settings: Settings) -> Recipe:
     return override(resolve(f"table2/{row}"), settings.overrides)
 
 
-def training_step(recipe: Recipe, settings: Settings) -> Callable[[], object]:
-    """A step of the recipe's training on one batch, again and again."""
+def detector_of(recipe: Recipe, settings: Settings) -> Detector:
+    """With random weights, made on the device."""
     torch.manual_seed(0)
-    detector = build_detector(recipe, settings.classes).to(settings.device).to(memory_format=torch.channels_last)
-    batch = scene(settings)[0].to(settings.device)
+    with torch.device(settings.device):
+        detector = build_detector(recipe, settings.classes)
+    return detector.to(memory_format=torch.channels_last)
+
+
+def training_step(detector: Detector, recipe: Recipe, settings: Settings) -> Callable[[Batch], object]:
+    """A step of the recipe's training on a batch."""
     model: nn.Module = detector
-    inputs: Callable[[], Batch | BranchInputs] = lambda: batch  # noqa: E731
+    inputs: Callable[[Batch], Batch | BranchInputs] = lambda batch: batch  # noqa: E731
     if recipe.finetune.enabled:
         frozen = Frozen(detector, bf16=settings.precision == "bf16")
         model = Branches(detector).requires_grad_(True)
-        singles = [single(batch, i) for i in range(len(batch))]
-        inputs = lambda: join([frozen(image, seed) for seed, image in enumerate(singles)])  # noqa: E731
+        inputs = lambda batch: join([frozen(single(batch, i), i) for i in range(len(batch))])  # noqa: E731
     optimizer = build_optimizer(model, recipe.optimizer.model_copy(update={"lr": RATE}))
-    model.train()
 
-    def step() -> None:
-        seen = inputs()
+    def step(batch: Batch) -> None:
+        model.train()
+        seen = inputs(batch)
         with settings.autocast():
             losses: dict[str, Tensor] = model(seen)
         torch.stack(list(losses.values())).sum().backward()
@@ -70,70 +76,82 @@ def single(batch: Batch, image: int) -> Batch:
     return Batch(**{field.name: getattr(batch, field.name)[image : image + 1] for field in fields(batch)})
 
 
-def inference(recipe: Recipe, settings: Settings) -> Callable[[], object]:
-    """Detection in the images of one batch, down to run-length codes."""
-    torch.manual_seed(0)
-    detector = build_detector(recipe, settings.classes).to(settings.device).to(memory_format=torch.channels_last)
-    detector.eval()
-    batch = scene(settings)[0]
-    picture = batch.images[0].permute(1, 2, 0).contiguous().numpy()
+def batch_of(settings: Settings, images: int) -> Batch:
+    return scene(replace(settings, batch=images))[0].to(settings.device)
+
+
+def inference(detector: Detector, recipe: Recipe, settings: Settings) -> tuple[Callable[[], object], int]:
+    """Detection in a batch, down to run-length codes, and its images: one where it is looked at in several views."""
     views, divisor = views_of(recipe.test), recipe.model.neck.divisor
-    batch = batch.to(settings.device)
+    images = 1 if views else settings.batch
+    batch = batch_of(settings, images)
+    picture = batch.images[0].permute(1, 2, 0).contiguous().cpu().numpy()
 
     def detect() -> None:
+        detector.eval()
         with settings.autocast():
             found = [detect_views(detector, picture, views, divisor)] if views else detector.detect(batch)
         for detections in found:
             encode_masks(detections.masks, detections.boxes, detections.image_hw)
 
-    return detect
+    return detect, images
 
 
-TASK = {"train": training_step, "infer": inference}
+def measured(
+    row: str, tasks: Sequence[str], settings: Settings, repeats: int, limit: int | None
+) -> dict[str, dict[str, Any] | int]:
+    """By task peak memory of the first call and times of later ones; with ``limit`` (bytes) also the largest batch.
 
-
-def measured(row: str, task: str, settings: Settings, repeats: int) -> dict[str, Any]:
-    """Peak memory of a row's first step and times of later ones, for a process of its own."""
+    For a process of its own: what was there before would count as memory on CPU.
+    """
     torch.set_num_threads(settings.threads)
     device = torch.device(settings.device)
     recipe = recipe_of(row, settings)
-    own = replace(settings, batch=1) if task == "infer" and recipe.test.tta else settings
-    call = TASK[task](recipe, own)
-    peak = harness.peak_memory(call, device)  # gradients and momentum are made in it
-    found = harness.summary([harness.timed(call, device) for _ in range(repeats)], own.batch)
-    return found | {"batch": own.batch, "peak_bytes": peak}
+    detector = detector_of(recipe, settings)
+    found: dict[str, dict[str, Any] | int] = {}
+
+    def add(task: str, call: Callable[[], object], images: int) -> None:
+        peak = harness.peak_memory(call, device)
+        times = [harness.timed(call, device) for _ in range(repeats)]
+        found[task] = harness.summary(times, images) | {"batch": images, "peak_bytes": peak}
+
+    if "infer" in tasks:  # first, while there are neither gradients nor momentum
+        add("infer", *inference(detector, recipe, settings))
+    if "train" in tasks and not recipe.test.tta:  # test-time augmentation trains nothing
+        step, batch = training_step(detector, recipe, settings), batch_of(settings, settings.batch)
+        add("train", lambda: step(batch), settings.batch)
+        if limit is not None:
+            found["largest_batch"] = largest_batch(lambda images: peak_of(step, settings, images), limit)
+    return found
 
 
-def fits(row: str, settings: Settings, limit: int) -> bool:
-    """Whether a training step stays below ``limit`` bytes on the device, for a process of its own.
-
-    One image is too few for ResNeSt, whose split attention has batch norm over one value an image.
-    """
+def peak_of(step: Callable[[Batch], object], settings: Settings, images: int) -> float:
+    """Bytes at the peak of a training step on so many images; infinite where the device has not so many."""
+    torch.cuda.empty_cache()
+    batch = batch_of(settings, images)
     try:
-        step = training_step(recipe_of(row, settings), settings)
-        step()  # momentum is there from now on
-        return harness.peak_memory(step, torch.device(settings.device)) <= limit
+        return harness.peak_memory(lambda: step(batch), torch.device(settings.device))
     except torch.cuda.OutOfMemoryError:
-        return False
-    except ValueError as error:
-        if settings.batch > 1 or "more than 1 value per channel" not in str(error):
-            raise
-        return False
+        return math.inf
 
 
-def largest_batch(row: str, settings: Settings, limit: int) -> int:
-    """The most images a training step takes; 0 if there is no such number."""
+def largest_batch(peak: Callable[[int], float], limit: int) -> int:
+    """The most images whose training step peaks at ``limit`` bytes; 0 if two are too many.
 
-    def fit(batch: int) -> bool:
-        return bool(harness.in_own_process(fits, row, replace(settings, batch=batch), limit))
-
-    good, bad = 0, 2
-    while fit(bad):
-        good, bad = bad, 2 * bad
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        good, bad = (middle, bad) if fit(middle) else (good, middle)
-    return good
+    One image is too few for ResNeSt, whose split attention has batch norm over one value an image. Memory grows by
+    about the same with every image: the line through 2 and 4 images tells where to look.
+    """
+    two, four = peak(2), peak(4)
+    if two > limit:
+        return 0
+    images = 2 if four == math.inf else 2 + int(2 * (limit - two) / max(four - two, 1))
+    if peak(images) <= limit:
+        while peak(images + 1) <= limit:
+            images += 1
+        return images
+    while images > 2 and peak(images) > limit:
+        images -= 1
+    return images
 
 
 def main() -> None:
@@ -165,16 +183,22 @@ def main() -> None:
     )
     result: dict[str, Any] = {"machine": harness.machine(device), "settings": asdict(settings), "rows": {}}
     out = options.out or harness.RESULTS / f"rows-{options.device}.json"
+    limit = None if options.memory is None else int(options.memory * 2**30)
     for row in options.rows:
-        found = {task: harness.in_own_process(measured, row, task, settings, options.repeats) for task in options.tasks}
-        if options.memory is not None:
-            found["largest_batch"] = largest_batch(row, settings, int(options.memory * 2**30))
+        # The resident set keeps what was freed, so on CPU no task comes after another.
+        groups = [options.tasks] if device.type == "cuda" else [[task] for task in options.tasks]
+        found: dict[str, Any] = {}
+        for tasks in groups:
+            found |= harness.in_own_process(measured, row, tasks, settings, options.repeats, limit)
         result["rows"][row] = found
         harness.write_json(out, result)
         numbers = [
             f"{task} {found[task]['images_per_second']:.3f} images/s, {found[task]['peak_bytes'] / 2**30:.2f} GiB"
-            for task in options.tasks
+            for task in TASKS
+            if task in found
         ]
+        if "largest_batch" in found:
+            numbers.append(f"at most {found['largest_batch']} images")
         print(f"{row:18}" + "; ".join(numbers), flush=True)
 
 

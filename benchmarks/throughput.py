@@ -13,6 +13,7 @@ codes, torchvision's as the float bitmaps that it returns. A training step ends 
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -114,10 +115,10 @@ def our_detector(name: str, settings: Settings, pairs: int) -> tuple[Detector, R
     own = {k: v.shape for k, v in detector.state_dict().items() if not k.startswith("stages.0.box_head.class")}
     shared = {k: v for k, v in same.state_dict().items() if own.get(k) == v.shape}
     detector.load_state_dict(shared, strict=False)
-    detector = detector.to(memory_format=torch.channels_last)
+    detector = detector.to(settings.device, memory_format=torch.channels_last)
     if pairs:
-        shift_classifier(detector, scene(settings)[0], pairs)
-    return detector.to(settings.device), recipe
+        shift_classifier(detector, scene(settings)[0].to(settings.device), pairs)
+    return detector, recipe
 
 
 @torch.no_grad()
@@ -224,11 +225,16 @@ def make_case(name: str, settings: Settings, pairs: int) -> Case:
     return (torchvision_case if name in (TWIN, STOCK) else our_case)(name, settings, pairs)
 
 
-def memory_of(name: str, settings: Settings, pairs: int, task: str) -> int:
-    """Peak bytes of one call, for a process of its own."""
+def memory_of(names: tuple[str, ...], settings: Settings, pairs: int, task: str) -> list[int]:
+    """Peak bytes of one call of each model, for a process of its own."""
     torch.set_num_threads(settings.threads)
-    case = make_case(name, settings, pairs)
-    return harness.peak_memory(getattr(case, task), torch.device(settings.device))
+    peaks = []
+    for name in names:
+        case = make_case(name, settings, pairs)
+        peaks.append(harness.peak_memory(getattr(case, task), torch.device(settings.device)))
+        del case
+        gc.collect()  # modules and their hooks refer to each other
+    return peaks
 
 
 def compare(settings: Settings, names: tuple[str, ...], pairs: int, task: str, repeats: int) -> dict[str, Any]:
@@ -238,11 +244,14 @@ def compare(settings: Settings, names: tuple[str, ...], pairs: int, task: str, r
     checks = {name: getattr(case, task)() for name, case in cases.items()}
     times = harness.in_turn({name: getattr(case, task) for name, case in cases.items()}, repeats, device)
     del cases
+    # The resident set keeps what was freed, so on CPU no model comes after another.
+    groups = [names] if device.type == "cuda" else [(name,) for name in names]
+    peaks = [p for group in groups for p in harness.in_own_process(memory_of, group, settings, pairs, task)]
     rows: dict[str, Any] = {}
-    for name in names:
+    for name, peak in zip(names, peaks, strict=True):
         rows[name] = harness.summary(times[name], settings.batch)
         rows[name]["mask_rois" if task == "train" else "detections"] = checks[name]
-        rows[name]["peak_bytes"] = harness.in_own_process(memory_of, name, settings, pairs, task)
+        rows[name]["peak_bytes"] = peak
         for other in {TWIN, STOCK}.intersection(names) if name not in (TWIN, STOCK) else ():
             rows[name][f"times_as_fast_as_{other}"] = harness.speedup(times[name], times[other])
     return rows

@@ -143,42 +143,26 @@ def test_rows(tmp_path):
     )
     narrow += ("model.tsd.shift_width=8", "model.mask_iou={channels: 8, width: 16}", "test.tta_long_edges=[64]")
     options = ["--size", "64", "96", "--batch=2", "--classes=5", "--repeats=1", "--threads=1", "--precision=fp32"]
-    options += ["--memory=1024", *(f"--set={setting}" for setting in narrow), "--rows", "12-tta"]
-    # On this device memory has no end: the search is that of the next test.
-    script = "import rows as b; b.largest_batch = lambda *_: 7; b.main()"
-    done = run("-c", script, *options, "--out", str(tmp_path / "r.json"))
+    options += [*(f"--set={setting}" for setting in narrow), "--rows", "11-finetune", "12-tta"]
+    done = run("rows.py", *options, "--out", str(tmp_path / "r.json"))
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]
-    assert rows.keys() == {"12-tta"}
-    row = rows["12-tta"]
-    assert [row[task]["batch"] for task in ("train", "infer")] == [2, 1]
-    assert row["largest_batch"] == 7
-    for task in ("train", "infer"):
-        assert row[task]["images_per_second"] == pytest.approx(row[task]["batch"] / row[task]["seconds"]["median"])
+    batches = {name: {task: found["batch"] for task, found in row.items()} for name, row in rows.items()}
+    assert batches == {"11-finetune": {"train": 2, "infer": 2}, "12-tta": {"infer": 1}}
+    for found in (*rows["11-finetune"].values(), *rows["12-tta"].values()):
+        assert found["images_per_second"] == pytest.approx(found["batch"] / found["seconds"]["median"])
 
 
 @pytest.mark.usefixtures("benchmarks")
-@pytest.mark.parametrize(("capacity", "found"), [(0, 0), (1, 1), (2, 2), (3, 3), (21, 21), (32, 32)])
-def test_the_largest_batch_is_found(capacity, found, monkeypatch):
-    import rows
-    from throughput import Settings
+@pytest.mark.parametrize("found", [0, 2, 3, 4, 21, 32])
+@pytest.mark.parametrize("bend", [0, 1, -1])  # memory grows a little faster, or slower, than two points tell
+def test_the_largest_batch_is_found(found, bend):
+    from rows import largest_batch
 
-    def takes(_function, _row, settings, limit):
-        return settings.batch <= limit
+    def peak(images):
+        return 100 + 10 * images + bend * images**2 / 20 if images <= 64 else float("inf")
 
-    monkeypatch.setattr(rows.harness, "in_own_process", takes)
-    settings = Settings(
-        device="cuda",
-        batch=1,
-        size=(8, 8),
-        classes=2,
-        precision="bf16",
-        pairs=0,
-        objects=1,
-        overrides=(),
-        threads=1,
-    )
-    assert rows.largest_batch("10-seesaw", settings, capacity) == found
+    assert largest_batch(peak, int(peak(found)) + 1) == found
 
 
 @pytest.mark.usefixtures("benchmarks")
