@@ -85,7 +85,27 @@ def test_levels_equal_one_nms_each_on_both_paths(seed, sizes):
             rows = [r + sum(sizes[:level]) for r in range(size) if valid[image, r + sum(sizes[:level])]]
             expected[image, [rows[k] for k in nms(boxes[image, rows], scores[image, rows], 0.5)]] = True
     assert torch.equal(keep_within_levels(boxes, scores, valid, sizes, 0.5), expected)
-    assert torch.equal(nms_module._keep_in_one_call(boxes, scores, valid, sizes, 0.5), expected)
+    assert torch.equal(nms_module._keep_in_few_calls(boxes, scores, valid, sizes, 0.5), expected)
+
+
+@pytest.mark.parametrize(("most", "calls"), [(1, 5), (10, 5), (20, 3), (49, 2), (50, 1)])
+def test_calls_hold_whole_images_and_few_boxes(most, calls, monkeypatch):
+    """NMS of a whole batch at once would need memory by the square of its size."""
+    sizes, seen = [6, 4], []
+    generator = torch.Generator().manual_seed(0)
+    boxes, scores = random_boxes(generator, 5, 10), torch.rand(5, 10, generator=generator)
+    valid = torch.ones(5, 10, dtype=torch.bool)
+
+    def counted(boxes: torch.Tensor, *others: object) -> torch.Tensor:
+        seen.append(len(boxes))
+        return nms_within_groups(boxes, *others)
+
+    monkeypatch.setattr(nms_module, "CALL_BOXES", most)
+    monkeypatch.setattr(nms_module, "nms_within_groups", counted)
+    kept = nms_module._keep_in_few_calls(boxes, scores, valid, sizes, 0.5)
+    assert torch.equal(kept, keep_within_levels(boxes, scores, valid, sizes, 0.5))
+    assert (len(seen), sum(seen)) == (calls, 50)
+    assert max(seen) <= max(most, 10)
 
 
 def every_pair(boxes, scores, threshold, iou, limit):

@@ -104,10 +104,10 @@ def _bags(cells: Tensor, maps: Tensor, groups: int) -> Tensor:
     count, _, height, width = maps.shape
     most = max(maps.numel(), count * groups * cells.numel())
     dtype = torch.int32 if most < 2**31 else torch.int64  # the smaller is an eighth faster
-    image = torch.arange(count, dtype=dtype, device=maps.device).view(-1, 1, 1, 1, 1) * (height * width)
     group = torch.arange(groups, dtype=dtype, device=maps.device).unsqueeze(1)
-    indices = (image + cells.to(dtype).flatten(2).unsqueeze(2)) * groups + group
-    return indices.flatten(0, 3)
+    one = cells.to(dtype).flatten(2).unsqueeze(2) * groups + group
+    image = torch.arange(count, dtype=dtype, device=maps.device).view(-1, 1, 1, 1, 1) * (height * width * groups)
+    return (image + one).flatten(0, 3)  # the one pass over all
 
 
 def _sources(x: Tensor, kernels: Tensor, window: Window) -> tuple[Tensor, Tensor]:
