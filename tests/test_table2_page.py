@@ -80,6 +80,15 @@ def test_differences_are_from_row_to_row_and_seed_to_seed(table2):
     assert cells[5:7] == ["−0.3", "+1.0 ± 0.7"]
 
 
+def test_a_row_is_compared_to_the_one_before_it_or_to_none(table2):
+    rows = found(table2)
+    del rows["08-neck"]
+    titles = [line.split("|")[1].strip() for line in table2.steps(rows)[2:]]
+    assert "+ Training-time augmentation" in titles
+    assert "+ Better backbone" not in titles
+    assert len(titles) == 11 - 2
+
+
 def test_the_report_is_quoted_as_it_stands(table2):
     lines = table2.beside_the_report(found(table2))
     assert lines[2] == "| Mask R-CNN | 20.1 | 18.7 | 1.0 | 16.1 | 29.4 |"
