@@ -147,9 +147,10 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a thread each")
     parser.add_argument("--rows", help="some rows only, separated by commas; the others are kept as recorded")
     arguments = parser.parse_args()
-    chosen = {name: row for name, row in rows().items() if not arguments.rows or name in arguments.rows.split(",")}
-    if not chosen:
-        parser.error(f"unknown rows {arguments.rows}; there are {', '.join(rows())}")
+    wanted = arguments.rows.split(",") if arguments.rows else list(REPORT)
+    if unknown := [name for name in wanted if name not in REPORT]:
+        parser.error(f"unknown rows {', '.join(unknown)}; there are {', '.join(REPORT)}")
+    chosen = {name: row for name, row in rows().items() if name in wanted}
     path = ROOT / "benchmarks/results/table2.json"
     recorded = json.loads(path.read_text())["methods"] if arguments.rows else {}
     run_all(chosen, arguments.seeds, arguments.jobs, arguments.out)
