@@ -83,7 +83,7 @@ class GroupSoftmaxClassification(nn.Module):
     def _members(self) -> Tensor:
         """(C + 1, G + 1) float32: the groups, with background as one more class, alone in one more group."""
         members = F.pad(self.groups, (0, 1, 0, 1))
-        members[-1, -1] = 1
+        members[-1, -1].fill_(1)  # a number assigned would be copied to the device, and waited for
         return members
 
     def _normalizers(self, logits: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class GroupSoftmaxClassification(nn.Module):
         """(R, G + 1) bool, the RoIs that each group counts, of own (R, G + 1) bool and valid (R,) bool."""
         own, candidates = own & valid.unsqueeze(1), ~own & valid.unsqueeze(1)
         limits = (self.others_ratio * own.sum(0)).floor()
-        limits[-1] = torch.inf
+        limits[-1].fill_(torch.inf)
         # Ranks of random keys choose without a number leaving the device; all but candidates rank last.
         keys = torch.rand(own.shape, device=own.device).masked_fill(~candidates, 2.0)
         ranks = keys.argsort(dim=0).argsort(dim=0)

@@ -72,7 +72,7 @@ def _keep_in_one_call(boxes: Tensor, scores: Tensor, valid: Tensor, level_sizes:
     groups = torch.where(valid, groups, boxes.shape[0] * len(level_sizes))
     kept = nms_within_groups(boxes.flatten(0, 1), scores.flatten(), groups.flatten(), iou)
     keep = torch.zeros_like(valid)
-    keep.view(-1)[kept] = True
+    keep.view(-1).index_fill_(0, kept, True)  # by index, True would be copied to the device, and waited for
     return keep & valid
 
 
