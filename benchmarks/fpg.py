@@ -7,8 +7,8 @@ Cases: FPN; FPG of nine pathways; the enhanced FPG of the report, with DCNv2 and
 ResNet-50 or a ResNeSt (256 to 2048 channels) for images of the given size; a step goes back to them and to all weights.
 Batch norm uses the statistics of the batch.
 
-Also timed, alone: DCNv2's sums at stride 4 by `tailseg.layers.deform_conv.gathered_deform_conv2d`, which takes over on
-the CPU, and by torchvision's operator; forward and backward in float32.
+Also timed, alone: DCNv2's sums at stride 4, forward and backward, by our way (weighted bags of rows on the CPU, Triton
+on CUDA) and by torchvision's operator, which is given float32 where we take bfloat16.
 
 Cases take turns. A ratio is that of the medians, its spread the smallest and largest within a turn: by the clock and by
 processor time over all threads, which hardly minds that others use the processor too.
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-from tailseg.layers.deform_conv import ModulatedDeformConv2d, gathered_deform_conv2d
+from tailseg.layers.deform_conv import ModulatedDeformConv2d, gathered_deform_conv2d, triton_deform_conv2d
 from tailseg.model.fpg import FPG
 from tailseg.model.fpn import FPN
 
@@ -77,19 +77,21 @@ def sums_of(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
     height, width = (-(-side // STRIDES[0]) for side in options.size)
     shapes = ((options.batch, c, height, width) for c in (options.channels, 18, 9))
     maps = [torch.randn(shape, generator=generator) for shape in shapes]
-    maps = [m.to(options.device, memory_format=torch.channels_last).requires_grad_() for m in maps]
+    features, shifts, modulation = (m.to(options.device, memory_format=torch.channels_last) for m in maps)
     weight = torch.randn(options.channels, options.channels, 3, 3, generator=generator).to(options.device) / 48
-    leaves = [*maps, weight.requires_grad_()]
+    dtype = PRECISIONS[options.precision]
+    leaves = [part.requires_grad_() for part in (features.to(dtype), shifts, modulation, weight)]
 
-    def case(way: Callable[..., Tensor]) -> Callable[[], object]:
+    def case(way: Callable[..., Tensor], own: torch.dtype) -> Callable[[], object]:
         def call() -> object:
             x, shifts, modulation, weight = leaves
-            out = way(x, shifts, weight, None, (1, 1), (1, 1), (1, 1), modulation)
+            out = way(x.to(own), shifts, weight.to(own), None, (1, 1), (1, 1), (1, 1), modulation)
             return torch.autograd.grad(out, leaves, torch.ones_like(out))
 
         return call
 
-    return {"gathered": case(gathered_deform_conv2d), "torchvision's": case(deform_conv2d)}
+    ours = triton_deform_conv2d if options.device == "cuda" else gathered_deform_conv2d
+    return {"ours": case(ours, dtype), "torchvision's": case(deform_conv2d, torch.float32)}
 
 
 def show(start: str, row: dict[str, Any], ratio: str) -> None:
@@ -137,7 +139,7 @@ def main() -> None:
         "sums": {
             name: {
                 **harness.summary(sum_times[name], options.batch),
-                "time_over_gathered": harness.speedup(sum_times["gathered"], sum_times[name]),
+                "time_over_ours": harness.speedup(sum_times["ours"], sum_times[name]),
             }
             for name in sums
         },
@@ -145,9 +147,9 @@ def main() -> None:
     print(f"{'':14}{'parameters':>12}{'ms':>10}   over FPN: by the clock (range over turns), by processor time")
     for name, row in result["necks"].items():
         show(f"{name:14}{row['parameters']:12,}", row, "time_over_fpn")
-    print(f"\n{'DCNv2':26}{'ms':>10}   over gathered: likewise")
+    print(f"\n{'DCNv2':26}{'ms':>10}   over ours: likewise")
     for name, row in result["sums"].items():
-        show(f"{name:26}", row, "time_over_gathered")
+        show(f"{name:26}", row, "time_over_ours")
     harness.write_json(options.out or harness.RESULTS / f"fpg-{options.device}.json", result)
 
 

@@ -2,17 +2,28 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
 from tailseg.layers import deform_conv
-from tailseg.layers.deform_conv import ModulatedDeformConv2d, gathered_deform_conv2d
+from tailseg.layers.deform_conv import ModulatedDeformConv2d, gathered_deform_conv2d, triton_deform_conv2d
+
+interpreted = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="Triton's interpreter is for machines without CUDA"
+)
+if interpreted.args[0] is False:
+    pytest.importorskip("triton")
 
 # In and out channels, kernel, stride, padding, dilation, groups, bias; the last two are those of backbones.
 SETTINGS = [
@@ -263,6 +274,127 @@ def test_no_images(setting):
     out.sum().backward()
     assert x.grad.shape == x.shape
     assert all(p.grad is not None and not p.grad.any() for p in layer.parameters())
+
+
+def parts_of(setting) -> tuple[list[Tensor], Tensor]:
+    """Features, shifts, weight, bias and what taps count, in float64, and the gradient of the sums: bfloat16's numbers,
+    places those of float32."""
+    in_channels, out_channels, kernel, stride, padding, dilation, groups, _ = setting
+    generator = torch.Generator().manual_seed(3)
+    kernel, stride, dilation = pair(kernel), pair(stride), pair(dilation)
+    padding = (0, 0) if padding == "same" else pair(padding)
+    size, taps = (7, 6), math.prod(kernel)
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    out = [(n + 2 * p - r) // s + 1 for n, p, r, s in zip(size, padding, reach, stride, strict=True)]
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).bfloat16().double()
+
+    shifts = (3 * torch.randn(3, 2 * taps, *out, generator=generator)).double()
+    shifts[0, :, 0] = shifts[0, :, 0].round()  # on a cell; others are far outside
+    counts = torch.rand(3, taps, *out, generator=generator).double()
+    weight = draw(out_channels, in_channels // groups, *kernel)
+    parts = [draw(3, in_channels, *size), shifts, weight, draw(out_channels), counts]
+    return parts, draw(3, out_channels, *out)
+
+
+def results_of(way, setting, dtype: torch.dtype) -> list[Tensor]:
+    """The sums and the gradients of all parts; places in float32 at least."""
+    parts, upstream = parts_of(setting)
+    _, _, _, stride, padding, dilation, _, _ = setting
+    places = torch.promote_types(dtype, torch.float32)
+    kinds = (dtype, places, dtype, dtype, places)
+    leaves = [part.to(kind).requires_grad_() for part, kind in zip(parts, kinds, strict=True)]
+    steps = (pair(stride), (0, 0) if padding == "same" else pair(padding), pair(dilation))
+    out = way(*leaves[:4], *steps, leaves[4])
+    results = [out, *torch.autograd.grad(out, leaves, upstream.to(dtype))]
+    assert [result.dtype for result in results] == [dtype, *kinds]
+    return results
+
+
+@interpreted
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_triton_equals_the_other_ways(monkeypatch, setting, dtype):
+    from tailseg.layers import deform_conv_triton
+
+    expected = results_of(gathered_deform_conv2d, setting, torch.float64)
+    monkeypatch.setattr(deform_conv_triton, "CHANNEL_BLOCK", 2)  # so that some blocks are the second or the last
+    # Sums of what was rounded once: what taps see, and their gradients.
+    tolerance = 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
+    for at_once in (1 << 29, 2 * math.prod(pair(setting[2])) * setting[0] * expected[0][0, 0].numel()):  # 3 or 2 images
+        monkeypatch.setattr(deform_conv_triton, "MATRIX_ELEMENTS", at_once)
+        for ours, exact in zip(results_of(triton_deform_conv2d, setting, dtype), expected, strict=True):
+            assert ours.shape == exact.shape
+            assert (ours.double() - exact).abs().max() <= tolerance * exact.abs().max()
+
+
+@interpreted
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_layer_by_triton(monkeypatch, setting):
+    layer = layer_of(setting).float()
+    monkeypatch.setattr(deform_conv, "_way", lambda *_: triton_deform_conv2d)
+    results = []
+    for kind, dtype in ((layer, torch.float32), (layer_of(setting), torch.float64)):
+        if dtype == torch.float64:
+            monkeypatch.undo()
+        x = images(setting[0]).to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+        out = kind(x)
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        results.append([out, *torch.autograd.grad(out, [x, *kind.parameters()], upstream.to(dtype))])
+    for ours, exact in zip(*results, strict=True):
+        assert (ours.double() - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+@interpreted
+def test_triton_without_images_and_without_numbers():
+    setting = SETTINGS[3]
+    parts, _ = parts_of(setting)
+    x, shifts, weight, bias, counts = (part.float() for part in parts)
+    steps = (1, 1), (0, 0), (1, 1)
+    assert triton_deform_conv2d(x[:0], shifts[:0], weight, bias, *steps, counts[:0]).shape == (0, 2, 7, 6)
+    far = triton_deform_conv2d(x, shifts + 1e30, weight, bias, *steps, counts)
+    assert torch.equal(far, bias.view(1, -1, 1, 1).expand(3, 2, 7, 6))
+    assert triton_deform_conv2d(x, shifts * torch.nan, weight, bias, *steps, counts).isnan().all()
+
+
+@interpreted
+def test_kernels_compile_for_gpus():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("compile_deform_conv.py")
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 8
+    assert all(int(size) > 0 for *_, size in lines)
+
+
+def test_cuda_takes_triton_and_nothing_else_does(monkeypatch):
+    assert deform_conv._way(torch.device("cpu"), torch.float32) is gathered_deform_conv2d
+    assert deform_conv._way(torch.device("cuda"), torch.float32) is triton_deform_conv2d
+    assert deform_conv._way(torch.device("cuda"), torch.float64) is deform_conv2d
+    assert deform_conv._way(torch.device("mps"), torch.float32) is deform_conv2d
+    monkeypatch.setattr(deform_conv, "has_triton", lambda: False)
+    assert deform_conv._way(torch.device("cuda"), torch.float32) is deform_conv2d
+
+
+def test_converted_features_are_not_kept():
+    """Features of low precision are kept as they are for the network that tells the shifts, not in float32."""
+    layer, results = layer_of(SETTINGS[1]).float(), []
+    low, upstream = images(4, (16, 16)).bfloat16(), torch.randn(2, 27, 8, 8, generator=torch.Generator().manual_seed(2))
+    seen: list[StorageWeakRef] = []
+    layer.conv_offset.register_forward_pre_hook(
+        lambda _, inputs: seen.append(StorageWeakRef(inputs[0].untyped_storage()))
+    )
+    for x in (low, low.float()):
+        leaf = x.clone().requires_grad_()
+        out = layer._told(leaf)
+        assert seen.pop().expired() == (x is low)
+        gradients = torch.autograd.grad(out, [leaf, *layer.conv_offset.parameters()], upstream)
+        assert gradients[0].dtype == x.dtype
+        results.append([out, *(g.to(x.dtype).bfloat16() if g.shape == x.shape else g for g in gradients)])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 def test_impossible_arguments():

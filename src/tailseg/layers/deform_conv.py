@@ -4,12 +4,14 @@ A small convolution reads two numbers and a weight for each of the k² taps off 
 where the tap looks, as a shift (down, right) in cells of the input, and how much it counts. Between cells the input
 is interpolated, beyond its border it is zero.
 
-There are two ways to it: torchvision's operator, and on the CPU, where that is slow, weighted bags of rows.
+There are three ways to it: weighted bags of rows (CPU), Triton (CUDA) and torchvision's operator (everything else),
+which is slow on the CPU and knows neither low precision nor channels_last.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
@@ -18,14 +20,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
+from tailseg.layers.carafe import has_triton
+
 Pair = tuple[int, int]
 
 
 class ModulatedDeformConv2d(nn.Module):
     """Stands in for `nn.Conv2d` of the same arguments, with one set of shifts for all channels.
 
-    All of it is computed in float32 at least, also under autocast: shifts are places, and bfloat16 knows a place four
-    cells away to 1/64 of a cell only.
+    Shifts and sums are float32 at least, also under autocast: shifts are places, and bfloat16 knows a place four cells
+    away to 1/64 of a cell only. Features and weights are float32 at least on the CPU; on CUDA autocast rounds them as
+    those of any convolution.
 
     At the start shifts are 0 and every tap counts half (a sigmoid of 0), so the layer gives half of what the plain
     convolution of its weights gives. An initialiser run over all convolutions of a model afterwards would undo that.
@@ -122,16 +127,17 @@ class ModulatedDeformConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, D, h, w) of (N, C, H, W)."""
-        own = self.weight.dtype
-        dtype = torch.promote_types(own, torch.float32)  # torchvision knows no bfloat16
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        convolve = _way(x.device, dtype)
+        places = dtype
+        if convolve is triton_deform_conv2d and torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
         with torch.autocast(x.device.type, enabled=False):
-            seen = x.to(own)
             if self.same:
-                seen = F.pad(seen, self._same_padding((x.shape[2], x.shape[3])))
-            shifts, logits = self.conv_offset(seen).to(dtype).split((2 * self.taps, self.taps), dim=1)
-            convolve = gathered_deform_conv2d if x.is_cpu else deform_conv2d
-            out: Tensor = convolve(
-                seen.to(dtype),
+                x = F.pad(x, self._same_padding((x.shape[2], x.shape[3])))
+            shifts, logits = self._told(x).to(places).split((2 * self.taps, self.taps), dim=1)
+            out = convolve(
+                x.to(dtype),
                 shifts,
                 self.weight.to(dtype),
                 None if self.bias is None else self.bias.to(dtype),
@@ -142,6 +148,25 @@ class ModulatedDeformConv2d(nn.Module):
             )
         last = x.is_contiguous(memory_format=torch.channels_last)
         return out.to(x.dtype).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+    def _told(self, x: Tensor) -> Tensor:
+        """Shifts and logits (N, 3k², h, w) in the dtype of the weights.
+
+        Of features of another dtype it is they that are kept for the backward pass, not the converted copy.
+        """
+        seen = x.to(self.weight.dtype)
+        if seen is x:
+            return cast(Tensor, self.conv_offset(x))
+        kept, copy, dtype = x.detach(), seen.data_ptr(), seen.dtype
+
+        def pack(tensor: Tensor) -> Tensor | None:
+            return None if tensor.data_ptr() == copy else tensor
+
+        def unpack(tensor: Tensor | None) -> Tensor:
+            return kept.to(dtype) if tensor is None else tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            return cast(Tensor, self.conv_offset(seen))
 
     def extra_repr(self) -> str:
         """What `repr` says beside the parts."""
@@ -163,6 +188,32 @@ class ModulatedDeformConv2d(nn.Module):
             missing = max(reach - size, 0)
             sides += [missing // 2, missing - missing // 2]
         return sides
+
+
+def triton_deform_conv2d(
+    x: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    mask: Tensor,
+) -> Tensor:
+    """The same by Triton kernels, see `deform_conv_triton.deform_conv2d`; CUDA, not for float64."""
+    from tailseg.layers import deform_conv_triton
+
+    return deform_conv_triton.deform_conv2d(x, offset, weight, bias, stride, padding, dilation, mask)
+
+
+def _way(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
+    """The fastest of the three ways that will do."""
+    if device.type == "cpu":
+        return gathered_deform_conv2d
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if device.type == "cuda" and dtype == torch.float32 and has_triton() and not transformed:
+        return triton_deform_conv2d
+    return cast("Callable[..., Tensor]", deform_conv2d)
 
 
 def gathered_deform_conv2d(
