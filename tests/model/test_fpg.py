@@ -269,6 +269,23 @@ def test_layout_and_low_precision(form):
     assert all(p.grad.isfinite().all() for p in neck.parameters())
 
 
+def test_the_grid_stays_in_low_precision_where_autocast_interpolates_in_float32(monkeypatch):
+    """As it does on CUDA: float32 once in the grid would be float32, and twice the memory, from there on."""
+    plain = F.interpolate
+
+    def as_on_cuda(x: Tensor, **how: object) -> Tensor:
+        return plain(x.float() if torch.is_autocast_enabled("cpu") else x, **how)
+
+    monkeypatch.setattr(F, "interpolate", as_on_cuda)
+    neck, seen = FPG(IN_CHANNELS, CHANNELS, **ENHANCED), []
+    for part in neck.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.register_forward_hook(lambda _, inputs, out: seen.extend([inputs[0].dtype, out.dtype]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        neck([x.bfloat16() for x in features((32, 48), dtype=torch.float32)])
+    assert set(seen) == {torch.bfloat16}
+
+
 def test_its_norms_can_count_over_processes():
     neck = FPG(IN_CHANNELS, CHANNELS, **ENHANCED)
     norm.synchronize(neck)

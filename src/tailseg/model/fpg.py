@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -101,8 +102,11 @@ class _Cell(nn.Module):
             total = total + self.same_up(finer)
         if self.across_down is not None:
             assert coarser is not None
-            # To the exact size, which is twice or one less: images need not be padded to multiples of 64.
-            total = total + self.across_down(F.interpolate(coarser, size=same.shape[2:], mode="nearest"))
+            # Copies need no float32, which autocast would make of them on CUDA, and with them of the grid.
+            with torch.autocast(coarser.device.type, enabled=False):
+                # To the exact size, which is twice or one less: images need not be padded to multiples of 64.
+                larger = F.interpolate(coarser, size=same.shape[2:], mode="nearest")
+            total = total + self.across_down(larger)
         return total
 
 
