@@ -63,6 +63,16 @@ def test_no_buffers_but_the_output_and_the_gradients():
     assert torch.cuda.max_memory_allocated() - before < 1.05 * needed
 
 
+@pytest.fixture
+def full_float32():
+    """Compare in float32, not in TF32, which keeps ten bits."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("full_float32")
 @pytest.mark.parametrize("kind", [CarafeUpsample, CarafeDownsample])
 def test_layers_equal_the_cpu_and_wait_for_nothing(kind):
     torch.manual_seed(0)
@@ -88,8 +98,8 @@ def test_layers_equal_the_cpu_and_wait_for_nothing(kind):
         torch.cuda.set_sync_debug_mode("default")
     expected = theirs(reference)
     expected.sum().backward()
-    torch.testing.assert_close(out.cpu(), expected, rtol=1e-3, atol=1e-3)  # convolutions may run in TF32
-    torch.testing.assert_close(leaf.grad.cpu(), reference.grad, rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(out.cpu(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(leaf.grad.cpu(), reference.grad, rtol=1e-3, atol=1e-3)
     with torch.autocast("cuda", dtype=torch.bfloat16):
         low = ours(leaf.bfloat16())
     assert low.dtype == torch.bfloat16
