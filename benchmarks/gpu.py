@@ -36,7 +36,7 @@ RUNS = {  # name in the JSON -> script and arguments; --out is added
     "throughput-bf16": ("throughput.py", "--device", "cuda", "--precision", "bf16", "--repeats", "10"),
     "throughput-fp32": ("throughput.py", "--device", "cuda", "--precision", "fp32", "--repeats", "10"),
     "profile-fp32": ("throughput.py", "--device", "cuda", "--profile", "--repeats", "10"),
-    "fpg": ("fpg.py", "--device", "cuda", "--precision", "bf16"),
+    "fpg": ("fpg.py", "--device", "cuda", "--precision", "bf16", "--size", "1280", "1280"),
     "losses": ("losses.py", "--device", "cuda"),
     "carafe-fp32": ("carafe.py", "--device", "cuda", "--precision", "fp32"),
     "carafe-bf16": ("carafe.py", "--device", "cuda", "--precision", "bf16"),
