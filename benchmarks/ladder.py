@@ -2,8 +2,8 @@
 
     python benchmarks/ladder.py
 
-Writes src/tailseg/recipes/ladder.json, which `tailseg recipes list` shows, and the table in docs/reproduce.md. Images
-a second are taken from benchmarks/results/gpu.json if that is there.
+Writes src/tailseg/recipes/ladder.json, which `tailseg recipes list` shows, and the tables in docs/reproduce.md. What a
+GPU has measured is taken from benchmarks/results/gpu.json if that is there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ LVIS_CLASSES = 1203
 LVIS_IMAGES = 99_388  # of the training split, with objects
 SUSTAINED = 30.0  # TFLOP/s of a GPU in training: assumed
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reproduce.md"
-BEGIN, END = "<!-- made by benchmarks/ladder.py -->", "<!-- end -->"
+COUNTED, MEASURED = (f"<!-- {kind} by benchmarks/ladder.py -->" for kind in ("counted", "measured: collected"))
+END = "<!-- end -->"
 IMAGE_HW = (832, 1344)  # the usual 800 x 1333, padded to what every neck takes
 
 
@@ -104,6 +105,33 @@ def training_table(rows: dict[str, Any]) -> list[str]:
     return lines
 
 
+def measured_table(measured: dict[str, Any]) -> list[str]:
+    """What a GPU has shown of each row, and how long the training of LVIS v1 would take at that speed."""
+    if not measured:
+        return []
+    lines = [
+        "| row | images/s, training | hours on 8 / 16 / 64 GPUs | peak, GiB | largest batch in 80 GB "
+        "| images/s, inference | peak, GiB |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in measured["rows"].items():
+        cells = [f"`{name}`"]
+        if "train" in row:
+            speed = row["train"]["images_per_second"]
+            hours = resolve(f"table2/{name}").schedule.epochs * LVIS_IMAGES / speed / 3600
+            each = " / ".join(f"{hours / gpus:.0f}" for gpus in (8, 16, 64))
+            cells += [f"{speed:.1f}", each, _gibibytes(row["train"]), str(row.get("largest_batch", ""))]
+        else:
+            cells += [""] * 4
+        cells += [f"{row['infer']['images_per_second']:.1f}", _gibibytes(row["infer"])] if "infer" in row else ["", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _gibibytes(found: dict[str, Any]) -> str:
+    return f"{found['peak_bytes'] / 2**30:.1f}" if "peak_bytes" in found else ""
+
+
 def kept_bytes(recipe: Recipe, num_classes: int, batch: int = 2, side: int = 1280) -> int:
     """Bytes that the forward pass of a training step keeps for the backward pass, in float32, parameters left out.
 
@@ -171,7 +199,8 @@ def mean_pixels(recipe: Recipe, image_hw: tuple[int, int] = (480, 640)) -> float
 def main() -> None:
     measured = harness.RESULTS / "gpu.json"
     gpu = json.loads(measured.read_text()) if measured.is_file() else {}
-    speeds = gpu.get("rows", {}).get("rows", {})
+    on_gpu = gpu.get("rows", {})
+    speeds = on_gpu.get("rows", {})
     rows = {}
     for name in REPORT:
         parameters, flops = count(resolve(f"table2/{name}"), LVIS_CLASSES)
@@ -183,9 +212,11 @@ def main() -> None:
         }
         print(f"{name:18}{parameters:>14,}{flops / 1e12:>10.2f} TFLOP")
     COSTS.write_text(json.dumps({"gpu": gpu.get("machine", {}).get("device"), "rows": rows}, indent=1) + "\n")
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text("\n".join([before + BEGIN, *training_table(rows), END + after]))
+    page = PAGE.read_text()
+    for begin, lines in ((COUNTED, training_table(rows)), (MEASURED, measured_table(on_gpu))):
+        before, _, rest = page.partition(begin)
+        page = "\n".join([before + begin, *lines, END + rest.partition(END)[2]])
+    PAGE.write_text(page)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any, Literal, cast
 import torch
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
@@ -154,19 +155,11 @@ class ModulatedDeformConv2d(nn.Module):
 
         Of features of another dtype it is they that are kept for the backward pass, not the converted copy.
         """
-        seen = x.to(self.weight.dtype)
-        if seen is x:
-            return cast(Tensor, self.conv_offset(x))
-        kept, copy, dtype = x.detach(), seen.data_ptr(), seen.dtype
-
-        def pack(tensor: Tensor) -> Tensor | None:
-            return None if tensor.data_ptr() == copy else tensor
-
-        def unpack(tensor: Tensor | None) -> Tensor:
-            return kept.to(dtype) if tensor is None else tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-            return cast(Tensor, self.conv_offset(seen))
+        conv = self.conv_offset
+        if x.dtype == conv.weight.dtype:
+            return cast(Tensor, conv(x))
+        out: Tensor = _ConvertingConv.apply(x, conv.weight, conv.bias, self.stride, self.padding, self.dilation)
+        return out
 
     def extra_repr(self) -> str:
         """What `repr` says beside the parts."""
@@ -188,6 +181,29 @@ class ModulatedDeformConv2d(nn.Module):
             missing = max(reach - size, 0)
             sides += [missing // 2, missing - missing // 2]
         return sides
+
+
+class _ConvertingConv(torch.autograd.Function):
+    """A convolution in the dtype of its weights that keeps the features as they were for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: Pair, padding: Pair, dilation: Pair
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = stride, padding, dilation
+        return F.conv2d(x.to(weight.dtype), weight, bias, stride, padding, dilation)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        sizes, none = [len(weight)], [0, 0]
+        grads = torch.ops.aten.convolution_backward(
+            grad, x.to(weight.dtype), weight, sizes, *ctx.geometry, False, none, 1, ctx.needs_input_grad[:3]
+        )
+        grad_x, grad_weight, grad_bias = grads
+        return None if grad_x is None else grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None
 
 
 def triton_deform_conv2d(

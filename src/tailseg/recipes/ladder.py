@@ -80,7 +80,11 @@ def ladder_lines() -> list[str]:
             *(f"{metric:.1f}" for metric in reported.metrics),
         )
         lines.append(f"{name:17}" + _cells(cells, widths))
-    measured = f"measured on {gpu} in bf16" if gpu else "not measured on a GPU yet (benchmarks/gpu.py)"
+    measured = (
+        f"two images of 1280 x 1280 px at a time, bf16, {gpu}"
+        if gpu
+        else "not measured on a GPU yet (benchmarks/gpu.py)"
+    )
     return [
         *lines,
         "",
