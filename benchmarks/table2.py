@@ -4,8 +4,8 @@
 
 Each run is the command ``tailseg train demo-table2/NN-...`` (row 12: ``tailseg eval``) with one thread, ``--jobs`` of
 them at a time; runs that are complete in DIR are not repeated and interrupted ones go on. With ``--rows`` the others
-are kept as recorded. Writes benchmarks/results/table2.json and docs/results/table2.md. Thirty-six runs: some five hours
-on two cores.
+are kept as recorded; ``09-normalized`` and ``11-larger`` are runs between two rows. Writes
+benchmarks/results/table2.json and docs/results/table2.md. Forty-two runs: some six hours on two cores.
 """
 
 from __future__ import annotations
@@ -43,6 +43,17 @@ def rows() -> dict[str, Method]:
     return methods
 
 
+def aside() -> dict[str, Method]:
+    """What is no row of the table, but takes two of them apart."""
+    normalized, larger = "classifier.normalized=true", ("data.test_short_edge=160", "data.long_edge=160")
+    return {
+        "09-normalized": replace(
+            rows()["09-backbone"], title="row 9, classifiers normalised", settings=(*CONTEXT, normalized)
+        ),
+        "11-larger": Method("row 11, pictures of 160 px", larger, tested_from="11-finetune"),
+    }
+
+
 def sizes() -> dict[str, dict[str, int]]:
     """Parameters of every row at full size and in miniature, for C = 1203 and 120 classes."""
     counts = {}
@@ -70,6 +81,33 @@ def steps(found: dict[str, Any]) -> list[str]:
         cells = [f"{theirs} | {ours}" for theirs, ours in zip(reported, here, strict=True)]
         lines.append(f"| {found[name]['title']} | " + " | ".join(cells) + " |")
     return lines
+
+
+APART = (  # a row, what is between it and the row before, and what the two steps are
+    (
+        "10-seesaw",
+        "09-normalized",
+        ("normalised classifiers", "Seesaw Loss, objectness branch, no constraint on classes"),
+    ),
+    ("12-tta", "11-larger", ("larger pictures", "other sizes and mirrored pictures, averaged")),
+)
+
+
+def taken_apart(found: dict[str, Any], between: dict[str, Any]) -> list[str]:
+    """Two steps of the table as two steps each, seed by seed; nothing if there are no such runs."""
+    lines = [f"| of row | | {' | '.join(TITLES)} |", "|---|---|" + "---:|" * len(TITLES)]
+    names = list(REPORT)
+    for after, middle, whats in APART:
+        before = names[names.index(after) - 1]
+        if middle not in between or before not in found or after not in found:
+            continue
+        for what, ours, theirs in zip(
+            whats, (between[middle], found[after]), (found[before], between[middle]), strict=True
+        ):
+            lines.append(f"| {after[:2]} | {what} | {' | '.join(gains(ours, theirs))} |")
+    if len(lines) == 2:
+        return []
+    return ["Two of these steps taken apart, by runs between the rows, of the same seeds:", "", *lines, ""]
 
 
 def beside_the_report(found: dict[str, Any]) -> list[str]:
@@ -126,6 +164,7 @@ def page(results: dict[str, Any]) -> str:
             "",
             *steps(found),
             "",
+            *taken_apart(found, results.get("aside", {})),
             "## What a row changes",
             "",
             *changed_keys(),
@@ -147,18 +186,24 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a thread each")
     parser.add_argument("--rows", help="some rows only, separated by commas; the others are kept as recorded")
     arguments = parser.parse_args()
-    wanted = arguments.rows.split(",") if arguments.rows else list(REPORT)
-    if unknown := [name for name in wanted if name not in REPORT]:
-        parser.error(f"unknown rows {', '.join(unknown)}; there are {', '.join(REPORT)}")
-    chosen = {name: row for name, row in rows().items() if name in wanted}
+    known = rows() | aside()
+    wanted = arguments.rows.split(",") if arguments.rows else list(known)
+    if unknown := [name for name in wanted if name not in known]:
+        parser.error(f"unknown rows {', '.join(unknown)}; there are {', '.join(known)}")
+    chosen = {name: row for name, row in known.items() if name in wanted}
     path = ROOT / "benchmarks/results/table2.json"
-    recorded = json.loads(path.read_text())["methods"] if arguments.rows else {}
+    recorded = json.loads(path.read_text()) if arguments.rows else {}
     run_all(chosen, arguments.seeds, arguments.jobs, arguments.out)
-    trained = next(name for name, row in chosen.items() if row.tested_from is None)
-    found = recorded | collect(chosen, arguments.seeds, arguments.out)
-    results = about(open_source(SYNTHETIC, show=False), arguments.seeds, arguments.out / f"{trained}-{SEED}") | {
-        "parameters": sizes(),
-        "methods": {name: found[name] for name in REPORT if name in found},
+    trained = next((name for name, row in chosen.items() if not (row.tested_from or row.init_from)), None)
+    found = recorded.get("methods", {}) | recorded.get("aside", {}) | collect(chosen, arguments.seeds, arguments.out)
+    if trained is None:  # what starts from another row says nothing of the budget
+        results = recorded
+    else:
+        first_run = arguments.out / f"{trained}-{SEED}"
+        results = about(open_source(SYNTHETIC, show=False), arguments.seeds, first_run) | {"parameters": sizes()}
+    results |= {
+        "methods": {n: found[n] for n in REPORT if n in found},
+        "aside": {n: found[n] for n in aside() if n in found},
     }
     path.write_text(json.dumps(results, indent=1) + "\n")
     (ROOT / "docs/results/table2.md").write_text(page(results))

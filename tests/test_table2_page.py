@@ -80,6 +80,25 @@ def test_differences_are_from_row_to_row_and_seed_to_seed(table2):
     assert cells[5:7] == ["−0.3", "+1.0 ± 0.7"]
 
 
+def test_runs_between_two_rows_take_their_step_apart(table2):
+    methods, rows = table2.aside(), found(table2)
+    row, between = (resolve(f"demo-table2/{name}") for name in ("09-backbone", "10-seesaw"))
+    normalized = resolve(methods["09-normalized"].recipe, methods["09-normalized"].settings)
+    context = row.model.context.model_copy(update={"weight": 50})
+    assert normalized.model == row.model.model_copy(update={"context": context})
+    assert normalized.classifier == row.classifier.model_copy(update={"normalized": True})
+    assert normalized.classifier.normalized == between.classifier.normalized
+    assert methods["11-larger"].tested_from == "11-finetune"
+    assert table2.taken_apart(rows, {}) == []
+    ap = 0.20 + 0.03 * 9 - 0.01, 0.10 + 0.01 * 9 - 0.01  # of row 10, a point less in each seed
+    between = {"09-normalized": {"title": "", "command": "", "runs": runs(*reversed(ap))}}
+    lines = table2.taken_apart(rows, between)
+    assert [line.split("|")[1:4] for line in lines[4:-1]] == [
+        [" 10 ", " normalised classifiers ", " +1.0 ± 1.4 "],
+        [" 10 ", " Seesaw Loss, objectness branch, no constraint on classes ", " +1.0 ± 0.0 "],
+    ]
+
+
 def test_a_row_is_compared_to_the_one_before_it_or_to_none(table2):
     rows = found(table2)
     del rows["08-neck"]
