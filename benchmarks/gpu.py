@@ -3,8 +3,8 @@
     python benchmarks/gpu.py [--parts tests rows]
 
 Runs the tests marked ``gpu`` and every benchmark of this folder on the device, asks where a training step waits for it,
-and writes benchmarks/results/gpu.json after each part. With ``--parts`` the others are kept as recorded there. Exit
-code 1 if there is no device, a benchmark fails or a test does.
+and writes benchmarks/results/gpu.json after each part; of a part that is cut off, what there was lies beside it. With
+``--parts`` the others are kept as recorded there. Exit code 1 if there is no device, a benchmark fails or a test does.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ PARTS = ("tests", "waits", *RUNS)
 WAIT = "synchronizing CUDA operation"  # in what torch's sync debug mode says
 
 
-def run_benchmark(arguments: tuple[str, ...], extra: tuple[str, ...]) -> dict[str, Any]:
-    """The JSON that a script writes, and what it said when it failed."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "result.json"
-        command = [sys.executable, str(HERE / arguments[0]), *arguments[1:], *extra, "--out", str(out)]
-        print("$", *command[1:], flush=True)
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-        content: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
-        if done.returncode != 0:
-            print(done.stderr, file=sys.stderr)
-            content["failed"] = done.stderr[-2000:]
-        return content
+def run_benchmark(arguments: tuple[str, ...], extra: tuple[str, ...], out: Path) -> dict[str, Any]:
+    """The JSON that a script writes, and what it said when it failed; it stays in ``out`` if this is cut off."""
+    out.unlink(missing_ok=True)
+    command = [sys.executable, str(HERE / arguments[0]), *arguments[1:], *extra, "--out", str(out)]
+    print("$", *command[1:], flush=True)
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    content: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
+    if done.returncode != 0:
+        print(done.stderr, file=sys.stderr)
+        content["failed"] = done.stderr[-2000:]
+    out.unlink(missing_ok=True)
+    return content
 
 
 def waits(extra: tuple[str, ...]) -> dict[str, Any]:
@@ -189,7 +189,8 @@ def main() -> None:
         elif part == "waits":
             found = waits(size)
         else:
-            found = run_benchmark(RUNS[part], size if RUNS[part][0] == "throughput.py" else ())
+            extra = size if RUNS[part][0] == "throughput.py" else ()
+            found = run_benchmark(RUNS[part], extra, options.out.with_name(f"{options.out.stem}-{part}.json"))
         result[part] = found | {"took_seconds": round(time.perf_counter() - start)}
         harness.write_json(options.out, result)
     broken = [part for part in options.parts if result[part].get("failed") or result[part].get("exit_code")]
