@@ -98,6 +98,10 @@ def test_settings_of_the_test_can_be_changed(path: Path, picture: np.ndarray) ->
     for setting, sentence in (
         ("classifier.p=0", "--set classifier.p=0: a trained model allows test., data.test_short_edge, "),
         ("test.nms=1", "unknown key 'test.nms'; the nearest valid key is 'test.nms_iou'"),
+        (
+            "test.tta_flip=false",
+            "--set test.tta_flip=false: without views it changes nothing; add --tta, or test.tta=true",
+        ),
         ("test.tau_norm=1", "test.tau_norm = 1 does not go with a normalised classifier; set it to 0"),
     ):
         with pytest.raises(UserError) as error:

@@ -87,13 +87,16 @@ def load(path: str | Path, device: str | torch.device | None = None, settings: S
         settings: recipe overrides that a trained model allows, such as ``test.nms_iou=0.6``.
 
     Raises:
-        UserError: the file is missing or not a tailseg model, or a setting is faulty or not of the test.
+        UserError: the file is missing or not a tailseg model, or a setting is faulty, not of the test or idle.
     """
     checkpoint = load_model(Path(path))
     for setting in settings:
         if not setting.startswith(AT_TEST_TIME):
             raise UserError(f"--set {setting}: a trained model allows {', '.join(AT_TEST_TIME)}; train anew for others")
     recipe = override(checkpoint.recipe, settings)
+    idle = next((setting for setting in settings if setting.startswith("test.tta_") and not recipe.test.tta), None)
+    if idle is not None:
+        raise UserError(f"--set {idle}: without views it changes nothing; add --tta, or test.tta=true")
     detector = build_detector(recipe, len(checkpoint.categories))
     load_weights(detector, checkpoint.state, checkpoint.path)
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
