@@ -193,6 +193,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, help="JSON; default benchmarks/results/rows-DEVICE.json")
     options = parser.parse_args()
+    if options.pairs < 1:
+        parser.error("--pairs must be at least 1")
     device = harness.require_device(options.device)
     settings = Settings(
         device=options.device,

@@ -63,15 +63,6 @@ def test_no_buffers_but_the_output_and_the_gradients():
     assert torch.cuda.max_memory_allocated() - before < 1.05 * needed
 
 
-@pytest.fixture
-def full_float32():
-    """Compare in float32, not in TF32, which keeps ten bits."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
 @pytest.mark.usefixtures("full_float32")
 @pytest.mark.parametrize("kind", [CarafeUpsample, CarafeDownsample])
 def test_layers_equal_the_cpu_and_wait_for_nothing(kind):

@@ -9,18 +9,10 @@ from tailseg.layers.deform_conv import ModulatedDeformConv2d, gathered_deform_co
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.usefixtures("full_float32"),
 ]
 
 SETTINGS = [(256, 256, 1, 1), (128, 64, 2, 2), (96, 96, 1, 32)]  # in and out channels, stride, groups
-
-
-@pytest.fixture(autouse=True)
-def full_float32():
-    """Compare in float32, not in TF32."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def layer_of(in_channels: int, out_channels: int, stride: int, groups: int) -> ModulatedDeformConv2d:

@@ -1,6 +1,5 @@
 """What a CUDA device must answer as the CPU does; `python benchmarks/gpu.py` runs these on a machine that has one."""
 
-import math
 import warnings
 from dataclasses import fields
 
@@ -20,6 +19,7 @@ from tailseg.structures import Batch
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+    pytest.mark.usefixtures("full_float32"),
 ]
 
 CLASSES = 37
@@ -30,34 +30,6 @@ SMALL = (
     "model.mask_head.channels=32",
     "test.max_detections=20",
 )
-
-
-@pytest.fixture(autouse=True)
-def full_float32():
-    """Compare in float32, not in TF32."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-@pytest.fixture
-def same_lottery(monkeypatch):
-    """Draw by position instead of by chance, so that both devices sample the same priors."""
-
-    def lottery(shape: torch.Size, *, device: torch.device) -> Tensor:
-        count = math.prod(shape)
-        # A stride that is prime to the count visits every place once: distinct and well mixed.
-        mixed = torch.arange(count, dtype=torch.int64) * 7919 % (count + (count % 7919 == 0))
-        return (mixed.float() / (count + 1)).view(shape).to(device)
-
-    class Lottery:
-        rand = staticmethod(lottery)
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(torch, name)
-
-    monkeypatch.setattr(matching, "torch", Lottery())
 
 
 def detector(recipe: str = "table1/seesaw") -> Detector:

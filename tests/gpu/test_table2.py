@@ -1,6 +1,5 @@
 """Rows 2 to 12 of Table 2 on CUDA: equal to the CPU, in bfloat16, and without waiting for the device."""
 
-import math
 import warnings
 from dataclasses import fields
 
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor
 
 from tailseg.evaluation.tta import detect_views, views_of
-from tailseg.model import matching
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.model.rpn import Proposals, RpnOutput
@@ -20,6 +18,7 @@ from tailseg.training.finetune import Branches, Frozen, join
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+    pytest.mark.usefixtures("full_float32"),
 ]
 
 ROWS = (
@@ -42,33 +41,6 @@ SMALL = (
     "test.tta_long_edges=[160, 256]",
 )
 SEESAW = ("classifier.loss=seesaw", "classifier.normalized=true", "model.tsd.constrain_classes=false")
-
-
-@pytest.fixture(autouse=True)
-def full_float32():
-    """Compare in float32, not in TF32."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-@pytest.fixture
-def same_lottery(monkeypatch):
-    """Draw by position instead of by chance, so that both devices sample the same priors."""
-
-    def lottery(shape: torch.Size, *, device: torch.device) -> Tensor:
-        count = math.prod(shape)
-        mixed = torch.arange(count, dtype=torch.int64) * 7919 % (count + (count % 7919 == 0))
-        return (mixed.float() / (count + 1)).view(shape).to(device)
-
-    class Lottery:
-        rand = staticmethod(lottery)
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(torch, name)
-
-    monkeypatch.setattr(matching, "torch", Lottery())
 
 
 def detector(row: str, *settings: str) -> Detector:

@@ -216,10 +216,16 @@ def triton_deform_conv2d(
     dilation: Pair,
     mask: Tensor,
 ) -> Tensor:
-    """The same by Triton kernels, see `deform_conv_triton.deform_conv2d`; CUDA, not for float64."""
-    from tailseg.layers import deform_conv_triton
+    """The same by Triton kernels: CUDA, or any device under ``TRITON_INTERPRET=1``; differentiable once.
 
-    return deform_conv_triton.deform_conv2d(x, offset, weight, bias, stride, padding, dilation, mask)
+    Arguments of `gathered_deform_conv2d`, ``x`` and ``weight`` in float32 or narrower, the dtype in which what the taps
+    see is gathered and multiplied (sums are float32); ``offset`` and ``mask`` in float32.
+    """
+    from tailseg.layers.deform_conv_triton import DeformConv
+
+    geometry = ((weight.shape[2], weight.shape[3]), stride, padding, dilation)
+    out: Tensor = DeformConv.apply(x, offset, mask, weight, geometry)
+    return out if bias is None else out + bias.to(out.dtype).view(-1, 1, 1)
 
 
 def _way(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:

@@ -146,39 +146,12 @@ def _scatter_kernel(
     tl.store(grad_modulation + cell.to(tl.int64) * taps + tap, by_counts, inside)
 
 
-def deform_conv2d(
-    x: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    mask: Tensor,
-) -> Tensor:
-    """`torchvision.ops.deform_conv2d` for CUDA, or any device under ``TRITON_INTERPRET=1``; once differentiable.
+class DeformConv(torch.autograd.Function):
+    """The sums without a bias, (N, D, h, w) in the dtype of ``x``; arguments of `deform_conv.triton_deform_conv2d`."""
 
-    Args:
-        x: (N, C, H, W) float32 or narrower, of the dtype in which rows are gathered and multiplied.
-        offset: (N, 2k², h, w) float32, for each tap, row by row, how far down and how far right it shifts.
-        weight: (D, C / groups, rows, columns), in the dtype of ``x``.
-        bias: (D,), if any.
-        stride: of rows and of columns, as the next two.
-        padding: likewise.
-        dilation: likewise.
-        mask: (N, k², h, w) float32, what each tap counts.
-
-    Returns:
-        (N, D, h, w) in the dtype of ``x``, channels_last; sums are made in float32.
-    """
-    kernel = (weight.shape[2], weight.shape[3])
-    out: Tensor = _DeformConv.apply(x, offset, mask, weight, (kernel, stride, padding, dilation))
-    return out if bias is None else out + bias.to(out.dtype).view(-1, 1, 1)
-
-
-class _DeformConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+        """Gather what the taps see and multiply it, some images at a time."""
         x, offset, mask = (part.contiguous(memory_format=torch.channels_last) for part in (x, offset, mask))
         ctx.save_for_backward(x, offset, mask, weight)
         ctx.geometry = geometry
@@ -194,6 +167,7 @@ class _DeformConv(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the four tensors."""
         x, offset, mask, weight = ctx.saved_tensors
         kernels = _kernels_by_group(weight, x.shape[1])
         grad_x = torch.zeros_like(x, dtype=torch.float32, memory_format=torch.channels_last)
