@@ -47,7 +47,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 CALLS = {
     "tailseg": (
-        "from tailseg.data.annotations import load_annotations; from pathlib import Path",
+        "from tailseg.data.annotations.annotations import load_annotations; from pathlib import Path",
         "load_annotations(Path(sys.argv[1]), Path('.'))",
     ),
     "lvis-api": ("import logging, lvis", "lvis.LVIS(sys.argv[1])"),
@@ -100,7 +100,7 @@ def worker(data: Any, seed: int, samples: int, ready: Barrier, answer: Connectio
 
 def workers(path: Path, method: str) -> dict[str, list[int]]:
     """Private memory of eight workers that have read annotations, and of eight that have not."""
-    from tailseg.data.annotations import load_annotations
+    from tailseg.data.annotations.annotations import load_annotations
 
     data = load_annotations(path, Path())
     context = multiprocessing.get_context(method)

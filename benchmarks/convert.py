@@ -24,8 +24,8 @@ import harness
 import torch
 
 from tailseg.model.build import build_detector
-from tailseg.recipe import Recipe
-from tailseg.recipe_values import override, resolve
+from tailseg.recipes.schema import Recipe
+from tailseg.recipes.values import override, resolve
 from tailseg.zoo.mmdet import _prefixes
 
 CLASSES = 1203
@@ -37,7 +37,7 @@ CASES = {  # recipe overrides, old file format
     "Cascade Mask R-CNN R101": (("model.backbone.name=resnet101", *CASCADE), False),
 }
 TARGETS = {"seconds": 10.0, "memory": 3.0}
-IMPORTS = "import tailseg.cli, tailseg.zoo.mmdet, tailseg.zoo.conversion"
+IMPORTS = "import tailseg.cli.main, tailseg.zoo.mmdet, tailseg.zoo.conversion"
 # A process's largest resident set is never less than that of the process which started it, so a small one does.
 LAUNCH = """
 import os, subprocess, sys
@@ -84,7 +84,7 @@ def measure(name: str, folder: Path, repeats: int) -> dict[str, Any]:
     for _ in range(repeats):
         rows["imports"].append(run(sys.executable, "-c", IMPORTS))
         out.unlink(missing_ok=True)
-        rows["convert"].append(run(sys.executable, "-m", "tailseg.cli", "convert", "mmdet", str(source), str(out)))
+        rows["convert"].append(run(sys.executable, "-m", "tailseg.cli.main", "convert", "mmdet", str(source), str(out)))
         rows["copy"].append(run(sys.executable, "-c", COPY, str(source), str(copy)))
     seconds = {key: [row[0] for row in values] for key, values in rows.items()}
     memory = {key: max(row[1] for row in values) for key, values in rows.items()}

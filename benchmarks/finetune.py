@@ -32,11 +32,10 @@ import torch
 from harness import Times
 from torch import Tensor
 
-from tailseg.data.annotations import DataSplits
-from tailseg.data.sources import open_source
-from tailseg.data.synthetic import SyntheticSettings, write_synthetic
-from tailseg.recipe import Recipe
-from tailseg.recipe_values import override, resolve
+from tailseg.data.sources import DataSplits, open_source
+from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
+from tailseg.recipes.schema import Recipe
+from tailseg.recipes.values import override, resolve
 from tailseg.training.distributed import launch
 from tailseg.training.feature_cache import readable
 from tailseg.training.loop import Run, train

@@ -47,8 +47,8 @@ from tailseg.model.detector import Detector, Stage
 from tailseg.model.mask_head import MaskHead
 from tailseg.model.roi_features import ImageFeatures
 from tailseg.model.rpn import Proposals
-from tailseg.recipe import Recipe
-from tailseg.recipe_values import override, resolve
+from tailseg.recipes.schema import Recipe
+from tailseg.recipes.values import override, resolve
 from tailseg.structures import Batch, Detections
 from tailseg.training.optimizer import build_optimizer
 

@@ -28,16 +28,15 @@ from harness import Times
 from PIL import Image
 
 from tailseg.data import instaboost
-from tailseg.data.annotations import DataSplits, open_data
+from tailseg.data.annotations.masks import boxes_from_masks
 from tailseg.data.dataset import DetectionDataset
 from tailseg.data.instaboost import InstaBoost
-from tailseg.data.masks import boxes_from_masks
-from tailseg.data.sources import open_source
+from tailseg.data.sources import DataSplits, open_data, open_source
 from tailseg.data.transforms import Compose
-from tailseg.draw import contact_sheet, draw_instances
-from tailseg.recipe import DataRecipe
+from tailseg.recipes.schema import DataRecipe
 from tailseg.structures import Sample
 from tailseg.training.loop import train_dataset
+from tailseg.visualize.draw import contact_sheet, draw_instances
 
 INPAINTING, OPENCV = "in-painting what is seen", "in-painting all by OpenCV"
 PLAIN, BOOSTED, GUIDED = "without InstaBoost", "InstaBoost", "InstaBoost with heat map"

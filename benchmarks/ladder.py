@@ -22,9 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tailseg.model.build import build_detector
 from tailseg.model.roi_features import ImageFeatures
 from tailseg.model.rpn import Proposals
-from tailseg.recipe import Recipe
-from tailseg.recipe_values import override, resolve
 from tailseg.recipes.ladder import COSTS, REPORT
+from tailseg.recipes.schema import Recipe
+from tailseg.recipes.values import override, resolve
 from tailseg.structures import Batch
 
 LVIS_CLASSES = 1203

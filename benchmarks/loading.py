@@ -36,12 +36,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from tailseg.data.annotations import Annotations, open_data
+from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.dataset import DetectionDataset
 from tailseg.data.loading import train_loader
 from tailseg.data.sampling import TrainSampler
+from tailseg.data.sources import open_data
 from tailseg.data.transforms import Compose
-from tailseg.recipe import DataRecipe
+from tailseg.recipes.schema import DataRecipe
 from tailseg.training.loop import train_dataset
 
 TARGET = 1.5  # at the 1x setting

@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from tailseg.data.annotations import DataSplits
-from tailseg.data.sources import SYNTHETIC
+from tailseg.data.sources import SYNTHETIC, DataSplits
 from tailseg.evaluation.comparison import number
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -28,9 +28,9 @@ from tailseg.evaluation.tta import detect_views, views_of
 from tailseg.layers.paste import encode_masks
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
-from tailseg.recipe import Recipe
-from tailseg.recipe_values import override, resolve
 from tailseg.recipes.ladder import REPORT
+from tailseg.recipes.schema import Recipe
+from tailseg.recipes.values import override, resolve
 from tailseg.structures import Batch
 from tailseg.training.finetune import Branches, BranchInputs, Frozen, join
 from tailseg.training.optimizer import build_optimizer

@@ -31,7 +31,7 @@ from miniature import (
     values,
 )
 
-from tailseg.data.annotations import Annotations
+from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.sources import SYNTHETIC, open_source
 
 BASELINE = "cross-entropy"

@@ -22,8 +22,8 @@ from miniature import ROOT, SEED, TITLES, Method, about, collect, described, gai
 
 from tailseg.data.sources import SYNTHETIC, open_source
 from tailseg.model.build import build_detector
-from tailseg.recipe_values import diff, resolve
 from tailseg.recipes.ladder import REPORT
+from tailseg.recipes.values import diff, resolve
 
 LVIS_CLASSES = 1203
 # The context loss is a mean over classes; at its usual weight, 450 steps would hardly move the encoder.

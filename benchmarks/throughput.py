@@ -29,8 +29,8 @@ from torchvision_twin import build_stock, build_twin, twin_inputs
 from tailseg.layers.paste import encode_masks
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
-from tailseg.recipe import Recipe
-from tailseg.recipe_values import override, resolve
+from tailseg.recipes.schema import Recipe
+from tailseg.recipes.values import override, resolve
 from tailseg.structures import Batch
 from tailseg.training.optimizer import build_optimizer
 

@@ -25,7 +25,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tailseg.data.synthetic import lvis_curve
+from tailseg.data.synthetic.generate import lvis_curve
 from tailseg.losses import CLASSIFICATIONS, NEED_STATISTICS, ClassStatistics, FederatedClassification
 
 LVIS_CLASSES, LVIS_TRAIN_IMAGES = 1203, 100_170

@@ -19,8 +19,8 @@ from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from tailseg import NormalizedLinear, UserError
-from tailseg.data.annotations import open_data
 from tailseg.data.dataset import DetectionDataset
+from tailseg.data.sources import open_data
 from tailseg.data.transforms import fit_transform
 from tailseg.layers.paste import encode_masks
 from tailseg.losses import SeesawClassification

@@ -20,8 +20,8 @@ from torchvision.models.detection.retinanet import RetinaNetClassificationHead
 from torchvision.ops import sigmoid_focal_loss
 
 from tailseg import SeesawLoss, UserError
-from tailseg.data.annotations import open_data
 from tailseg.data.dataset import DetectionDataset
+from tailseg.data.sources import open_data
 from tailseg.data.transforms import fit_transform
 
 SIZES = {"min_size": 160, "max_size": 256}  # pixels of an image's short and long side: for a CPU

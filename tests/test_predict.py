@@ -9,14 +9,14 @@ from hotcoco import mask as rle
 from PIL import Image
 
 import tailseg
-from tailseg.data.annotations import Category
+from tailseg.checkpoint import save_model, write_tensors
+from tailseg.data.annotations.annotations import Category
 from tailseg.errors import UserError
 from tailseg.evaluation.tta import View, detect_views
 from tailseg.model.build import build_detector
 from tailseg.predict import Model, predict_files, to_json, to_picture
-from tailseg.recipe_values import override, resolve
+from tailseg.recipes.values import override, resolve
 from tailseg.structures import Detections
-from tailseg.training.checkpoint import save_model, write_tensors
 
 SETTINGS = (
     "model.backbone.pretrained=false",
@@ -120,7 +120,7 @@ def test_tau_norm_of_a_trained_model(tmp_path: Path, picture: np.ndarray) -> Non
 
 
 def test_a_checkpoint_that_does_not_fit_its_recipe(path: Path, tmp_path: Path) -> None:
-    from tailseg.training.checkpoint import read_tensors
+    from tailseg.checkpoint import read_tensors
 
     tensors, about = read_tensors(path)
     about["recipe"]["model"]["neck"]["channels"] = 8

@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tailseg.data.annotations import Category
+from tailseg.checkpoint import load_model, load_weights
+from tailseg.data.annotations.annotations import Category
 from tailseg.data.dataset import read_image, to_rgb
 from tailseg.data.transforms import fit_transform
-from tailseg.draw import draw_detections
 from tailseg.errors import UserError
 from tailseg.evaluation.tta import batch_of, detect_views, views_of
 from tailseg.layers.paste import encode_masks
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.progress import progress_bar
-from tailseg.recipe import Recipe
-from tailseg.recipe_values import override
+from tailseg.recipes.schema import Recipe
+from tailseg.recipes.values import override
 from tailseg.structures import Detections
-from tailseg.training.checkpoint import load_model, load_weights
+from tailseg.visualize.draw import draw_detections
 
 Picture = NDArray[np.uint8]
 # Recipe keys (or their beginnings) that do not touch what was trained.

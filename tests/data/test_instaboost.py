@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailseg.data import instaboost as module
-from tailseg.data.annotations import open_data
+from tailseg.data.annotations.masks import Bitmap, bitmap_of
 from tailseg.data.dataset import read_image
 from tailseg.data.instaboost import (
     InstaBoost,
@@ -25,7 +25,7 @@ from tailseg.data.instaboost import (
     inpaint,
     near_sides,
 )
-from tailseg.data.masks import Bitmap, bitmap_of
+from tailseg.data.sources import open_data
 
 ALWAYS, GUIDED = InstaBoost(1.0), InstaBoost(1.0, heatmap=True)
 

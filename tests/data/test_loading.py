@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tailseg.data.annotations import load_annotations
+from tailseg.data.annotations.annotations import load_annotations
 from tailseg.data.dataset import DetectionDataset
 from tailseg.data.loading import collate, eval_loader, train_loader
 from tailseg.data.sampling import ClassAware, RepeatFactors, TrainSampler

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailseg.data.annotations import load_annotations, open_data
+from tailseg.data.annotations.annotations import load_annotations
 from tailseg.data.sampling import (
     ClassAware,
     EveryImage,
@@ -19,7 +19,8 @@ from tailseg.data.sampling import (
     image_class_pairs,
     repeat_factors,
 )
-from tailseg.recipe import DataRecipe
+from tailseg.data.sources import open_data
+from tailseg.recipes.schema import DataRecipe
 
 tall = st.lists(st.booleans(), min_size=1, max_size=60).map(lambda flags: np.array(flags, dtype=bool))
 

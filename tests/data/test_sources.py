@@ -7,9 +7,9 @@ from pathlib import Path
 import orjson
 import pytest
 
-from tailseg.data.annotations import Annotations, Category
+from tailseg.data.annotations.annotations import Annotations, Category
 from tailseg.data.sources import known_categories, open_source, same_name
-from tailseg.data.synthetic import SyntheticSettings, write_synthetic
+from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.errors import UserError
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailseg.data import transforms
-from tailseg.data.masks import boxes_from_masks, rasterise
+from tailseg.data.annotations.masks import boxes_from_masks, rasterise
 from tailseg.data.transforms import (
     Compose,
     HorizontalFlip,
@@ -17,7 +17,7 @@ from tailseg.data.transforms import (
     fitted_size,
     train_transform,
 )
-from tailseg.recipe import DataRecipe
+from tailseg.recipes.schema import DataRecipe
 from tailseg.structures import Instances
 
 RNG = np.random.default_rng(0)

@@ -8,8 +8,8 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from tailseg.evaluation.analysis import frequency_bins
-from tailseg.evaluation.analysis_page import write_page
 from tailseg.evaluation.metrics import ScoreOptions, score
+from tailseg.visualize.analysis_page import write_page
 
 
 def row(box, category, **changes):

@@ -16,7 +16,7 @@ from torch import nn
 
 from tailseg.data.dataset import DetectionDataset, read_image
 from tailseg.data.sources import open_source
-from tailseg.data.synthetic import SyntheticSettings, write_synthetic
+from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.data.transforms import Compose, fit_transform
 from tailseg.errors import UserError
 from tailseg.evaluation.evaluate import evaluate
@@ -25,7 +25,7 @@ from tailseg.evaluation.results import ResultsWriter
 from tailseg.evaluation.tta import View, detect_views
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
-from tailseg.recipe_values import resolve
+from tailseg.recipes.values import resolve
 from tailseg.structures import Batch, Detections
 
 CPU = torch.device("cpu")

@@ -22,8 +22,9 @@ from PIL import Image as PillowImage
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from tailseg.cli import app, main
-from tailseg.data.synthetic import SyntheticSettings, write_synthetic
+from tailseg.checkpoint import load_model, save_model
+from tailseg.cli.main import app, main
+from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.data.transforms import fit_transform
 from tailseg.evaluation.tta import View, ViewSeen, batch_of, detect_views, pooled, views_of
 from tailseg.model.backbone import Backbone
@@ -32,10 +33,9 @@ from tailseg.model.detector import Detector
 from tailseg.model.roi_features import ImageFeatures
 from tailseg.model.rpn import Proposals
 from tailseg.predict import load
-from tailseg.recipe import TestRecipe as InferenceRecipe  # pytest would take it for a test
-from tailseg.recipe_values import resolve
+from tailseg.recipes.schema import TestRecipe as InferenceRecipe  # pytest would take it for a test
+from tailseg.recipes.values import resolve
 from tailseg.structures import Batch, Detections
-from tailseg.training.checkpoint import load_model, save_model
 
 CLASSES = 5
 SMALL = (

@@ -9,7 +9,7 @@ from hotcoco import mask as rle
 from torch import Tensor
 from torch.nn import functional as F
 
-from tailseg.data.masks import rasterise
+from tailseg.data.annotations.masks import rasterise
 from tailseg.model.mask_head import mask_targets
 from tailseg.model.mask_iou import MaskIouHead, mask_iou_loss, mask_iou_targets, share_inside
 

@@ -19,22 +19,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tailseg import cli
-from tailseg.data.annotations import DataSplits
+from tailseg.checkpoint import load_model, save_model
+from tailseg.cli import main as cli
 from tailseg.data.dataset import DetectionDataset
 from tailseg.data.loading import collate
-from tailseg.data.sources import open_source
-from tailseg.data.synthetic import SyntheticSettings, write_synthetic
+from tailseg.data.sources import DataSplits, open_source
+from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.errors import UserError
 from tailseg.model.box_head import BoxHead, BoxPrediction
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.model.tsd import TsdBoxHead
 from tailseg.predict import load
-from tailseg.recipe import Recipe
-from tailseg.recipe_values import resolve
+from tailseg.recipes.schema import Recipe
+from tailseg.recipes.values import resolve
 from tailseg.training import feature_cache, finetune
-from tailseg.training.checkpoint import load_model, save_model
 from tailseg.training.distributed import launch
 from tailseg.training.feature_cache import (
     FeatureCache,
@@ -45,8 +44,8 @@ from tailseg.training.feature_cache import (
     require_room,
 )
 from tailseg.training.finetune import Branches, BranchInputs, ClassInputs, Frozen, join
-from tailseg.training.initial import start_from
 from tailseg.training.loop import Run, train
+from tailseg.training.weight_init import start_from
 
 CLASSES, IMAGES = 4, 10
 TINY = (
@@ -708,7 +707,7 @@ def options_of(recipe_settings: tuple[str, ...]) -> list[str]:
 def in_processes(devices: int, folder: Path, init: Path, out: Path, *settings: str) -> None:
     """The real command with row 6, until its end; processes that wait for each other for ever are ended."""
     name, own = KINDS["row-6-seesaw"]
-    command = [sys.executable, "-m", "tailseg.cli", "train", name, "--data", folder, "--init", init, "--out", out]
+    command = [sys.executable, "-m", "tailseg.cli.main", "train", name, "--data", folder, "--init", init, "--out", out]
     command += ["--devices", devices, *options_of((*TINY, *own, *FINETUNE, *settings))]
     process = subprocess.Popen(
         list(map(str, command)), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
@@ -896,7 +895,7 @@ def test_a_full_disk_is_told_before_it_is_filled(
             save(path, *arguments)
             return
         with monkeypatch.context() as patch:
-            patch.setattr("tailseg.training.checkpoint.save_file", _no_space)
+            patch.setattr("tailseg.checkpoint.save_file", _no_space)
             save(path, *arguments)
 
     monkeypatch.setattr(feature_cache, "write_tensors", full)

@@ -15,12 +15,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tailseg.data.annotations import DataSplits
-from tailseg.data.sources import open_source
-from tailseg.data.synthetic import SyntheticSettings, write_synthetic
+from tailseg.data.sources import DataSplits, open_source
+from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.errors import UserError
-from tailseg.recipe import Recipe
-from tailseg.recipe_values import resolve, to_yaml
+from tailseg.recipes.schema import Recipe
+from tailseg.recipes.values import resolve, to_yaml
 from tailseg.training.loop import Run, class_statistics, plain_dataset, train, train_dataset
 
 TINY = (
@@ -285,9 +284,9 @@ def test_saved_average_is_what_was_evaluated(data: DataSplits, tmp_path: Path) -
 
 
 def test_best_is_the_best(data: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tailseg.checkpoint import load_model
     from tailseg.evaluation.metrics import Scores
     from tailseg.training import loop
-    from tailseg.training.checkpoint import load_model
 
     values = iter([0.2, 0.5, 0.5, None])
 

@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tailseg.data.sources import open_source
-from tailseg.data.synthetic import SyntheticSettings, write_synthetic
+from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.model import box_head, rpn
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.model.matching import Sampled
 from tailseg.model.rpn import Proposals
-from tailseg.recipe_values import resolve
+from tailseg.recipes.values import resolve
 from tailseg.structures import Batch
 from tailseg.training import loop
 from tailseg.training.distributed import launch
@@ -85,7 +85,7 @@ def finished(command: list[object]) -> subprocess.CompletedProcess[str]:
 def train(row: str, data: Path, out: Path, devices: int, *more: str) -> subprocess.CompletedProcess[str]:
     settings = TINY if row < "07" else (*TINY, *SMALL_VIEWS)
     options = [part for setting in settings for part in ("--set", setting)]
-    command = [sys.executable, "-m", "tailseg.cli", "train", f"demo-table2/{row}", "--data", data, "--out", out]
+    command = [sys.executable, "-m", "tailseg.cli.main", "train", f"demo-table2/{row}", "--data", data, "--out", out]
     return finished([*command, "--devices", devices, *options, *more])
 
 

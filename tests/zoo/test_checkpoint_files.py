@@ -22,7 +22,7 @@ from torch import Tensor
 from tailseg.errors import UserError
 from tailseg.zoo import checkpoint_files
 from tailseg.zoo.checkpoint_files import LEGACY_MAGIC, read_checkpoint
-from tailseg.zoo.stand_ins import Foreign
+from tailseg.zoo.pickle_stubs import Foreign
 
 FORMATS = ("zip", "legacy", "pickle")
 TORCH_FORMATS = ("zip", "legacy")

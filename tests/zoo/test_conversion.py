@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
+from tailseg.checkpoint import load_model, load_weights
 from tailseg.errors import UserError
 from tailseg.model.build import build_detector
-from tailseg.recipe import (
+from tailseg.recipes.schema import (
     BackboneRecipe,
     BoxHeadRecipe,
     CrossEntropyRecipe,
@@ -24,7 +25,6 @@ from tailseg.recipe import (
     SeesawRecipe,
     StageRecipe,
 )
-from tailseg.training.checkpoint import load_model, load_weights
 from tailseg.zoo.architecture import infer_model, infer_resnet
 from tailseg.zoo.conversion import ForeignModel, change, coco_ids, convert, rename, state_dict_of
 

@@ -21,8 +21,8 @@ from torchvision.ops import FrozenBatchNorm2d, roi_align
 
 from tailseg.errors import UserError
 from tailseg.predict import Model, load
-from tailseg.recipe import Recipe
-from tailseg.recipe_values import merge, validate
+from tailseg.recipes.schema import Recipe
+from tailseg.recipes.values import merge, validate
 from tailseg.structures import Batch, Detections
 from tailseg.zoo.conversion import coco_ids, convert
 from tailseg.zoo.detectron2 import read_detectron2

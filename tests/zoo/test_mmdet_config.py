@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tailseg.errors import UserError
-from tailseg.recipe import Recipe
-from tailseg.recipe_values import merge, validate
+from tailseg.recipes.schema import Recipe
+from tailseg.recipes.values import merge, validate
 from tailseg.zoo.conversion import convert
 from tailseg.zoo.mmdet import read_mmdet
 from tailseg.zoo.mmdet_config import Conventions, conventions, read_config

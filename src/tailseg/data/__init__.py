@@ -1,0 +1,1 @@
+"""From files on disk to batches: data set, augmentation, sampling, loading."""

@@ -14,9 +14,9 @@ from PIL import ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tailseg.data.annotations import Annotations
+from tailseg.data.annotations.annotations import Annotations
+from tailseg.data.annotations.masks import bitmap_of, into_grid
 from tailseg.data.instaboost import InstaBoost, Objects
-from tailseg.data.masks import bitmap_of, into_grid
 from tailseg.data.transforms import Compose, Image, clip_boxes
 from tailseg.errors import UserError
 from tailseg.structures import Instances, Sample

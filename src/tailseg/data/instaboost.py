@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageEnhance
 
-from tailseg.data.masks import Bitmap
+from tailseg.data.annotations.masks import Bitmap
 from tailseg.data.transforms import Image
 
 Box = tuple[int, int, int, int]  # xyxy in pixels, at least one wide and high

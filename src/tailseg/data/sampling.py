@@ -13,8 +13,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tailseg.data.annotations import Annotations
-from tailseg.recipe import DataRecipe
+from tailseg.data.annotations.annotations import Annotations
+from tailseg.recipes.schema import DataRecipe
 
 Rounding = Literal["ceil", "stochastic"]
 

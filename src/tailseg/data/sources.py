@@ -2,17 +2,115 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
 
-from tailseg.data.annotations import Annotations, Category, DataSplits, open_data
-from tailseg.data.synthetic import SyntheticSettings, default_synthetic_folder, open_synthetic
+import yaml
+
+from tailseg.data.annotations.annotations import (
+    Annotations,
+    Category,
+    load_annotations,
+    require_same_categories,
+    with_frequencies_of,
+)
+from tailseg.data.synthetic.generate import SyntheticSettings, default_synthetic_folder, open_synthetic
 from tailseg.errors import UserError
 from tailseg.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
 SYNTHETIC = "synthetic"
+
+
+@dataclass(frozen=True, eq=False)
+class DataSplits:
+    """A data set: its training and validation files. A split that was not needed may be None."""
+
+    name: str
+    train: Annotations | None
+    val: Annotations | None
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """The three entries of a data set's YAML file."""
+
+    train: Path | None
+    val: Path | None
+    images: Path | None
+
+
+def open_data(
+    data: str | Path, *, need: tuple[str, ...] = ("train", "val"), rare_max: int = 10, common_max: int = 100
+) -> DataSplits:
+    """Open a data set.
+
+    Args:
+        data: a folder with ``train.json``, ``val.json`` and ``images/``, or a YAML file with the entries
+            ``train``, ``val`` and ``images``, relative to the YAML file.
+        need: the splits that must be there. The training file is also read, where there is one, when only it
+            can tell the frequency groups.
+        rare_max: most training images of a rare class, where the files state no groups.
+        common_max: most training images of a common class.
+
+    Raises:
+        UserError: something is missing or broken, or train and val have different categories.
+    """
+    data = Path(data)
+    sources = _sources(data)
+    for split in (*need, "images"):
+        path = getattr(sources, split)
+        if path is None:
+            raise UserError(f"{data}: the entry {split!r} is missing; add it, with a path relative to this file")
+        if not path.exists():
+            what = "a folder of images" if split == "images" else "an annotation file in LVIS or COCO format"
+            raise UserError(f"{data}: {path} does not exist; it should be {what}")
+    assert sources.images is not None
+    if not sources.images.is_dir():
+        raise UserError(f"{data}: {sources.images} is not a folder; give the folder that holds the images")
+
+    def load(path: Path | None) -> Annotations:
+        assert path is not None
+        assert sources.images is not None
+        return load_annotations(path, sources.images, rare_max=rare_max, common_max=common_max)
+
+    val = load(sources.val) if "val" in need else None
+    only_train_knows = val is not None and not val.frequency_stated and sources.train and sources.train.exists()
+    train = load(sources.train) if "train" in need or only_train_knows else None
+    if train and val:
+        require_same_categories(train, val)
+        val = val if val.frequency_stated else with_frequencies_of(val, train)
+    return DataSplits(data.resolve().stem if data.is_file() else data.resolve().name, train, val)
+
+
+def _sources(data: Path) -> _Sources:
+    """The paths that a folder or a YAML file stands for."""
+    if data.is_dir():
+        return _Sources(data / "train.json", data / "val.json", data / "images")
+    if not data.exists():
+        raise UserError(f"{data}: no such folder or file; give a folder with train.json, val.json and images/")
+    if data.suffix.lower() not in (".yaml", ".yml"):
+        raise UserError(f"{data}: expected a folder or a YAML file with the entries train, val and images")
+    try:
+        content = yaml.safe_load(data.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        raise UserError(f"{data}: not valid YAML{place}; write the entries train, val and images") from None
+    known = [field.name for field in fields(_Sources)]
+    if not isinstance(content, dict):
+        raise UserError(f"{data}: expected the entries train, val and images, each with a path")
+    for key, value in content.items():
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
+            raise UserError(f"{data}: unknown entry {key!r}; did you mean {nearest!r}?")
+        if not isinstance(value, str) or not value:
+            raise UserError(f"{data}: {key} is {value!r}; it must be a path")
+    return _Sources(**{key: data.parent / content[key] if key in content else None for key in known})
 
 
 def open_source(

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tailseg.data.masks import boxes_from_masks
-from tailseg.recipe import DataRecipe
+from tailseg.data.annotations.masks import boxes_from_masks
+from tailseg.recipes.schema import DataRecipe
 from tailseg.structures import Instances
 
 Image = NDArray[np.uint8]  # (H, W, 3) RGB

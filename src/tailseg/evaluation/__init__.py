@@ -1,0 +1,1 @@
+"""Scoring: detections to run-length codes, LVIS metrics, test-time augmentation, analysis."""

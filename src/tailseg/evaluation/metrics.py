@@ -191,7 +191,7 @@ def write_scores(scores: Scores, metrics: Path, classes: Path, analysis: Path) -
         table.writeheader()
         table.writerows(scores.per_category)
     if scores.analysis is not None:
-        from tailseg.evaluation.analysis_page import write_page  # matplotlib takes its time
+        from tailseg.visualize.analysis_page import write_page  # matplotlib takes its time
 
         write_json(analysis, scores.analysis)
         write_page(scores.analysis, scores.per_category, analysis.with_suffix(".html"))

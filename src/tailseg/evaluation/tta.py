@@ -29,7 +29,7 @@ from torchvision.ops import nms
 from tailseg.data.loading import collate
 from tailseg.data.transforms import Compose, HorizontalFlip, Image, ResizeLongestEdge
 from tailseg.model.detector import Detector
-from tailseg.recipe import TestRecipe
+from tailseg.recipes.schema import TestRecipe
 from tailseg.structures import Batch, Detections, Instances, Sample
 
 

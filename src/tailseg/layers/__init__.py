@@ -1,0 +1,1 @@
+"""Layers and operators that the model is made of."""

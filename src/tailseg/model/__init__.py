@@ -1,0 +1,1 @@
+"""The detector: backbone, neck, proposals, box stages, mask heads."""

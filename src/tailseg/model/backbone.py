@@ -15,9 +15,9 @@ from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
 from torch import Tensor, nn
 
 from tailseg.errors import UserError
+from tailseg.layers.activation_checkpointing import recompute
 from tailseg.layers.deform_conv import ModulatedDeformConv2d
-from tailseg.layers.recomputation import recompute
-from tailseg.model.surgery import make_deformable, move_strides, set_stem_channels
+from tailseg.model.backbone_edits import make_deformable, move_strides, set_stem_channels
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """Recipes for a laptop: EfficientNet-Lite0, 64 channels, small images, AdamW; the same losses as Table 1."""
 
-from tailseg.recipe import (
+from tailseg.recipes import table1, table2
+from tailseg.recipes.schema import (
     BackboneRecipe,
     BoxHeadRecipe,
     DataRecipe,
@@ -15,7 +16,6 @@ from tailseg.recipe import (
     TrainingRecipe,
     TsdRecipe,
 )
-from tailseg.recipes import table1, table2
 
 
 def cross_entropy() -> Recipe:

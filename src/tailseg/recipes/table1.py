@@ -7,7 +7,7 @@
 | table1/seesaw        | 24.3   | 23.3    | 13.0 | 22.9 | 28.2 |
 """
 
-from tailseg.recipe import EqlRecipe, Recipe, SeesawRecipe
+from tailseg.recipes.schema import EqlRecipe, Recipe, SeesawRecipe
 
 
 def cross_entropy() -> Recipe:

@@ -23,8 +23,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from tailseg.recipe import FinetuneRecipe, NeckRecipe, Recipe, ScheduleRecipe, SeesawRecipe, StageRecipe
 from tailseg.recipes import table1
+from tailseg.recipes.schema import FinetuneRecipe, NeckRecipe, Recipe, ScheduleRecipe, SeesawRecipe, StageRecipe
 
 CASCADE = (  # Cascade R-CNN: later stages are stricter, work on finer deltas and weigh less
     StageRecipe(iou=0.5, stds=(0.1, 0.1, 0.2, 0.2), weight=1.0, mask_weight=0.0),

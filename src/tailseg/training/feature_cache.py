@@ -23,9 +23,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tailseg import __version__
-from tailseg.data.annotations import Annotations
+from tailseg.checkpoint import write_tensors
+from tailseg.data.annotations.annotations import Annotations
 from tailseg.errors import UserError
-from tailseg.training.checkpoint import write_tensors
 
 A = TypeVar("A")
 T = TypeVar("T")

@@ -33,8 +33,8 @@ from tailseg.errors import UserError
 from tailseg.model.box_head import ClassBranch
 from tailseg.model.detector import Detector, Stage
 from tailseg.progress import progress_bar
-from tailseg.recipe import Recipe
-from tailseg.recipe_values import flatten
+from tailseg.recipes.schema import Recipe
+from tailseg.recipes.values import flatten
 from tailseg.structures import Batch
 from tailseg.training.feature_cache import (
     FeatureCache,

@@ -18,12 +18,13 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tailseg.data.annotations import Annotations, DataSplits
+from tailseg.checkpoint import load_trainer, save_model, save_trainer
+from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.dataset import DetectionDataset
 from tailseg.data.instaboost import InstaBoost
 from tailseg.data.loading import train_loader
 from tailseg.data.sampling import RepeatFactors, TrainSampler, epoch_draw
-from tailseg.data.sources import summary
+from tailseg.data.sources import DataSplits, summary
 from tailseg.data.transforms import Compose, fit_transform, train_transform
 from tailseg.errors import UserError
 from tailseg.evaluation.evaluate import evaluate
@@ -33,14 +34,13 @@ from tailseg.model.backbone import load_pretrained
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.progress import progress_bar
-from tailseg.recipe import DataRecipe, Recipe
-from tailseg.recipe_values import flatten, to_yaml
-from tailseg.training.checkpoint import load_trainer, save_model, save_trainer
+from tailseg.recipes.schema import DataRecipe, Recipe
+from tailseg.recipes.values import flatten, to_yaml
 from tailseg.training.distributed import batch_norm_note, launch
 from tailseg.training.feature_cache import readable
 from tailseg.training.finetune import Branches, Finetuning
-from tailseg.training.initial import start_from
 from tailseg.training.optimizer import build_optimizer, rate_factor, scaled_rate
+from tailseg.training.weight_init import start_from
 
 logger = logging.getLogger(__name__)
 

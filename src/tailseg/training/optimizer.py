@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from tailseg.recipe import OptimizerRecipe, ScheduleRecipe
+from tailseg.recipes.schema import OptimizerRecipe, ScheduleRecipe
 
 
 def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Optimizer:

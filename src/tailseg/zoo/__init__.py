@@ -1,1 +1,1 @@
-"""Models of other projects, made ours."""
+"""Checkpoints of other projects, read without running anything in them."""

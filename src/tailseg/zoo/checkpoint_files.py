@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tailseg.errors import UserError
+from tailseg.zoo.pickle_stubs import Storage, require
 from tailseg.zoo.pickles import Plain, Unpickler, check_opcodes
-from tailseg.zoo.stand_ins import Storage, require
 
 ZIP_START = b"PK\x03\x04"
 LEGACY_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa850192e")  # the first pickle of such a file, after its protocol

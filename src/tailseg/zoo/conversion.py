@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailseg.data.annotations import Category
-from tailseg.data.parsing import category_columns, read_categories
+from tailseg.checkpoint import save_model
+from tailseg.data.annotations.annotations import Category
+from tailseg.data.annotations.parsing import category_columns, read_categories
 from tailseg.data.sources import same_name
 from tailseg.errors import UserError
 from tailseg.model.build import build_detector
-from tailseg.recipe import Recipe
-from tailseg.recipe_values import merge, override, validate
-from tailseg.training.checkpoint import save_model
+from tailseg.recipes.schema import Recipe
+from tailseg.recipes.values import merge, override, validate
 from tailseg.zoo.architecture import infer_model
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from tailseg.zoo.stand_ins import STORAGES, Foreign, LazyArray, LazyTensor, Name, Storage, Swallow, require, stand_in
+from tailseg.zoo.pickle_stubs import STORAGES, Foreign, LazyArray, LazyTensor, Name, Storage, Swallow, require, stand_in
 
 MAX_DEPTH = 1000  # of things in things; pickle itself cannot write more
 

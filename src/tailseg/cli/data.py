@@ -1,0 +1,185 @@
+"""The `tailseg data` commands: make, examine, import and divide data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING, Annotated
+
+import orjson
+import typer
+
+from tailseg.cli.console import QuietOption, log, print_table
+from tailseg.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tailseg.data.diagnosis.dataset_report import Checkup
+    from tailseg.data.importers.writer import Part
+
+EXAMPLES = 4  # of a finding on the terminal
+
+data_app = typer.Typer(help="Make, examine, import and divide data.", no_args_is_help=True)
+
+NewFolderArgument = Annotated[Path, typer.Argument(metavar="OUT", help="New folder: train.json, val.json, images/.")]
+
+
+@data_app.command("synth")
+def data_synth(
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    classes: Annotated[int, typer.Option(help="Number of classes.")] = 120,
+    images: Annotated[int, typer.Option(help="Training images; a quarter as many for validation.")] = 1200,
+    size: Annotated[int, typer.Option(help="Side of the square images in pixels.")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the pictures.")] = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Draw a long-tailed data set in LVIS format."""
+    log(quiet)
+    from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
+    from tailseg.progress import progress_bar
+
+    settings = SyntheticSettings(
+        classes=classes, train_images=images, val_images=max(1, images // 4), size=size, seed=seed
+    )
+    with progress_bar("drawing", images + settings.val_images, show=not quiet) as advance:
+        write_synthetic(out, settings, progress=lambda done, _total: advance(done))
+    typer.echo(f"{images} training and {settings.val_images} validation images of {classes} classes in {out}")
+
+
+@data_app.command("check")
+def data_check(
+    data: Annotated[str, typer.Argument(help="Folder with train.json, val.json, images/; YAML file; 'synthetic'.")],
+    recipe: Annotated[str, typer.Option(help="Recipe whose resolution and sampling count.")] = "table1/seesaw",
+    json: Annotated[Path | None, typer.Option("--json", help="JSON file for everything that was found.")] = None,
+    page: Annotated[Path | None, typer.Option("--html", help="HTML file with charts and rare classes.")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Examine a data set before training; exit code 1 only if it cannot be trained on."""
+    log(quiet)
+    from tailseg.recipes.values import resolve
+
+    resolved = resolve(recipe, ())
+    from tailseg.data.diagnosis.dataset_report import check_data, file_steps
+    from tailseg.data.sources import open_source
+    from tailseg.progress import progress_bar
+
+    rare_max, common_max = resolved.data.rare_max, resolved.data.common_max
+    splits = open_source(data, rare_max=rare_max, common_max=common_max, show=not quiet, look_for_images=False)
+    with progress_bar("looking at images", file_steps(splits), show=not quiet) as advance:
+        checkup = check_data(data, splits, resolved, advance)
+    for table in check_tables(checkup):
+        print_table(table)
+    typer.echo(f"To begin: {checkup.suggestion['command']}\n  ({checkup.suggestion['reason']})")
+    if json is not None:
+        json.write_bytes(orjson.dumps(checkup.as_json(), option=orjson.OPT_INDENT_2))
+    if page is not None:
+        from tailseg.visualize.dataset_page import write_page
+
+        assert splits.train is not None
+        write_page(checkup, splits.train, page)
+    if not checkup.usable():
+        first = checkup.findings[0]
+        raise UserError(f"{data}: cannot be trained on: {first.count} {first.what} ({first.split}); {first.mend}")
+
+
+def check_tables(checkup: Checkup) -> list[Table]:
+    """The checkup for a terminal: counts, classes by frequency, resolution and sampling, findings."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    counts = Table(title="Data")
+    counts.add_column("")
+    for split in checkup.splits:
+        counts.add_column(split, justify="right")
+    for key in checkup.splits["train"]:
+        counts.add_row(key.replace("_", " "), *(f"{row[key]:,}" for row in checkup.splits.values()))
+
+    groups = Table(title="Classes by training images")
+    for head in ("", "classes", "train objects", "val objects"):
+        groups.add_column(head, justify="right" if head else "left")
+    for name, row in checkup.groups.items():
+        groups.add_row(name, *(f"{value:,}" for value in row.values()))
+
+    scale, sampling, memory = checkup.scale, checkup.sampling, checkup.memory
+    under = ", ".join(f"{scale[f'under_{side}']:.1%} under {side}" for side in (8, 16, 32))
+    ranked = [row.train_images for row in checkup.classes]
+    curve = ", ".join(f"{ranked[int(share * (len(ranked) - 1))]:,}" for share in (0, 0.25, 0.5, 0.75, 1))
+    recipe = Table(title=f"With {checkup.recipe}", show_header=False)
+    rows = {
+        "long tail": f"{curve} training images (most frequent class, quartiles, rarest)",
+        "object sides": f"median {scale['median_side']:.0f} pixels in {scale['short_edge']:g} x "
+        f"{scale['long_edge']:g}; {under}",
+        "repeat factors": f"{sampling['repeated_images']:,} of {sampling['images']:,} images repeated, up to "
+        f"{sampling['largest_factor']:.2f} times; an epoch has {sampling['epoch_ceil']:,} "
+        f"({sampling['epoch_stochastic']:,.0f} by chance)",
+        "steps an epoch": f"{sampling['steps_an_epoch']:,}, repeated {sampling['steps_an_epoch_repeated']:,}, "
+        f"with {sampling['batch']} images a step",
+        "memory": f"annotations {memory['annotations'] / 2**20:,.1f} MiB (columns of both files); a batch at most "
+        f"{memory['batch'] / 2**20:,.0f} MiB (pixels and masks, without activations)",
+    }
+    for key, text in rows.items():
+        recipe.add_row(key, text)
+
+    findings = Table(title="Findings")
+    for head in ("", "split", "number", "what", "mend"):
+        findings.add_column(head, justify="right" if head == "number" else "left")
+    colours = {"error": "red", "warning": "yellow", "note": "dim"}
+    for finding in checkup.findings:
+        shown = ", ".join(shorten(text, 100, placeholder=" ...") for text in finding.examples[:EXAMPLES])
+        shown += ", ..." if len(finding.examples) > EXAMPLES else ""
+        what = finding.what + (f": {shown}" if shown else "")
+        severity = f"[{colours[finding.severity]}]{finding.severity}[/]"
+        findings.add_row(severity, finding.split, f"{finding.count:,}", escape(what), escape(finding.mend))
+    return [counts, groups, recipe, *([findings] if checkup.findings else [])]
+
+
+@data_app.command("convert")
+def data_convert(
+    kind: Annotated[str, typer.Argument(metavar="coco|yolo|labelme|voc", help="Format of the source.")],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder, COCO annotation file or YOLO data.yaml.")],
+    out: NewFolderArgument,
+    quiet: QuietOption = False,
+) -> None:
+    """Turn COCO, YOLO, labelme or Pascal VOC (boxes) into LVIS format; the source stays as it is."""
+    log(quiet)
+    if kind not in ("coco", "yolo", "labelme", "voc"):
+        raise typer.BadParameter(f"'{kind}' is not one of coco, yolo, labelme, voc", param_hint="FORMAT")
+    from tailseg.data.importers.convert import convert
+
+    parts, notes = convert(kind, source, out)
+    _tell(parts, notes, out)
+
+
+@data_app.command("split")
+def data_split(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder with train.json and images/, or the file.")],
+    out: NewFolderArgument,
+    val: Annotated[float, typer.Option(help="Share of the images for validation, between 0 and 1.")] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice.")] = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Divide a data set into training and validation so that rare classes reach both."""
+    log(quiet)
+    if not 0 < val < 1:
+        raise typer.BadParameter(f"{val:g} is not between 0 and 1", param_hint="--val")
+    from tailseg.data.importers.convert import image_note, only_train_note
+    from tailseg.data.importers.split import divide, read_set
+    from tailseg.data.importers.writer import write_parts
+
+    categories, part = read_set(source)
+    division = divide(part, categories, share=val, seed=seed, source=source)
+    linked = write_parts(out, categories, division.parts)
+    _tell(division.parts, [*only_train_note(division.only_train), image_note(linked)], out)
+
+
+def _tell(parts: dict[str, Part], notes: list[str], out: Path) -> None:
+    """Say what was written."""
+    train, val = parts["train"], parts["val"]
+    typer.echo(
+        f"{out}: {len(train.images)} training images with {len(train.annotations)} objects, {len(val.images)} "
+        f"validation images with {len(val.annotations)}"
+    )
+    for note in notes:
+        typer.echo(f"- {note}")
+    typer.echo(f"Examine it: tailseg data check {out}")

@@ -1,0 +1,375 @@
+"""The command line: one thin function a command.
+
+Exit codes: 0 done, 1 the input is at fault (one sentence on stderr), 2 usage, 130 stopped by Ctrl-C after saving.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from tailseg.cli.console import QuietOption
+from tailseg.cli.console import log as _log
+from tailseg.cli.console import print_table as _print
+from tailseg.cli.data import data_app
+from tailseg.errors import UserError
+
+# Before PyTorch is loaded: by default its threads spin while they wait for each other, and where the cores are shared
+# (loader workers, other people's jobs) a step then takes up to twelve times as long. Sleeping costs an idle machine a
+# fifth of its speed; whoever has one to themselves sets OMP_WAIT_POLICY=ACTIVE.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+if TYPE_CHECKING:
+    from tailseg.zoo.conversion import ForeignModel
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    help="Long-tailed instance segmentation: train, evaluate and run models that find rare classes too.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+convert_app = typer.Typer(help="Turn checkpoints of other projects into models of ours.", no_args_is_help=True)
+recipes_app = typer.Typer(help="List, show and compare recipes.", invoke_without_command=True)
+app.add_typer(data_app, name="data")
+app.add_typer(convert_app, name="convert")
+app.add_typer(recipes_app, name="recipes")
+
+DataOption = Annotated[
+    str, typer.Option("--data", help="Folder with train.json, val.json and images/; a YAML file; or 'synthetic'.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; may be repeated.")
+]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="Built-in recipe (see `tailseg recipes`), YAML file, or model file (its recipe).")
+]
+ModelArgument = Annotated[Path, typer.Argument(help="A model, such as runs/seesaw/best.safetensors.")]
+TtaOption = Annotated[
+    bool, typer.Option("--tta", help="Average over several sizes of each image, mirrored too; sets test.tta; slow.")
+]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with different random numbers.")] = 1,
+    quiet: QuietOption = False,
+) -> None:
+    """Train cross-entropy and Seesaw on the built-in data, score both, write a report: minutes on two cores."""
+    _log(quiet)
+    from tailseg.cli.demo import run_demo
+    from tailseg.evaluation.comparison import results_markdown, verdict
+
+    results = _stoppable(
+        lambda: run_demo(out, seeds=seeds, show=not quiet), f"Stopped. Remove {out} before the next demo there."
+    )
+    typer.echo(results_markdown(results))
+    typer.echo(verdict(results))
+    typer.echo(f"Report: {out / 'report.html'}")
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, metrics and detections.")],
+    settings: SetOption = None,
+    init: Annotated[
+        Path | None, typer.Option("--init", metavar="MODEL", help="Start from this model's weights (fine-tuning).")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the exact step where OUT stopped.")] = False,
+    devices: Annotated[int, typer.Option(min=1, help="Processes on this machine: GPUs, or CPU processes.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a recipe."""
+    _log(quiet)
+    from tailseg.recipes.values import resolve
+
+    resolved = resolve(recipe, settings or ())
+    from tailseg.data.sources import open_source
+
+    splits = open_source(data, rare_max=resolved.data.rare_max, common_max=resolved.data.common_max, show=not quiet)
+    # Imported after the data is known to be sound: a fault there is told seconds earlier.
+    from tailseg.evaluation.metrics import format_table
+    from tailseg.training.loop import train as run
+
+    scores = _stoppable(
+        lambda: run(resolved, splits, out, seed=seed, devices=devices, resume=resume, init=init, show=not quiet),
+        "Stopped. Go on from the last checkpoint with --resume.",
+    )
+    if scores is not None:
+        _print(format_table(scores.metrics))
+        typer.echo(f"Models: {out / 'best.safetensors'} (best segm AP), {out / 'last.safetensors'}")
+
+
+FixedApOption = Annotated[
+    bool,
+    typer.Option("--fixed-ap", help="Count the best 10,000 detections of each class, with no limit per image."),
+]
+BoundaryOption = Annotated[bool, typer.Option("--boundary", help="Add boundary AP, which judges the outlines; slow.")]
+AnalyseOption = Annotated[
+    bool, typer.Option("--analyse", help="Add kinds of errors, calibration, confusions, AP by training images.")
+]
+
+
+@app.command("eval")
+def evaluate(
+    model: ModelArgument,
+    data: DataOption,
+    split: Annotated[str, typer.Option(help="train or val.")] = "val",
+    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and detections.json.")] = None,
+    settings: SetOption = None,
+    max_dets: Annotated[
+        int | None, typer.Option("--max-dets", min=1, help="Detections an image; sets test.max_detections.")
+    ] = None,
+    tta: TtaOption = False,
+    fixed_ap: FixedApOption = False,
+    boundary: BoundaryOption = False,
+    analyse: AnalyseOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Score a model on a split by the LVIS rules."""
+    _log(quiet)
+    if split not in ("train", "val"):
+        raise typer.BadParameter(f"'{split}' is not one of train, val", param_hint="--split")
+    from tailseg.data.sources import known_categories, open_source, summary
+    from tailseg.evaluation.evaluate import evaluate as run
+    from tailseg.evaluation.metrics import ScoreOptions, format_table
+    from tailseg.evaluation.tta import views_of
+    from tailseg.predict import load
+    from tailseg.training.loop import plain_dataset
+
+    limit = [] if max_dets is None else [f"test.max_detections={max_dets}"]
+    loaded = load(model, settings=[*limit, *_tta_setting(tta), *(settings or ())])
+    recipe, views = loaded.recipe.data, views_of(loaded.recipe.test)
+    splits = open_source(data, need=(split,), rare_max=recipe.rare_max, common_max=recipe.common_max, show=not quiet)
+    dataset = plain_dataset(splits, recipe, split, resized=not views)
+    known = known_categories(dataset.annotations, loaded.categories, str(model))
+    logging.getLogger(__name__).info(summary(dataset.annotations))
+    folder = out or model.parent / f"eval-{splits.name}-{split}"
+    learned = {}
+    if any(category.image_count for category in loaded.categories):
+        pairs = zip(known, loaded.categories, strict=True)
+        learned = {category_id: category for category_id, category in pairs if category_id is not None}
+    frequencies = None
+    if learned and not dataset.annotations.frequency_stated:
+        frequencies = {category_id: category.frequency for category_id, category in learned.items()}
+    scores = run(
+        loaded.detector,
+        dataset,
+        folder,
+        device=loaded.device,
+        batch_size=recipe.batch_per_device,
+        workers=recipe.workers,
+        divisor=loaded.recipe.model.neck.divisor,
+        views=views,
+        category_ids=known,
+        frequencies=frequencies,
+        train_images={category_id: category.image_count for category_id, category in learned.items()},
+        options=ScoreOptions(max_dets=max_dets or 300, fixed_ap=fixed_ap, boundary=boundary, analyse=analyse),
+        show=not quiet,
+    )
+    assert scores is not None
+    if scores.metrics:
+        _print(format_table(scores.metrics))
+        typer.echo(f"Written: {folder / 'metrics.json'}, {folder / 'detections.json'}")
+    else:
+        typer.echo(f"Written: {folder / 'detections.json'}")
+
+
+@app.command()
+def predict(
+    model: ModelArgument,
+    images: Annotated[list[Path], typer.Argument(help="Images: JPEG, PNG and what else Pillow reads.")],
+    out: Annotated[Path, typer.Option(help="Folder for a picture and a JSON file per image.")],
+    score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score shown.")] = 0.5,
+    settings: SetOption = None,
+    tta: TtaOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Detect the objects in images, draw them and write them down."""
+    _log(quiet)
+    from tailseg.predict import load, predict_files
+
+    loaded = load(model, settings=[*_tta_setting(tta), *(settings or ())])
+    faults = predict_files(loaded, images, out, min_score=score, show=not quiet)
+    typer.echo(f"{len(images) - len(faults)} of {len(images)} images: pictures and JSON in {out}")
+    if faults:
+        raise UserError("; ".join(faults))
+
+
+def _tta_setting(tta: bool) -> list[str]:
+    return ["test.tta=true"] if tta else []
+
+
+@app.command()
+def score(
+    annotations: Annotated[Path, typer.Argument(help="LVIS or COCO annotation file, .json or .json.gz.")],
+    detections: Annotated[Path, typer.Argument(help="Results in LVIS format, .json or .json.gz.")],
+    iou: Annotated[str, typer.Option(help="bbox, segm or both, separated by a comma.")] = "bbox,segm",
+    out: Annotated[Path | None, typer.Option(help="JSON file for the metrics; NAME.classes.csv beside it.")] = None,
+    max_dets: Annotated[int, typer.Option("--max-dets", min=1, help="Best detections of an image that count.")] = 300,
+    fixed_ap: FixedApOption = False,
+    boundary: BoundaryOption = False,
+    analyse: AnalyseOption = False,
+) -> None:
+    """Score any results file exactly as lvis-api does.
+
+    As there, small, medium and large go by the boxes' areas, for masks too, if the results carry boxes.
+    """
+    _log(quiet=False)
+    if analyse and out is None:
+        raise typer.BadParameter("is written beside the metrics; name their file with --out", param_hint="--analyse")
+    from tailseg.evaluation.metrics import ScoreOptions, format_table, write_scores
+    from tailseg.evaluation.metrics import score as run
+
+    types = tuple(part.strip() for part in iou.split(",") if part.strip())
+    options = ScoreOptions(max_dets=max_dets, fixed_ap=fixed_ap, boundary=boundary, analyse=analyse)
+    scores = run(annotations, detections, iou_types=types, options=options)
+    _print(format_table(scores.metrics))
+    if out is not None:
+        write_scores(scores, out, out.with_suffix(".classes.csv"), out.with_suffix(".analysis.json"))
+
+
+OutModelArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Model file to write, ending in .safetensors.")]
+CategoriesOption = Annotated[
+    Path | None,
+    typer.Option("--categories", metavar="ANN.json", help="Annotation file with the classes it was trained on."),
+]
+
+
+@convert_app.command("mmdet")
+def convert_mmdet(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of mmdetection 2.x or 3.x, .pth.")],
+    out: OutModelArgument,
+    categories: CategoriesOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Mask R-CNN or Cascade Mask R-CNN of mmdetection, with cross-entropy or Seesaw Loss."""
+    _log(quiet=False)
+    from tailseg.zoo.mmdet import read_mmdet
+
+    _convert(read_mmdet(checkpoint), out, categories, settings)
+
+
+@convert_app.command("torchvision")
+def convert_torchvision(
+    source: Annotated[
+        str, typer.Argument(help="maskrcnn_resnet50_fpn (downloads its weights), or a state dict, .pth.")
+    ],
+    out: OutModelArgument,
+    categories: CategoriesOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Mask R-CNN R50-FPN (version 1) of torchvision."""
+    _log(quiet=False)
+    from tailseg.zoo.torchvision import read_torchvision
+
+    _convert(read_torchvision(source), out, categories, settings)
+
+
+@convert_app.command("detectron2")
+def convert_detectron2(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of detectron2, .pkl or .pth.")],
+    out: OutModelArgument,
+    categories: CategoriesOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Mask R-CNN R50-FPN or R101-FPN of detectron2, for COCO or LVIS."""
+    _log(quiet=False)
+    from tailseg.zoo.detectron2 import read_detectron2
+
+    _convert(read_detectron2(checkpoint), out, categories, settings)
+
+
+def _convert(foreign: ForeignModel, out: Path, categories: Path | None, settings: list[str] | None) -> None:
+    from tailseg.zoo.conversion import convert
+
+    recipe, labels = convert(foreign, out, categories=categories, settings=settings or ())
+    stages = {1: "Mask R-CNN", 3: "Cascade Mask R-CNN"}.get(len(recipe.model.stages), "detector")
+    typer.echo(
+        f"{out}: {stages}, {recipe.model.backbone.name}, {len(labels)} classes, classifier {recipe.classifier.loss}; "
+        f"its recipe: tailseg recipes show {out}"
+    )
+
+
+@recipes_app.callback()
+def recipes(context: typer.Context) -> None:
+    """List the built-in recipes."""
+    if context.invoked_subcommand is None:
+        recipes_list()
+
+
+@recipes_app.command("list")
+def recipes_list() -> None:
+    """List the built-in recipes, those of Table 2 as a ladder: what each row adds, costs and scored in the report."""
+    from tailseg.recipes.built_in import BUILT_IN
+    from tailseg.recipes.ladder import REPORT, ladder_lines
+
+    rungs = [f"{table}/{row}" for table in ("table2", "demo-table2") for row in REPORT]
+    for name, function in BUILT_IN.items():
+        if name not in rungs:
+            typer.echo(f"{name:28}{(function.__doc__ or '').splitlines()[0]}")
+    typer.echo(f"{'demo-table2/ROW':28}The rows of Table 2 below in miniature, on the built-in set.")
+    typer.echo(f"{'table2/ROW':28}Table 2 of the report, each row the one before and one thing more:\n")
+    for line in ladder_lines():
+        typer.echo(line)
+
+
+@recipes_app.command("show")
+def recipes_show(recipe: RecipeArgument, settings: SetOption = None) -> None:
+    """Print a complete recipe as YAML."""
+    from tailseg.recipes.values import resolve, to_yaml
+
+    typer.echo(to_yaml(resolve(recipe, settings or ())), nl=False)
+
+
+@recipes_app.command("diff")
+def recipes_diff(
+    one: RecipeArgument,
+    other: RecipeArgument,
+) -> None:
+    """Print the keys in which two recipes differ."""
+    from tailseg.recipes.values import diff, resolve
+
+    for key, before, after in diff(resolve(one), resolve(other)):
+        typer.echo(f"{key}: {before} -> {after}")
+
+
+def _stoppable(job: Callable[[], T], message: str) -> T:
+    """Run a long job; after Ctrl-C it has saved, and the command ends with ``message`` and 130."""
+    try:
+        return job()
+    except KeyboardInterrupt:
+        typer.echo(message, err=True)
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """Entry point; turns a `UserError`, or a file that cannot be written, into one sentence and exit code 1."""
+    try:
+        app()
+    except UserError as error:
+        print(f"tailseg: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if error.filename is None and not full:
+            raise  # no file of the user's: a fault of ours, whose traceback is wanted
+        mend = "make room" if full else "choose another path or change its rights"
+        print(f"tailseg: {error.filename or 'a file'}: {error.strerror}; {mend}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One reader of LVIS and COCO annotation files: checked numpy columns, mapped from a cache."""

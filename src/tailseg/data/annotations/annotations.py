@@ -1,0 +1,215 @@
+"""Annotation files (LVIS v1, LVIS v0.5, COCO) as flat columns, and the data sets they make up.
+
+A file becomes a handful of numpy arrays, those of a large file mapped from the cache (`store.py`): no Python object
+per annotation, so that all processes share the memory.
+Frequency groups and instance filter follow the LVIS paper and MMDetection's ``datasets/coco.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tailseg.data.annotations.cache import mapped_columns, stored_columns
+from tailseg.data.annotations.columns import IdLists, Segmentations, Texts
+from tailseg.data.annotations.image_files import ImageFolder, candidate_names
+from tailseg.data.annotations.masks import Segmentation
+from tailseg.data.annotations.parsing import Category as Category
+from tailseg.data.annotations.parsing import Frequency, Report, positions_of
+from tailseg.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """An annotation file: images in the file's order, annotations sorted by image, labels by category id."""
+
+    path: Path
+    images_dir: Path
+    categories: tuple[Category, ...]  # in id order: the label is the position
+    frequency_stated: bool  # the file itself gives each category's frequency
+    report: Report
+
+    image_ids: NDArray[np.int64]  # (I,)
+    image_hws: NDArray[np.int64]  # (I, 2)
+    file_names: Texts
+    coco_urls: Texts
+    neg_category_ids: IdLists  # verified absent
+    not_exhaustive_category_ids: IdLists
+
+    first_annotation: NDArray[np.int64]  # (I + 1,): image i has rows first[i] to first[i + 1]
+    annotation_ids: NDArray[np.int64]  # (N,)
+    labels: NDArray[np.int64]  # (N,) in [0, C)
+    boxes: NDArray[np.float32]  # (N, 4) xyxy in pixels, as annotated: may reach beyond the image
+    areas: NDArray[np.float32]  # (N,) pixels
+    crowd: NDArray[np.bool_]  # (N,)
+    segmentations: Segmentations
+
+    cache: Path | None = None  # the file that the columns are mapped from
+
+    def __reduce__(self) -> Any:
+        """Pickled for another process, mapped columns are a path."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.cache is not None:
+            values = {name: value for name, value in values.items() if name not in _COLUMNS}
+        return _restored, (values,)
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.image_ids)
+
+    @cached_property
+    def label_to_category_id(self) -> NDArray[np.int64]:
+        """(C,) the category id of each label: the one way back from labels to the file's ids."""
+        return np.array([c.id for c in self.categories], dtype=np.int64)
+
+    def category_id_to_label(self, category_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The labels of category ids of this file (ValueError for an id it has not)."""
+        labels, known = positions_of(np.asarray(category_ids, np.int64), self.label_to_category_id)
+        if not known.all():
+            missing = np.asarray(category_ids)[~known][0]
+            raise ValueError(f"expected category ids of {self.path}, received {missing}")
+        return labels
+
+    def image_counts(self) -> NDArray[np.int64]:
+        """(C,) images that contain each class, after the instance filter."""
+        return np.array([c.image_count for c in self.categories], dtype=np.int64)
+
+    def absent(self, image: int) -> NDArray[np.bool_]:
+        """(C,) the classes that the ``image``-th image was verified not to contain.
+
+        In a file without any such list, as COCO's, images count as annotated exhaustively: what is not there is absent.
+        """
+        exhaustive = not self.neg_category_ids.ids.size
+        absent = np.full(len(self.categories), exhaustive, np.bool_)
+        if exhaustive:
+            absent[self.labels[self.first_annotation[image] : self.first_annotation[image + 1]]] = False
+        else:
+            labels, known = positions_of(self.neg_category_ids[image], self.label_to_category_id)
+            absent[labels[known]] = True
+        return absent
+
+    def rows(self, image: int) -> NDArray[np.int64]:
+        """The annotations of the ``image``-th image that one trains on: all but crowds."""
+        rows = np.arange(self.first_annotation[image], self.first_annotation[image + 1])
+        return rows[~self.crowd[rows]]
+
+    def segmentation(self, row: int) -> Segmentation:
+        """Polygons (float32, pixels) or compressed RLE of annotation ``row``."""
+        return self.segmentations[row]
+
+    @cached_property
+    def _folder(self) -> ImageFolder:
+        return ImageFolder(self.images_dir)
+
+    def image_path(self, image: int) -> Path:
+        """Where the ``image``-th image lies.
+
+        Raises:
+            UserError: it is not in the image folder, or its name leads out of it.
+        """
+        names = candidate_names(self.file_names[image], self.coco_urls[image])
+        where = f"{self.path}: image {self.image_ids[image]}"
+        path = self._folder.find(names, where)
+        if path is None:
+            place = f"{self.images_dir}, its train2017 or its val2017"
+            raise UserError(f"{where}: {names[0]!r} is not in {place}; put it there or correct the image folder")
+        return path
+
+    def check_images(self) -> None:
+        """Raise UserError unless the file of every image exists (it is not opened)."""
+        if not self.images_dir.is_dir():
+            raise UserError(f"{self.images_dir}: there is no such folder of images; put the images there")
+        for image in range(len(self)):
+            self.image_path(image)
+
+
+def load_annotations(
+    json_path: Path,
+    images_dir: Path,
+    *,
+    frequency_from: Annotations | None = None,
+    rare_max: int = 10,
+    common_max: int = 100,
+) -> Annotations:
+    """Read an LVIS or COCO annotation file.
+
+    Args:
+        json_path: the file.
+        images_dir: folder of the images; looked at when an image is asked for, not before.
+        frequency_from: the training split, whose frequency groups are taken when the file states none.
+        rare_max: most training images of a rare class, where groups must be computed.
+        common_max: most training images of a common class.
+
+    Raises:
+        UserError: the file is missing, broken or contradicts itself.
+    """
+    stored = stored_columns(Path(json_path))
+    loaded = Annotations(
+        path=Path(json_path),
+        images_dir=Path(images_dir),
+        categories=stored.categories,
+        frequency_stated=stored.frequency_stated,
+        report=stored.report,
+        cache=stored.cache,
+        **_typed(stored.columns),
+    )
+    if loaded.frequency_stated:
+        return loaded
+    if frequency_from is not None:
+        return with_frequencies_of(loaded, frequency_from)
+    named = [replace(c, frequency=frequency_group(c.image_count, rare_max, common_max)) for c in loaded.categories]
+    return replace(loaded, categories=tuple(named))
+
+
+def _typed(columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    """The columns of `Annotations`, by field."""
+    plain = ("image_ids", "image_hws", "first_annotation", "annotation_ids", "labels", "boxes", "areas", "crowd")
+    typed: dict[str, Any] = {name: columns[name] for name in plain}
+    for name, key in (("file_names", "file_name"), ("coco_urls", "coco_url")):
+        typed[name] = Texts(columns[f"{key}_utf8"], columns[f"{key}_starts"])
+    for name in ("neg_category_ids", "not_exhaustive_category_ids"):
+        typed[name] = IdLists(columns[f"{name}_ids"], columns[f"{name}_starts"])
+    typed["segmentations"] = Segmentations(*(columns[field.name] for field in fields(Segmentations)))
+    return typed
+
+
+_COLUMNS = (
+    *("image_ids", "image_hws", "file_names", "coco_urls", "neg_category_ids", "not_exhaustive_category_ids"),
+    *("first_annotation", "annotation_ids", "labels", "boxes", "areas", "crowd", "segmentations"),
+)
+
+
+def _restored(values: dict[str, Any]) -> Annotations:
+    """Annotations from a pickle."""
+    if values["cache"] is not None:
+        values = values | _typed(mapped_columns(values["cache"]))
+    return Annotations(**values)
+
+
+def frequency_group(image_count: int, rare_max: int = 10, common_max: int = 100) -> Frequency:
+    """LVIS's group of a class with ``image_count`` training images."""
+    return "r" if image_count <= rare_max else "c" if image_count <= common_max else "f"
+
+
+def with_frequencies_of(annotations: Annotations, train: Annotations) -> Annotations:
+    """``annotations`` with the frequency groups of the training split (UserError if categories differ)."""
+    require_same_categories(train, annotations)
+    pairs = zip(annotations.categories, train.categories, strict=True)
+    return replace(annotations, categories=tuple(replace(c, frequency=t.frequency) for c, t in pairs))
+
+
+def require_same_categories(train: Annotations, val: Annotations) -> None:
+    """Raise UserError unless both files have the same category ids and names."""
+    ours = {c.id: c.name for c in train.categories}
+    theirs = {c.id: c.name for c in val.categories}
+    for category_id in sorted(ours.keys() | theirs.keys()):
+        a, b = ours.get(category_id), theirs.get(category_id)
+        if a != b:
+            found = [f"{name!r}" if name is not None else "missing" for name in (a, b)]
+            where = f"category {category_id} is {found[0]} in {train.path} but {found[1]} in {val.path}"
+            raise UserError(f"{where}; both files need the same categories")

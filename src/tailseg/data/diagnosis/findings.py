@@ -1,0 +1,201 @@
+"""Findings: what is odd about a data set, how much it matters, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tailseg.data.annotations.annotations import Annotations
+from tailseg.data.dataset import MIN_TRAIN_SIDE
+from tailseg.data.diagnosis.class_names import near_names
+from tailseg.data.diagnosis.image_checks import FileFacts, same_content
+from tailseg.data.diagnosis.mask_checks import MaskFacts
+
+Severity = Literal["error", "warning", "note"]
+TINY = (8, 16, 32)  # pixels
+TINY_SHARE = 0.2  # of objects under the smallest of these sides, from which on it is a warning
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that the user should know, and what to do about it."""
+
+    severity: Severity  # error: training would stop; warning: results suffer; note: good to know
+    split: str  # "train", "val", or "" for both
+    what: str
+    mend: str
+    count: int
+    examples: tuple[str, ...]  # all of them
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """What was looked at in one split."""
+
+    name: str
+    annotations: Annotations
+    files: list[FileFacts]
+    masks: MaskFacts
+
+    def image(self, number: int) -> str:
+        """How a finding names an image."""
+        path = self.files[number].path
+        return f"image {self.annotations.image_ids[number]}" + (f" ({path.name})" if path else "")
+
+    def images(self, flags: NDArray[np.bool_]) -> list[str]:
+        """The images where ``flags`` (I,) is True."""
+        return [self.image(i) for i in np.flatnonzero(flags).tolist()]
+
+    def rows(self, flags: NDArray[np.bool_]) -> list[str]:
+        """The annotations where ``flags`` (N,) is True."""
+        return [f"annotation {number}" for number in self.annotations.annotation_ids[flags].tolist()]
+
+
+def all_findings(looked: Sequence[Split], scale: Mapping[str, float]) -> tuple[Finding, ...]:
+    """Everything odd about the training and the validation split, errors first."""
+    train, val = (split.annotations for split in looked)
+    findings = [*_class_findings(train, val), *_shared(looked), *_scale_findings(scale)]
+    for split in looked:
+        findings += [*_file_findings(split), *_mask_findings(split), *_report_findings(split)]
+    order: list[Severity] = ["error", "warning", "note"]
+    return tuple(sorted((f for f in findings if f.count), key=lambda f: (order.index(f.severity), -f.count)))
+
+
+def _finding(severity: Severity, split: str, what: str, mend: str, examples: Iterable[str]) -> Finding:
+    named = tuple(examples)
+    return Finding(severity, split, what, mend, len(named), named)
+
+
+def _class_findings(train: Annotations, val: Annotations) -> list[Finding]:
+    no_train = [t.name for t in train.categories if not t.image_count]
+    pairs = zip(train.categories, val.categories, strict=True)
+    no_val = [t.name for t, v in pairs if t.image_count and not v.image_count]
+    near = near_names([category.name for category in train.categories])
+    alike = [f"{a} / {b}" for a, b, kind in near if kind == "spelling"]
+    similar = [f"{a} / {b}" for a, b, kind in near if kind != "spelling"]
+    nothing = [] if len(no_train) < len(train.categories) else [str(train.path)]
+    return [
+        _finding("error", "train", "no annotation to train on", "annotate some images", nothing),
+        _finding(
+            "warning", "", "classes without training images: never found", "add images or remove the class", no_train
+        ),
+        _finding(
+            "warning",
+            "val",
+            "classes with training but no validation images: their AP is not measured",
+            "divide the data anew with `tailseg data split`, or add images",
+            no_val,
+        ),
+        _finding("warning", "", "categories that differ in spelling only", "make them one category", alike),
+        _finding("note", "", "category names one letter or a plural apart", "check that both are meant", similar),
+    ]
+
+
+def _shared(looked: Sequence[Split]) -> list[Finding]:
+    """Files that are there twice: in both splits, or within one."""
+    files = {split.name: split.files for split in looked}
+    named = {split.name: split for split in looked}
+    across: list[str] = []
+    within: dict[str, list[str]] = {name: [] for name in files}
+    for places in same_content(files).values():
+        splits = {split for split, _ in places}
+        shown = [next(place for place in places if place[0] == split) for split in sorted(splits)]
+        shown += [place for place in places if place not in shown][: max(2 - len(shown), 0)]
+        text = " = ".join(f"{split} {named[split].image(image)}" for split, image in shown)
+        text += f" and {len(places) - 2} more" if len(places) > 2 else ""
+        if len(splits) > 1:
+            across.append(text)
+        else:
+            within[splits.pop()].append(text)
+    mend = "remove them from one split: scores on images that were trained on mean nothing"
+    return [
+        _finding("warning", "", "images that are in both splits", mend, across),
+        *(
+            _finding("note", name, "images with equal content", "keep one of each", texts)
+            for name, texts in within.items()
+        ),
+    ]
+
+
+def _scale_findings(scale: Mapping[str, float]) -> list[Finding]:
+    share = scale[f"under_{TINY[0]}"]
+    text = f"{share:.0%} of the objects have a side under {TINY[0]} pixels at the recipe's resolution"
+    mend = "raise data.short_edges, data.test_short_edge and data.long_edge"
+    return [_finding("warning", "train", text, mend, ["all"] if share >= TINY_SHARE else [])]
+
+
+def _file_findings(split: Split) -> list[Finding]:
+    expected = [(int(h), int(w)) for h, w in split.annotations.image_hws.tolist()]
+    facts = split.files
+    wrong = [
+        f"{split.image(i)}: {f.shown_hw[1]} x {f.shown_hw[0]}, stated {hw[1]} x {hw[0]}"
+        for i, (f, hw) in enumerate(zip(facts, expected, strict=True))
+        if f.problem is None and hw not in (f.shown_hw, f.stored_hw)
+    ]
+    turned = [split.image(i) for i, f in enumerate(facts) if f.orientation != 1]
+    stored = [
+        split.image(i)
+        for i, (f, hw) in enumerate(zip(facts, expected, strict=True))
+        if f.problem is None and hw == f.stored_hw != f.shown_hw
+    ]
+    name = split.name
+    missing = [f.problem for f in facts if f.problem and f.path is None]
+    broken = [f.problem for f in facts if f.problem and f.path is not None]
+    return [
+        _finding("error", name, "images that are not there", "put them into the image folder", missing),
+        _finding("error", name, "images that cannot be read", "copy or download them again", broken),
+        _finding("error", name, "images of another size than stated", "correct width and height in the file", wrong),
+        _finding(
+            "note", name, "images with a camera orientation (EXIF): it is applied", "look at one of them drawn", turned
+        ),
+        _finding(
+            "warning",
+            name,
+            "images annotated as stored, before the camera's orientation is applied: trained as stored",
+            "check that their objects stand as people see them",
+            stored,
+        ),
+    ]
+
+
+def _mask_findings(split: Split) -> list[Finding]:
+    masks, name = split.masks, split.name
+    where = "look at them; correct or remove the annotations"
+    return [
+        _finding(
+            "warning",
+            name,
+            "images whose masks are turned by 90 degrees against boxes or image",
+            "exchange the masks' x and y, or turn the image",
+            split.images(masks.turned),
+        ),
+        _finding("warning", name, "masks without a pixel in the image", where, split.rows(masks.empty)),
+        _finding("warning", name, "boxes that do not fit their masks", where, split.rows(masks.disagreeing)),
+        _finding(
+            "warning", name, "annotations that repeat another's class and box", "keep one", split.rows(masks.duplicate)
+        ),
+        _finding("note", name, "boxes that reach beyond the image: cut", where, split.rows(masks.beyond)),
+    ]
+
+
+def _report_findings(split: Split) -> list[Finding]:
+    """What reading the file counted; it does not name the annotations."""
+    report, name = split.annotations.report, split.name
+    unused = "left out of training" if name == "train" else "used as negatives"
+    counts: list[tuple[Severity, int, str, str]] = [
+        ("warning", report.outside, "annotations whose box does not meet the image: dropped", "correct or remove them"),
+        ("warning", report.no_area, "annotations without area: dropped", "correct or remove them"),
+        ("note", report.thin, "annotations narrower or lower than a pixel: dropped", "nothing needs doing"),
+        ("note", report.crowd, "crowds: not trained on, ignored in evaluation", "nothing needs doing"),
+        ("note", report.empty_images, f"images without objects: {unused}", "nothing needs doing"),
+    ]
+    found = [Finding(severity, name, what, mend, count, ()) for severity, count, what, mend in counts]
+    if name == "train":
+        small = split.images(split.annotations.image_hws.min(axis=1) < MIN_TRAIN_SIDE)
+        what = f"images with a side under {MIN_TRAIN_SIDE} pixels: left out of training"
+        found.append(_finding("note", name, what, "nothing needs doing", small))
+    return found

@@ -1,0 +1,132 @@
+"""A new data folder: `train.json`, `val.json` and `images/`, complete or not there at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import orjson
+
+from tailseg.data.annotations.annotations import frequency_group
+from tailseg.errors import UserError
+
+Row = dict[str, Any]
+IMAGE_FOLDERS = ("images", "JPEGImages")  # names that say nothing about an image: left out of its new name
+
+
+@dataclass(slots=True)
+class Part:
+    """The images and annotations of one split, as LVIS rows."""
+
+    images: list[Row] = field(default_factory=list)  # with id, file_name (its name in the new folder), height, width
+    files: list[Path] = field(default_factory=list)  # where each image lies now
+    annotations: list[Row] = field(default_factory=list)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes ``out`` when the block ends well and vanishes when it does not.
+
+    Raises:
+        UserError: ``out`` is not empty or cannot be made.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise UserError(f"{out} is there already and is not empty; name a new folder or remove it first")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"no folder can be made at {out}: {error.strerror}; choose another place") from None
+    try:
+        content = scratch / "content"  # unlike the scratch folder itself, readable for others
+        content.mkdir()
+        yield content
+        content.replace(out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_parts(
+    out: Path,
+    categories: Sequence[Row],
+    parts: dict[str, Part],
+    progress: Callable[[int], None] = lambda done: None,
+) -> bool:
+    """Write the splits to ``out``; returns whether the images are links to the source's bytes.
+
+    Hard links: a symbolic link that leads out of the image folder is refused when the data is read. Where the file
+    system has none, images are copied. Frequency groups are those of the training split, by LVIS's limits.
+    """
+    linked, done = True, 0
+    images_of = _image_counts(categories, parts["train"].annotations)
+    groups = {category_id: frequency_group(count) for category_id, count in images_of.items()}
+    with new_folder(out) as folder:
+        for part in parts.values():
+            for row, path in zip(part.images, part.files, strict=True):
+                target = folder / "images" / row["file_name"]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                linked = _place(path, target, linked)
+                done += 1
+                progress(done)
+        for split, part in parts.items():
+            counts = _image_counts(categories, part.annotations)
+            ids, numbers = np.unique([row["category_id"] for row in part.annotations], return_counts=True)
+            instances = dict(zip(ids.tolist(), numbers.tolist(), strict=True))
+            rows = [
+                {
+                    **row,
+                    "frequency": groups[row["id"]],
+                    "image_count": counts[row["id"]],
+                    "instance_count": instances.get(row["id"], 0),
+                }
+                for row in categories
+            ]
+            content = {"images": part.images, "annotations": part.annotations, "categories": rows}
+            (folder / f"{split}.json").write_bytes(orjson.dumps(content))
+    return linked
+
+
+def _place(path: Path, target: Path, link: bool) -> bool:
+    """Put a file at ``target``, as a link if ``link`` and the file system allow; returns whether it is one."""
+    if target.exists():  # the same picture in both splits
+        return link
+    source = path.resolve()
+    if link:
+        try:
+            os.link(source, target)
+        except OSError:
+            pass
+        else:
+            return True
+    shutil.copyfile(source, target)
+    return False
+
+
+def _image_counts(categories: Sequence[Row], annotations: Sequence[Row]) -> dict[int, int]:
+    """Images that contain each category, crowds left out."""
+    pairs = {(row["category_id"], row["image_id"]) for row in annotations if not row.get("iscrowd")}
+    ids, numbers = np.unique([category_id for category_id, _ in pairs], return_counts=True)
+    found = dict(zip(ids.tolist(), numbers.tolist(), strict=True))
+    return {row["id"]: found.get(row["id"], 0) for row in categories}
+
+
+def new_names(files: Sequence[Path], root: Path) -> list[str]:
+    """A name below `images/` for each file below ``root``: its path without folders that are just called images."""
+    paths = [PurePosixPath(*path.relative_to(root).parts) for path in files]
+    short = ["/".join(p for p in path.parts if p not in IMAGE_FOLDERS) for path in paths]
+    unique = len(set(short)) == len(set(paths))
+    return short if unique else [str(path) for path in paths]
+
+
+def require_inside(path: Path, root: Path, where: str) -> Path:
+    """``path`` itself, or a UserError that begins with ``where`` if it leads out of ``root``."""
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{where}: {path} leads out of {root}; put the file itself there")
+    return path

@@ -1,0 +1,1 @@
+"""The built-in long-tailed data set, drawn on first use."""

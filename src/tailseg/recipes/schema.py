@@ -1,0 +1,528 @@
+"""The typed recipe: everything that a run depends on but its data, its seed and its devices.
+
+A recipe is complete and frozen. Built-in ones are functions, one file a table; `tailseg.recipes.values`
+makes recipes of names, files and overrides.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """Base of all parts of a recipe: frozen, unknown keys forbidden."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+class BackboneRecipe(Section):
+    """`tailseg.model.backbone.Backbone`."""
+
+    name: str = "resnet50"
+    """timm model with features at strides 4, 8, 16 and 32."""
+    pretrained: bool = True
+    """Start from ImageNet weights where they can be had; a warning says when they cannot."""
+    frozen_stages: int = Field(1, ge=-1, le=4)
+    """The stem and this many stages are not trained; -1 trains everything."""
+    train_norm: bool = False
+    """Update batch statistics while training."""
+    norm_eps: float | None = Field(None, ge=0)
+    """Added to the variance of batch norm; by default the network's own value."""
+    stem_channels: int | None = Field(None, ge=1)
+    """ResNets with a 7x7 stem: its channels; by default the network's own."""
+    stride_in_1x1: bool = False
+    """ResNets with bottlenecks: a stage's first 1x1 convolution has its stride, not the 3x3 one (the original form)."""
+    deformable_stages: tuple[int, ...] = ()
+    """Stages (1 to 4) whose convolutions larger than 1x1 are modulated deformable ones (DCNv2)."""
+    checkpointing: bool = False
+    """Compute the maps of the stages again for the backward pass instead of keeping them: less memory, more time."""
+    options: dict[str, Any] = {}
+    """Further arguments of the timm model."""
+
+
+class NeckRecipe(Section):
+    """`tailseg.model.fpn.FPN` or `tailseg.model.fpg.FPG`."""
+
+    kind: Literal["fpn", "fpg"] = "fpn"
+    """Feature pyramid network, or feature pyramid grid."""
+    channels: int = Field(256, ge=1)
+    """Channels of P2..P6."""
+    pathways: int = Field(9, ge=1)
+    """FPG: pyramids beside each other."""
+    deformable: bool = False
+    """FPG: the convolutions after upsampling are modulated deformable ones (DCNv2)."""
+    carafe: bool = False
+    """FPG: CARAFE downsamples, and a convolution without stride follows; else a convolution with stride 2 does both."""
+
+    @model_validator(mode="after")
+    def _options_fit_the_kind(self) -> NeckRecipe:
+        extra = self.model_dump(include={"pathways", "deformable", "carafe"}, exclude_defaults=True)
+        if self.kind == "fpn" and extra:
+            keys = ", ".join(extra)
+            raise ValueError(f"an FPN has no {keys}; set model.neck.kind=fpg, or leave out {keys}")
+        return self
+
+    @property
+    def divisor(self) -> int:
+        """Pixels: images are padded to multiples of this, so that all levels of a grid halve exactly."""
+        return 64 if self.kind == "fpg" else 32
+
+
+class RpnRecipe(Section):
+    """`tailseg.model.rpn.RPN`."""
+
+    anchor_scale: float = Field(8.0, gt=0)
+    """An anchor's side, in strides of its level."""
+    pre_nms_train: int = Field(2000, ge=1)
+    """Anchors kept of each level before NMS, in training."""
+    pre_nms_test: int = Field(1000, ge=1)
+    """The same at test time."""
+    post_nms_train: int = Field(1000, ge=1)
+    """Proposals an image in training."""
+    post_nms_test: int = Field(1000, ge=1)
+    """Proposals an image at test time."""
+    nms_iou: float = Field(0.7, gt=0, le=1)
+    """NMS threshold within a level."""
+    box_beta: float = Field(0.0, ge=0)
+    """Beta of the Smooth-L1 box loss; 0 is L1."""
+    inside_image: bool = False
+    """Only anchors that lie inside the image are trained."""
+    rounded_anchors: bool = False
+    """The corners of the anchor around (0, 0) are rounded to whole pixels, as in torchvision."""
+    fitted_strides: bool = False
+    """Anchors stand (image side // grid side) pixels apart, as in torchvision, instead of their level's stride."""
+
+
+class RoiPoolingRecipe(Section):
+    """`tailseg.layers.roi_pooling.RoIPooler`."""
+
+    sampling_ratio: int = Field(0, ge=0)
+    """Sampling points along each side of a cell; 0 takes as many as the cell has feature pixels."""
+    aligned: bool = True
+    """A pixel's value stands at its centre; torchvision's own models have it at its upper left corner."""
+
+
+class BoxHeadRecipe(Section):
+    """`tailseg.model.box_head.BoxHead` and its sampler, the same in every stage."""
+
+    width: int = Field(1024, ge=1)
+    """Width of the two hidden layers."""
+    convs: int = Field(0, ge=0)
+    """3x3 convolutions with batch norm before the hidden layers, of which there is then one; not for TSD."""
+    class_agnostic: bool = False
+    """One box a RoI instead of one a class."""
+    box_beta: float = Field(0.0, ge=0)
+    """Beta of the Smooth-L1 box loss; 0 is L1."""
+    low_quality: bool = True
+    """An object whose best overlap reaches the stage's `iou` also takes every RoI with that same overlap."""
+    rois: int = Field(512, ge=1)
+    """RoIs sampled an image in training."""
+    max_positive: int = Field(128, ge=1)
+    """Most positives among them."""
+
+
+class MaskHeadRecipe(Section):
+    """`tailseg.model.mask_head.MaskHead`."""
+
+    channels: int = Field(256, ge=1)
+    """Channels of the hidden maps."""
+    convs: int = Field(4, ge=1)
+    """Number of 3x3 convolutions."""
+    norm: bool = False
+    """Batch norm after each of them, over all processes."""
+    upsample: Literal["deconv", "carafe"] = "deconv"
+    """A transposed convolution, or content-aware reassembly (`tailseg.layers.carafe`)."""
+    class_agnostic: bool = False
+    """One mask a RoI instead of one a class: for sets too small to teach every class its own."""
+    normalized: bool = False
+    """The last 1x1 convolution is normalised (report, Eq. 3, at every place)."""
+    temperature: float = Field(20.0, gt=0)
+    """τ of a normalised one."""
+
+
+class ContextRecipe(Section):
+    """`tailseg.model.context.ContextEncoder` (report, section 1.2): its vector is added to every RoI feature."""
+
+    weight: float = Field(0.0, ge=0)
+    """Of the multi-label loss; where it is 0 there is no context encoder."""
+    convs: int = Field(4, ge=1)
+    """Number of 3x3 convolutions on P6."""
+    residual: bool = False
+    """They come in pairs, each with a shortcut."""
+    norm: bool = False
+    """Batch norm after each of them, over all processes."""
+    unlabelled: Literal["negative", "ignored"] = "negative"
+    """Classes that are neither annotated in an image nor verified to be absent: counted as absent, or left out."""
+
+    @model_validator(mode="after")
+    def _pairs(self) -> ContextRecipe:
+        if self.residual and self.convs % 2:
+            raise ValueError(f"residual needs an even number of convs, received {self.convs}")
+        return self
+
+
+class TsdRecipe(Section):
+    """`tailseg.model.tsd.TsdBoxHead`: the box head of the stages that say `tsd`."""
+
+    shift_width: int = Field(256, ge=1)
+    """Width of the layers that shift the proposals."""
+    gamma: float = Field(0.1, gt=0)
+    """γ: a shift of 1 moves by this share of the RoI's side."""
+    class_margin: float = Field(0.3, ge=0, le=1)
+    """Margin of the progressive constraint on class probabilities."""
+    box_margin: float = Field(0.3, ge=0, le=1)
+    """Margin of the progressive constraint on overlaps."""
+    constrain_classes: bool = True
+    """Use the former; the report leaves it out with Seesaw Loss."""
+    zero_init_shifts: bool = False
+    """Start with proposals where they are."""
+    detach_targets: bool = False
+    """No gradient from the box targets to the shift of the box."""
+
+
+class MaskIouRecipe(Section):
+    """`tailseg.model.mask_iou.MaskIouHead` (Mask Scoring R-CNN): after the last stage's mask head."""
+
+    weight: float = Field(0.0, ge=0)
+    """Of its squared error (0.5 in table 2); where it is 0 there is no such head."""
+    channels: int = Field(256, ge=1)
+    """Channels of the hidden maps."""
+    width: int = Field(1024, ge=1)
+    """Width of the two hidden layers."""
+
+
+class StageRecipe(Section):
+    """`tailseg.model.detector.Stage`: one of the rounds in which boxes are classified and refined."""
+
+    iou: float = Field(0.5, gt=0, le=1)
+    """A RoI is positive from this overlap with an object on."""
+    stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
+    """Standard deviations of the box deltas."""
+    tsd: bool = False
+    """Its box head is TSD's (`model.tsd`)."""
+    weight: float = Field(1.0, ge=0)
+    """Of the losses of classes and boxes."""
+    mask_weight: float = Field(1.0, ge=0)
+    """Of the mask loss; a stage where it is 0 has no mask head."""
+
+
+class ModelRecipe(Section):
+    """The architecture; each section maps to one constructor."""
+
+    backbone: BackboneRecipe = BackboneRecipe()
+    neck: NeckRecipe = NeckRecipe()
+    rpn: RpnRecipe = RpnRecipe()
+    roi_pooling: RoiPoolingRecipe = RoiPoolingRecipe()
+    box_head: BoxHeadRecipe = BoxHeadRecipe()
+    mask_head: MaskHeadRecipe = MaskHeadRecipe()
+    mask_iou: MaskIouRecipe = MaskIouRecipe()
+    context: ContextRecipe = ContextRecipe()
+    tsd: TsdRecipe = TsdRecipe()
+    stages: tuple[StageRecipe, ...] = Field((StageRecipe(),), min_length=1)
+    """One for Mask R-CNN, three for a cascade; their masks are averaged."""
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """Mean of R, G, B in 0..255."""
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    """Standard deviation of R, G, B in 0..255."""
+
+    @model_validator(mode="after")
+    def _stages_fit_the_heads(self) -> ModelRecipe:
+        if len(self.stages) > 1 and not self.box_head.class_agnostic:
+            raise ValueError(
+                f"{len(self.stages)} stages refine one box a RoI; set model.box_head.class_agnostic=true, or leave one"
+            )
+        if all(stage.mask_weight == 0 for stage in self.stages):
+            raise ValueError(
+                "no stage has a mask head; set the mask_weight of one, such as model.stages.0.mask_weight=1"
+            )
+        if self.mask_iou.weight > 0 and self.stages[-1].mask_weight == 0:
+            last = f"model.stages.{len(self.stages) - 1}.mask_weight"
+            raise ValueError(f"mask_iou judges the masks of the last stage, which has no mask head; set {last}=1")
+        if self.box_head.convs > 0 and any(stage.tsd for stage in self.stages):
+            raise ValueError("a TSD head has no convolutions; set model.box_head.convs=0, or no stage's tsd")
+        return self
+
+
+class ClassifierRecipe(Section):
+    """What the box head learns its classes with: what all losses share. `loss` chooses the section's other keys."""
+
+    loss: str
+    normalized: bool = False
+    """Normalised linear layer (report, Eq. 3)."""
+    temperature: float = Field(20.0, gt=0)
+    """τ of Eq. 3."""
+
+
+class CrossEntropyRecipe(ClassifierRecipe):
+    """`tailseg.losses.CrossEntropyClassification`."""
+
+    loss: Literal["cross-entropy"] = "cross-entropy"
+
+
+class SeesawRecipe(ClassifierRecipe):
+    """`tailseg.losses.SeesawClassification`."""
+
+    loss: Literal["seesaw"] = "seesaw"
+    objectness: bool = True
+    """The objectness branch (Eq. 4); without it background is one more class."""
+    p: float = Field(0.8, ge=0)
+    """Mitigation exponent (Eq. 2)."""
+    q: float = Field(0.0, ge=0)
+    """Compensation exponent of the conference paper; the report has none."""
+
+
+class EqlRecipe(ClassifierRecipe):
+    """`tailseg.losses.EqualizationClassification`."""
+
+    loss: Literal["eql"] = "eql"
+    threshold: float = Field(1.1e-3, ge=0, le=1)
+    """λ: classes in a smaller share of the training images are spared."""
+
+
+class EqlV2Recipe(ClassifierRecipe):
+    """`tailseg.losses.EqualizationV2Classification`."""
+
+    loss: Literal["eql-v2"] = "eql-v2"
+    gamma: float = Field(12.0, gt=0)
+    """Slope of the mapping from the gradient ratio to the weights."""
+    mu: float = Field(0.8, ge=0)
+    """Gradient ratio at its middle."""
+    alpha: float = Field(4.0, ge=0)
+    """How much more than 1 a positive gradient can weigh."""
+
+
+class GroupSoftmaxRecipe(ClassifierRecipe):
+    """`tailseg.losses.GroupSoftmaxClassification`."""
+
+    loss: Literal["group-softmax"] = "group-softmax"
+    thresholds: tuple[int, ...] = Field((10, 100, 1000), min_length=1)
+    """Training instances at which the next group of classes begins."""
+    others_ratio: float = Field(8.0, gt=0)
+    """RoIs of other groups that count, for each of the group's own."""
+
+    @model_validator(mode="after")
+    def _thresholds_rise(self) -> GroupSoftmaxRecipe:
+        if list(self.thresholds) != sorted(set(self.thresholds)):
+            raise ValueError(f"thresholds must be rising numbers, received {list(self.thresholds)}")
+        return self
+
+
+class FederatedRecipe(ClassifierRecipe):
+    """`tailseg.losses.FederatedClassification`."""
+
+    loss: Literal["federated"] = "federated"
+    sampled: int = Field(50, ge=1)
+    """Classes of a step, those present included."""
+    power: float = Field(0.5, ge=0)
+    """Other classes are drawn in proportion to their image count to this power."""
+
+
+class ClassBalancedRecipe(ClassifierRecipe):
+    """`tailseg.losses.ClassBalancedClassification`."""
+
+    loss: Literal["class-balanced"] = "class-balanced"
+    beta: float = Field(0.999, ge=0, lt=1)
+    """β of the effective number of samples; 0 leaves cross-entropy."""
+
+
+class LdamRecipe(ClassifierRecipe):
+    """`tailseg.losses.LDAMClassification`."""
+
+    loss: Literal["ldam"] = "ldam"
+    max_margin: float = Field(0.5, ge=0)
+    """Margin of the rarest class, a cosine."""
+    scale: float = Field(20.0, gt=0)
+    """Logits a cosine is worth: the temperature of a normalised classifier."""
+
+
+class LogitAdjustmentRecipe(ClassifierRecipe):
+    """`tailseg.losses.LogitAdjustmentClassification`."""
+
+    loss: Literal["logit-adjustment"] = "logit-adjustment"
+    tau: float = Field(1.0, ge=0)
+    """Strength; 1 is balanced softmax."""
+
+
+class FocalRecipe(ClassifierRecipe):
+    """`tailseg.losses.FocalClassification`."""
+
+    loss: Literal["focal"] = "focal"
+    gamma: float = Field(2.0, ge=0)
+    """Focusing exponent."""
+    alpha: float = Field(0.25, ge=0, le=1)
+    """Weight of positives; negatives have 1 - alpha."""
+
+
+AnyClassifier = (
+    CrossEntropyRecipe
+    | SeesawRecipe
+    | EqlRecipe
+    | EqlV2Recipe
+    | GroupSoftmaxRecipe
+    | FederatedRecipe
+    | ClassBalancedRecipe
+    | LdamRecipe
+    | LogitAdjustmentRecipe
+    | FocalRecipe
+)
+CLASSIFIERS: dict[str, type[ClassifierRecipe]] = {
+    kind.model_fields["loss"].default: kind for kind in get_args(AnyClassifier)
+}
+
+
+class DataRecipe(Section):
+    """Loading and augmentation."""
+
+    batch_per_device: int = Field(2, ge=1)
+    """Images a process and step."""
+    short_edges: tuple[int, ...] = Field((640, 672, 704, 736, 768, 800), min_length=1)
+    """Pixels; one is drawn for each training image."""
+    test_short_edge: int = Field(800, ge=32)
+    """Pixels."""
+    long_edge: int = Field(1333, ge=32)
+    """Pixels; the longer edge is not made longer than this."""
+    long_edges: tuple[int, int] | None = None
+    """Pixels, least and most: if given, each training image's longer edge is drawn from these, not its shorter one."""
+    crop: int | None = Field(None, ge=32)
+    """Pixels; if given, the side of a square that is cut out of each training image at random."""
+    flip: float = Field(0.5, ge=0, le=1)
+    """Probability of mirroring a training image."""
+    instaboost: float = Field(0.0, ge=0, le=1)
+    """InstaBoost: probability that an image's objects are moved a little over an in-painted background."""
+    instaboost_heatmap: bool = False
+    """They are moved to where the surroundings look most like their own, instead of by chance."""
+    sampler: Literal["random", "repeat-factor", "class-aware"] = "random"
+    """Every image once an epoch, images of rare classes more often, or all classes equally often."""
+    repeat_threshold: float = Field(1e-3, gt=0, le=1)
+    """Repeat factors: classes in a smaller share of the training images are repeated."""
+    repeat_rounding: Literal["ceil", "stochastic"] = "ceil"
+    """Repeat factors: up, every epoch alike, or down or up at random in each epoch."""
+    mask_grid: int = Field(112, ge=14)
+    """Most cells a side of a stored mask; larger objects are area-averaged into it."""
+    workers: int = Field(2, ge=0)
+    """Loader processes of each training process."""
+    rare_max: int = Field(10, ge=0)
+    """For data without frequency groups: a class in at most this many training images is rare."""
+    common_max: int = Field(100, ge=1)
+    """For data without frequency groups: a class in at most this many is common, in more frequent."""
+
+    @model_validator(mode="after")
+    def _long_edges_in_order(self) -> DataRecipe:
+        if self.long_edges is not None and not 32 <= self.long_edges[0] <= self.long_edges[1]:
+            raise ValueError(f"long_edges must be two sizes of at least 32 in order, received {list(self.long_edges)}")
+        return self
+
+
+class OptimizerRecipe(Section):
+    """The optimiser."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(0.02, gt=0)
+    """Learning rate for `reference_batch` images a step; it scales linearly with the images there are."""
+    reference_batch: int = Field(16, ge=1)
+    """Images."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """SGD only."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """On every parameter."""
+    clip: float | None = Field(None, gt=0)
+    """Largest global norm of the gradient; none by default."""
+
+
+class ScheduleRecipe(Section):
+    """The learning rate over time."""
+
+    epochs: int = Field(12, ge=1)
+    milestones: tuple[int, ...] = (8, 11)
+    """Epochs after which the learning rate is multiplied by `gamma`."""
+    gamma: float = Field(0.1, gt=0, le=1)
+    warmup_steps: int = Field(500, ge=0)
+    """Steps over which the rate rises linearly from `warmup_factor` of itself."""
+    warmup_factor: float = Field(0.001, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _milestones_in_order(self) -> ScheduleRecipe:
+        if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
+            raise ValueError(f"milestones must be rising epochs from 1 on, received {list(self.milestones)}")
+        return self
+
+
+class TrainingRecipe(Section):
+    """The loop."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    accumulate: int = Field(1, ge=1)
+    """Batches whose gradients make one step."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of an exponential moving average of the weights, which is then what is saved and evaluated."""
+    evaluate_every: int = Field(1, ge=1)
+    """Epochs between evaluations on the validation split; the last epoch is always evaluated."""
+    save_steps: int = Field(1000, ge=1)
+    """Steps between checkpoints; the end of an epoch always saves one."""
+    log_steps: int = Field(20, ge=1)
+    """Steps between lines of metrics.jsonl."""
+
+
+class TestRecipe(Section):
+    """Inference."""
+
+    score_threshold: float = Field(1e-4, ge=0, le=1)
+    nms_iou: float = Field(0.5, gt=0, le=1)
+    """NMS threshold within a class."""
+    max_detections: int = Field(300, ge=1)
+    """Of an image, over all classes."""
+    min_size: float | None = Field(None, ge=0)
+    """Boxes with a side of at most this many network pixels are dropped; by default none is."""
+    tau_norm: float = Field(0.0, ge=0)
+    """Classifier rows are divided by their norm to this power (`tailseg.losses.tau_normalize`); 0 leaves them."""
+    tta: bool = False
+    """Average over views of each image, of several sizes and mirrored (`tailseg.evaluation.tta`)."""
+    tta_long_edges: tuple[Annotated[int, Field(ge=32)], ...] = Field((1200, 1400, 1600, 1800, 2000), min_length=1)
+    """Pixels: longer edge of each size of view."""
+    tta_flip: bool = True
+    """Each of them mirrored too."""
+
+
+class FinetuneRecipe(Section):
+    """`tailseg.training.finetune`: a second classification branch in each stage of a trained model, all else frozen."""
+
+    enabled: bool = False
+    """Train such branches, from the model that `--init` names; scores are then the mean of both branches'."""
+    start: Literal["copy", "random"] = "copy"
+    """The new branch starts as the trained one, or from random weights."""
+    views: int | None = Field(None, ge=1)
+    """How many different augmentations of an image there are; by default every time another."""
+    cache: bool = False
+    """Keep the frozen part's features of every view of every image on disk, instead of computing them each epoch."""
+
+    @model_validator(mode="after")
+    def _cache_needs_views(self) -> FinetuneRecipe:
+        if self.cache and self.views is None:
+            raise ValueError("what is never seen twice cannot be cached; set finetune.views, for example to 1")
+        return self
+
+
+class Recipe(Section):
+    """A complete run."""
+
+    name: str
+    """`table1/seesaw` for a built-in one; a file's own name otherwise."""
+    model: ModelRecipe = ModelRecipe()
+    classifier: Annotated[AnyClassifier, Field(discriminator="loss")] = CrossEntropyRecipe()
+    data: DataRecipe = DataRecipe()
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+    schedule: ScheduleRecipe = ScheduleRecipe()
+    training: TrainingRecipe = TrainingRecipe()
+    test: TestRecipe = TestRecipe()
+    finetune: FinetuneRecipe = FinetuneRecipe()
+
+    @model_validator(mode="after")
+    def _tau_norm_needs_rows_of_classes(self) -> Recipe:
+        if self.test.tau_norm > 0 and (self.classifier.normalized or self.classifier.loss == "group-softmax"):
+            what = "a normalised classifier" if self.classifier.normalized else "group-softmax"
+            raise ValueError(f"test.tau_norm = {self.test.tau_norm:g} does not go with {what}; set it to 0")
+        return self

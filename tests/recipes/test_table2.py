@@ -1,0 +1,446 @@
+"""The rows of Table 2: at full size a step and an inference each, in miniature whole runs of the real command."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+from safetensors.torch import load_file
+from torch import Tensor
+from typer.testing import CliRunner
+
+from tailseg.cli.main import app
+from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
+from tailseg.evaluation.tta import detect_views, views_of
+from tailseg.model.build import build_detector
+from tailseg.model.detector import Detector
+from tailseg.recipes.ladder import REPORT, costs
+from tailseg.recipes.schema import Recipe
+from tailseg.recipes.values import override, resolve
+from tailseg.structures import Batch, Detections
+from tailseg.training.finetune import Branches, Frozen, join
+from tailseg.training.loop import Run
+
+ROWS = tuple(REPORT)
+CLASSES = 1203  # of LVIS v1
+
+# ---------------------------------------------------------------------------------------------------------
+# Parameters, by hand
+
+
+def conv(inputs: int, outputs: int, side: int, bias: bool = True) -> int:
+    return inputs * outputs * side**2 + bias * outputs
+
+
+def linear(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs
+
+
+def norm(channels: int) -> int:
+    return 2 * channels
+
+
+def bottleneck(inputs: int, width: int, shortcut: bool) -> int:
+    """1x1, 3x3, 1x1 of four times the width, each with a norm; a 1x1 shortcut where the size changes."""
+    convs = conv(inputs, width, 1, False) + conv(width, width, 3, False) + conv(width, 4 * width, 1, False)
+    ends = conv(inputs, 4 * width, 1, False) + norm(4 * width) if shortcut else 0
+    return convs + 2 * norm(width) + norm(4 * width) + ends
+
+
+def resnet_stage(inputs: int, width: int, blocks: int) -> int:
+    return bottleneck(inputs, width, True) + (blocks - 1) * bottleneck(4 * width, width, False)
+
+
+def split_attention_block(inputs: int, width: int, shortcut: bool, deformable: bool) -> int:
+    """ResNeSt's bottleneck: the 3x3 in two groups makes two splits, a small network weighs them."""
+    hidden = max(width * 2 // 4, 32)
+    splits = conv(width, 2 * width, 3, False) // 2 + norm(2 * width)
+    weights = conv(width, hidden, 1) + norm(hidden) + conv(hidden, 2 * width, 1)
+    ends = conv(inputs, width, 1, False) + norm(width) + conv(width, 4 * width, 1, False) + norm(4 * width)
+    around = conv(inputs, 4 * width, 1, False) + norm(4 * width) if shortcut else 0
+    return ends + splits + weights + around + (conv(width, 3 * 9, 3) if deformable else 0)
+
+
+def resnest_stage(inputs: int, width: int, blocks: int, deformable: bool) -> int:
+    first = split_attention_block(inputs, width, True, deformable)
+    return first + (blocks - 1) * split_attention_block(4 * width, width, False, deformable)
+
+
+ROI = 256 * 7 * 7  # inputs of a box head
+STEM = conv(3, 64, 7, False) + norm(64)
+FROZEN = STEM + resnet_stage(64, 64, 3)
+RESNEST_STEM = sum(conv(i, o, 3, False) + norm(o) for i, o in ((3, 64), (64, 64), (64, 128)))
+RESNEST_FROZEN = RESNEST_STEM + resnest_stage(128, 64, 3, False)
+RESNEST200 = RESNEST_FROZEN + sum(
+    resnest_stage(i, w, n, True) for i, w, n in ((256, 128, 24), (512, 256, 36), (1024, 512, 3))
+)
+RESNET50 = FROZEN + resnet_stage(256, 128, 4) + resnet_stage(512, 256, 6) + resnet_stage(1024, 512, 3)
+FPN = sum(conv(c, 256, 1) for c in (256, 512, 1024, 2048)) + 4 * conv(256, 256, 3)
+RPN = conv(256, 256, 3) + conv(256, 3, 1) + conv(256, 3 * 4, 1)
+HIDDEN = linear(ROI, 1024) + linear(1024, 1024)
+CLASSIFIER = linear(1024, CLASSES + 1)  # and background
+MASK_HEAD = 4 * conv(256, 256, 3) + conv(256, 256, 2) + conv(256, CLASSES, 1)
+ROW_1 = RESNET50 + FPN + RPN + HIDDEN + CLASSIFIER + linear(1024, 4 * CLASSES) + MASK_HEAD
+
+AGNOSTIC_HEAD = HIDDEN + CLASSIFIER + linear(1024, 4)
+CARAFE = conv(256, 64, 1) + conv(64, 2 * 2 * 5 * 5, 3)
+CONTEXT = 4 * (conv(256, 256, 3, False) + norm(256)) + linear(256, CLASSES)
+SHIFTS = linear(ROI, 256) + (linear(256, 256) + linear(256, 2 * 7 * 7)) + (linear(256, 256) + linear(256, 2))
+TSD_HEAD = SHIFTS + 3 * HIDDEN + 2 * CLASSIFIER + 2 * linear(1024, 4)  # classes, boxes, sibling
+MASK_IOU = (
+    *(conv(256 + 1, 256, 3), 3 * conv(256, 256, 3)),
+    *(linear(256 * 7 * 7, 1024), linear(1024, 1024), linear(1024, CLASSES)),
+)
+
+GRID_3X3, GRID_1X1 = conv(256, 256, 3, False) + norm(256), conv(256, 256, 1, False) + norm(256)
+GRID = (  # 35 active cells of 9 pathways, 30 of them with a finer level below, 26 with a coarser one above
+    *(sum(conv(c, 256, 1) for c in (256, 512, 1024, 2048)), 35 * 2 * GRID_1X1, 5 * conv(256, 256, 3)),
+    *(30 * (conv(256, 64, 1) + conv(64, 5 * 5, 3) + GRID_3X3), 26 * (GRID_3X3 + conv(256, 3 * 9, 3))),
+)
+SEESAW_LOGITS = 1024 + 1  # a row more: foreground and background instead of background
+SECOND_BRANCHES = 3 * (HIDDEN + CLASSIFIER + SEESAW_LOGITS)
+
+ADDED = {  # by each row to the one before
+    "02-sync-bn": 4 * (norm(256) - 256),  # the mask head's convolutions lose their bias; the backbone has its norms
+    "03-carafe": CARAFE - conv(256, 256, 2),
+    "04-htc-lite": 3 * AGNOSTIC_HEAD - (HIDDEN + CLASSIFIER + linear(1024, 4 * CLASSES)) + CONTEXT,
+    "05-tsd": 3 * (TSD_HEAD - AGNOSTIC_HEAD),
+    "06-mask-scoring": sum(MASK_IOU),
+    "07-augmentation": 0,
+    "08-neck": sum(GRID) - FPN,
+    "09-backbone": RESNEST200 - RESNET50,
+    "10-seesaw": 3 * 2 * SEESAW_LOGITS,
+    "11-finetune": SECOND_BRANCHES,
+    "12-tta": 0,
+}
+PARAMETERS = {
+    "01-mask-rcnn": 50_440_322,
+    "02-sync-bn": 50_441_346,
+    "03-carafe": 50_253_094,
+    "04-htc-lite": 78_263_169,
+    "05-tsd": 175_458_261,
+    "06-mask-scoring": 192_949_640,
+    "07-augmentation": 192_949_640,
+    "08-neck": 233_766_196,
+    "09-backbone": 281_771_641,
+    "10-seesaw": 281_777_791,
+    "11-finetune": 327_170_206,
+    "12-tta": 327_170_206,
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_parameters_are_those_of_the_layers(row: str) -> None:
+    with torch.device("meta"):
+        detector = build_detector(resolve(f"table2/{row}"), CLASSES)
+    total = sum(p.numel() for p in detector.parameters())
+    assert total == PARAMETERS[row]
+    assert total == ROW_1 + sum(ADDED[other] for other in ROWS[1 : ROWS.index(row) + 1])
+    frozen = FROZEN if row < "09" else RESNEST_FROZEN
+    assert total - sum(p.numel() for p in detector.parameters() if p.requires_grad) == frozen
+    if row in ROWS[-2:]:
+        assert sum(p.numel() for p in Branches(detector).parameters()) == SECOND_BRANCHES
+
+
+def test_the_ladder_tells_the_parameters() -> None:
+    assert {row: cost.parameters for row, cost in costs()[0].items()} == PARAMETERS
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A step and an inference at full size
+
+# All layers have their full size; there are fewer of what they look at: 32 RoIs an image instead of 512, 100 proposals
+# instead of 1000 or 2000, 20 detections instead of 300, and the images are small. Without weights of ImageNet, timm
+# would have every residual block begin as the identity, in which nothing has a gradient.
+FEWER = (
+    "test.tta_long_edges=[96, 144]",
+    "model.backbone.options={zero_init_last: false}",
+    "model.box_head.rois=32",
+    "model.box_head.max_positive=8",
+    "model.rpn.post_nms_train=100",
+    "model.rpn.post_nms_test=100",
+    "test.max_detections=20",
+)
+BOX_HEAD = {"classes", "box"}
+TSD = BOX_HEAD | {"sibling_classes", "sibling_box", "pc_classes", "pc_box"}
+SEESAW_TSD = (TSD - {"pc_classes"}) | {"objectness", "sibling_objectness"}
+ALWAYS = {"rpn_objectness", "rpn_box"}
+LOSSES = {
+    **dict.fromkeys(ROWS[:3], ALWAYS | BOX_HEAD | {"mask"}),
+    **{
+        row: ALWAYS | {"context", "stage3.mask"} | {f"stage{t}.{name}" for t in (1, 2, 3) for name in names}
+        for row, names in zip(ROWS[3:10], (BOX_HEAD, TSD, TSD, TSD, TSD, TSD, SEESAW_TSD), strict=True)
+    },
+    **{row: {f"stage{t}.{name}" for t in (1, 2, 3) for name in ("classes", "objectness")} for row in ROWS[10:]},
+}
+for row in ROWS[5:10]:
+    LOSSES[row] |= {"stage3.mask_iou"}
+
+
+def scene() -> Batch:
+    """Two images of noise, 96 x 128 pixels, the second a little smaller and with one object less."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(2, 4, 2, generator=generator) * 40
+    boxes = torch.cat([corners, corners + 16 + 36 * torch.rand(2, 4, 2, generator=generator)], dim=2)
+    masks = torch.zeros(2, 4, 28, 28, dtype=torch.uint8)
+    masks[..., 4:22, 5:24] = 255
+    valid = torch.ones(2, 4, dtype=torch.bool)
+    valid[1, 3] = False
+    sizes = torch.tensor([[96, 128], [92, 120]])
+    return Batch(
+        images=torch.randint(0, 256, (2, 3, 96, 128), dtype=torch.uint8, generator=generator),
+        image_hws=sizes,
+        original_hws=2 * sizes,
+        image_ids=torch.arange(2),
+        boxes=boxes,
+        labels=torch.randint(0, CLASSES, (2, 4), generator=generator),
+        valid=valid,
+        masks=masks,
+        mask_frames=boxes,
+        absent=torch.zeros(2, CLASSES, dtype=torch.bool),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stepped:
+    """A row's detector after one training step, forward and backward, and one inference."""
+
+    row: str
+    detector: Detector
+    batches_seen: dict[str, int]  # by each batch norm, in the training step
+    losses: dict[str, Tensor]
+    detections: list[Detections]
+
+
+@pytest.fixture(scope="module", params=ROWS)
+def stepped(request: pytest.FixtureRequest) -> Stepped:
+    row = request.param
+    torch.manual_seed(0)
+    recipe = override(resolve(f"table2/{row}"), FEWER)
+    detector = build_detector(recipe, CLASSES).to(memory_format=torch.channels_last).train()
+    if recipe.finetune.enabled:
+        frozen, branches = Frozen(detector, bf16=False), Branches(detector).requires_grad_(True)
+        losses = branches(join([frozen(image(scene(), i), seed=i) for i in range(2)]))
+    else:
+        losses = detector(scene())
+    torch.stack(list(losses.values())).sum().backward()
+    seen = {k: int(v) for k, v in detector.state_dict().items() if k.endswith("num_batches_tracked")}
+    return Stepped(
+        row=row,
+        detector=detector,
+        batches_seen=seen,
+        losses={name: value.detach() for name, value in losses.items()},
+        detections=detections(detector.eval(), recipe),
+    )
+
+
+def image(batch: Batch, number: int) -> Batch:
+    return Batch(**{name: getattr(batch, name)[number : number + 1] for name in Batch.__dataclass_fields__})
+
+
+def detections(detector: Detector, recipe: Recipe) -> list[Detections]:
+    """Of the scene, or, with test-time augmentation, of its pictures without their padding, at twice their size."""
+    batch, views = scene(), views_of(recipe.test)
+    if not views:
+        return detector.detect(batch)
+    pictures = [pixels[:, :h, :w] for pixels, (h, w) in zip(batch.images, batch.image_hws.tolist(), strict=True)]
+    twice = [picture.repeat_interleave(2, 1).repeat_interleave(2, 2) for picture in pictures]
+    arrays = [picture.permute(1, 2, 0).contiguous().numpy() for picture in twice]
+    return [detect_views(detector, array, views, recipe.model.neck.divisor) for array in arrays]
+
+
+def test_losses_are_those_of_the_row_and_finite(stepped: Stepped) -> None:
+    assert stepped.losses.keys() == LOSSES[stepped.row]
+    values = {name: float(value) for name, value in stepped.losses.items()}
+    assert all(math.isfinite(value) and value > 0 for value in values.values()), values
+    if stepped.row == "01-mask-rcnn" or stepped.row in ROWS[10:]:
+        return  # random weights with the batch statistics of none: features are out of scale
+    if stepped.row >= "10":  # a class loss counts positives alone; objectness starts between two
+        for number, weight in enumerate([1.0, 0.5, 0.25], start=1):
+            assert values[f"stage{number}.objectness"] == pytest.approx(math.log(2) * weight, rel=0.3)
+        return
+    # Before it has learnt anything a classifier is nearly uniform: ln 1204, times the stage's weight.
+    prefix, weights = ("", [1.0]) if len(stepped.detector.stages) == 1 else ("stage{}.", [1.0, 0.5, 0.25])
+    for number, weight in enumerate(weights, start=1):
+        assert values[prefix.format(number) + "classes"] == pytest.approx(math.log(CLASSES + 1) * weight, rel=0.3)
+
+
+def test_every_parameter_that_learns_has_a_finite_gradient(stepped: Stepped) -> None:
+    for name, parameter in stepped.detector.named_parameters():
+        if not parameter.requires_grad:
+            assert parameter.grad is None, name
+            continue
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        # From row 4 on anchors must lie inside the image, which those of P4 to P6 cannot here.
+        unused = stepped.row in ROWS[3:] and name.startswith(("neck.output_convs.2", "neck.output_convs.3"))
+        assert unused or parameter.grad.count_nonzero() > 0, name
+
+
+def test_batch_statistics_are_learnt_where_the_row_says(stepped: Stepped) -> None:
+    learning = {name for name, count in stepped.batches_seen.items() if count > 0}
+    norms = {name.rpartition(".")[0] for name in learning}
+    resnet, resnest = (sum(n * each + 1 for n in blocks) for blocks, each in (((4, 6, 3), 3), ((24, 36, 3), 4)))
+    expected = 0
+    if stepped.row in ROWS[1:10]:
+        expected += 4  # mask head
+        expected += resnest if stepped.row in ROWS[8:] else resnet  # layer2 to layer4
+    if stepped.row in ROWS[3:10]:
+        expected += 4  # context encoder
+    if stepped.row in ROWS[7:10]:
+        expected += 35 + 35 + 30 + 26  # grid
+    assert len(norms) == expected
+    assert not [name for name in norms if (".bn1" in name and "layer" not in name) or "layer1" in name]
+
+
+def test_detections_of_an_untrained_model_are_sound(stepped: Stepped) -> None:
+    assert [found.image_hw for found in stepped.detections] == [(192, 256), (184, 240)]
+    for found in stepped.detections:
+        height, width = found.image_hw
+        assert len(found) == 20
+        assert (found.boxes >= 0).all()
+        assert (found.boxes <= torch.tensor([width, height, width, height])).all()
+        assert (found.scores.diff() <= 0).all()
+        assert found.masks.shape == (20, 28, 28)
+        assert ((found.masks >= 0) & (found.masks <= 1)).all()
+        if stepped.row in ROWS[5:]:
+            assert found.mask_scores is not None
+            assert ((found.mask_scores >= 0) & (found.mask_scores <= found.scores)).all()
+        else:
+            assert found.mask_scores is None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Whole runs in miniature
+
+IMAGES, STEPS, STOPPED = 12, 12, 5
+TINY = (
+    "model.backbone.pretrained=false",
+    "model.neck.channels=16",
+    "model.rpn.pre_nms_train=50",
+    "model.rpn.pre_nms_test=50",
+    "model.rpn.post_nms_train=40",
+    "model.rpn.post_nms_test=20",
+    "model.box_head.width=32",
+    "model.box_head.rois=32",
+    "model.box_head.max_positive=8",
+    "model.mask_head.channels=8",
+    "model.mask_head.convs=1",
+    "model.tsd.shift_width=16",
+    "model.mask_iou.channels=8",
+    "model.mask_iou.width=32",
+    "data={batch_per_device: 2, workers: 0, short_edges: [64], test_short_edge: 64, long_edge: 64, mask_grid: 28}",
+    "optimizer={name: adamw, lr: 0.01, weight_decay: 0.01, clip: 10}",
+    "schedule={epochs: 2, milestones: [], warmup_steps: 2, warmup_factor: 0.1}",
+    "training.evaluate_every=2",
+    "training.log_steps=1",
+    "test.max_detections=20",
+)
+SEESAW = ("classifier.loss=seesaw", "classifier.normalized=true", "model.tsd.constrain_classes=false")
+BF16 = "training.precision=bf16"
+SMALL_VIEWS = ("data.long_edges=[40, 90]", "data.crop=64")  # from row 7 on
+CASES = [
+    *(pytest.param(row, (), id=row) for row in ROWS[:6]),
+    *(pytest.param(row, (*SEESAW, BF16), id=f"{row}-seesaw-bf16") for row in ROWS[4:6]),
+    *(pytest.param(row, SMALL_VIEWS, id=row) for row in ROWS[6:8]),
+    pytest.param("09-backbone", (*SMALL_VIEWS, "model.backbone.deformable_stages=[4]"), id="09-backbone-deformable"),
+    pytest.param("10-seesaw", (*SMALL_VIEWS, BF16), id="10-seesaw-bf16"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = SyntheticSettings(classes=4, train_images=IMAGES, val_images=4, size=64)
+    return write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)
+
+
+def tailseg(*arguments: object) -> Result:
+    """The command line in this process."""
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def logged(out: Path) -> list[dict[str, float]]:
+    rows = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows if "loss" in row]
+
+
+@pytest.mark.parametrize(("row", "settings"), CASES)
+def test_a_run_learns_is_resumed_exactly_and_evaluated(
+    row: str, settings: tuple[str, ...], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [part for setting in (*TINY, *settings) for part in ("--set", setting)]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+
+    def train(out: Path, *more: str) -> Result:
+        return tailseg("train", f"demo-table2/{row}", "--data", data, "--out", out, "--quiet", *options, *more)
+
+    done = train(whole)
+    assert done.exit_code == 0, done.output
+    files = {"last", "best", "trainer"}
+    assert {f"{name}.safetensors" for name in files} <= {path.name for path in whole.iterdir()}
+    losses = [line["loss"] for line in logged(whole)]
+    assert [line["step"] for line in logged(whole)] == list(range(1, STEPS + 1))
+    assert sum(losses[-4:]) < sum(losses[:4]), losses
+
+    stop_after(STOPPED, monkeypatch)
+    assert train(parts).exit_code == 130
+    assert [line["step"] for line in logged(parts)] == list(range(1, STOPPED + 1))
+    stop_after(-1, monkeypatch)
+    done = train(parts, "--resume")
+    assert done.exit_code == 0, done.output
+    assert logged(parts) == logged(whole)
+    for name in files:
+        ours, theirs = (load_file(out / f"{name}.safetensors") for out in (parts, whole))
+        assert ours.keys() == theirs.keys()
+        assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+    state = load_file(whole / "last.safetensors")
+    assert any(int(v) == STEPS for k, v in state.items() if k.endswith("batches_tracked")) == (row != ROWS[0])
+
+    done = tailseg("eval", whole / "last.safetensors", "--data", data, "--out", tmp_path / "eval", "--quiet")
+    assert done.exit_code == 0, done.output
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert metrics.keys() == {"bbox", "segm"}
+    assert all(0 <= metrics[kind]["AP"] <= 1 for kind in metrics)
+    if BF16 not in settings:  # in which training evaluates, and `tailseg eval` does not
+        assert metrics == json.loads((whole / "metrics.json").read_text())
+
+
+def test_the_entry_is_finetuned_and_tested_on_views(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows 10, 11 and 12 one after the other, row 11 stopped in the middle and resumed."""
+    options = [part for setting in (*TINY, *SMALL_VIEWS) for part in ("--set", setting)]
+    entry, whole, parts = tmp_path / "entry", tmp_path / "whole", tmp_path / "parts"
+    quiet = ("--data", data, "--quiet")
+    assert tailseg("train", "demo-table2/10-seesaw", *quiet, "--out", entry, *options).exit_code == 0
+    start = entry / "last.safetensors"
+    finetune = ("train", "demo-table2/11-finetune", *quiet, *options, "--set", "finetune.views=2")
+    done = tailseg(*finetune, "--out", whole, "--init", start)
+    assert done.exit_code == 0, done.output
+    stop_after(3, monkeypatch)
+    assert tailseg(*finetune, "--out", parts, "--init", start).exit_code == 130
+    stop_after(-1, monkeypatch)
+    done = tailseg(*finetune, "--out", parts, "--resume")
+    assert done.exit_code == 0, done.output
+    assert logged(parts) == logged(whole)
+    before, after, resumed = (load_file(out / "last.safetensors") for out in (entry, whole, parts))
+    assert [key for key in before if not torch.equal(before[key], after[key])] == []
+    assert {key.split(".")[2] for key in after.keys() - before.keys()} == {"second_branch"}
+    assert [key for key in after if not torch.equal(after[key], resumed[key])] == []
+
+    model = whole / "last.safetensors"
+    done = tailseg("eval", model, *quiet, "--tta", "--set", "test.tta_long_edges=[48, 80]", "--out", tmp_path / "views")
+    assert done.exit_code == 0, done.output
+    metrics = json.loads((tmp_path / "views" / "metrics.json").read_text())
+    assert all(0 <= metrics[kind]["AP"] <= 1 for kind in ("bbox", "segm"))
+    assert metrics != json.loads((whole / "metrics.json").read_text())
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on runs stop after this step, as if told to by a signal."""
+    stopper: Callable[[Run, list[int]], bool] = lambda self, stop: self.step == step  # noqa: E731
+    monkeypatch.setattr(Run, "agreed", stopper)

@@ -1,0 +1,162 @@
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tailseg.checkpoint import (
+    load_model,
+    load_trainer,
+    load_weights,
+    read_tensors,
+    save_model,
+    save_trainer,
+    write_tensors,
+)
+from tailseg.data.annotations.annotations import Category
+from tailseg.errors import UserError
+from tailseg.recipes.values import resolve
+
+CATEGORIES = (Category(3, "zebra crossing", "r", 1, 2), Category(17, "café", "f", 200, 400))
+
+
+def toy(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    # Channels last, as the detector: memory order and order of the axes differ.
+    return nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
+
+
+def test_model_round_trip(tmp_path: Path) -> None:
+    path, model = tmp_path / "m.safetensors", toy()
+    recipe = resolve("demo/seesaw", ["classifier.p=0.3"])
+    metrics = {"segm": {"AP": 0.25, "APr": None}}
+    save_model(path, model, recipe, CATEGORIES, step=7, metrics=metrics)
+    found = load_model(path)
+    assert (found.recipe, found.categories, found.step, found.metrics) == (recipe, CATEGORIES, 7, metrics)
+    assert found.path == path
+    state = model.state_dict()
+    assert found.state.keys() == state.keys()
+    assert all(
+        torch.equal(found.state[key], state[key]) and found.state[key].dtype == state[key].dtype for key in state
+    )
+    save_model(path, state, recipe, (), step=0)
+    assert (load_model(path).categories, load_model(path).metrics) == ((), None)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_tensors_of_any_kind_round_trip(tmp_path: Path) -> None:
+    tensors = {
+        "empty": torch.zeros(0, 4),
+        "scalar": torch.tensor(2.5),
+        "counts": torch.tensor([1, 2**40]),
+        "turned": torch.arange(6.0).reshape(2, 3).t(),
+        "channels last": torch.rand(1, 3, 2, 2).to(memory_format=torch.channels_last),
+        "half": torch.rand(3).to(torch.bfloat16),
+    }
+    write_tensors(tmp_path / "t", tensors, {"tailseg": "1", "list": [1, None, "é"]})
+    found, about = read_tensors(tmp_path / "t")
+    assert about == {"tailseg": "1", "list": [1, None, "é"]}
+    assert all(torch.equal(found[key], value) for key, value in tensors.items())
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EIO])
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int) -> None:
+    path = tmp_path / "m.safetensors"
+    write_tensors(path, {"x": torch.ones(3)}, {"tailseg": "1"})
+    before = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=f"{path}: could not be saved .{os.strerror(fault)}.*--resume"):
+        write_tensors(path, {"x": torch.zeros(3)}, {"tailseg": "1"})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone/m: could not be saved"):
+        write_tensors(tmp_path / "gone" / "m", {}, {"tailseg": "1"})
+
+
+def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    for content in (b"", b"\x00" * 100, b"noise" * 99, (2**62).to_bytes(8, "little") + b"{}"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"^{path}: is not a tailseg checkpoint"):
+            read_tensors(path)
+    torch.save({"x": torch.ones(1)}, path)
+    with pytest.raises(UserError, match="is not a tailseg checkpoint"):
+        load_model(path)
+    save_file({"x": torch.ones(1)}, path)
+    with pytest.raises(UserError, match="carries no recipe"):
+        load_model(path)
+    for missing in (tmp_path / "gone", tmp_path):
+        with pytest.raises(UserError, match=f"^{missing}: there is no such file"):
+            load_model(missing)
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {},
+        {"recipe": {"name": "x", "future": 1}, "categories": [], "step": 0, "metrics": None},
+        {"recipe": {"name": "x"}, "categories": [{"id": 1}], "step": 0, "metrics": None},
+        {"recipe": {"name": "x"}, "categories": [], "step": None, "metrics": None},
+    ],
+)
+def test_a_checkpoint_of_another_version(tmp_path: Path, about: dict[str, Any]) -> None:
+    write_tensors(tmp_path / "m", {}, {"tailseg": "99.0", **about})
+    with pytest.raises(UserError, match=r"m: its recipe or categories cannot be read; it was written by tailseg 99\.0"):
+        load_model(tmp_path / "m")
+
+
+def test_weights_must_fit_in_full(tmp_path: Path) -> None:
+    model, path = toy(), tmp_path / "m"
+    state = model.state_dict()
+    other = {key: value + 1 for key, value in state.items()}
+    load_weights(model, other, path)
+    assert all(torch.equal(value, other[key]) for key, value in model.state_dict().items())
+    missing = {key: value for key, value in state.items() if key != "0.bias"}
+    for wrong, named in (
+        (missing, "0.bias"),
+        ({**state, "left.over": torch.ones(1)}, "left.over"),
+        ({**state, "0.weight": torch.ones(4, 3, 2, 3)}, "0.weight"),
+        ({}, "0.weight"),
+    ):
+        with pytest.raises(UserError, match=f"does not fit its recipe, first at '{named}'"):
+            load_weights(model, wrong, path)
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    model(torch.arange(72.0).reshape(2, 3, 3, 4).sin()).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_trainer_round_trip(tmp_path: Path, kind: Any) -> None:
+    """Steps after a restoration are the steps that would have followed, to the bit."""
+    options = {"lr": 0.1, "fused": True, **({"momentum": 0.9} if kind is torch.optim.SGD else {})}
+    model, average = toy(), toy(1)
+    optimizer = kind(model.parameters(), **options)
+    save_trainer(tmp_path / "fresh", model, optimizer, None, {"step": 0})  # no optimiser state yet
+    for _ in range(3):
+        step(model, optimizer)
+    about = {"step": 3, "best": None, "recipe": {"a": {"b": [1]}}}
+    save_trainer(tmp_path / "t", model, optimizer, average, about)
+    twin, twin_average = toy(2), toy(3)
+    twin_optimizer = kind(twin.parameters(), **options)
+    found = load_trainer(tmp_path / "t", twin, twin_optimizer, twin_average)
+    assert {key: found[key] for key in about} == about
+    for _ in range(2):
+        step(model, optimizer)
+        step(twin, twin_optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(average.parameters(), twin_average.parameters(), strict=True))
+    assert load_trainer(tmp_path / "fresh", twin, kind(twin.parameters(), **options), None)["step"] == 0
