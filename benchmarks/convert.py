@@ -26,7 +26,7 @@ import torch
 from tailseg.model.build import build_detector
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import override, resolve
-from tailseg.zoo.mmdet import _prefixes
+from tailseg.zoo.mmdet import part_names
 
 CLASSES = 1203
 THREE_STAGES = "[{}, {iou: 0.6, weight: 0.5, mask_weight: 0.5}, {iou: 0.7, weight: 0.25, mask_weight: 0.25}]"
@@ -53,7 +53,7 @@ def write_checkpoint(path: Path, recipe: Recipe, *, legacy: bool) -> None:
     """A checkpoint as mmdetection writes it, with the names of its classes but without its configuration."""
     stages = len(recipe.model.stages)
     theirs: dict[str, str] = {}
-    for name, ours in _prefixes(stages).items():
+    for name, ours in part_names(stages).items():
         theirs.setdefault(ours, name)
     state = {}
     for key, tensor in build_detector(recipe, CLASSES).state_dict().items():

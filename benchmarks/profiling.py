@@ -6,7 +6,8 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import Any
 
 import harness
 import torch
@@ -14,9 +15,7 @@ import torch
 from tailseg.layers.paste import encode_masks
 from tailseg.model import detector as detector_file
 from tailseg.model.detector import Detector
-
-if TYPE_CHECKING:
-    from throughput import Settings
+from tailseg.structures import Batch
 
 SITES = {  # part -> (owner within the detector, its method)
     "backbone": ("backbone", "forward"),
@@ -66,27 +65,40 @@ class Clock:
             setattr(detector_file, function, self.around(name, getattr(detector_file, function)))
 
 
-def profile(settings: Settings, recipe: str, task: str, repeats: int) -> dict[str, float]:
-    """Median seconds of each part of a call of a recipe's detector, and of what is in none of them."""
-    from throughput import our_detector, scene
+def profile(
+    detector: Detector,
+    batch: Batch,
+    task: str,
+    repeats: int,
+    *,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    title: str,
+) -> dict[str, float]:
+    """Median seconds of each part of a call of a detector, and of what is in none of them.
 
-    device = torch.device(settings.device)
-    detector, _ = our_detector(recipe, settings, settings.pairs)
-    batch = scene(settings)[0].to(settings.device)
+    Args:
+        detector: its methods are watched from then on, so it serves no other call.
+        batch: on the detector's device.
+        task: "train" or "infer".
+        repeats: calls measured, after a first one that is not.
+        autocast: makes the context in which the calls run.
+        title: printed above the table.
+    """
+    device = batch.images.device
     clock = Clock(device)
     originals = {function: getattr(detector_file, function) for function in FUNCTIONS.values()}
     clock.watch(detector)
 
     def train() -> None:
         detector.train()
-        with settings.autocast():
+        with autocast():
             losses = detector(batch)
         clock.around("backward", torch.stack(list(losses.values())).sum().backward)()
         detector.zero_grad()
 
     def infer() -> None:
         detector.eval()
-        with settings.autocast():
+        with autocast():
             found = detector.detect(batch)
         for one in found:
             clock.around("mask pasting", encode_masks)(one.masks, one.boxes, one.image_hw)
@@ -105,7 +117,7 @@ def profile(settings: Settings, recipe: str, task: str, repeats: int) -> dict[st
             setattr(detector_file, function, original)
     medians = {name: statistics.median(values) for name, values in rows.items()}
     total = sum(medians.values())
-    print(f"\n{recipe}, {task}, batch {settings.batch} on {settings.device}: {total:.3f} s a call")
+    print(f"\n{title}, {task}, batch {len(batch)} on {device}: {total:.3f} s a call")
     for name, seconds in medians.items():
         print(f"  {name:20}{seconds:9.3f} s{seconds / total:8.1%}")
     return medians

@@ -23,6 +23,7 @@ from typing import Any
 
 import harness
 import torch
+from profiling import profile
 from torch import Tensor
 from torchvision_twin import build_stock, build_twin, twin_inputs
 
@@ -316,10 +317,16 @@ def main() -> None:
     out = options.out or harness.RESULTS / f"{kind}-{suffix}.json"
     result: dict[str, Any] = {"machine": harness.machine(device), "settings": asdict(settings)}
     if options.profile:
-        from profiling import profile
-
         result["profile"] = {
-            task: profile(settings, options.models[0], task, options.repeats) for task in ("train", "infer")
+            task: profile(
+                our_detector(options.models[0], settings, settings.pairs)[0],
+                scene(settings)[0].to(settings.device),
+                task,
+                options.repeats,
+                autocast=settings.autocast,
+                title=options.models[0],
+            )
+            for task in ("train", "infer")
         }
         harness.write_json(out, result)
     else:

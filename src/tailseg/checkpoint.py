@@ -10,20 +10,21 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tailseg import __version__
 from tailseg.data.annotations.annotations import Category
 from tailseg.errors import UserError
+from tailseg.recipes.model_header import read_header, recipe_in, unreadable
 from tailseg.recipes.schema import Recipe
 
+VERSION = version("tailseg")
 MODEL_KEY = "model."
 OPTIMIZER_KEY = "optimizer."
 AVERAGE_KEY = "average."
@@ -69,24 +70,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         UserError: the file is missing, is no safetensors file or not one of ours.
     """
-    if not path.is_file():
-        raise UserError(
-            f"{path}: there is no such file; give the path of a model, such as runs/seesaw/best.safetensors"
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no dict)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path}: is not a tailseg checkpoint (no valid safetensors file); give one that `tailseg train` wrote"
-        ) from error
-    if "tailseg" not in about:
-        raise UserError(
-            f"{path}: is a safetensors file but not a tailseg checkpoint (it carries no recipe); give one that "
-            "`tailseg train` wrote"
-        )
-    return tensors, {key: json.loads(value) for key, value in about.items()}
+    header = read_header(path)
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no dict)
+    return tensors, header
 
 
 def save_model(
@@ -101,7 +88,7 @@ def save_model(
     """Write a detector (or its state dict) with its recipe, its categories and, if known, its metrics."""
     state = detector.state_dict() if isinstance(detector, nn.Module) else detector
     about = {
-        "tailseg": __version__,
+        "tailseg": VERSION,
         "recipe": recipe.model_dump(mode="json"),
         "categories": [asdict(category) for category in categories],
         "step": step,
@@ -120,17 +107,14 @@ def load_model(path: Path) -> Checkpoint:
     try:
         return Checkpoint(
             path=path,
-            recipe=Recipe.model_validate(about["recipe"]),
+            recipe=recipe_in(about, path),
             categories=tuple(Category(**category) for category in about["categories"]),
             step=int(about["step"]),
             metrics=about["metrics"],
             state=state,
         )
-    except (KeyError, TypeError, ValidationError) as error:
-        raise UserError(
-            f"{path}: its recipe or categories cannot be read; it was written by tailseg {about['tailseg']}, this is "
-            f"{__version__}"
-        ) from error
+    except (KeyError, TypeError) as error:
+        raise unreadable(about, path) from error
 
 
 def load_weights(detector: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -159,7 +143,7 @@ def save_trainer(
         tensors |= {AVERAGE_KEY + key: value for key, value in average.state_dict().items()}
     for index, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"{OPTIMIZER_KEY}{index}.{name}": v for name, v in slots.items() if isinstance(v, Tensor)}
-    write_tensors(path, tensors, {"tailseg": __version__, **about})
+    write_tensors(path, tensors, {"tailseg": VERSION, **about})
 
 
 def load_trainer(

@@ -24,7 +24,7 @@ from tailseg.model.rpn import Proposals
 from tailseg.predict import load
 from tailseg.structures import Batch
 from tailseg.zoo.conversion import convert, rename
-from tailseg.zoo.mmdet import _prefixes, read_mmdet
+from tailseg.zoo.mmdet import part_names, read_mmdet
 
 CLASSES = 37
 NAMES = ("model_mask_rcnn", "model_cascade")
@@ -310,7 +310,7 @@ class TestRecordedTrainingStep:
         total.backward()
         parameters = dict(detector.named_parameters())
         theirs = case["settings"]["grad_norms_of"]
-        places, unknown = rename(dict(zip(theirs, theirs, strict=True)), _prefixes(len(detector.stages)))
+        places, unknown = rename(dict(zip(theirs, theirs, strict=True)), part_names(len(detector.stages)))
         assert not unknown
         own = {name: place for place, name in places.items()}
         norms = torch.stack([parameters[own[name]].grad.norm() for name in theirs])

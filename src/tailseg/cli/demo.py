@@ -17,7 +17,7 @@ from hotcoco import mask as rle
 from numpy.typing import NDArray
 from PIL import Image
 
-from tailseg import __version__
+from tailseg.checkpoint import VERSION
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.dataset import read_image
 from tailseg.data.sources import SYNTHETIC, DataSplits, open_source
@@ -65,7 +65,7 @@ def run_demo(out: Path, *, seeds: int = 1, show: bool = True, settings: Sequence
             logger.info("%s, seed %d", METHODS[method], seed)
             methods[method]["runs"].append(_run(recipe, data, folder, seed, show))
     results = {
-        "version": __version__,
+        "version": VERSION,
         "command": f"tailseg demo --seeds {seeds}",
         "dataset": _describe(data, recipes["seesaw"]),
         "budget": {},

@@ -27,6 +27,7 @@ from tailseg.errors import UserError
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
+    from tailseg.evaluation.metrics import Scores
     from tailseg.zoo.conversion import ForeignModel
 
 T = TypeVar("T")
@@ -180,6 +181,7 @@ def evaluate(
         show=not quiet,
     )
     assert scores is not None
+    _write_analysis_page(scores, folder / "analysis.html")
     if scores.metrics:
         _print(format_table(scores.metrics))
         typer.echo(f"Written: {folder / 'metrics.json'}, {folder / 'detections.json'}")
@@ -239,6 +241,14 @@ def score(
     _print(format_table(scores.metrics))
     if out is not None:
         write_scores(scores, out, out.with_suffix(".classes.csv"), out.with_suffix(".analysis.json"))
+        _write_analysis_page(scores, out.with_suffix(".analysis.html"))
+
+
+def _write_analysis_page(scores: Scores, path: Path) -> None:
+    if scores.analysis is not None:
+        from tailseg.visualize.analysis_page import write_page  # matplotlib takes its time
+
+        write_page(scores.analysis, scores.per_category, path)
 
 
 OutModelArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Model file to write, ending in .safetensors.")]

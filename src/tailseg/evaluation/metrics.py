@@ -184,17 +184,14 @@ def mean_measured(values: NDArray[np.float64]) -> float | None:
 
 
 def write_scores(scores: Scores, metrics: Path, classes: Path, analysis: Path) -> None:
-    """Write the metrics, the table of classes and, if there is one, the analysis with its page (``.html``)."""
+    """Write the metrics, the table of classes and, if there is one, the analysis."""
     write_json(metrics, scores.metrics)
     with classes.open("w", newline="") as file:
         table = csv.DictWriter(file, list(scores.per_category[0]) if scores.per_category else [])
         table.writeheader()
         table.writerows(scores.per_category)
     if scores.analysis is not None:
-        from tailseg.visualize.analysis_page import write_page  # matplotlib takes its time
-
         write_json(analysis, scores.analysis)
-        write_page(scores.analysis, scores.per_category, analysis.with_suffix(".html"))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -11,9 +11,6 @@ the features k² times, and the last two save nothing for the backward pass but 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -21,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tailseg.layers import carafe_gather
-from tailseg.layers.carafe_gather import sum_dtype
+from tailseg.layers.carafe_gather import Window, sum_dtype
+from tailseg.layers.triton_support import has_triton
 
 
 def carafe(x: Tensor, kernels: Tensor, *, kernel_size: int = 5, groups: int = 1, scale: int = 2) -> Tensor:
@@ -63,16 +61,6 @@ def carafe_down(x: Tensor, kernels: Tensor, *, kernel_size: int = 5, scale: int 
     height, width = x.shape[2:]
     out_hw = (height - 1) // scale + 1, (width - 1) // scale + 1
     return _resample(x, kernels, Window(kernel_size, 1, 1, scale), out_hw)
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Which inputs an output is summed from; ``up`` or ``down`` is 1."""
-
-    kernel_size: int
-    groups: int
-    up: int
-    down: int
 
 
 def plain_carafe(x: Tensor, kernels: Tensor, window: Window) -> Tensor:
@@ -128,12 +116,6 @@ def _require_fit(x: Tensor, kernels: Tensor, window: Window, out_hw: tuple[int, 
     expected = (x.shape[0], window.groups * window.kernel_size**2, *out_hw)
     if kernels.shape != expected:
         raise ValueError(f"kernels must have shape {tuple(expected)}, got {tuple(kernels.shape)}")
-
-
-@cache
-def has_triton() -> bool:
-    """Whether kernels can be compiled: CUDA builds of PyTorch for Linux bring Triton along."""
-    return find_spec("triton") is not None
 
 
 Grads = tuple[Tensor | None, Tensor | None, None, None]

@@ -5,14 +5,21 @@ Where a neighbour lies outside, another row is read with weight 0.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from tailseg.layers.carafe import Window
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Which inputs an output is summed from; ``up`` or ``down`` is 1."""
+
+    kernel_size: int
+    groups: int
+    up: int
+    down: int
 
 
 def forward(x: Tensor, kernels: Tensor, window: Window) -> Tensor:

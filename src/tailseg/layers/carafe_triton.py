@@ -3,15 +3,12 @@
 # Triton compiles what it reads: in these functions names are its language, not Python's.
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from tailseg.layers.carafe import Window
+from tailseg.layers.carafe_gather import Window
 
 CELL_BLOCK = 16  # cells of a program that sums over neighbours
 CHANNEL_BLOCK = 128  # and its channels at most

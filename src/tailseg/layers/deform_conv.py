@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
-from tailseg.layers.carafe import has_triton
+from tailseg.layers.triton_support import has_triton
 
 Pair = tuple[int, int]
 

@@ -8,13 +8,13 @@ sum more than without it.
 from __future__ import annotations
 
 import math
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from tailseg.layers.triton_support import has_triton
 
 LARGEST_BY_PROBABILITY = 69.0  # -ln 1e-30: float32 holds smaller ones, with fewer and fewer digits
 
@@ -119,12 +119,6 @@ def triton_seesaw(logits: Tensor, labels: Tensor, strengths: Tensor, q: float, e
     """Losses (N,) by Triton kernels: CUDA, or any device under ``TRITON_INTERPRET=1``."""
     losses: Tensor = _TritonSeesaw.apply(logits, labels, strengths, q, eps)
     return losses
-
-
-@cache
-def has_triton() -> bool:
-    """Whether kernels can be compiled: CUDA builds of PyTorch for Linux bring Triton along."""
-    return find_spec("triton") is not None
 
 
 def seesaw_losses(logits: Tensor, labels: Tensor, strengths: Tensor, q: float, eps: float) -> Tensor:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from tailseg.errors import UserError
 from tailseg.recipes.built_in import BUILT_IN
+from tailseg.recipes.model_header import read_header, recipe_in
 from tailseg.recipes.schema import CLASSIFIERS, ClassifierRecipe, Recipe
 
 
@@ -168,9 +169,7 @@ def _load(name: str, chain: tuple[Path, ...]) -> Recipe:
         return BUILT_IN[name]()
     path = Path(name)
     if path.suffix == ".safetensors":
-        from tailseg.checkpoint import load_model  # only here is PyTorch needed
-
-        return load_model(path).recipe
+        return recipe_in(read_header(path), path)
     if path.suffix not in (".yaml", ".yml"):
         near = difflib.get_close_matches(name, BUILT_IN, 1, 0.0)
         place = f"{chain[-1]}: extends an " if chain else ""

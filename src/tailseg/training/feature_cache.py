@@ -22,8 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tailseg import __version__
-from tailseg.checkpoint import write_tensors
+from tailseg.checkpoint import VERSION, write_tensors
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.errors import UserError
 
@@ -82,7 +81,7 @@ class FeatureCache:
         """Store a sample's tensors, all or nothing (UserError if the disk is full)."""
         path = self.path(index, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, tensors, {"tailseg": __version__})
+        write_tensors(path, tensors, {"tailseg": VERSION})
 
     def read(self, index: int, seed: int, names: Sequence[str]) -> dict[str, Tensor]:
         """A sample's tensors, mapped from the file where that can be.

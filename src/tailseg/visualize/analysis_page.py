@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tailseg.evaluation.comparison import KINDS
-from tailseg.visualize.charts import INK, _figure, _svg
+from tailseg.visualize.charts import INK, new_figure, to_svg
 from tailseg.visualize.comparison_page import CSS
 
 COLOUR = "#3a87c8"
@@ -71,28 +71,28 @@ def _frequency(kind: str, bins: Sequence[Mapping[str, Any]], per_category: Seque
     key = f"{kind}_AP"
     points = [(c["train_images"], c[key]) for c in per_category if c[key] is not None and c["train_images"] is not None]
     images, values = np.array(points, dtype=np.float64).T
-    figure, axes = _figure()
+    figure, axes = new_figure()
     axes.scatter(np.maximum(images, 0.5), 100 * values, s=9, color=COLOUR, alpha=0.5, linewidths=0)
     for found in bins:
         last = found["last"] or max(images.max(), found["first"])
         axes.plot([max(found["first"] - 0.5, 0.5), last + 0.5], [100 * found["AP"]] * 2, color=INK, lw=2)
     axes.set(xscale="log", xlabel="training images with the class", ylabel="AP (%)", ylim=(0, 100))
-    return _svg(figure, f"frequency-{kind}", "AP by number of training images")
+    return to_svg(figure, f"frequency-{kind}", "AP by number of training images")
 
 
 def _errors(kind: str, errors: Mapping[str, Any]) -> str:
-    figure, axes = _figure()
+    figure, axes = new_figure()
     axes.bar(list(ERRORS.values()), [100 * errors["delta_ap"][name] for name in ERRORS], color=COLOUR)
     axes.set_ylabel("AP50 lost (points)")
     axes.tick_params(axis="x", labelsize=8)
-    return _svg(figure, f"errors-{kind}", "AP50 lost by kind of error")
+    return to_svg(figure, f"errors-{kind}", "AP50 lost by kind of error")
 
 
 def _calibration(kind: str, calibration: Mapping[str, Any]) -> str:
     bins = [found for found in calibration["bins"] if found["count"]]
-    figure, axes = _figure()
+    figure, axes = new_figure()
     axes.plot([0, 1], [0, 1], color=INK, lw=0.8, ls=":")
     scores, right = [b["avg_confidence"] for b in bins], [b["avg_accuracy"] for b in bins]
     axes.plot(scores, right, color=COLOUR, marker="o", lw=2)
     axes.set(xlabel="score", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
-    return _svg(figure, f"calibration-{kind}", "share of right detections by score")
+    return to_svg(figure, f"calibration-{kind}", "share of right detections by score")

@@ -50,7 +50,7 @@ def method_colour(methods: Methods, key: str) -> str:
 def frequency_chart(methods: Methods, groups: Mapping[str, int]) -> str:
     """Mask AP of all, rare, common and frequent classes: bars are means, dots are single runs."""
     with rc_context(STYLE):
-        figure, axes = _figure()
+        figure, axes = new_figure()
         width = 0.8 / len(methods)
         for position, (key, method) in enumerate(methods.items()):
             for place, metric in enumerate(GROUPS):
@@ -66,15 +66,15 @@ def frequency_chart(methods: Methods, groups: Mapping[str, int]) -> str:
         axes.tick_params(axis="x", length=0)
         axes.set_ylabel("mask AP, percent")
         axes.margins(y=0.12)
-        _legend(figure, axes)
+        add_legend(figure, axes)
         alt = "Bar chart of mask AP by class frequency; its numbers stand in the table above."
-        return _svg(figure, "frequency", alt)
+        return to_svg(figure, "frequency", alt)
 
 
 def class_chart(methods: Methods) -> str:
     """Mask AP of each class against its training images, with a smoothed line a method."""
     with rc_context(STYLE):
-        figure, axes = _figure()
+        figure, axes = new_figure()
         lowest, highest = 1.0, 10.0
         for position, (key, method) in enumerate(methods.items()):
             images, values = class_points(method)
@@ -95,22 +95,22 @@ def class_chart(methods: Methods) -> str:
         axes.set_xlim(0.8 * lowest, 1.25 * highest)
         axes.set_xlabel("training images with the class")
         axes.set_ylabel("mask AP, percent")
-        _legend(figure, axes)
+        add_legend(figure, axes)
         alt = "Scatter of each class's mask AP against its number of training images, a smoothed line a method."
-        return _svg(figure, "classes", alt)
+        return to_svg(figure, "classes", alt)
 
 
 def curve_chart(methods: Methods, name: str) -> str:
     """One recorded loss against the step: thin lines are runs, the thick one smooths their mean."""
     with rc_context(STYLE):
-        figure, axes = _figure((4.2, 3.0))
+        figure, axes = new_figure((4.2, 3.0))
         for key, method in methods.items():
             _curves(axes, method, name, method_colour(methods, key))
         axes.set_ylim(bottom=0)
         axes.locator_params(axis="x", nbins=4)
         axes.set_xlabel("training step")
-        _legend(figure, axes)
-        return _svg(figure, f"curve-{name}", f"Training curves of {name.replace('_', ' ')} against the step.")
+        add_legend(figure, axes)
+        return to_svg(figure, f"curve-{name}", f"Training curves of {name.replace('_', ' ')} against the step.")
 
 
 def curve_names(methods: Methods) -> list[str]:
@@ -158,7 +158,7 @@ def smoothed(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np
     return places, weights @ y / weights.sum(axis=1)
 
 
-def _figure(size: tuple[float, float] = (5.4, 3.9)) -> tuple[Figure, Axes]:
+def new_figure(size: tuple[float, float] = (5.4, 3.9)) -> tuple[Figure, Axes]:
     """One panel, narrow enough (inches) that the text stays legible on a phone."""
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
@@ -168,7 +168,8 @@ def _figure(size: tuple[float, float] = (5.4, 3.9)) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
+def add_legend(figure: Figure, axes: Axes) -> None:
+    """Put a legend above the axes, if they have labelled parts."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside upper left", ncols=3)
@@ -221,7 +222,7 @@ def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return means
 
 
-def _svg(figure: Figure, name: str, alt: str) -> str:
+def to_svg(figure: Figure, name: str, alt: str) -> str:
     """The figure as an <svg> element that fits into a page beside others."""
     name = re.sub(r"[^\w-]", "-", name)
     buffer = io.StringIO()

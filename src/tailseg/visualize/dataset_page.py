@@ -18,7 +18,7 @@ from tailseg.data.dataset import read_image
 from tailseg.data.diagnosis.dataset_report import GROUPS, Checkup, object_sides
 from tailseg.data.diagnosis.mask_checks import image_of_rows
 from tailseg.errors import UserError
-from tailseg.visualize.charts import STYLE, _figure, _legend, _svg
+from tailseg.visualize.charts import STYLE, add_legend, new_figure, to_svg
 from tailseg.visualize.comparison_page import CSS
 from tailseg.visualize.draw import PALETTE
 
@@ -162,7 +162,7 @@ def _size_caption(checkup: Checkup) -> str:
 def tail_chart(checkup: Checkup) -> str:
     """Training images against the rank of the class, coloured by frequency group."""
     with rc_context(STYLE):
-        figure, axes = _figure()
+        figure, axes = new_figure()
         counts = np.array([row.train_images for row in checkup.classes], dtype=np.float64)
         groups = np.array([row.frequency for row in checkup.classes])
         for key, name in reversed(GROUPS.items()):
@@ -173,45 +173,45 @@ def tail_chart(checkup: Checkup) -> str:
         axes.set_ylim(bottom=0.4)
         axes.set_xlabel("classes by frequency")
         axes.set_ylabel("training images")
-        _legend(figure, axes)
-        return _svg(figure, "tail", "Bars of the training images of each class, from frequent to rare.")
+        add_legend(figure, axes)
+        return to_svg(figure, "tail", "Bars of the training images of each class, from frequent to rare.")
 
 
 def size_chart(checkup: Checkup, train: Annotations) -> str:
     """Histogram of object sides at the recipe's resolution."""
     sides = object_sides(train, int(checkup.scale["short_edge"]), int(checkup.scale["long_edge"]))
     with rc_context(STYLE):
-        figure, axes = _figure()
+        figure, axes = new_figure()
         if len(sides):
             axes.hist(sides.clip(min=1), bins=np.geomspace(1, max(sides.max(), 2), 40).tolist(), color="#009e73")
         axes.set_xscale("log")
         axes.set_xticks([1, 8, 32, 96, 300, 1000], ["1", "8", "32", "96", "300", "1000"])
         axes.set_xlabel("side of the object, pixels")
         axes.set_ylabel("training objects")
-        return _svg(figure, "sizes", "Histogram of the sides of training objects.")
+        return to_svg(figure, "sizes", "Histogram of the sides of training objects.")
 
 
 def repeat_chart(checkup: Checkup) -> str:
     """Repeat factors of the classes, by rank."""
     with rc_context(STYLE):
-        figure, axes = _figure()
+        figure, axes = new_figure()
         axes.plot([row.repeat_factor for row in checkup.classes], color="#cc79a7", lw=2)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("classes by frequency")
         axes.set_ylabel("repeat factor")
-        return _svg(figure, "repeat", "Line of the repeat factor of each class, from frequent to rare.")
+        return to_svg(figure, "repeat", "Line of the repeat factor of each class, from frequent to rare.")
 
 
 def objects_chart(train: Annotations) -> str:
     """Histogram of the objects of an image."""
     counts = np.bincount(image_of_rows(train)[~np.asarray(train.crowd)], minlength=len(train))
     with rc_context(STYLE):
-        figure, axes = _figure()
+        figure, axes = new_figure()
         step = max(1, -(-int(counts.max(initial=1)) // 40))
         axes.hist(counts, bins=(np.arange(0, counts.max(initial=1) + step + 1, step) - 0.5).tolist(), color="#3a87c8")
         axes.set_xlabel("objects")
         axes.set_ylabel("training images")
-        return _svg(figure, "objects", "Histogram of the number of objects of a training image.")
+        return to_svg(figure, "objects", "Histogram of the number of objects of a training image.")
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def read_mmdet(path: Path) -> ForeignModel:
         if not key.startswith("data_preprocessor.")  # mean and deviation, which the configuration has too
     }
     cascade = any(key.startswith("roi_head.bbox_head.2.") for key in tensors)
-    state, unknown = rename(tensors, _prefixes(3 if cascade else 1))
+    state, unknown = rename(tensors, part_names(3 if cascade else 1))
     change(state, COUNTS, lambda counts: _whole_counts(counts, path))
     config = read_config(meta)
     normed_masks = "normed-mask" in path.stem.replace("_", "-")
@@ -86,7 +86,7 @@ def read_mmdet(path: Path) -> ForeignModel:
     )
 
 
-def _prefixes(stages: int) -> dict[str, str]:
+def part_names(stages: int) -> dict[str, str]:
     """Their names -> ours."""
     names = {
         "backbone": "backbone.net",
