@@ -24,8 +24,9 @@ import harness
 import torch
 
 from tailseg.model.build import build_detector
+from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
-from tailseg.recipes.values import override, resolve
+from tailseg.recipes.values import override
 from tailseg.zoo.mmdet import part_names
 
 CLASSES = 1203

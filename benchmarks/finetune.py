@@ -34,8 +34,9 @@ from torch import Tensor
 
 from tailseg.data.sources import DataSplits, open_source
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
+from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
-from tailseg.recipes.values import override, resolve
+from tailseg.recipes.values import override
 from tailseg.training.distributed import launch
 from tailseg.training.feature_cache import readable
 from tailseg.training.loop import Run, train

@@ -47,8 +47,9 @@ from tailseg.model.detector import Detector, Stage
 from tailseg.model.mask_head import MaskHead
 from tailseg.model.roi_features import ImageFeatures
 from tailseg.model.rpn import Proposals
+from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
-from tailseg.recipes.values import override, resolve
+from tailseg.recipes.values import changed, override
 from tailseg.structures import Batch, Detections
 from tailseg.training.optimizer import build_optimizer
 
@@ -251,7 +252,7 @@ def shift_classifiers(detector: Detector, batch: Batch, pairs: int) -> None:
 
 def train_call(detector: Detector, recipe: Recipe, batch: Batch, settings: Settings) -> Callable[[], list[int]]:
     """A training step; returns the RoIs that each mask head has learnt from."""
-    optimizer = build_optimizer(detector, recipe.optimizer.model_copy(update={"lr": RATE}))
+    optimizer = build_optimizer(detector, changed(recipe, {"optimizer.lr": RATE}).optimizer)
     rows = [_count_rows(stage.mask_head) for stage in detector.stages if stage.mask_head is not None]
     for parameter in (p for p in detector.parameters() if p.requires_grad):
         parameter.grad = torch.zeros_like(parameter)

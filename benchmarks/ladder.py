@@ -23,8 +23,9 @@ from tailseg.model.build import build_detector
 from tailseg.model.roi_features import ImageFeatures
 from tailseg.model.rpn import Proposals
 from tailseg.recipes.ladder import COSTS, REPORT
+from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
-from tailseg.recipes.values import override, resolve
+from tailseg.recipes.values import override
 from tailseg.structures import Batch
 
 LVIS_CLASSES = 1203

@@ -29,8 +29,9 @@ from tailseg.layers.paste import encode_masks
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.recipes.ladder import REPORT
+from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
-from tailseg.recipes.values import override, resolve
+from tailseg.recipes.values import changed, override
 from tailseg.structures import Batch
 from tailseg.training.finetune import Branches, BranchInputs, Frozen, join
 from tailseg.training.optimizer import build_optimizer
@@ -59,7 +60,7 @@ def training_step(detector: Detector, recipe: Recipe, settings: Settings) -> Cal
         frozen = Frozen(detector, bf16=settings.precision == "bf16")
         model = Branches(detector).requires_grad_(True)
         inputs = lambda batch: join([frozen(single(batch, i), i) for i in range(len(batch))])  # noqa: E731
-    optimizer = build_optimizer(model, recipe.optimizer.model_copy(update={"lr": RATE}))
+    optimizer = build_optimizer(model, changed(recipe, {"optimizer.lr": RATE}).optimizer)
 
     def step(batch: Batch) -> None:
         model.train()

@@ -23,7 +23,8 @@ from miniature import ROOT, SEED, TITLES, Method, about, collect, described, gai
 from tailseg.data.sources import SYNTHETIC, open_source
 from tailseg.model.build import build_detector
 from tailseg.recipes.ladder import REPORT
-from tailseg.recipes.values import diff, resolve
+from tailseg.recipes.resolve import resolve
+from tailseg.recipes.values import diff
 
 LVIS_CLASSES = 1203
 # The context loss is a mean over classes; at its usual weight, 450 steps would hardly move the encoder.

@@ -30,8 +30,9 @@ from torchvision_twin import build_stock, build_twin, twin_inputs
 from tailseg.layers.paste import encode_masks
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
+from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
-from tailseg.recipes.values import override, resolve
+from tailseg.recipes.values import changed, override
 from tailseg.structures import Batch
 from tailseg.training.optimizer import build_optimizer
 
@@ -159,7 +160,7 @@ def _logits(detector: Detector, batch: Batch) -> Tensor:
 
 def our_case(name: str, settings: Settings, pairs: int) -> Case:
     detector, recipe = our_detector(name, settings, pairs)
-    optimizer = build_optimizer(detector, recipe.optimizer.model_copy(update={"lr": RATE}))
+    optimizer = build_optimizer(detector, changed(recipe, {"optimizer.lr": RATE}).optimizer)
     batch = scene(settings)[0].to(settings.device)
     rows = _count_rows(detector.stages[-1].mask_head)
 

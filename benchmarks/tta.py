@@ -46,8 +46,9 @@ from tailseg.evaluation.tta import View, batch_of, detect_views
 from tailseg.layers.paste import encode_masks
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
+from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
-from tailseg.recipes.values import override, resolve
+from tailseg.recipes.values import override
 
 CASES = ALL, LARGEST = "all views", "largest view alone"
 PROMISE = 1.3  # times the memory of the largest view alone

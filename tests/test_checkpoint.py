@@ -19,7 +19,7 @@ from tailseg.checkpoint import (
 )
 from tailseg.data.annotations.annotations import Category
 from tailseg.errors import UserError
-from tailseg.recipes.values import resolve
+from tailseg.recipes.resolve import resolve
 
 CATEGORIES = (Category(3, "zebra crossing", "r", 1, 2), Category(17, "café", "f", 200, 400))
 

@@ -15,7 +15,8 @@ from tailseg.errors import UserError
 from tailseg.evaluation.tta import View, detect_views
 from tailseg.model.build import build_detector
 from tailseg.predict import Model, predict_files, to_json, to_picture
-from tailseg.recipes.values import override, resolve
+from tailseg.recipes.resolve import resolve
+from tailseg.recipes.values import override
 from tailseg.structures import Detections
 
 SETTINGS = (

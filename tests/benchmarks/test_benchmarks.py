@@ -17,8 +17,9 @@ from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.losses import CLASSIFICATIONS, SeesawLoss
 from tailseg.model.build import build_detector
 from tailseg.recipes.ladder import costs
+from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import DataRecipe
-from tailseg.recipes.values import override, resolve
+from tailseg.recipes.values import override
 from tailseg.training.loop import train_dataset
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tailseg.recipes.values import resolve
+from tailseg.recipes.resolve import resolve
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 

@@ -197,7 +197,8 @@ def test_found_means_class_and_overlap() -> None:
 
 
 def test_the_demo_recipes_share_all_but_the_classifier() -> None:
-    from tailseg.recipes.values import diff, resolve
+    from tailseg.recipes.resolve import resolve
+    from tailseg.recipes.values import diff
 
     found = diff(resolve("demo/cross-entropy"), resolve("demo/seesaw"))
     assert all(key.startswith("classifier.") for key, _, _ in found)

@@ -25,7 +25,7 @@ from tailseg.evaluation.results import ResultsWriter
 from tailseg.evaluation.tta import View, detect_views
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
-from tailseg.recipes.values import resolve
+from tailseg.recipes.resolve import resolve
 from tailseg.structures import Batch, Detections
 
 CPU = torch.device("cpu")

@@ -33,8 +33,8 @@ from tailseg.model.detector import Detector
 from tailseg.model.roi_features import ImageFeatures
 from tailseg.model.rpn import Proposals
 from tailseg.predict import load
+from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import TestRecipe as InferenceRecipe  # pytest would take it for a test
-from tailseg.recipes.values import resolve
 from tailseg.structures import Batch, Detections
 
 CLASSES = 5

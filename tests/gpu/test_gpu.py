@@ -13,7 +13,8 @@ from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.model.nms import best_per_class, keep_within_levels, nms_within_groups
 from tailseg.model.rpn import RPN, Proposals, RpnOutput
-from tailseg.recipes.values import override, resolve
+from tailseg.recipes.resolve import resolve
+from tailseg.recipes.values import override
 from tailseg.structures import Batch
 
 pytestmark = [

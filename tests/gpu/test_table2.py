@@ -11,7 +11,8 @@ from tailseg.evaluation.tta import detect_views, views_of
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.model.rpn import Proposals, RpnOutput
-from tailseg.recipes.values import override, resolve
+from tailseg.recipes.resolve import resolve
+from tailseg.recipes.values import override
 from tailseg.structures import Batch
 from tailseg.training.finetune import Branches, Frozen, join
 

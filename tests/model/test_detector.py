@@ -20,7 +20,7 @@ from tailseg.model.mask_head import MaskHead
 from tailseg.model.matching import Matcher
 from tailseg.model.roi_features import ImageFeatures
 from tailseg.model.rpn import RPN, Proposals
-from tailseg.recipes.values import resolve
+from tailseg.recipes.resolve import resolve
 from tailseg.structures import Batch, Detections
 
 CLASSES = 37

@@ -17,7 +17,7 @@ from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.model.mask_head import mask_targets
 from tailseg.model.rpn import Proposals, RpnOutput
-from tailseg.recipes.values import resolve
+from tailseg.recipes.resolve import resolve
 from tailseg.structures import Batch
 
 CLASSES = 5

@@ -19,8 +19,9 @@ from tailseg.evaluation.tta import detect_views, views_of
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.recipes.ladder import REPORT, costs
+from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
-from tailseg.recipes.values import override, resolve
+from tailseg.recipes.values import override
 from tailseg.structures import Batch, Detections
 from tailseg.training.finetune import Branches, Frozen, join
 from tailseg.training.loop import Run

@@ -1,4 +1,5 @@
 import inspect
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from tailseg.layers.carafe import CarafeUpsample
 from tailseg.losses import CLASSIFICATIONS, NEED_STATISTICS, ClassStatistics
 from tailseg.model.build import build_detector
 from tailseg.model.tsd import TsdBoxHead
-from tailseg.recipes.built_in import BUILT_IN
 from tailseg.recipes.ladder import REPORT
+from tailseg.recipes.resolve import BUILT_IN, resolve
 from tailseg.recipes.schema import CLASSIFIERS, ClassifierRecipe, Recipe
-from tailseg.recipes.values import diff, flatten, override, resolve, to_yaml, unknown_key, validate
+from tailseg.recipes.values import changed, diff, flatten, override, to_yaml, unknown_key, validate
 from tailseg.structures import Batch
 
 CLASSES = 5
@@ -717,3 +718,30 @@ def test_mistakes_about_the_parts_of_table_2_are_named(name: str, settings: list
         resolve(name, settings)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_changed_speaks_the_keys_of_set() -> None:
+    base = resolve("small/seesaw")
+    changes = {"model.mask_head.upsample": "carafe", "classifier.p": 0.6, "schedule.milestones": (3, 5)}
+    by_key = changed(base, changes)
+    assert by_key == override(
+        base, ["model.mask_head.upsample=carafe", "classifier.p=0.6", "schedule.milestones=[3,5]"]
+    )
+    assert changed(base, {}) is base
+    # The loss may come last: it still decides which keys its section has.
+    assert changed(base, {"classifier.threshold": 0.01, "classifier.loss": "eql"}).classifier.loss == "eql"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"schedul": {"epochs": 3}}, "unknown key 'schedul'; the nearest valid key is 'schedule'"),
+        ({"schedule.epoch": 3}, "unknown key 'schedule.epoch'; the nearest valid key is 'schedule.epochs'"),
+        ({"schedule.epochs": 0}, "schedule.epochs = 0"),
+        ({"model.neck.carafe": True}, "an FPN has no carafe"),
+        ({"model.stages.3.tsd": True}, "places 0 to 0"),
+    ],
+)
+def test_changed_refuses_what_set_refuses(changes: dict[str, object], named: str) -> None:
+    with pytest.raises(UserError, match=re.escape(named)):
+        changed(resolve("table1/seesaw"), changes)

@@ -31,8 +31,8 @@ from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.model.tsd import TsdBoxHead
 from tailseg.predict import load
+from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
-from tailseg.recipes.values import resolve
 from tailseg.training import feature_cache, finetune
 from tailseg.training.distributed import launch
 from tailseg.training.feature_cache import (

@@ -18,8 +18,9 @@ from torch import Tensor
 from tailseg.data.sources import DataSplits, open_source
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.errors import UserError
+from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
-from tailseg.recipes.values import resolve, to_yaml
+from tailseg.recipes.values import to_yaml
 from tailseg.training.loop import Run, class_statistics, plain_dataset, train, train_dataset
 
 TINY = (

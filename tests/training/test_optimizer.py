@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import OptimizerRecipe, ScheduleRecipe
-from tailseg.recipes.values import resolve
 from tailseg.training.optimizer import build_optimizer, rate_factor, scaled_rate
 
 

@@ -25,7 +25,7 @@ from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.model.matching import Sampled
 from tailseg.model.rpn import Proposals
-from tailseg.recipes.values import resolve
+from tailseg.recipes.resolve import resolve
 from tailseg.structures import Batch
 from tailseg.training import loop
 from tailseg.training.distributed import launch

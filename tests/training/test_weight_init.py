@@ -19,8 +19,8 @@ from tailseg.errors import UserError
 from tailseg.losses import ClassStatistics
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
+from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
-from tailseg.recipes.values import resolve
 from tailseg.training import loop
 from tailseg.training.distributed import launch
 from tailseg.training.loop import Run, train

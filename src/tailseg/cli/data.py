@@ -57,7 +57,7 @@ def data_check(
 ) -> None:
     """Examine a data set before training; exit code 1 only if it cannot be trained on."""
     log(quiet)
-    from tailseg.recipes.values import resolve
+    from tailseg.recipes.resolve import resolve
 
     resolved = resolve(recipe, ())
     from tailseg.data.diagnosis.dataset_report import check_data, file_steps

@@ -24,8 +24,8 @@ from tailseg.data.sources import SYNTHETIC, DataSplits, open_source
 from tailseg.errors import UserError
 from tailseg.evaluation.metrics import write_json
 from tailseg.model.boxes import pairwise_iou
+from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
-from tailseg.recipes.values import resolve
 from tailseg.training.loop import train
 from tailseg.visualize.comparison_page import write_report
 from tailseg.visualize.draw import contact_sheet, draw_objects

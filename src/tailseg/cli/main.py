@@ -94,7 +94,7 @@ def train(
 ) -> None:
     """Train a recipe."""
     _log(quiet)
-    from tailseg.recipes.values import resolve
+    from tailseg.recipes.resolve import resolve
 
     resolved = resolve(recipe, settings or ())
     from tailseg.data.sources import open_source
@@ -323,15 +323,14 @@ def recipes(context: typer.Context) -> None:
 @recipes_app.command("list")
 def recipes_list() -> None:
     """List the built-in recipes, those of Table 2 as a ladder: what each row adds, costs and scored in the report."""
-    from tailseg.recipes.built_in import BUILT_IN
     from tailseg.recipes.ladder import REPORT, ladder_lines
+    from tailseg.recipes.resolve import BUILT_IN
 
-    rungs = [f"{table}/{row}" for table in ("table2", "demo-table2") for row in REPORT]
+    ladder = [f"table2/{row}" for row in REPORT]
     for name, function in BUILT_IN.items():
-        if name not in rungs:
+        if name not in ladder:
             typer.echo(f"{name:28}{(function.__doc__ or '').splitlines()[0]}")
-    typer.echo(f"{'demo-table2/ROW':28}The rows of Table 2 below in miniature, on the built-in set.")
-    typer.echo(f"{'table2/ROW':28}Table 2 of the report, each row the one before and one thing more:\n")
+    typer.echo("\nTable 2 of the report, each row the one before and one thing more:\n")
     for line in ladder_lines():
         typer.echo(line)
 
@@ -339,7 +338,8 @@ def recipes_list() -> None:
 @recipes_app.command("show")
 def recipes_show(recipe: RecipeArgument, settings: SetOption = None) -> None:
     """Print a complete recipe as YAML."""
-    from tailseg.recipes.values import resolve, to_yaml
+    from tailseg.recipes.resolve import resolve
+    from tailseg.recipes.values import to_yaml
 
     typer.echo(to_yaml(resolve(recipe, settings or ())), nl=False)
 
@@ -350,7 +350,8 @@ def recipes_diff(
     other: RecipeArgument,
 ) -> None:
     """Print the keys in which two recipes differ."""
-    from tailseg.recipes.values import diff, resolve
+    from tailseg.recipes.resolve import resolve
+    from tailseg.recipes.values import diff
 
     for key, before, after in diff(resolve(one), resolve(other)):
         typer.echo(f"{key}: {before} -> {after}")

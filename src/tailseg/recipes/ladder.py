@@ -68,7 +68,7 @@ def ladder_lines() -> list[str]:
     cost, gpu = costs()
     head = ("adds", "params M", "TFLOP", "train/s", "infer/s", "box AP", "mask AP", "rare", "common", "freq.")
     widths = (29, 9, 8, 8, 8, 7, 8, 6, 7, 6)
-    lines = [f"{'ROW':17}" + _cells(head, widths)]
+    lines = [f"{'recipe':24}" + _cells(head, widths)]
     for name, reported in REPORT.items():
         own = cost[name]
         speeds = (own.images_per_second[task] for task in ("train", "infer"))
@@ -79,7 +79,7 @@ def ladder_lines() -> list[str]:
             *("-" if speed is None else f"{speed:.1f}" for speed in speeds),
             *(f"{metric:.1f}" for metric in reported.metrics),
         )
-        lines.append(f"{name:17}" + _cells(cells, widths))
+        lines.append(f"{f'table2/{name}':24}" + _cells(cells, widths))
     measured = (
         f"two images of 1280 x 1280 px at a time, bf16, {gpu}"
         if gpu

@@ -1,76 +1,84 @@
 """Recipes for a laptop: EfficientNet-Lite0, 64 channels, small images, AdamW; the same losses as Table 1."""
 
 from tailseg.recipes import table1, table2
-from tailseg.recipes.schema import (
-    BackboneRecipe,
-    BoxHeadRecipe,
-    DataRecipe,
-    MaskHeadRecipe,
-    MaskIouRecipe,
-    ModelRecipe,
-    NeckRecipe,
-    OptimizerRecipe,
-    Recipe,
-    RpnRecipe,
-    ScheduleRecipe,
-    TrainingRecipe,
-    TsdRecipe,
-)
+from tailseg.recipes.schema import Recipe
+from tailseg.recipes.values import changed
 
 
 def cross_entropy() -> Recipe:
     """A hundred photographs of 320 px learnt in well under an hour on two cores."""
-    return Recipe(
-        name="small/cross-entropy",
-        model=ModelRecipe(
-            backbone=BackboneRecipe(name="tf_efficientnet_lite0", frozen_stages=2),
-            neck=NeckRecipe(channels=64),
-            rpn=RpnRecipe(anchor_scale=4.0, pre_nms_train=500, pre_nms_test=500, post_nms_train=500, post_nms_test=300),
-            box_head=BoxHeadRecipe(width=256, class_agnostic=True, rois=128, max_positive=32),
-            mask_head=MaskHeadRecipe(channels=64, convs=4, class_agnostic=True),
-        ),
-        data=DataRecipe(
-            batch_per_device=4, short_edges=(256, 288, 320), test_short_edge=320, long_edge=384, mask_grid=112
-        ),
-        optimizer=OptimizerRecipe(name="adamw", lr=5e-4, reference_batch=4, weight_decay=0.01, clip=10.0),
-        schedule=ScheduleRecipe(epochs=40, milestones=(28, 36), warmup_steps=100, warmup_factor=0.01),
-        training=TrainingRecipe(evaluate_every=10),
-    )
+    changes = {
+        "name": "small/cross-entropy",
+        "model.backbone.name": "tf_efficientnet_lite0",
+        "model.backbone.frozen_stages": 2,
+        "model.neck.channels": 64,
+        "model.rpn.anchor_scale": 4.0,
+        "model.rpn.pre_nms_train": 500,
+        "model.rpn.pre_nms_test": 500,
+        "model.rpn.post_nms_train": 500,
+        "model.rpn.post_nms_test": 300,
+        "model.box_head.width": 256,
+        "model.box_head.class_agnostic": True,
+        "model.box_head.rois": 128,
+        "model.box_head.max_positive": 32,
+        "model.mask_head.channels": 64,
+        "model.mask_head.class_agnostic": True,
+        "data.batch_per_device": 4,
+        "data.short_edges": (256, 288, 320),
+        "data.test_short_edge": 320,
+        "data.long_edge": 384,
+        "optimizer.name": "adamw",
+        "optimizer.lr": 5e-4,
+        "optimizer.reference_batch": 4,
+        "optimizer.weight_decay": 0.01,
+        "optimizer.clip": 10.0,
+        "schedule.epochs": 40,
+        "schedule.milestones": (28, 36),
+        "schedule.warmup_steps": 100,
+        "schedule.warmup_factor": 0.01,
+        "training.evaluate_every": 10,
+    }
+    return changed(table1.cross_entropy(), changes)
 
 
 def seesaw() -> Recipe:
     """The same with Seesaw Loss, normalised linear classifier and objectness branch."""
-    return _with_seesaw(cross_entropy(), "small/seesaw")
+    return changed(cross_entropy(), {"name": "small/seesaw", **table1.SEESAW})
 
 
 def demo_cross_entropy() -> Recipe:
-    """The built-in data set at 128 px, a few minutes on two cores."""
-    base = cross_entropy()
-    return base.model_copy(
-        update={
-            "name": "demo/cross-entropy",
-            "model": base.model.model_copy(
-                update={
-                    "rpn": base.model.rpn.model_copy(update={"pre_nms_train": 200, "post_nms_train": 200}),
-                    "box_head": base.model.box_head.model_copy(update={"rois": 64, "max_positive": 16}),
-                    "mask_head": base.model.mask_head.model_copy(update={"convs": 2}),
-                }
-            ),
-            "data": DataRecipe(
-                batch_per_device=8, short_edges=(128,), test_short_edge=128, long_edge=128, mask_grid=56
-            ),
-            # SGD, as in the report: Adam gives every weight steps of one size, however rarely its class is seen, and so
-            # hides half of what a long tail does (docs/results/table1.md).
-            "optimizer": OptimizerRecipe(lr=0.05, reference_batch=8, clip=1.0),
-            "schedule": ScheduleRecipe(epochs=3, milestones=(2,), warmup_steps=100, warmup_factor=0.01),
-            "training": TrainingRecipe(evaluate_every=3),
-        }
-    )
+    """The built-in data set at 128 px, a few minutes on two cores.
+
+    SGD, as in the report: Adam gives every weight steps of one size, however rarely its class is seen, and so hides
+    half of what a long tail does (docs/results/table1.md).
+    """
+    changes = {
+        "name": "demo/cross-entropy",
+        "model.rpn.pre_nms_train": 200,
+        "model.rpn.post_nms_train": 200,
+        "model.box_head.rois": 64,
+        "model.box_head.max_positive": 16,
+        "model.mask_head.convs": 2,
+        "data.batch_per_device": 8,
+        "data.short_edges": (128,),
+        "data.test_short_edge": 128,
+        "data.long_edge": 128,
+        "data.mask_grid": 56,
+        "optimizer.name": "sgd",
+        "optimizer.lr": 0.05,
+        "optimizer.reference_batch": 8,
+        "optimizer.weight_decay": 1e-4,
+        "optimizer.clip": 1.0,
+        "schedule.epochs": 3,
+        "schedule.milestones": (2,),
+        "training.evaluate_every": 3,
+    }
+    return changed(cross_entropy(), changes)
 
 
 def demo_seesaw() -> Recipe:
     """The same with Seesaw Loss, normalised linear classifier and objectness branch."""
-    return _with_seesaw(demo_cross_entropy(), "demo/seesaw")
+    return changed(demo_cross_entropy(), {"name": "demo/seesaw", **table1.SEESAW})
 
 
 def demo_mask_rcnn() -> Recipe:
@@ -78,52 +86,43 @@ def demo_mask_rcnn() -> Recipe:
 
     A clip that always bites would weigh on the rows unequally: the more losses a row has, the longer is its gradient.
     """
-    base = demo_cross_entropy()
-    changes = {"tsd": TsdRecipe(shift_width=64), "mask_iou": MaskIouRecipe(channels=64, width=256)}
-    return base.model_copy(
-        update={
-            "model": base.model.model_copy(update=changes),
-            "optimizer": base.optimizer.model_copy(update={"lr": 0.0125, "clip": 10.0}),
-        }
-    )
+    changes = {
+        "model.tsd.shift_width": 64,
+        "model.mask_iou.channels": 64,
+        "model.mask_iou.width": 256,
+        "optimizer.lr": 0.0125,
+        "optimizer.clip": 10.0,
+    }
+    return changed(demo_cross_entropy(), changes)
 
 
 def demo_with_augmentation(recipe: Recipe) -> Recipe:
     """Row 7 in miniature: InstaBoost, the longer edge 77 to 179 px (0.6 to 1.4 times 128), crops of 128 px."""
-    changes = {"instaboost": 0.5, "long_edges": (77, 179), "crop": 128}
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)})
+    return changed(recipe, {"data.instaboost": 0.5, "data.long_edges": (77, 179), "data.crop": 128})
 
 
 def demo_with_neck(recipe: Recipe) -> Recipe:
     """Row 8 in miniature: a grid of five pathways instead of nine."""
-    grid = table2.with_enhanced_fpg(recipe)
-    neck = grid.model.neck.model_copy(update={"pathways": 5})
-    return grid.model_copy(update={"model": grid.model.model_copy(update={"neck": neck})})
+    return changed(table2.with_enhanced_fpg(recipe), {"model.neck.pathways": 5})
 
 
 def demo_with_backbone(recipe: Recipe) -> Recipe:
     """Row 9 in miniature: EfficientNet-Lite2.
 
-    Its convolutions stay plain: on maps of 4 x 4 and 8 x 8 cells there is little to deform, at thrice the time.
+    Its convolutions stay plain: on maps of 4 x 4 and 8 x 8 cells there is little to deform, at three times the time.
     """
-    changes = {"backbone": recipe.model.backbone.model_copy(update={"name": "tf_efficientnet_lite2"})}
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
+    return changed(recipe, {"model.backbone.name": "tf_efficientnet_lite2"})
 
 
 def demo_with_finetuning(recipe: Recipe) -> Recipe:
     """Row 11 in miniature: one epoch, in which classes in less than 2 % of the images are repeated."""
-    finetuned = table2.with_finetuning(recipe)
-    changes = {
-        "data": finetuned.data.model_copy(update={"repeat_threshold": 0.02}),
-        "schedule": recipe.schedule.model_copy(update={"epochs": 1, "milestones": ()}),
-    }
-    return finetuned.model_copy(update=changes)
+    changes = {"data.repeat_threshold": 0.02, "schedule.epochs": 1, "schedule.milestones": ()}
+    return changed(table2.with_finetuning(recipe), changes)
 
 
 def demo_with_tta(recipe: Recipe) -> Recipe:
     """Row 12 in miniature: sizes from 120 to 200 px (as 1200 to 2000 to 1280), each of them mirrored too."""
-    test = recipe.test.model_copy(update={"tta": True, "tta_long_edges": (120, 140, 160, 180, 200)})
-    return recipe.model_copy(update={"test": test})
+    return changed(recipe, {"test.tta": True, "test.tta_long_edges": (120, 140, 160, 180, 200)})
 
 
 DEMO_STEPS = table2.STEPS | {
@@ -133,7 +132,3 @@ DEMO_STEPS = table2.STEPS | {
     "11-finetune": demo_with_finetuning,
     "12-tta": demo_with_tta,
 }
-
-
-def _with_seesaw(recipe: Recipe, name: str) -> Recipe:
-    return recipe.model_copy(update={"name": name, "classifier": table1.seesaw().classifier})

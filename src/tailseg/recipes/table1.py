@@ -7,7 +7,17 @@
 | table1/seesaw        | 24.3   | 23.3    | 13.0 | 22.9 | 28.2 |
 """
 
-from tailseg.recipes.schema import EqlRecipe, Recipe, SeesawRecipe
+from tailseg.recipes.schema import Recipe
+from tailseg.recipes.values import changed
+
+# Report, section 1.1: Seesaw Loss, normalised linear classifier and objectness branch.
+SEESAW = {
+    "classifier.loss": "seesaw",
+    "classifier.normalized": True,
+    "classifier.objectness": True,
+    "classifier.p": 0.8,
+    "classifier.q": 0.0,
+}
 
 
 def cross_entropy() -> Recipe:
@@ -17,14 +27,10 @@ def cross_entropy() -> Recipe:
 
 def eql() -> Recipe:
     """Row 2: Equalization Loss over sigmoids, λ for LVIS v1."""
-    return cross_entropy().model_copy(update={"name": "table1/eql", "classifier": EqlRecipe(threshold=1.1e-3)})
+    changes = {"name": "table1/eql", "classifier.loss": "eql", "classifier.threshold": 1.1e-3}
+    return changed(cross_entropy(), changes)
 
 
 def seesaw() -> Recipe:
     """Row 3: Seesaw Loss, normalised linear classifier and objectness branch (report, section 1.1)."""
-    return cross_entropy().model_copy(
-        update={
-            "name": "table1/seesaw",
-            "classifier": SeesawRecipe(normalized=True, objectness=True, p=0.8, q=0.0),
-        }
-    )
+    return changed(cross_entropy(), {"name": "table1/seesaw", **SEESAW})

@@ -24,33 +24,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from tailseg.recipes import table1
-from tailseg.recipes.schema import FinetuneRecipe, NeckRecipe, Recipe, ScheduleRecipe, SeesawRecipe, StageRecipe
+from tailseg.recipes.schema import Recipe
+from tailseg.recipes.values import changed
 
 CASCADE = (  # Cascade R-CNN: later stages are stricter, work on finer deltas and weigh less
-    StageRecipe(iou=0.5, stds=(0.1, 0.1, 0.2, 0.2), weight=1.0, mask_weight=0.0),
-    StageRecipe(iou=0.6, stds=(0.05, 0.05, 0.1, 0.1), weight=0.5, mask_weight=0.0),
-    StageRecipe(iou=0.7, stds=(0.033, 0.033, 0.067, 0.067), weight=0.25, mask_weight=1.0),
+    {"iou": 0.5, "stds": (0.1, 0.1, 0.2, 0.2), "weight": 1.0, "mask_weight": 0.0},
+    {"iou": 0.6, "stds": (0.05, 0.05, 0.1, 0.1), "weight": 0.5, "mask_weight": 0.0},
+    {"iou": 0.7, "stds": (0.033, 0.033, 0.067, 0.067), "weight": 0.25, "mask_weight": 1.0},
 )
 
 
 def mask_rcnn() -> Recipe:
     """Row 1: Mask R-CNN R50-FPN with softmax cross-entropy, multi-scale, random sampler, 2x."""
-    return table1.cross_entropy().model_copy(update={"schedule": ScheduleRecipe(epochs=24, milestones=(16, 22))})
+    return changed(table1.cross_entropy(), {"schedule.epochs": 24, "schedule.milestones": (16, 22)})
 
 
 def with_sync_bn(recipe: Recipe) -> Recipe:
     """Row 2: batch norm learns in the backbone's trained stages and is put into the mask head, over all processes."""
-    model = recipe.model
-    changes = {
-        "backbone": model.backbone.model_copy(update={"train_norm": True}),
-        "mask_head": model.mask_head.model_copy(update={"norm": True}),
-    }
-    return _with_model(recipe, changes)
+    return changed(recipe, {"model.backbone.train_norm": True, "model.mask_head.norm": True})
 
 
 def with_carafe(recipe: Recipe) -> Recipe:
     """Row 3: the mask head's maps are upsampled by CARAFE."""
-    return _with_model(recipe, {"mask_head": recipe.model.mask_head.model_copy(update={"upsample": "carafe"})})
+    return changed(recipe, {"model.mask_head.upsample": "carafe"})
 
 
 def with_htc_lite(recipe: Recipe) -> Recipe:
@@ -58,73 +54,80 @@ def with_htc_lite(recipe: Recipe) -> Recipe:
 
     As in the cascade, training takes twice the proposals, and a RoI is positive by its own overlap alone.
     """
-    model = recipe.model
-    rpn = {"post_nms_train": 2 * model.rpn.post_nms_train, "box_beta": 1 / 9, "inside_image": True}
     changes = {
-        "rpn": model.rpn.model_copy(update=rpn),
-        "box_head": model.box_head.model_copy(update={"class_agnostic": True, "box_beta": 1.0, "low_quality": False}),
-        "context": model.context.model_copy(update={"weight": 3.0, "norm": model.mask_head.norm}),
-        "stages": CASCADE,
+        "model.rpn.post_nms_train": 2 * recipe.model.rpn.post_nms_train,
+        "model.rpn.box_beta": 1 / 9,
+        "model.rpn.inside_image": True,
+        "model.box_head.class_agnostic": True,
+        "model.box_head.box_beta": 1.0,
+        "model.box_head.low_quality": False,
+        "model.context.weight": 3.0,
+        "model.context.norm": recipe.model.mask_head.norm,
+        "model.stages": CASCADE,
     }
-    return _with_model(recipe, changes)
+    return changed(recipe, changes)
 
 
 def with_tsd(recipe: Recipe) -> Recipe:
     """Row 5: TSD instead of the box heads of all three stages, and gradients clipped at a norm of 35."""
-    stages = tuple(stage.model_copy(update={"tsd": True}) for stage in recipe.model.stages)
-    clip = min(35.0, recipe.optimizer.clip or 35.0)
-    clipped = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"clip": clip})})
-    return _with_model(clipped, {"stages": stages})
+    stages = {f"model.stages.{stage}.tsd": True for stage in range(len(recipe.model.stages))}
+    return changed(recipe, {**stages, "optimizer.clip": min(35.0, recipe.optimizer.clip or 35.0)})
 
 
 def with_mask_scoring(recipe: Recipe) -> Recipe:
-    """Row 6: a mask-IoU head, by whose word masks are ranked."""
-    return _with_model(recipe, {"mask_iou": recipe.model.mask_iou.model_copy(update={"weight": 0.5})})
+    """Row 6: a mask-IoU head, whose score ranks the masks."""
+    return changed(recipe, {"model.mask_iou.weight": 0.5})
 
 
 def with_augmentation(recipe: Recipe) -> Recipe:
     """Row 7: InstaBoost, the longer edge 768 to 1792 px, crops of 1280 px, tested at 1280 px; 45 epochs."""
-    changes = {"instaboost": 0.5, "long_edges": (768, 1792), "crop": 1280, "test_short_edge": 1280, "long_edge": 1280}
-    data = recipe.data.model_copy(update=changes)
-    return recipe.model_copy(update={"data": data, "schedule": ScheduleRecipe(epochs=45, milestones=(30, 40))})
+    changes = {
+        "data.instaboost": 0.5,
+        "data.long_edges": (768, 1792),
+        "data.crop": 1280,
+        "data.test_short_edge": 1280,
+        "data.long_edge": 1280,
+        "schedule.epochs": 45,
+        "schedule.milestones": (30, 40),
+    }
+    return changed(recipe, changes)
 
 
 def with_enhanced_fpg(recipe: Recipe) -> Recipe:
     """Row 8: a feature pyramid grid that upsamples before deformable convolutions and downsamples by CARAFE."""
-    channels = recipe.model.neck.channels
-    return _with_model(recipe, {"neck": NeckRecipe(kind="fpg", channels=channels, deformable=True, carafe=True)})
+    return changed(recipe, {"model.neck": {"kind": "fpg", "pathways": 9, "deformable": True, "carafe": True}})
 
 
 def with_resnest(recipe: Recipe) -> Recipe:
     """Row 9: ResNeSt-200 with deformable convolutions in its last three stages, and the pixel statistics it knows."""
-    backbone = {"name": "resnest200e", "deformable_stages": (2, 3, 4)}
     changes = {
-        "backbone": recipe.model.backbone.model_copy(update=backbone),
-        "pixel_mean": (123.68, 116.779, 103.939),
-        "pixel_std": (58.393, 57.12, 57.375),
+        "model.backbone.name": "resnest200e",
+        "model.backbone.deformable_stages": (2, 3, 4),
+        "model.pixel_mean": (123.68, 116.779, 103.939),
+        "model.pixel_std": (58.393, 57.12, 57.375),
     }
-    return _with_model(recipe, changes)
+    return changed(recipe, changes)
 
 
 def with_seesaw(recipe: Recipe) -> Recipe:
     """Row 10: Seesaw Loss, normalised classifiers and objectness in all stages; no constraint on TSD's classes."""
-    free = _with_model(recipe, {"tsd": recipe.model.tsd.model_copy(update={"constrain_classes": False})})
-    return free.model_copy(update={"classifier": SeesawRecipe(normalized=True)})
+    return changed(recipe, {"model.tsd.constrain_classes": False, **table1.SEESAW})
 
 
 def with_finetuning(recipe: Recipe) -> Recipe:
     """Row 11: row 10's model frozen, second classification branches learn with repeat factor sampling, 1x."""
     changes = {
-        "finetune": FinetuneRecipe(enabled=True),
-        "data": recipe.data.model_copy(update={"sampler": "repeat-factor"}),
-        "schedule": ScheduleRecipe(epochs=12, milestones=(8, 11)),
+        "finetune.enabled": True,
+        "data.sampler": "repeat-factor",
+        "schedule.epochs": 12,
+        "schedule.milestones": (8, 11),
     }
-    return recipe.model_copy(update=changes)
+    return changed(recipe, changes)
 
 
 def with_tta(recipe: Recipe) -> Recipe:
     """Row 12: row 11's model tested on five sizes from 1200 to 2000 px, each of them mirrored too."""
-    return recipe.model_copy(update={"test": recipe.test.model_copy(update={"tta": True})})
+    return changed(recipe, {"test.tta": True})
 
 
 Step = Callable[[Recipe], Recipe]
@@ -152,10 +155,9 @@ def rows(table: str, first: Callable[[], Recipe], steps: Mapping[str, Step] = ST
 
 def cascade_mask_rcnn() -> Recipe:
     """Row 1 as a Cascade Mask R-CNN, which public checkpoints are: three stages, a mask head in each."""
-    htc_lite = with_htc_lite(mask_rcnn())
-    stages = tuple(stage.model_copy(update={"mask_weight": stage.weight}) for stage in CASCADE)
-    changes = {"stages": stages, "context": mask_rcnn().model.context}
-    return _with_model(htc_lite, changes).model_copy(update={"name": "table2/cascade-mask-rcnn"})
+    stages = [{**stage, "mask_weight": stage["weight"]} for stage in CASCADE]
+    changes = {"name": "table2/cascade-mask-rcnn", "model.stages": stages, "model.context.weight": 0.0}
+    return changed(with_htc_lite(mask_rcnn()), changes)
 
 
 def _row(table: str, name: str, first: Callable[[], Recipe], steps: Mapping[str, Step]) -> Callable[[], Recipe]:
@@ -165,11 +167,7 @@ def _row(table: str, name: str, first: Callable[[], Recipe], steps: Mapping[str,
             recipe = change(recipe)
             if step == name:
                 break
-        return recipe.model_copy(update={"name": f"{table}/{name}"})
+        return changed(recipe, {"name": f"{table}/{name}"})
 
     build.__doc__ = steps[name].__doc__ if name != ROW_1 else first.__doc__
     return build
-
-
-def _with_model(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})

@@ -1,22 +1,18 @@
-"""Recipes from names, YAML files and ``key=value`` settings, and back to plain values.
+"""The one key language of recipes: dotted keys, as in ``--set optimizer.lr=0.01``, to change, compare and print them.
 
-A user's own recipe is a YAML file that may start with ``extends: NAME``, where NAME is a built-in recipe, another file
-or a model. An unknown key is an error that names the key, the place and the nearest valid key.
+An unknown key is an error that names the key, the place and the nearest valid key.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from tailseg.errors import UserError
-from tailseg.recipes.built_in import BUILT_IN
-from tailseg.recipes.model_header import read_header, recipe_in
 from tailseg.recipes.schema import CLASSIFIERS, ClassifierRecipe, Recipe
 
 
@@ -100,15 +96,27 @@ def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
                 yield from _keys(part, prefix + place)
 
 
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values under dotted keys, the same keys as ``--set``.
+
+    ``changed(recipe, {"model.mask_head.upsample": "carafe", "optimizer.clip": 35.0})``; a key that names a section
+    takes a dict, and what that does not name stays.
+
+    Raises:
+        UserError: a key is unknown or a value is wrong.
+    """
+    return _changed(recipe, dict(changes), {key: f"{key} = {value!r}" for key, value in changes.items()})
+
+
 def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     """The recipe with ``key=value`` settings applied, for example ``optimizer.lr=0.01``; values are YAML.
 
     Raises:
         UserError: a setting is malformed, its key unknown or its value wrong.
     """
-    values = recipe.model_dump(mode="json")
-    # The loss first: it decides which keys its section has.
-    for setting in sorted(settings, key=lambda setting: not setting.startswith("classifier.loss=")):
+    changes: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    for setting in settings:
         key, separator, text = setting.partition("=")
         if not separator or not key:
             raise UserError(f"--set {setting}: expected KEY=VALUE, for example optimizer.lr=0.01")
@@ -116,10 +124,21 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UserError(f"--set {setting}: the value is not valid YAML") from error
-        if isinstance(value, str):
-            value = _number(value)
-        _assign(values, key, value, f"--set {setting}")
-    return validate(values, "--set " + " --set ".join(settings)) if settings else recipe
+        changes.pop(key, None)  # the last of equal keys counts, and comes in its own place
+        changes[key] = _number(value) if isinstance(value, str) else value
+        places[key] = f"--set {setting}"
+    return _changed(recipe, changes, places)
+
+
+def _changed(recipe: Recipe, changes: dict[str, Any], places: Mapping[str, str]) -> Recipe:
+    """``recipe`` with ``changes``; an error begins with the place of its key, or with all places."""
+    if not changes:
+        return recipe
+    values = recipe.model_dump(mode="json")
+    # The loss first: it decides which keys its section has.
+    for key in sorted(changes, key=lambda key: key != "classifier.loss"):
+        _assign(values, key, changes[key], places[key])
+    return validate(values, " ".join(places[key] for key in changes))
 
 
 def _number(text: str) -> Any:
@@ -153,53 +172,6 @@ def _assign(values: dict[str, Any], key: str, value: Any, place: str) -> None:
     merged = merge(target, {last: value})
     target.clear()
     target.update(merged)
-
-
-def resolve(name: str, settings: Sequence[str] = ()) -> Recipe:
-    """The recipe of that name or YAML file, with overrides applied.
-
-    Raises:
-        UserError: there is none, or it is faulty.
-    """
-    return override(_load(name, ()), settings)
-
-
-def _load(name: str, chain: tuple[Path, ...]) -> Recipe:
-    if name in BUILT_IN:
-        return BUILT_IN[name]()
-    path = Path(name)
-    if path.suffix == ".safetensors":
-        return recipe_in(read_header(path), path)
-    if path.suffix not in (".yaml", ".yml"):
-        near = difflib.get_close_matches(name, BUILT_IN, 1, 0.0)
-        place = f"{chain[-1]}: extends an " if chain else ""
-        raise UserError(
-            f"{place}unknown recipe '{name}'; did you mean '{near[0]}'? `tailseg recipes` lists them, and a file ends "
-            "in .yaml, or a model in .safetensors"
-        )
-    return _from_file(path, chain)
-
-
-def _from_file(path: Path, chain: tuple[Path, ...]) -> Recipe:
-    if path.resolve() in chain:
-        raise UserError(f"{path}: 'extends' leads back to this file; break the circle")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{place}: not valid YAML; mend the file") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a mapping of recipe keys; see `tailseg recipes show small/seesaw`")
-    parent = values.pop("extends", None)
-    merged: dict[str, Any] = {"name": path.stem}
-    if parent is not None:
-        near = path.parent / str(parent)
-        source = str(near) if near.suffix in (".yaml", ".yml", ".safetensors") else str(parent)
-        merged = _load(source, (*chain, path.resolve())).model_dump(mode="json") | {"name": path.stem}
-    return validate(merge(merged, values), str(path))
 
 
 def merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tailseg.data.diagnosis.class_names import near_names
 from tailseg.data.diagnosis.dataset_report import check_data, expected_memory, suggest
 from tailseg.data.diagnosis.mask_checks import check_masks, iou, mask_boxes
 from tailseg.data.sources import open_source
-from tailseg.recipes.values import resolve
+from tailseg.recipes.resolve import resolve
 from tailseg.visualize.dataset_page import write_page
 
 RECIPE = resolve("table1/seesaw", ())

@@ -1,0 +1,80 @@
+"""From a name to a recipe: a built-in one, a YAML file, or the one that a model carries.
+
+A user's own recipe is a YAML file that may start with ``extends: NAME``, where NAME is a built-in recipe, another file
+or a model.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tailseg.errors import UserError
+from tailseg.recipes import small, table1, table2
+from tailseg.recipes.model_header import read_header, recipe_in
+from tailseg.recipes.schema import Recipe
+from tailseg.recipes.values import merge, override, validate
+
+BUILT_IN: dict[str, Callable[[], Recipe]] = {
+    "table1/cross-entropy": table1.cross_entropy,
+    "table1/eql": table1.eql,
+    "table1/seesaw": table1.seesaw,
+    **table2.rows("table2", table2.mask_rcnn),
+    "table2/cascade-mask-rcnn": table2.cascade_mask_rcnn,
+    "small/cross-entropy": small.cross_entropy,
+    "small/seesaw": small.seesaw,
+    "demo/cross-entropy": small.demo_cross_entropy,
+    "demo/seesaw": small.demo_seesaw,
+    **table2.rows("demo-table2", small.demo_mask_rcnn, small.DEMO_STEPS),
+}
+
+
+def resolve(name: str, settings: Sequence[str] = ()) -> Recipe:
+    """The recipe of that name or YAML file, with overrides applied.
+
+    Raises:
+        UserError: there is none, or it is faulty.
+    """
+    return override(_load(name, ()), settings)
+
+
+def _load(name: str, chain: tuple[Path, ...]) -> Recipe:
+    if name in BUILT_IN:
+        return BUILT_IN[name]()
+    path = Path(name)
+    if path.suffix == ".safetensors":
+        return recipe_in(read_header(path), path)
+    if path.suffix not in (".yaml", ".yml"):
+        near = difflib.get_close_matches(name, BUILT_IN, 1, 0.0)
+        place = f"{chain[-1]}: extends an " if chain else ""
+        raise UserError(
+            f"{place}unknown recipe '{name}'; did you mean '{near[0]}'? `tailseg recipes` lists them, and a file ends "
+            "in .yaml, or a model in .safetensors"
+        )
+    return _from_file(path, chain)
+
+
+def _from_file(path: Path, chain: tuple[Path, ...]) -> Recipe:
+    if path.resolve() in chain:
+        raise UserError(f"{path}: 'extends' leads back to this file; break the circle")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{place}: not valid YAML; mend the file") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of recipe keys; see `tailseg recipes show small/seesaw`")
+    parent = values.pop("extends", None)
+    merged: dict[str, Any] = {"name": path.stem}
+    if parent is not None:
+        near = path.parent / str(parent)
+        source = str(near) if near.suffix in (".yaml", ".yml", ".safetensors") else str(parent)
+        merged = _load(source, (*chain, path.resolve())).model_dump(mode="json") | {"name": path.stem}
+    return validate(merge(merged, values), str(path))
