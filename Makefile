@@ -11,7 +11,7 @@ demo: $(STAMP)  ## train cross-entropy and Seesaw on the built-in data, score th
 	$(BIN)/tailseg demo --out demo
 
 test: lint  ## all checks and tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks examples docs

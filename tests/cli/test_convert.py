@@ -3,9 +3,6 @@
 import json
 import os
 import pickle
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +10,8 @@ import orjson
 import pytest
 import torch
 import yaml
+from tiny import Done, assert_done, options, tailseg
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "200"}
 SMALL = ("data.test_short_edge=128", "data.long_edge=160")
 # For training in seconds on images of 96 pixels; SGD without warm-up from converted weights.
 TRAINING = (
@@ -40,20 +37,6 @@ TRAINING = (
     "test.max_detections=10",
 )
 
-Done = subprocess.CompletedProcess[str]
-
-
-def tailseg(*arguments: object, settings: tuple[str, ...] = ()) -> Done:
-    """Run the command to its end."""
-    more = [part for setting in settings for part in ("--set", setting)]
-    command = [sys.executable, "-m", "tailseg.cli.main", *map(str, arguments), *more]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240)
-
-
-def assert_done(done: Done) -> None:
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-
 
 @pytest.fixture(scope="module")
 def checkpoint(shared: Path) -> Path:
@@ -71,7 +54,7 @@ def converted(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     return out, tailseg("convert", "mmdet", checkpoint, out)
 
 
-def tiny(data: Path, folder: Path, images: int) -> Path:
+def first_images(data: Path, folder: Path, images: int) -> Path:
     """A YAML file of the first images of a data set, the same for training and validation."""
     content = orjson.loads((data / "train.json").read_bytes())
     known = {"person", "bicycle", "car", "dog", "cup", "bottle", "cat", "bus"}
@@ -137,7 +120,7 @@ def class_names(model: Path) -> list[str]:
 
 def test_eval_on_data_with_more_classes(converted: tuple[Path, Done], data: Path, tmp_path: Path) -> None:
     """37 of its 80; categories are found by name, whatever their ids."""
-    done = tailseg("eval", converted[0], "--data", data, "--out", tmp_path, settings=SMALL)
+    done = tailseg("eval", converted[0], "--data", data, "--out", tmp_path, *options(SMALL))
     assert_done(done)
     assert "knows 37 of the 80 categories" in done.stderr
     rows = orjson.loads((tmp_path / "detections.json").read_bytes())
@@ -153,10 +136,10 @@ def test_eval_on_data_with_more_classes(converted: tuple[Path, Done], data: Path
 
 def test_training_from_converted_weights(converted: tuple[Path, Done], data: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    small = tiny(data, tmp_path / "data", images=8)
+    small = first_images(data, tmp_path / "data", images=8)
     out = tmp_path / "run"
     done = tailseg(
-        "train", converted[0], "--init", converted[0], "--data", small, "--out", out, "--quiet", settings=TRAINING
+        "train", converted[0], "--init", converted[0], "--data", small, "--out", out, "--quiet", *options(TRAINING)
     )
     assert_done(done)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -170,11 +153,11 @@ def test_training_from_converted_weights(converted: tuple[Path, Done], data: Pat
 def test_cascade_with_a_setting(shared: Path, tmp_path: Path) -> None:
     out = tmp_path / "folder" / "cascade.safetensors"
     done = tailseg(
-        "convert", "mmdet", shared / "reference" / "model_cascade.pth", out, settings=("test.score_threshold=0.05",)
+        "convert", "mmdet", shared / "reference" / "model_cascade.pth", out, *options(("test.score_threshold=0.05",))
     )
     assert_done(done)
     assert done.stdout.startswith(f"{out}: Cascade Mask R-CNN, resnet50, 37 classes, classifier seesaw; ")
-    shown = tailseg("recipes", "show", out, settings=("test.nms_iou=0.4",))
+    shown = tailseg("recipes", "show", out, *options(("test.nms_iou=0.4",)))
     assert_done(shown)
     assert yaml.safe_load(shown.stdout)["test"] == {
         "score_threshold": 0.05, "nms_iou": 0.4, "max_detections": 300, "min_size": None, "tau_norm": 0.0,
@@ -229,9 +212,8 @@ def test_refusals(checkpoint: Path, converted: tuple[Path, Done], tmp_path: Path
         ("mmdet", checkpoint, out, "--categorys", wrong),
         ("mmdetection", checkpoint, out),
     ]
-    with ThreadPoolExecutor(2) as pool:
-        refused = list(pool.map(lambda case: tailseg("convert", *case[0]), cases))
-        misused = list(pool.map(lambda case: tailseg("convert", *case), usage))
+    refused = [tailseg("convert", *arguments) for arguments, _ in cases]
+    misused = [tailseg("convert", *arguments) for arguments in usage]
     for (arguments, named), done in zip(cases, refused, strict=True):
         lines = done.stderr.strip().splitlines()
         assert done.returncode == 1, (arguments, done.stderr)

@@ -1,4 +1,8 @@
-"""The command line as a user meets it: every test starts the real command in a process of its own."""
+"""The command line as a user meets it.
+
+Commands run in this process (`tiny.tailseg`), but for those that are killed, stopped, short of disk, or several at
+once.
+"""
 
 import gzip
 import json
@@ -10,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,12 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny import ENVIRONMENT, Done, assert_refused, command, tailseg
 
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.recipes.ladder import REPORT
 from tailseg.recipes.resolve import BUILT_IN
 
-# One thread: the tests measure nothing, and processes that share two cores get in each other's way.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "200"}
 RECIPE = """
 extends: demo/seesaw
 model:
@@ -44,35 +46,19 @@ test: {max_detections: 20}
 """
 IMAGES, STEPS = 12, 12  # training images with objects; steps of the two epochs
 
-Done = subprocess.CompletedProcess[str]
-
-
-def tailseg(*arguments: object, **options: Any) -> Done:
-    """Run the command to its end."""
-    command = [sys.executable, "-m", "tailseg.cli.main", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240, **options)
-
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    """Start the command in a process group of its own, as a terminal does."""
-    command = [sys.executable, "-m", "tailseg.cli.main", *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT, start_new_session=True)
+    """Start the real command in a process group of its own, as a terminal does."""
+    pipe, line = subprocess.PIPE, command(*arguments)
+    return subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT, start_new_session=True)
 
 
-def assert_refused(done: Done, *named: str) -> None:
-    """One sentence on stderr that holds every one of ``named``, and exit code 1."""
-    lines = done.stderr.strip().splitlines()
-    assert done.returncode == 1, done.stderr
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("tailseg: ")
-    for name in named:
-        assert name in lines[0]
-
-
-def small_files(limit: int) -> Callable[[], None]:
-    """For ``preexec_fn``: no file may grow beyond ``limit`` bytes, as on a full disk."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+def on_a_full_disk(limit: int, *arguments: object) -> Done:
+    """Run the real command where no file may grow beyond ``limit`` bytes."""
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, env=ENVIRONMENT, timeout=240,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -253,7 +239,7 @@ def test_killed_then_disk_full_then_resumed(
     with (out / "metrics.jsonl").open("a") as file:
         file.write('{"step": 11, "loss": 99.0}\n{"step": 12, "lo')  # as a kill may leave it
     # The disk is full: the checkpoints of before survive, and nothing half written stays.
-    done = tailseg(*train, "--resume", "--quiet", preexec_fn=small_files(1_000_000))
+    done = on_a_full_disk(1_000_000, *train, "--resume", "--quiet")
     assert_refused(done, str(out), "could not be saved", "--resume")
     assert {name: (out / name).read_bytes() for name in kept} == kept
     assert not list(out.glob(".*.part"))
@@ -312,9 +298,9 @@ main()
     )
     out = tmp_path / "run"
     settings = ("--set", "training.log_steps=1")
-    command = [script, "train", recipe, "--data", data, "--out", out, "--devices", 2, *settings]
+    arguments = [script, "train", recipe, "--data", data, "--out", out, "--devices", 2, *settings]
     done = subprocess.run(
-        [sys.executable, *map(str, command)],
+        [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**ENVIRONMENT, "OBSERVED": str(tmp_path)},
@@ -433,7 +419,7 @@ MODEL_FAULTS: dict[str, tuple[str, Callable[[Path, Path], None], str]] = {
 def refusals(
     plain: Path, data: Path, recipe: Path, trained: tuple[Path, Done], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Done]:
-    """Every fault that takes PyTorch to be found, two processes at a time: name -> how the command ended."""
+    """Every fault that takes PyTorch to be found: name -> how the command ended."""
     root = tmp_path_factory.mktemp("faults")
     run = trained[0]
     jobs: dict[str, tuple[Any, ...]] = {}
@@ -452,8 +438,7 @@ def refusals(
     jobs["other recipe"] = (*again, "--resume", "--set", "optimizer.weight_decay=0.5")
     jobs["diverged"] = (*again[:-1], root / "diverged", "--set", "optimizer.lr=1e12", "--set", "optimizer.clip=null")
     jobs["out is a file"] = (*again[:-1], recipe)
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(jobs, pool.map(lambda job: tailseg(*job, "--quiet"), jobs.values()), strict=True))
+    return {name: tailseg(*job, "--quiet") for name, job in jobs.items()}
 
 
 @pytest.mark.parametrize("name", DATA_FAULTS)
@@ -544,8 +529,8 @@ def test_usage(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
     assert "Usage" in tailseg("train", "demo/seesaw").stderr
     script = Path(sys.executable).with_name("tailseg")  # the installed command, where there is one
-    command = [script] if script.exists() else [sys.executable, "-m", "tailseg.cli.main"]
-    done = subprocess.run([*command, "demo", "--help"], capture_output=True, text=True, env=ENVIRONMENT)
+    line = [script, "demo", "--help"] if script.exists() else command("demo", "--help")
+    done = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0
     assert "--seeds" in done.stdout
 
@@ -553,7 +538,7 @@ def test_usage(tmp_path: Path) -> None:
 def test_data_synth(tmp_path: Path) -> None:
     out = tmp_path / "set"
     synth = ("data", "synth", out, "--classes", 4, "--images", 8, "--size", 64)
-    done = tailseg(*synth, preexec_fn=small_files(1000))
+    done = on_a_full_disk(1000, *synth)
     assert_refused(done, "make room")
     assert list(tmp_path.iterdir()) == []
     done = tailseg(*synth)

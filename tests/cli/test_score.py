@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import Done, tailseg
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 MASK = {"size": [10, 10], "counts": [0, 40, 60]}  # the left four columns
 Content = dict[str, Any]
 
 
-def score(folder: Path, *options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tailseg.cli.main", "score", "data.json", "found.json", *map(str, options)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+def score(folder: Path, *options: object) -> Done:
+    return tailseg("score", "data.json", "found.json", *options, cwd=folder)
 
 
 @pytest.fixture

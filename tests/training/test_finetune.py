@@ -5,8 +5,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
@@ -16,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import assert_done, assert_refused, command, finished, options, tailseg
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tailseg.checkpoint import load_model, save_model
-from tailseg.cli import main as cli
 from tailseg.data.dataset import DetectionDataset
 from tailseg.data.loading import collate
 from tailseg.data.sources import DataSplits, open_source
@@ -697,28 +695,15 @@ def test_views_are_all_that_an_image_shows(data: DataSplits, model: Model, tmp_p
 # ---------------------------------------------------------------------------------------------------------
 # Two processes
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "200"}
-
-
-def options_of(recipe_settings: tuple[str, ...]) -> list[str]:
-    return [part for setting in recipe_settings for part in ("--set", setting)]
-
 
 def in_processes(devices: int, folder: Path, init: Path, out: Path, *settings: str) -> None:
     """The real command with row 6, until its end; processes that wait for each other for ever are ended."""
     name, own = KINDS["row-6-seesaw"]
-    command = [sys.executable, "-m", "tailseg.cli.main", "train", name, "--data", folder, "--init", init, "--out", out]
-    command += ["--devices", devices, *options_of((*TINY, *own, *FINETUNE, *settings))]
-    process = subprocess.Popen(
-        list(map(str, command)), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
-    )
-    try:
-        _, errors = process.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    assert process.returncode == 0, errors
-    assert "Batch norm" not in errors  # none learns
+    more = ("--devices", devices, *options((*TINY, *own, *FINETUNE, *settings)))
+    line = command("train", name, "--data", folder, "--init", init, "--out", out, *more)
+    done = finished(line)
+    assert_done(done)
+    assert "Batch norm" not in done.stderr  # none learns
 
 
 @pytest.mark.slow
@@ -752,20 +737,15 @@ Refused = Callable[..., str]
 
 
 @pytest.fixture
-def refused(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Refused:
+def refused(folder: Path) -> Refused:
     """A function: arguments and settings of `tailseg train` -> the one sentence with which it ends, exit code 1."""
 
     def run(out: Path, *arguments: object, kind: str = "seesaw", settings: tuple[str, ...] = FINETUNE) -> str:
         name, own = KINDS[kind]
-        command = ["tailseg", "train", name, "--data", folder, "--out", out, "--quiet", *arguments]
-        monkeypatch.setattr(sys, "argv", list(map(str, [*command, *options_of((*TINY, *own, *settings))])))
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        errors = capsys.readouterr().err
-        assert caught.value.code == 1, errors
-        (line,) = errors.strip().splitlines()
-        assert line.startswith("tailseg: ")
-        return line.removeprefix("tailseg: ")
+        more = options((*TINY, *own, *settings))
+        done = tailseg("train", name, "--data", folder, "--out", out, "--quiet", *arguments, *more)
+        assert_refused(done)
+        return done.stderr.strip().removeprefix("tailseg: ")
 
     return run
 

@@ -6,9 +6,6 @@ processes has computed in FOLDER.
 
 import json
 import math
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import Done, command, finished, options
 from torch import Tensor
 
 from tailseg.data.sources import open_source
@@ -33,7 +31,6 @@ from tailseg.training.loop import Run
 
 CLASSES, IMAGES, OBJECTS, STEPS = 4, 8, 3, 3
 KINDS = ("whole", "without-positives")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "200"}
 TINY = (
     "model.backbone.pretrained=false",
     "model.neck.channels=16",
@@ -64,29 +61,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)
 
 
-def finished(command: list[object]) -> subprocess.CompletedProcess[str]:
-    """Run to the end; whoever waits for a process that does not come is ended, with all that it started."""
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        list(map(str, command)), stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT, start_new_session=True
-    )
-    try:
-        out, errors = process.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    return subprocess.CompletedProcess(command, process.returncode, out, errors)
-
-
 # ---------------------------------------------------------------------------------------------------------
 # The real command
 
 
-def train(row: str, data: Path, out: Path, devices: int, *more: str) -> subprocess.CompletedProcess[str]:
+def train(row: str, data: Path, out: Path, devices: int, *more: str) -> Done:
     settings = TINY if row < "07" else (*TINY, *SMALL_VIEWS)
-    options = [part for setting in settings for part in ("--set", setting)]
-    command = [sys.executable, "-m", "tailseg.cli.main", "train", f"demo-table2/{row}", "--data", data, "--out", out]
-    return finished([*command, "--devices", devices, *options, *more])
+    arguments = ("train", f"demo-table2/{row}", "--data", data, "--out", out, "--devices", devices)
+    return finished(command(*arguments, *options(settings), *more))
 
 
 @pytest.mark.parametrize("row", ["02-sync-bn", "10-seesaw"])
@@ -231,7 +213,7 @@ def results(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[s
     found = []
     for devices in (2, 1):
         folder = tmp_path_factory.mktemp(f"of-{devices}")
-        done = finished([sys.executable, __file__, folder, data, devices])
+        done = finished([sys.executable, __file__, str(folder), str(data), str(devices)])
         assert done.returncode == 0, done.stderr
         found += [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(devices)]
     return found
