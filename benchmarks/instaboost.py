@@ -28,7 +28,7 @@ from harness import Times
 from PIL import Image
 
 from tailseg.data import instaboost
-from tailseg.data.annotations.masks import boxes_from_masks
+from tailseg.data.transforms import boxes_from_masks
 from tailseg.data.dataset import DetectionDataset
 from tailseg.data.instaboost import InstaBoost
 from tailseg.data.sources import DataSplits, open_data, open_source

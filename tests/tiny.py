@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tailseg.data.annotations.masks import Segmentation, bitmap_of, into_grid
+from tailseg.evaluation.metrics import Scores, score
 
 Done = subprocess.CompletedProcess[str]
 
@@ -86,6 +95,23 @@ def finished(line: list[str]) -> Done:
         os.killpg(process.pid, signal.SIGKILL)
         raise
     return Done(line, process.returncode, out, errors)
+
+
+def score_of(annotations: Path | dict[str, Any], detections: Path | list[dict[str, Any]], **options: Any) -> Scores:
+    """`tailseg.evaluation.metrics.score` of an annotation file, or of its content."""
+    if isinstance(annotations, Path):
+        return score(annotations, detections, **options)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "data.json"
+        path.write_text(json.dumps(annotations))
+        return score(path, detections, **options)
+
+
+def rasterise(
+    segmentation: Segmentation, image_hw: tuple[int, int], grid: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """The grid and the frame of one object."""
+    return into_grid(bitmap_of(segmentation, image_hw), image_hw, grid)
 
 
 def assert_done(done: Done) -> None:

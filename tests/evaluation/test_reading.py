@@ -5,12 +5,13 @@ import json
 import tracemalloc
 
 import numpy as np
+import orjson
 import pytest
 from pycocotools import mask as coco_mask
 
 from tailseg.errors import UserError
 from tailseg.evaluation import reading
-from tailseg.evaluation.reading import Cut, Known, read_json, read_results
+from tailseg.evaluation.reading import Cut, Known, read_results
 
 
 @pytest.mark.parametrize(
@@ -27,20 +28,21 @@ from tailseg.evaluation.reading import Cut, Known, read_json, read_results
 def test_damaged_files_are_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        read_json(tmp_path / name)
+        read_results(tmp_path / name, str(tmp_path / name), known(), (), Cut())
     assert name in str(caught.value)
 
 
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(UserError, match=r"gone\.json: cannot be read"):
-        read_json(tmp_path / "gone.json")
+        read_results(tmp_path / "gone.json", "gone.json", known(), (), Cut())
     with pytest.raises(UserError, match="cannot be read"):
-        read_json(tmp_path)
+        read_results(tmp_path, "folder", known(), (), Cut())
 
 
 def test_gzip_is_unpacked(tmp_path):
-    (tmp_path / "r.json.gz").write_bytes(gzip.compress(b'[{"a": 1}]'))
-    assert read_json(tmp_path / "r.json.gz") == [{"a": 1}]
+    for name, pack in (("r.json.gz", gzip.compress), ("marked.json", b"\xef\xbb\xbf".__add__)):  # or a byte order mark
+        (tmp_path / name).write_bytes(pack(orjson.dumps([row(), row(score=1)])))
+        assert read_results(tmp_path / name, name, known(), ("bbox",), Cut()).scores.tolist() == [0.5, 1]
 
 
 def row(**changes) -> dict:
@@ -71,7 +73,7 @@ def test_columns():
     uncompressed = {"size": [32, 48], "counts": [5, 3, 32 * 48 - 8]}
     columns = read([row(), row(score=1, segmentation=polygon), row(segmentation=uncompressed, category_id=9)])
     assert columns.scores.tolist() == [0.5, 1.0, 0.5]
-    assert columns.category_ids.tolist() == [7, 7, 9]
+    assert columns.categories.tolist() == [0, 0, 1]
     assert columns.boxes.tolist() == [[4, 3, 5, 2]] * 3
     assert columns.mask_areas.tolist() == [10, 10, 3]
     assert columns[np.array([2])].mask_areas.tolist() == [3]
@@ -160,7 +162,7 @@ def test_the_best_of_each_class_over_all_images():
         entry["segmentation"] = small
     columns = read(rows, cut=Cut(limit=2, per_class=True))
     assert columns.scores.tolist() == [3, 5, 4, 6]
-    assert columns.category_ids.tolist() == [7, 7, 9, 9]
+    assert columns.categories.tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("indent", [None, 1])
@@ -182,7 +184,7 @@ def test_a_file_read_in_pieces_is_the_same(tmp_path, monkeypatch, chunk, indent)
     for name in ("r.json", "r.json.gz"):
         pieces = read(tmp_path / name, cut=Cut(limit=7))
         assert len(pieces) == 14
-        for column in ("image_ids", "category_ids", "scores", "boxes", "mask_areas", "counts"):
+        for column in ("images", "categories", "scores", "boxes", "mask_areas", "counts"):
             assert getattr(pieces, column).tolist() == getattr(whole, column).tolist()
 
 

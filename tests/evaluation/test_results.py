@@ -4,12 +4,13 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import orjson
 import pytest
 import torch
 from pycocotools import mask as coco_mask
 
 from tailseg.errors import UserError
-from tailseg.evaluation.reading import Cut, Known, read_json, read_results
+from tailseg.evaluation.reading import Cut, Known, read_results
 from tailseg.evaluation.results import ResultsWriter, merge_results
 from tailseg.structures import Detections
 
@@ -57,7 +58,7 @@ def test_tied_and_close_scores_stay_apart_and_in_order(tmp_path):
     tied = Detections(image_hw=found.image_hw, boxes=found.boxes, scores=close, labels=found.labels, masks=found.masks)
     with ResultsWriter(tmp_path / "r.json") as writer:
         writer.add(1, tied, CATEGORY_IDS)
-    scores = [row["score"] for row in read_json(tmp_path / "r.json")]
+    scores = [row["score"] for row in orjson.loads((tmp_path / "r.json").read_bytes())]
     assert scores[0] == scores[1] > scores[2]
 
 
@@ -78,7 +79,7 @@ def test_detections_that_are_nowhere_are_left_out(tmp_path, caplog):
 def test_no_rows_are_an_empty_list(tmp_path):
     write(tmp_path / "a.json", (1, 0))
     write(tmp_path / "b.json")
-    assert read_json(tmp_path / "a.json") == read_json(tmp_path / "b.json") == []
+    assert orjson.loads((tmp_path / "a.json").read_bytes()) == orjson.loads((tmp_path / "b.json").read_bytes()) == []
 
 
 def test_an_error_leaves_the_old_file_and_no_partial_one(tmp_path):
@@ -103,13 +104,13 @@ def test_merging_sorts_by_image_and_takes_a_repeated_image_once(tmp_path):
     merge_results([tmp_path / f"{i}.json" for i in range(3)], tmp_path / "all.json")
     write(tmp_path / "alone.json", (1, 2), (4, 2), (9, 3), (30, 1))
     assert (tmp_path / "all.json").read_bytes() == (tmp_path / "alone.json").read_bytes()
-    assert len(read_json(tmp_path / "all.json")) == 8
+    assert len(orjson.loads((tmp_path / "all.json").read_bytes())) == 8
 
 
 def test_merging_nothing(tmp_path):
     write(tmp_path / "0.json")
     merge_results([tmp_path / "0.json"], tmp_path / "all.json")
-    assert read_json(tmp_path / "all.json") == []
+    assert orjson.loads((tmp_path / "all.json").read_bytes()) == []
 
 
 def test_merging_refuses_other_files(tmp_path):
@@ -175,4 +176,4 @@ def test_merging_keeps_both_scores(tmp_path):
     merge_results([tmp_path / "0.json", tmp_path / "1.json"], tmp_path / "all.json")
     write_scored(tmp_path / "alone.json", (4, 2), (9, 3), (30, 2))
     assert (tmp_path / "all.json").read_bytes() == (tmp_path / "alone.json").read_bytes()
-    assert all("box_score" in row for row in read_json(tmp_path / "all.json"))
+    assert all("box_score" in row for row in orjson.loads((tmp_path / "all.json").read_bytes()))

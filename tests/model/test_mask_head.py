@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from tiny import rasterise
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from tailseg.data.annotations.masks import rasterise
 from tailseg.layers.normalized import NormalizedConv2d
 from tailseg.model.mask_head import MASK_SIZE, MaskHead, mask_loss, mask_targets
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from hotcoco import mask as rle
+from tiny import rasterise
 from torch import Tensor
 from torch.nn import functional as F
 
-from tailseg.data.annotations.masks import rasterise
 from tailseg.model.mask_head import mask_targets
 from tailseg.model.mask_iou import MaskIouHead, mask_iou_loss, mask_iou_targets, share_inside
 

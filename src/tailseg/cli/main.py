@@ -143,7 +143,8 @@ def evaluate(
     _log(quiet)
     if split not in ("train", "val"):
         raise typer.BadParameter(f"'{split}' is not one of train, val", param_hint="--split")
-    from tailseg.data.sources import known_categories, open_source, summary
+    from tailseg.data.annotations.annotations import summary
+    from tailseg.data.sources import known_categories, open_source
     from tailseg.evaluation.evaluate import evaluate as run
     from tailseg.evaluation.metrics import ScoreOptions, format_table
     from tailseg.evaluation.tta import views_of

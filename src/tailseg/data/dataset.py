@@ -132,7 +132,7 @@ class DetectionDataset(Dataset[Sample]):
         hws = annotations.image_hws
         kept = np.ones(len(annotations), np.bool_)
         if drop_empty:
-            starts = np.concatenate([[0], np.cumsum(~annotations.crowd)])[annotations.first_annotation]
+            starts = np.concatenate([[0], np.cumsum(annotations.trained)])[annotations.first_annotation]
             kept = (np.diff(starts) > 0) & (hws.min(axis=1) >= MIN_TRAIN_SIDE)
         self.image_indices: NDArray[np.int64] = np.flatnonzero(kept)
         if self.image_indices.size == 0:

@@ -116,7 +116,7 @@ def image_class_pairs(
     chosen = np.arange(len(annotations)) if images is None else images
     positions[chosen] = np.arange(len(chosen))
     of_row = np.repeat(positions, rows_of)
-    kept = (of_row >= 0) & ~np.asarray(annotations.crowd)
+    kept = (of_row >= 0) & np.asarray(annotations.trained)
     classes = len(annotations.categories)
     pairs = np.unique(of_row[kept] * classes + np.asarray(annotations.labels)[kept])
     return pairs // classes, pairs % classes

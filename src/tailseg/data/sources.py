@@ -147,23 +147,6 @@ def open_source(
     return splits
 
 
-def summary(annotations: Annotations) -> str:
-    """One line on what a file holds and what was left out of it."""
-    report = annotations.report
-    text = f"{annotations.path}: {len(annotations)} images, {report.empty_images} of them without objects"
-    text += f"; {report.annotations} annotations"
-    if report.crowd:
-        text += f", {report.crowd} of them crowds"
-    reasons = (
-        (report.outside, "without overlap with the image"),
-        (report.no_area, "without area"),
-        (report.thin, "narrower or lower than a pixel"),
-    )
-    if report.dropped:
-        text += f"; dropped {report.dropped}: " + ", ".join(f"{count} {reason}" for count, reason in reasons if count)
-    return text + "."
-
-
 def draw_synthetic(settings: SyntheticSettings, *, show: bool) -> str:
     """The folder of the built-in set with these settings, drawn if it is not in the cache."""
     total = settings.train_images + settings.val_images

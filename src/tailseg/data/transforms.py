@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tailseg.data.annotations.masks import boxes_from_masks
 from tailseg.recipes.schema import DataRecipe
 from tailseg.structures import Instances
 
@@ -197,3 +197,36 @@ def train_transform(recipe: DataRecipe) -> Compose:
         resize = ResizeLongestEdge(*recipe.long_edges, from_reduced=True)
     crop = () if recipe.crop is None else (RandomCrop(recipe.crop),)
     return Compose((resize, *crop, HorizontalFlip(recipe.flip)))
+
+
+def boxes_from_masks(masks: Tensor, frames: Tensor, window: tuple[float, float, float, float] | None = None) -> Tensor:
+    """Tight boxes around the covered cells (>= 128), for instances whose image was cropped.
+
+    Args:
+        masks: (N, S, S) uint8.
+        frames: (N, 4) float32, xyxy in pixels: what each grid covers.
+        window: rectangle xyxy in pixels; cells outside of it do not count and boxes are clipped to it. Give
+            the image's own rectangle to leave out the margin that repeats the mask beyond the image's edge.
+
+    Returns:
+        (N, 4) float32 xyxy in pixels; four zeros where no cell is covered.
+    """
+    count, side = masks.shape[0], masks.shape[-1]
+    if count == 0:
+        return frames.new_zeros((0, 4))
+    covered = masks >= 128
+    steps = torch.arange(side + 1, device=masks.device, dtype=frames.dtype) / side
+    origins, extents = frames[:, :2], frames[:, 2:] - frames[:, :2]
+    edges = origins[:, :, None] + extents[:, :, None] * steps  # (N, 2, S + 1): x edges, y edges
+    low, high = edges[..., :-1], edges[..., 1:]
+    if window is not None:
+        first = frames.new_tensor(window[:2])[:, None]
+        last = frames.new_tensor(window[2:])[:, None]
+        slack = 1e-3 * (high - low)  # a cell that only touches the window is outside, in spite of rounding
+        inside = (high > first + slack) & (low < last - slack)  # (N, 2, S)
+        covered = covered & inside[:, 1, :, None] & inside[:, 0, None, :]
+        low, high = low.maximum(first), high.minimum(last)
+    used = torch.stack([covered.any(dim=1), covered.any(dim=2)], dim=1)  # (N, 2, S): columns, rows
+    infinity = frames.new_tensor(float("inf"))
+    corners = [torch.where(used, low, infinity).amin(dim=2), torch.where(used, high, -infinity).amax(dim=2)]
+    return torch.where(used.any(dim=2).all(dim=1)[:, None], torch.cat(corners, dim=1), 0.0)

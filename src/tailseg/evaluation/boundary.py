@@ -37,8 +37,7 @@ def boundary_curves(
     """
     columns, areas = columns[areas > 0], areas[areas > 0]
     known, objects = truth.known, truth.objects
-    image = np.searchsorted(known.image_ids, columns.image_ids)
-    category = np.searchsorted(known.category_ids, columns.category_ids)
+    image, category = columns.images, columns.categories
     order = np.lexsort((-columns.scores, image, category))  # stable
     columns, areas, image, category = columns[order], areas[order], image[order], category[order]
     matched, to_ignored = _match_all(truth, columns, category * len(known.image_ids) + image)

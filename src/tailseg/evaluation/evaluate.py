@@ -116,7 +116,7 @@ def evaluate(
         )  # fmt: skip
         return Scores(metrics={}, per_category=[])
     scores = score(
-        annotations.path,
+        annotations,
         out / "detections.json",
         options=options,
         frequencies=frequencies or {category.id: category.frequency for category in annotations.categories},

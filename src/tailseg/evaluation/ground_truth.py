@@ -1,26 +1,32 @@
-"""Annotation files made ready to be scored against."""
+"""Annotations made ready to be scored against.
+
+Images and categories are known by their positions, in ascending order of id: so an id may be any number.
+Shape letters: I images, K categories, M objects.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from hotcoco import COCO
 from numpy.typing import NDArray
 
-from tailseg.errors import UserError
-from tailseg.evaluation.reading import Known, Rows, positions, read_json
+from tailseg.data.annotations.annotations import Annotations
+from tailseg.data.annotations.columns import IdLists
+from tailseg.data.annotations.masks import run_lengths
+from tailseg.data.annotations.parsing import positions_of
+from tailseg.evaluation.reading import Known
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Objects:
-    """The annotations that are scored, in the file's order; M of them."""
+    """The annotations that are scored, image by image, in the file's order within one."""
 
-    image: NDArray[np.int64]  # (M,) position in `Known.image_ids`
-    category: NDArray[np.int64]  # (M,) position in `Known.category_ids`
+    image: NDArray[np.int64]  # (M,) position
+    category: NDArray[np.int64]  # (M,) position
     areas: NDArray[np.float64]  # (M,) pixels
     crowd: NDArray[np.bool_]  # (M,)
     counts: NDArray[np.object_] | None  # (M,) run lengths of the masks; None if not asked for
@@ -28,7 +34,7 @@ class Objects:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class GroundTruth:
-    """What detections are matched to."""
+    """The objects that detections are matched to; ``dataset`` knows images and categories as positions + 1."""
 
     dataset: COCO
     known: Known
@@ -37,121 +43,102 @@ class GroundTruth:
     categories: list[dict[str, Any]]  # id, name, frequency, train_images (or None each), instances; in order of id
 
 
-def read_ground_truth(
-    annotations: Path | dict[str, Any], with_masks: bool, frequencies: Mapping[int, str] | None = None
+def ground_truth_of(
+    annotations: Annotations, with_masks: bool, frequencies: Mapping[int, str] | None = None
 ) -> GroundTruth:
-    """Read an annotation file, or its content, for scoring.
+    """Make annotations ready for scoring.
 
     Args:
-        annotations: LVIS or COCO annotation file (``.json`` or ``.json.gz``), or its content.
-        with_masks: read and check the masks too.
-        frequencies: "r", "c" or "f" of every category id; by default what the file says.
-
-    Raises:
-        UserError: the file is missing or damaged; names the first entry at fault.
+        annotations: a split.
+        with_masks: make the masks' run-length codes too.
+        frequencies: "r", "c" or "f" of every category id; by default the groups that the file states.
     """
-    source = str(annotations) if isinstance(annotations, Path) else "annotations"
-    content = read_json(annotations) if isinstance(annotations, Path) else annotations
-    parts = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
-        raise UserError(f"{source}: not an annotation file; it needs the lists {', '.join(parts)}")
-    try:
-        return _ground_truth(content, source, with_masks, frequencies or {})
-    except UserError:
-        raise
-    except KeyError as error:
-        raise UserError(f"{source}: not an annotation file; an entry lacks {error}") from error
-    except (TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise UserError(f"{source}: not an annotation file; an entry is of the wrong kind ({error})") from error
-
-
-def _ground_truth(
-    content: dict[str, Any], source: str, with_masks: bool, frequencies: Mapping[int, str]
-) -> GroundTruth:
-    """What an annotation file says; errors of Python's own where entries are not what they should be."""
-    image_ids, image_rows = _sorted_ids(content["images"], source, "image")
-    category_ids, category_rows = _sorted_ids(content["categories"], source, "category")
-    image_hws = np.array([(row["height"], row["width"]) for row in image_rows], dtype=np.int64).reshape(-1, 2)
-    objects = Rows(rows=content["annotations"], source=source, noun="annotation")
-    image, unknown_image = positions(objects.whole_numbers("image_id"), image_ids)
-    category, unknown_category = positions(objects.whole_numbers("category_id"), category_ids)
-    strange = unknown_image | unknown_category
-    if strange.any():
-        raise UserError(
-            f"{objects.place(int(strange.argmax()))} names an image or a category that the file does not have"
-        )
-    boxes = objects.boxes()
-    counts, mask_areas = objects.masks(image_hws[image]) if with_masks else (None, boxes[:, 2] * boxes[:, 3])
-    stated = [row.get("area") for row in objects.rows]  # where it is not, COCO and LVIS mean the mask's area
-    areas = np.array([np.nan if area is None else area for area in stated], dtype=np.float64)
-    areas = np.where(np.isnan(areas), mask_areas, areas)
-    crowd = np.array([bool(row.get("iscrowd", 0)) for row in objects.rows], dtype=bool)
-    kept = areas > 0  # lvis-api counts no others
-    scored = Objects(
-        image=image[kept],
-        category=category[kept],
-        areas=areas[kept],
-        crowd=crowd[kept],
-        counts=None if counts is None else counts[kept],
+    order = np.argsort(annotations.image_ids, kind="stable")
+    position = np.empty_like(order)
+    position[order] = np.arange(len(order))
+    of_row = np.repeat(np.arange(len(order)), np.diff(annotations.first_annotation))  # image in the file's order
+    objects = Objects(
+        image=position[of_row],
+        category=np.asarray(annotations.labels),
+        areas=np.asarray(annotations.areas),
+        crowd=np.asarray(annotations.crowd),
+        counts=_run_lengths(annotations, of_row) if with_masks else None,
     )
-    # COCO's images are searched for every class; an empty list would let false positives go free.
-    judged = _flags(image_rows, "neg_category_ids", category_ids, absent=True)
-    judged[scored.image, scored.category] = True
-    known = Known(image_ids=image_ids, image_hws=image_hws, category_ids=category_ids, judged=judged)
+    category_ids = annotations.label_to_category_id
+    judged = _flags(annotations.neg_category_ids, category_ids)
+    judged[~annotations.neg_stated] = True  # COCO's images are searched for every class
+    not_exhaustive = _flags(annotations.not_exhaustive_category_ids, category_ids)
+    absent, not_exhaustive = judged[order], not_exhaustive[order]
+    judged = absent.copy()
+    judged[objects.image, objects.category] = True
+    known = Known(
+        image_ids=annotations.image_ids[order],
+        image_hws=annotations.image_hws[order],
+        category_ids=category_ids,
+        judged=judged,
+    )
     dataset = COCO.from_arrays(
-        [_scored_image(row, category_ids) for row in image_rows],
-        [{"id": row["id"], "name": row["name"]} for row in category_rows],
-        image_ids[scored.image],
-        category_ids[scored.category],
-        boxes[kept],  # ids in the file may repeat, and lvis-api takes 0 for unmatched: they are 1, 2, ... here
-        area=scored.areas,
-        iscrowd=scored.crowd,
-        segmentation=None if scored.counts is None else known.codes_at(scored.image, scored.counts),
+        [_scored_image(i, known.image_hws[i], absent[i], not_exhaustive[i]) for i in range(len(order))],
+        [{"id": label + 1, "name": category.name} for label, category in enumerate(annotations.categories)],
+        objects.image + 1,
+        objects.category + 1,
+        np.asarray(annotations.boxes_xywh),  # ids of annotations are 1, 2, ... here: lvis-api takes 0 for unmatched
+        area=objects.areas,
+        iscrowd=objects.crowd,
+        segmentation=None if objects.counts is None else known.codes_at(objects.image, objects.counts),
     )
-    instances = np.bincount(scored.category[~scored.crowd], minlength=len(category_ids))
-    categories = [
-        {
-            "id": row["id"],
-            "name": row["name"],
-            "frequency": frequencies.get(row["id"], row.get("frequency")),
-            "train_images": row.get("image_count"),
-            "instances": int(count),
-        }
-        for row, count in zip(category_rows, instances, strict=True)
-    ]
     return GroundTruth(
         dataset=dataset,
         known=known,
-        objects=scored,
-        not_exhaustive=_flags(image_rows, "not_exhaustive_category_ids", category_ids, absent=False),
-        categories=categories,
+        objects=objects,
+        not_exhaustive=not_exhaustive,
+        categories=_categories(annotations, objects, frequencies),
     )
 
 
-def _sorted_ids(rows: list[dict[str, Any]], source: str, noun: str) -> tuple[NDArray[np.int64], list[dict[str, Any]]]:
-    """Ids in ascending order, and the rows in that order; of rows that share an id the last counts."""
-    ids = Rows(rows=rows, source=source, noun=noun).whole_numbers("id")
-    by_id = dict(zip(ids.tolist(), rows, strict=True))
-    return np.unique(ids), [by_id[i] for i in sorted(by_id)]
+def _run_lengths(annotations: Annotations, of_row: NDArray[np.int64]) -> NDArray[np.object_]:
+    hws = annotations.image_hws.tolist()
+    codes = (run_lengths(annotations.segmentation(row), tuple(hws[i])) for row, i in enumerate(of_row.tolist()))
+    return np.fromiter(codes, dtype=object, count=len(of_row))
 
 
-def _flags(
-    image_rows: list[dict[str, Any]], key: str, category_ids: NDArray[np.int64], *, absent: bool
-) -> NDArray[np.bool_]:
-    """(I, K) the class is in the image's list ``key``; ``absent`` where the image has no such list."""
-    flags = np.zeros((len(image_rows), len(category_ids)), dtype=bool)
-    for flags_K, row in zip(flags, image_rows, strict=True):
-        listed = row.get(key)
-        flags_K[:] = absent if listed is None else np.isin(category_ids, np.asarray(listed, dtype=np.int64).reshape(-1))
+def _flags(lists: IdLists, category_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(I, K) the class is in the image's list; ids that the file does not have are left out."""
+    flags = np.zeros((len(lists), len(category_ids)), dtype=bool)
+    columns, found = positions_of(lists.ids, category_ids)
+    rows = np.repeat(np.arange(len(lists)), np.diff(lists.starts))
+    flags[rows[found], columns[found]] = True
     return flags
 
 
-def _scored_image(image: dict[str, Any], category_ids: NDArray[np.int64]) -> dict[str, Any]:
-    absent = image.get("neg_category_ids")
+def _scored_image(
+    position: int, image_hw: NDArray[np.int64], absent: NDArray[np.bool_], not_exhaustive: NDArray[np.bool_]
+) -> dict[str, Any]:
+    height, width = image_hw.tolist()
     return {
-        "id": image["id"],
-        "height": image["height"],
-        "width": image["width"],
-        "neg_category_ids": category_ids.tolist() if absent is None else absent,
-        "not_exhaustive_category_ids": image.get("not_exhaustive_category_ids") or [],
+        "id": position + 1,
+        "height": height,
+        "width": width,
+        "neg_category_ids": (np.flatnonzero(absent) + 1).tolist(),
+        "not_exhaustive_category_ids": (np.flatnonzero(not_exhaustive) + 1).tolist(),
     }
+
+
+def _categories(
+    annotations: Annotations, objects: Objects, frequencies: Mapping[int, str] | None
+) -> list[dict[str, Any]]:
+    instances = np.bincount(objects.category[~objects.crowd], minlength=len(annotations.categories))
+    if frequencies is None:
+        frequencies = {c.id: c.frequency for c in annotations.categories} if annotations.frequency_stated else {}
+    return [
+        {
+            "id": category.id,
+            "name": category.name,
+            "frequency": frequencies.get(category.id),
+            "train_images": None if stated < 0 else stated,
+            "instances": count,
+        }
+        for category, stated, count in zip(
+            annotations.categories, annotations.stated_image_counts.tolist(), instances.tolist(), strict=True
+        )
+    ]

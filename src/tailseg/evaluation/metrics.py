@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,14 @@ from hotcoco import COCOeval
 from numpy.typing import NDArray
 from rich.table import Table
 
+from tailseg.data.annotations.annotations import Annotations, load_annotations, summary
 from tailseg.errors import UserError
 from tailseg.evaluation.analysis import analyse
 from tailseg.evaluation.boundary import boundary_curves
-from tailseg.evaluation.ground_truth import GroundTruth, read_ground_truth
+from tailseg.evaluation.ground_truth import GroundTruth, ground_truth_of
 from tailseg.evaluation.reading import Cut, ResultColumns, read_results
+
+logger = logging.getLogger(__name__)
 
 Metrics = dict[str, dict[str, float | None]]
 FIXED_AP_DETECTIONS = 10_000  # of each class over the whole set, by Dave et al., 2021
@@ -53,7 +57,7 @@ DEFAULT = ScoreOptions()
 
 
 def score(
-    annotations: Path | dict[str, Any],
+    annotations: Path | Annotations,
     detections: Path | list[dict[str, Any]],
     *,
     iou_types: Sequence[str] = ("bbox", "segm"),
@@ -69,7 +73,7 @@ def score(
     ``neg_category_ids``, as in COCO files, counts as searched for every class. Crowd regions are ignored.
 
     Args:
-        annotations: LVIS or COCO annotation file (``.json`` or ``.json.gz``), or its content.
+        annotations: LVIS or COCO annotation file (``.json`` or ``.json.gz``), or one that was read.
         detections: LVIS results file (``.json`` or ``.json.gz``), or its rows.
         iou_types: "bbox", "segm", or both.
         options: what is measured, and on which detections.
@@ -86,7 +90,12 @@ def score(
         raise UserError(f"IoU types are bbox and segm, found {', '.join(sorted(unknown)) or 'none'}")
     if options.boundary and "segm" not in iou_types:
         raise UserError("boundary AP is of masks; add segm to the IoU types")
-    truth = read_ground_truth(annotations, "segm" in iou_types, frequencies)
+    with_masks = "segm" in iou_types
+    if isinstance(annotations, Path):
+        annotations = load_annotations(annotations, annotations.parent, masks=with_masks)
+        if annotations.report.dropped:
+            logger.warning(summary(annotations))
+    truth = ground_truth_of(annotations, with_masks, frequencies)
     source = str(detections) if isinstance(detections, Path) else "detections"
     cut = Cut(limit=FIXED_AP_DETECTIONS, per_class=True) if options.fixed_ap else Cut(limit=options.max_dets)
     columns = read_results(detections, source, truth.known, iou_types, cut)
@@ -147,7 +156,7 @@ def _match(
     kept = areas > 0
     columns, areas = columns[kept], areas[kept]
     boxes = np.zeros((len(columns), 4)) if columns.boxes is None else columns.boxes
-    table = np.column_stack([columns.image_ids, boxes, columns.scores, columns.category_ids])
+    table = np.column_stack([columns.images + 1, boxes, columns.scores, columns.categories + 1])
     masks = truth.known.codes(columns) if iou_type == "segm" else None
     found = truth.dataset.load_res(table, segmentation=masks)
     del table, masks

@@ -21,6 +21,7 @@ import orjson
 from hotcoco import mask as rle_codec
 from numpy.typing import NDArray
 
+from tailseg.data.annotations.streaming import NOT_A_NUMBER
 from tailseg.errors import UserError
 from tailseg.layers.paste import Rle
 
@@ -30,12 +31,11 @@ _CHUNK = 16 << 20  # bytes read at once
 _WINDOW = 1 << 16  # bytes at their end in which the last row's end is looked for
 _SETTLE = 1_000_000  # rows that wait, at least, until the best are picked
 _SEAM = re.compile(rb"\}\s*,\s*\{")  # between two rows
-_NOT_A_NUMBER = re.compile(rb"-?(NaN|Infinity)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Known:
-    """What an annotation file says that rows are checked against."""
+    """What an annotation file says that rows are checked against; rows name images and classes by id."""
 
     image_ids: NDArray[np.int64]  # (I,) ascending
     image_hws: NDArray[np.int64]  # (I, 2) pixels
@@ -45,7 +45,7 @@ class Known:
     def codes(self, columns: ResultColumns) -> list[Any]:
         """The masks of rows as run-length codes."""
         assert columns.counts is not None
-        return self.codes_at(np.searchsorted(self.image_ids, columns.image_ids), columns.counts)
+        return self.codes_at(columns.images, columns.counts)
 
     def codes_at(self, images: NDArray[np.int64], counts: NDArray[np.object_]) -> list[Any]:
         """Run lengths of masks in the images at these positions, as run-length codes."""
@@ -62,7 +62,7 @@ class Cut:
 
     def best(self, columns: ResultColumns) -> NDArray[np.int64]:
         """Positions of the rows that count, in the file's order; ties go to the earlier row."""
-        groups = columns.category_ids if self.per_class else columns.image_ids
+        groups = columns.categories if self.per_class else columns.images
         order = np.lexsort((-columns.scores, groups))  # stable
         grouped = groups[order]
         rank = np.arange(len(order)) - np.searchsorted(grouped, grouped)
@@ -73,8 +73,8 @@ class Cut:
 class ResultColumns:
     """Rows of a results file as columns, in the file's order, every value checked."""
 
-    image_ids: NDArray[np.int64]  # (N,)
-    category_ids: NDArray[np.int64]  # (N,)
+    images: NDArray[np.int64]  # (N,) position in `Known.image_ids`
+    categories: NDArray[np.int64]  # (N,) position in `Known.category_ids`
     scores: NDArray[np.float64]  # (N,) finite
     box_scores: NDArray[np.float64] | None  # (N,) what ranks the boxes; None if the first row has none: as the masks
     judged: NDArray[np.bool_]  # (N,) false: left out by the rules, though it takes a place among the best
@@ -83,7 +83,7 @@ class ResultColumns:
     mask_areas: NDArray[np.float64] | None  # (N,) pixels
 
     def __len__(self) -> int:
-        return len(self.image_ids)
+        return len(self.images)
 
     def __getitem__(self, index: NDArray[Any]) -> ResultColumns:
         """The rows at the positions ``index``, or where the mask ``index`` is true."""
@@ -165,7 +165,7 @@ def _row_lists(detections: Path | list[Row], source: str) -> Iterator[list[Row]]
     text, before, lines = b"", 0, 0  # not yet parsed; bytes and line ends parsed before it
     with _reading(detections) as file:
         while block := file.read(_CHUNK):
-            text += block
+            text += block if before or text else block.removeprefix(b"\xef\xbb\xbf")  # the mark of some editors
             if before == 0 and text.lstrip()[:1] == b"{":
                 raise UserError(f"{source}: expected a list of results rows, found an object")
             seam = _last_seam(text)
@@ -214,26 +214,9 @@ def _parse_rows(text: bytes, source: str, before: int, lines: int) -> list[Row]:
 def _not_json(source: str, text: bytes, error: orjson.JSONDecodeError, before: int = 0, lines: int = 0) -> UserError:
     line = lines + text.count(b"\n", 0, error.pos) + 1
     where = f"not valid JSON at line {line}, byte {before + error.pos}"
-    if word := _NOT_A_NUMBER.match(text, error.pos):
-        return UserError(f"{source}: {where}: {word[0].decode()} is no JSON number; mend what wrote it")
+    if word := NOT_A_NUMBER.match(text, error.pos):
+        return UserError(f"{source}: {where}: {word[0].decode()} is no JSON number; fix what wrote it")
     return UserError(f"{source}: {where} ({error.msg}); write or download it again")
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file, which may be packed with gzip (``.gz``).
-
-    Raises:
-        UserError: the file is missing, empty, damaged, or cut off.
-    """
-    with _reading(path) as file:
-        text = file.read()
-    if not text.strip():
-        raise UserError(f"{path}: the file is empty; write or download it again")
-    with _no_garbage_collection():
-        try:
-            return orjson.loads(text)
-        except orjson.JSONDecodeError as error:
-            raise _not_json(str(path), text, error) from error
 
 
 @contextmanager
@@ -262,16 +245,15 @@ def _no_garbage_collection() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """A stretch of rows of one list of a file, of which faults are told by number."""
+    """A stretch of rows of a results file, of which faults are told by number."""
 
     rows: list[Row]
     source: str  # the file's name, for messages
-    noun: str = "row"
     first: int = 0  # number of the first row
 
     def place(self, index: int) -> str:
         """Where the row at position ``index`` stands."""
-        return f"{self.source}: {self.noun} {self.first + index}"
+        return f"{self.source}: row {self.first + index}"
 
     def whole_numbers(self, key: str) -> NDArray[np.int64]:
         """(N,) one key of all rows, ids for instance."""
@@ -302,11 +284,11 @@ class Rows:
             if not isinstance(row, dict):
                 raise UserError(f"{self.place(index)} is {_kind(row)}, not an object with image_id, category_id, ...")
             if key not in row:
-                raise UserError(f"{self.place(index)} has no {key!r}; every {self.noun} needs one here")
+                raise UserError(f"{self.place(index)} has no {key!r}; every row needs one here")
             if not valid(row[key]):
-                place = f"{self.source}: {key} of {self.noun} {self.first + index}"
+                place = f"{self.source}: {key} of row {self.first + index}"
                 raise UserError(f"{place} is {_short(row[key])}, expected {expected}")
-        raise UserError(f"{self.source}: {key} must be {expected} in every {self.noun}")
+        raise UserError(f"{self.source}: {key} must be {expected} in every row")
 
     def masks(self, image_hws: NDArray[np.int64]) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
         """The segmentations' run lengths (polygons are rasterised), and their areas in pixels."""
@@ -327,7 +309,7 @@ class Rows:
         return np.fromiter(counts, dtype=object, count=len(counts)), self._mask_areas(masks)
 
     def _mask_place(self, index: int) -> str:
-        return f"{self.source}: segmentation of {self.noun} {self.first + index}"
+        return f"{self.source}: segmentation of row {self.first + index}"
 
     def _mask_areas(self, masks: list[Rle]) -> NDArray[np.float64]:
         try:
@@ -357,8 +339,8 @@ def _columns(rows: Rows, known: Known, with_boxes: bool, with_box_scores: bool, 
         counts, areas = rows.masks(known.image_hws[image])
         counts[~judged] = None
     return ResultColumns(
-        image_ids=images,
-        category_ids=categories,
+        images=image,
+        categories=category,
         scores=scores,
         box_scores=box_scores,
         judged=judged,
@@ -411,7 +393,7 @@ def _to_rle(segmentation: Any, image_hw: Sequence[int], place: str) -> Rle:
 
 
 def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _is_number(value: Any) -> bool:

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tailseg.checkpoint import load_trainer, save_model, save_trainer
-from tailseg.data.annotations.annotations import Annotations
+from tailseg.data.annotations.annotations import Annotations, summary
 from tailseg.data.dataset import DetectionDataset
 from tailseg.data.instaboost import InstaBoost
 from tailseg.data.loading import train_loader
 from tailseg.data.sampling import RepeatFactors, TrainSampler, epoch_draw
-from tailseg.data.sources import DataSplits, summary
+from tailseg.data.sources import DataSplits
 from tailseg.data.transforms import Compose, fit_transform, train_transform
 from tailseg.errors import UserError
 from tailseg.evaluation.evaluate import evaluate

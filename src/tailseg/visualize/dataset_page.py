@@ -204,7 +204,7 @@ def repeat_chart(checkup: Checkup) -> str:
 
 def objects_chart(train: Annotations) -> str:
     """Histogram of the objects of an image."""
-    counts = np.bincount(image_of_rows(train)[~np.asarray(train.crowd)], minlength=len(train))
+    counts = np.bincount(image_of_rows(train)[np.asarray(train.trained)], minlength=len(train))
     with rc_context(STYLE):
         figure, axes = new_figure()
         step = max(1, -(-int(counts.max(initial=1)) // 40))
@@ -223,7 +223,7 @@ def gallery(checkup: Checkup, train: Annotations) -> str:
     rows = sorted((row for row in checkup.classes if row.train_instances), key=lambda row: (row.train_images, row.id))
     labels = {category.id: label for label, category in enumerate(train.categories)}
     images = image_of_rows(train)
-    real = ~np.asarray(train.crowd)
+    real = np.asarray(train.trained)
     figures = []
     for row in rows[:CLASSES_SHOWN]:
         found = np.flatnonzero((np.asarray(train.labels) == labels[row.id]) & real)

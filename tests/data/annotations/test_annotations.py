@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from tailseg.data.annotations.annotations import frequency_group, load_annotations
+from tailseg.data.annotations.annotations import frequency_group, load_annotations, summary
 from tailseg.data.sources import open_data
 from tailseg.errors import UserError
 
@@ -79,15 +79,53 @@ def test_filter_counts_what_it_drops(tmp_path):
         annotation(9, bbox=[10, 10, 1, 1], category_id=4),
     ]
     data = load(tmp_path, content(rows))
-    assert data.annotation_ids.tolist() == [1, 7, 8, 9]
+    assert data.annotation_ids.tolist() == [1, 5, 7, 8, 9]
+    assert data.trained.tolist() == [True, False, False, True, True]  # the thin one and the crowd are scored only
     report = data.report
     assert (report.annotations, report.crowd, report.outside, report.no_area, report.thin) == (9, 1, 3, 1, 1)
-    assert report.dropped == 5
+    assert report.dropped == 4
     assert report.empty_images == 1
     assert data.annotation_ids[data.rows(1)].tolist() == [1, 8, 9]
     assert data.rows(0).size == 0
     assert data.image_counts().tolist() == [1, 1, 0]
     assert [c.instance_count for c in data.categories] == [2, 1, 0]
+
+
+def test_thin_object_with_a_faulty_mask_is_dropped_and_counted(tmp_path):
+    data = load(tmp_path, content([annotation(1), annotation(2, bbox=[10, 10, 0.5, 20], segmentation=[[1, 1, 2, 2]])]))
+    assert data.annotation_ids.tolist() == [1]
+    assert (data.report.thin, data.report.thin_dropped, data.report.dropped) == (1, 1, 1)
+    assert "dropped 1: 1 narrower or lower than a pixel with a faulty mask" in summary(data)
+
+
+def test_area_that_the_file_does_not_state_is_the_masks(tmp_path):
+    whole = {"size": [40, 50], "counts": [0, 2000]}
+    square = [[10, 10, 20, 10, 20, 20, 10, 20]]
+    rows = [
+        annotation(1, area=None, segmentation=square),
+        annotation(2, area=None, segmentation=whole),
+        annotation(3, segmentation=square),
+    ]
+    for row in rows[:2]:
+        del row["area"]
+    data = load(tmp_path, content(rows))
+    assert data.areas.tolist() == [100, 2000, annotation(3)["area"]]
+
+
+def test_boxes_without_masks_can_be_read_if_asked_for(tmp_path):
+    (tmp_path / "boxes.json").write_text(json.dumps(content([annotation(1, segmentation=None, area=None)])))
+    with pytest.raises(UserError, match="annotation 1: segmentation is None"):
+        load_annotations(tmp_path / "boxes.json", tmp_path)
+    data = load_annotations(tmp_path / "boxes.json", tmp_path, masks=False)
+    assert data.areas.tolist() == [np.prod(annotation(1)["bbox"][2:])]
+
+
+@pytest.mark.parametrize(("number", "kind"), [(12.34, np.float32), (12.345, np.float64), (1 / 3, np.float64)])
+def test_coordinates_come_back_to_the_last_digit(tmp_path, number, kind):
+    polygons = [[number, 1.1, 30.3, 2.2, 7.7, 33.33]]
+    data = load(tmp_path, content([annotation(1), annotation(2, segmentation=polygons)]))
+    assert data.segmentations.coordinates.dtype == kind
+    assert [polygon.tolist() for polygon in data.segmentation(1)] == polygons
 
 
 def test_no_annotations_at_all(tmp_path):
@@ -159,7 +197,7 @@ BAD = {
     "image id as string": (content([annotation(3, "1")]), "annotation 3: image_id is '1'"),
     "box of three": (content([annotation(3, bbox=[1, 2, 3])]), r"annotation 3: bbox is \[1, 2, 3\]"),
     "box of words": (content([annotation(3, bbox=[1, 2, 3, "4"])]), "annotation 3: bbox is"),
-    "no area": (content([annotation(3, area=None)]), "annotation 3: area is None"),
+    "area of words": (content([annotation(3, area="4")]), "annotation 3: area is '4'"),
     "two points": (
         content([annotation(3, segmentation=[[1, 2, 3, 4]])]),
         "annotation 3: a polygon has 4 coord",
@@ -208,10 +246,6 @@ BAD = {
         content(images=[{"id": 1, "height": 0, "width": 5, "file_name": "a"}]),
         "image 1: it has height 0",
     ),
-    "nameless": (
-        content(images=[{"id": 1, "height": 4, "width": 5}]),
-        "image 1: it has no file_name and no coco",
-    ),
     "no pictures": (content([], images=[]), "the list of images is empty"),
     "category name": (content(categories=[{"id": 2}]), "category 2: name is missing; it must be a string"),
     "negatives": (
@@ -227,6 +261,13 @@ def test_bad_input_is_named(tmp_path, name):
     message = fault(tmp_path, data)
     with pytest.raises(UserError, match=expected):
         raise UserError(message)
+
+
+def test_image_without_a_name_is_named_when_its_file_is_wanted(tmp_path):
+    """To score, no image file is needed."""
+    data = load(tmp_path, content([], images=[{"id": 1, "height": 4, "width": 5}]))
+    with pytest.raises(UserError, match="image 1: it has no file_name and no coco"):
+        data.image_path(0)
 
 
 def test_number_beyond_floats_is_refused(tmp_path):

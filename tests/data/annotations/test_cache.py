@@ -164,8 +164,8 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, cache, caplog, monkeypatch)
 def test_a_file_that_changes_meanwhile_is_refused(tmp_path, monkeypatch):
     path = write(tmp_path / "a.json", content())
 
-    def slow(path, parse=store.parse):
-        parsed = parse(path)
+    def slow(path, parse=store.parse, **options):
+        parsed = parse(path, **options)
         write(path, content(7))
         return parsed
 
@@ -244,8 +244,9 @@ def test_real_file_by_columns_equals_the_json(shared, tmp_path):
             of_file = stated[data.annotation_ids[row]]
             assert of_file["image_id"] == data.image_ids[image]
             assert of_file["category_id"] == data.label_to_category_id[data.labels[row]]
-            polygons = [np.float32(polygon).tolist() for polygon in of_file["segmentation"]]
-            assert [polygon.tolist() for polygon in data.segmentation(row)] == polygons
+            assert [polygon.tolist() for polygon in data.segmentation(row)] == of_file["segmentation"]
+            assert data.boxes_xywh[row].tolist() == of_file["bbox"]
+            assert data.areas[row] == of_file["area"]
 
 
 @settings(derandomize=True, deadline=None, max_examples=100)

@@ -7,10 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
+from tiny import rasterise
 from torchvision.ops import roi_align
 
-from tailseg.data.annotations.masks import boxes_from_masks, rasterise, rle_runs
+from tailseg.data.annotations.masks import rle_runs
 from tailseg.data.sources import open_data
+from tailseg.data.transforms import boxes_from_masks
 
 GRID = 112
 

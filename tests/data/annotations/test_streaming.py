@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import numpy as np
@@ -77,7 +78,7 @@ def test_a_damaged_file_is_refused_or_still_valid(tmp_path_factory, document, bl
         (b"\xef\xbb\xbf", "the file is empty"),
         (b"[1, 2]", "found a list"),
         (b'"a"', "found a str"),
-        (b"\x1f\x8b\x08", "compressed; unpack it"),
+        (b"\x1f\x8b\x08", "not a whole gzip file"),
         (b'{"images": [{"a": 1},\n {"a": 2', r"cut off at line 2, column 9 \(byte 30\)"),
         (b'{"images": [\n{"a": 1}, {"a": NaN}]}', "not valid JSON: .* at line 2, column 17"),
         (b'{"images": [{"a": 1} {"a": 2}]}', "expected ',' or '\\]' at line 1, column 22"),
@@ -115,3 +116,17 @@ def test_brackets_by_hand():
     assert depths.tolist() == [1, 2, 1, 0]
     assert brackets(b"")[0].size == 0
     assert brackets(rb'"\\\""')[0].dtype == np.int64
+
+
+@pytest.mark.parametrize("block", [4, 9, 1000])
+def test_a_packed_file_reads_as_the_plain_one(tmp_path, block):
+    content = b'{"images": [{"a": 1}, {"a": [2]}], "x": 3}'
+    (tmp_path / "a.json").write_bytes(gzip.compress(content))  # whatever its name
+    (tmp_path / "plain.json").write_bytes(content)
+    assert collect(tmp_path / "a.json", block) == collect(tmp_path / "plain.json", block)
+    (tmp_path / "a.json").write_bytes(gzip.compress(content[:-12]))
+    with pytest.raises(UserError, match=r"a\.json: the file is cut off at line 1, column 31"):
+        collect(tmp_path / "a.json", block)
+    (tmp_path / "a.json").write_bytes(gzip.compress(content)[:-5])
+    with pytest.raises(UserError, match=r"a\.json: not a whole gzip file"):
+        collect(tmp_path / "a.json", block)

@@ -38,15 +38,19 @@ class Annotations:
     image_hws: NDArray[np.int64]  # (I, 2)
     file_names: Texts
     coco_urls: Texts
+    stated_image_counts: NDArray[np.int64]  # (C,) each category's image_count in the file, -1 where it has none
     neg_category_ids: IdLists  # verified absent
+    neg_stated: NDArray[np.bool_]  # (I,) the image has such a list, which may be empty
     not_exhaustive_category_ids: IdLists
 
     first_annotation: NDArray[np.int64]  # (I + 1,): image i has rows first[i] to first[i + 1]
     annotation_ids: NDArray[np.int64]  # (N,)
     labels: NDArray[np.int64]  # (N,) in [0, C)
     boxes: NDArray[np.float32]  # (N, 4) xyxy in pixels, as annotated: may reach beyond the image
-    areas: NDArray[np.float32]  # (N,) pixels
-    crowd: NDArray[np.bool_]  # (N,)
+    boxes_xywh: NDArray[np.float64]  # (N, 4) the same to the last digit, as scoring needs them
+    areas: NDArray[np.float64]  # (N,) pixels; of the mask, where the file states none
+    crowd: NDArray[np.bool_]  # (N,) a region of several objects: ignored in evaluation
+    trained: NDArray[np.bool_]  # (N,) neither a crowd nor thinner than a pixel
     segmentations: Segmentations
 
     cache: Path | None = None  # the file that the columns are mapped from
@@ -94,12 +98,12 @@ class Annotations:
         return absent
 
     def rows(self, image: int) -> NDArray[np.int64]:
-        """The annotations of the ``image``-th image that one trains on: all but crowds."""
+        """The annotations of the ``image``-th image that one trains on."""
         rows = np.arange(self.first_annotation[image], self.first_annotation[image + 1])
-        return rows[~self.crowd[rows]]
+        return rows[self.trained[rows]]
 
     def segmentation(self, row: int) -> Segmentation:
-        """Polygons (float32, pixels) or compressed RLE of annotation ``row``."""
+        """Polygons (float64, pixels) or compressed RLE of annotation ``row``."""
         return self.segmentations[row]
 
     @cached_property
@@ -110,10 +114,12 @@ class Annotations:
         """Where the ``image``-th image lies.
 
         Raises:
-            UserError: it is not in the image folder, or its name leads out of it.
+            UserError: it has no name, is not in the image folder, or its name leads out of it.
         """
         names = candidate_names(self.file_names[image], self.coco_urls[image])
         where = f"{self.path}: image {self.image_ids[image]}"
+        if not names:
+            raise UserError(f"{where}: it has no file_name and no coco_url; give one, to say which file it is")
         path = self._folder.find(names, where)
         if path is None:
             place = f"{self.images_dir}, its train2017 or its val2017"
@@ -135,6 +141,7 @@ def load_annotations(
     frequency_from: Annotations | None = None,
     rare_max: int = 10,
     common_max: int = 100,
+    masks: bool = True,
 ) -> Annotations:
     """Read an LVIS or COCO annotation file.
 
@@ -144,11 +151,12 @@ def load_annotations(
         frequency_from: the training split, whose frequency groups are taken when the file states none.
         rare_max: most training images of a rare class, where groups must be computed.
         common_max: most training images of a common class.
+        masks: every object needs a sound one; False reads a file of boxes.
 
     Raises:
         UserError: the file is missing, broken or contradicts itself.
     """
-    stored = stored_columns(Path(json_path))
+    stored = stored_columns(Path(json_path), masks=masks)
     loaded = Annotations(
         path=Path(json_path),
         images_dir=Path(images_dir),
@@ -168,8 +176,7 @@ def load_annotations(
 
 def _typed(columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
     """The columns of `Annotations`, by field."""
-    plain = ("image_ids", "image_hws", "first_annotation", "annotation_ids", "labels", "boxes", "areas", "crowd")
-    typed: dict[str, Any] = {name: columns[name] for name in plain}
+    typed: dict[str, Any] = {name: columns[name] for name in _PLAIN}
     for name, key in (("file_names", "file_name"), ("coco_urls", "coco_url")):
         typed[name] = Texts(columns[f"{key}_utf8"], columns[f"{key}_starts"])
     for name in ("neg_category_ids", "not_exhaustive_category_ids"):
@@ -178,9 +185,13 @@ def _typed(columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
     return typed
 
 
+_PLAIN = (
+    *("image_ids", "image_hws", "stated_image_counts", "neg_stated", "first_annotation", "annotation_ids", "labels"),
+    *("boxes", "boxes_xywh", "areas", "crowd", "trained"),
+)
 _COLUMNS = (
-    *("image_ids", "image_hws", "file_names", "coco_urls", "neg_category_ids", "not_exhaustive_category_ids"),
-    *("first_annotation", "annotation_ids", "labels", "boxes", "areas", "crowd", "segmentations"),
+    *_PLAIN,
+    *("file_names", "coco_urls", "neg_category_ids", "not_exhaustive_category_ids", "segmentations"),
 )
 
 
@@ -213,3 +224,22 @@ def require_same_categories(train: Annotations, val: Annotations) -> None:
             found = [f"{name!r}" if name is not None else "missing" for name in (a, b)]
             where = f"category {category_id} is {found[0]} in {train.path} but {found[1]} in {val.path}"
             raise UserError(f"{where}; both files need the same categories")
+
+
+def summary(annotations: Annotations) -> str:
+    """One line on what a file holds and what was left out of it."""
+    report = annotations.report
+    text = f"{annotations.path}: {len(annotations)} images, {report.empty_images} of them without objects"
+    text += f"; {report.annotations} annotations"
+    if report.crowd:
+        text += f", {report.crowd} of them crowds"
+    if report.thin > report.thin_dropped:
+        text += f", {report.thin - report.thin_dropped} narrower or lower than a pixel (scored, not trained on)"
+    reasons = (
+        (report.outside, "without overlap with the image"),
+        (report.no_area, "without area"),
+        (report.thin_dropped, "narrower or lower than a pixel with a faulty mask"),
+    )
+    if report.dropped:
+        text += f"; dropped {report.dropped}: " + ", ".join(f"{count} {reason}" for count, reason in reasons if count)
+    return text + "."

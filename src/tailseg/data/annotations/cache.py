@@ -36,7 +36,7 @@ from tailseg.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # raise it when the columns or what is dropped from them change
+VERSION = 2  # raise it when the columns or what is dropped from them change
 SMALLEST = 16 << 20  # bytes of a file worth a cache: smaller ones are parsed in a fraction of a second
 KEPT_DAYS = 30  # a cache that was not opened for longer goes when another is written
 _MAGIC = b"tailseg" + bytes([VERSION])
@@ -61,29 +61,30 @@ def cache_folder() -> Path:
     return Path(root) if root else Path.home() / ".cache" / "tailseg"
 
 
-def stored_columns(path: Path) -> Stored:
+def stored_columns(path: Path, *, masks: bool = True) -> Stored:
     """The columns of an annotation file, from the cache where it has them.
 
-    Where the cache cannot be written, the columns are arrays in memory and a warning says so.
+    Where the cache cannot be written, the columns are arrays in memory and a warning says so. A file that is read
+    without its ``masks`` is not cached.
 
     Raises:
         UserError: the annotation file is missing, broken or contradicts itself.
     """
     try:
         before = path.stat()
-        if before.st_size < SMALLEST:
-            return _in_memory(_parsed(path))
+        if before.st_size < SMALLEST or not masks:
+            return _in_memory(_parsed(path, masks))
         folder = cache_folder() / "annotations"
         stamp = folder / (hashlib.blake2b(os.fsencode(path.resolve()), digest_size=16).hexdigest() + ".stamp")
         cache = folder / f"{_remembered(stamp, before) or content_key(path)}.columns"
     except OSError:
-        return _in_memory(_parsed(path))  # which says what is wrong with the file
+        return _in_memory(_parsed(path, masks))  # which says what is wrong with the file
     with contextlib.suppress(_NotUsableError, OSError):
         stored = _open(cache)
         _remember(stamp, before, cache.stem)
         return stored
     logger.info("%s: reading the annotations for the first time; this takes some seconds.", path)
-    parsed = _parsed(path)
+    parsed = _parsed(path, masks)
     if _identity(path.stat()) != _identity(before):
         raise UserError(f"{path}: the file changed while it was read; try again when it is complete")
     try:
@@ -118,12 +119,12 @@ def content_key(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _parsed(path: Path) -> Parsed:
+def _parsed(path: Path, masks: bool) -> Parsed:
     """The file's content, read without looking for garbage: there are millions of objects and no cycles."""
     enabled = gc.isenabled()
     gc.disable()
     try:
-        return parse(path)
+        return parse(path, masks=masks)
     finally:
         if enabled:
             gc.enable()

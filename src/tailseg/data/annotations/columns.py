@@ -78,9 +78,13 @@ def _bounds(starts: NDArray[np.int64], row: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segmentations:
-    """Polygons and RLEs of all annotations, flat; an annotation has either polygons or an RLE."""
+    """Polygons and RLEs of all annotations, flat; an annotation has either polygons or an RLE.
 
-    coordinates: NDArray[np.float32]  # x0, y0, x1, y1, ... of all polygons in a row
+    Coordinates are float32 if the file states no more than two decimals, else float64: `in_full` gives them as the file
+    has them, in half the memory where that can be.
+    """
+
+    coordinates: NDArray[np.float32] | NDArray[np.float64]  # x0, y0, x1, y1, ... of all polygons in a row
     polygon_starts: NDArray[np.int64]  # (P + 1,) into coordinates
     first_polygon: NDArray[np.int64]  # (N + 1,) into polygon_starts
     rle_bytes: NDArray[np.uint8]  # compressed RLEs in a row
@@ -89,10 +93,18 @@ class Segmentations:
     def __len__(self) -> int:
         return len(self.rle_starts) - 1
 
-    def __getitem__(self, row: int) -> list[NDArray[np.float32]] | bytes:
-        """The polygons, or the compressed RLE, of annotation ``row``."""
+    def __getitem__(self, row: int) -> list[NDArray[np.float64]] | bytes:
+        """The polygons, or the compressed RLE, of annotation ``row``, to the last digit as in the file."""
         start, stop = _bounds(self.rle_starts, row)
         if stop > start:
             return self.rle_bytes[start:stop].tobytes()
         bounds = self.polygon_starts[self.first_polygon[row] : self.first_polygon[row + 1] + 1]
-        return [self.coordinates[a:b] for a, b in pairwise(bounds)]
+        own = in_full(self.coordinates[bounds[0] : bounds[-1]])
+        return [own[a:b] for a, b in pairwise(bounds - bounds[0])]
+
+
+def in_full(coordinates: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Coordinates as the file states them: float32 ones have two decimals there."""
+    if coordinates.dtype == np.float64:
+        return np.asarray(coordinates, np.float64)
+    return np.rint(coordinates.astype(np.float64) * 100) / 100

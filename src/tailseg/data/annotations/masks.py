@@ -12,16 +12,11 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
 from hotcoco import mask as rle
 from numpy.typing import NDArray
-from torch import Tensor
 
-Polygons = Sequence[NDArray[np.floating]]  # each (2k,): x0, y0, x1, y1, ... in pixels
+Polygons = Sequence[NDArray[np.float64]]  # each (2k,): x0, y0, x1, y1, ... in pixels
 Segmentation = Polygons | bytes  # bytes: compressed RLE of the whole image, COCO's encoding
-
-# Annotation files state coordinates with one to three decimals; float32 columns hold these up to 8192 pixels.
-_DECIMALS = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,11 +85,23 @@ def rle_runs(codes: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int6
     return values, first
 
 
-def rasterise(
-    segmentation: Segmentation, image_hw: tuple[int, int], grid: int
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """The grid and the frame of one object: `into_grid` of its `bitmap_of`."""
-    return into_grid(bitmap_of(segmentation, image_hw), image_hw, grid)
+def run_lengths(segmentation: Segmentation, image_hw: tuple[int, int]) -> str:
+    """The compressed run lengths of one object over the whole image, as COCO's own tools make them.
+
+    Args:
+        segmentation: polygons (their union is the object), or the compressed RLE of the whole image.
+        image_hw: size of the image in pixels.
+    """
+    if isinstance(segmentation, bytes):
+        return segmentation.decode("ascii")
+    merged = rle.merge([rle.frPoly(polygon.tolist(), *image_hw) for polygon in segmentation])
+    counts: str = merged["counts"].decode("ascii")
+    return counts
+
+
+def pixels_covered(segmentation: Segmentation, image_hw: tuple[int, int]) -> float:
+    """The area of one object in pixels; arguments of `run_lengths`."""
+    return float(rle.area({"size": list(image_hw), "counts": run_lengths(segmentation, image_hw)}))
 
 
 def bitmap_of(segmentation: Segmentation, image_hw: tuple[int, int]) -> Bitmap:
@@ -115,7 +122,7 @@ def _polygons_to_bitmap(polygons: Polygons, image_hw: tuple[int, int]) -> Bitmap
     COCO's rasteriser works on int(5·x + 0.5). That is applied before the shift into the rectangle and passed
     on so that it comes out again, which makes the bitmap equal to the one of the full image in every pixel.
     """
-    fifths = [np.trunc(np.round(p.astype(np.float64), _DECIMALS) * 5 + 0.5).reshape(-1, 2) for p in polygons]
+    fifths = [np.trunc(p * 5 + 0.5).reshape(-1, 2) for p in polygons]
     points = np.concatenate([*fifths, np.empty((0, 2))])
     if len(points) == 0:
         return Bitmap(np.zeros((1, 1), np.uint8), 0, 0)
@@ -163,36 +170,3 @@ def into_grid(bitmap: Bitmap, image_hw: tuple[int, int], grid: int) -> tuple[NDA
     left, top = x - cell_w, y - cell_h
     frame = np.array([left, top, left + side * cell_w, top + side * cell_h], np.float32)
     return mask, frame
-
-
-def boxes_from_masks(masks: Tensor, frames: Tensor, window: tuple[float, float, float, float] | None = None) -> Tensor:
-    """Tight boxes around the covered cells (>= 128), for instances whose image was cropped.
-
-    Args:
-        masks: (N, S, S) uint8.
-        frames: (N, 4) float32, xyxy in pixels: what each grid covers.
-        window: rectangle xyxy in pixels; cells outside of it do not count and boxes are clipped to it. Give
-            the image's own rectangle to leave out the margin that repeats the mask beyond the image's edge.
-
-    Returns:
-        (N, 4) float32 xyxy in pixels; four zeros where no cell is covered.
-    """
-    count, side = masks.shape[0], masks.shape[-1]
-    if count == 0:
-        return frames.new_zeros((0, 4))
-    covered = masks >= 128
-    steps = torch.arange(side + 1, device=masks.device, dtype=frames.dtype) / side
-    origins, extents = frames[:, :2], frames[:, 2:] - frames[:, :2]
-    edges = origins[:, :, None] + extents[:, :, None] * steps  # (N, 2, S + 1): x edges, y edges
-    low, high = edges[..., :-1], edges[..., 1:]
-    if window is not None:
-        first = frames.new_tensor(window[:2])[:, None]
-        last = frames.new_tensor(window[2:])[:, None]
-        slack = 1e-3 * (high - low)  # a cell that only touches the window is outside, in spite of rounding
-        inside = (high > first + slack) & (low < last - slack)  # (N, 2, S)
-        covered = covered & inside[:, 1, :, None] & inside[:, 0, None, :]
-        low, high = low.maximum(first), high.minimum(last)
-    used = torch.stack([covered.any(dim=1), covered.any(dim=2)], dim=1)  # (N, 2, S): columns, rows
-    infinity = frames.new_tensor(float("inf"))
-    corners = [torch.where(used, low, infinity).amin(dim=2), torch.where(used, high, -infinity).amax(dim=2)]
-    return torch.where(used.any(dim=2).all(dim=1)[:, None], torch.cat(corners, dim=1), 0.0)

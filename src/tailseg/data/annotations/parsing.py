@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tailseg.data.annotations.columns import starts_of, take_rows
+from tailseg.data.annotations.columns import Segmentations, in_full, starts_of, take_rows
+from tailseg.data.annotations.masks import pixels_covered
 from tailseg.data.annotations.segmentations import MAX_SIDE, segmentation_columns, short
 from tailseg.data.annotations.streaming import read_lists
 from tailseg.errors import UserError
@@ -128,13 +129,14 @@ class Report:
     crowd: int  # iscrowd: kept in the columns, but out of training
     outside: int  # dropped: the box does not meet the image
     no_area: int  # dropped: area <= 0
-    thin: int  # dropped: box narrower or lower than one pixel
+    thin: int  # box narrower or lower than one pixel: kept to be scored, as lvis-api does, but out of training
+    thin_dropped: int  # of these, dropped because their mask is at fault
     empty_images: int  # images without an instance to train on
 
     @property
     def dropped(self) -> int:
         """Annotations that are in the file but not in the columns."""
-        return self.outside + self.no_area + self.thin
+        return self.outside + self.no_area + self.thin_dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +160,12 @@ class Parsed:
     report: Report
 
 
-def parse(path: Path) -> Parsed:
+def parse(path: Path, *, masks: bool = True) -> Parsed:
     """Read an annotation file, piece by piece.
+
+    Args:
+        path: the file.
+        masks: every object needs a sound one; otherwise faulty or missing masks count as empty.
 
     Raises:
         UserError: the file is missing, broken or contradicts itself.
@@ -182,15 +188,22 @@ def parse(path: Path) -> Parsed:
         raise UserError(f"{path}: the list of {missing} is empty; there is nothing to work on")
     _require_unique(path, "image", of_images["image_ids"])
     ids, names, groups = category_columns(Table(path, "category", categories))
-    kept, report = _kept(path, of_annotations, of_images, ids)
-    _require_sound_segmentations(path, of_annotations, of_images, kept, faults)
+    stated = [row.get("image_count") for row in categories]
+    stated_counts = np.array([count if type(count) is int else -1 for count in stated], np.int64)
+    faults = faults if masks else {}
+    kept, report = _kept(path, of_annotations, of_images, ids, faults, derive_areas_from_masks=masks)
+    rle_hws = of_annotations.pop("rle_hws")
+    if masks:
+        _require_sound_segmentations(path, of_annotations, of_images, kept, faults, rle_hws)
     columns = _sorted(of_annotations, kept)
+    columns["stated_image_counts"] = stated_counts[np.argsort([row["id"] for row in categories])]
     positions = columns.pop("images")
     columns["first_annotation"] = starts_of(np.bincount(positions, minlength=len(of_images["image_ids"])))
     for name, column in of_images.items():
         flat = name.endswith("_lengths")
         columns[name.replace("_lengths", "_starts")] = starts_of(column) if flat else column
-    counted = _count(ids, names, groups, positions[~columns["crowd"]], columns["labels"][~columns["crowd"]])
+    trained = columns["trained"]
+    counted = _count(ids, names, groups, positions[trained], columns["labels"][trained])
     return Parsed(columns, counted, groups is not None, report)
 
 
@@ -220,9 +233,6 @@ def _image_columns(images: Table) -> Columns:
         texts = [(text or "").encode() for text in images.values(key, (str, type(None)), "a string")]
         columns[f"{key}_utf8"] = np.frombuffer(b"".join(texts), np.uint8)
         columns[f"{key}_lengths"] = _lengths(texts)
-    nameless = np.flatnonzero((columns["file_name_lengths"] == 0) & (columns["coco_url_lengths"] == 0))
-    if nameless.size:
-        raise images.fault(int(nameless[0]), "it has no file_name and no coco_url; give one, to say which file it is")
     for key in ("neg_category_ids", "not_exhaustive_category_ids"):
         values = [value or [] for value in images.values(key, (list, type(None)), "a list of category ids")]
         lengths = _lengths(values)
@@ -235,6 +245,7 @@ def _image_columns(images: Table) -> Columns:
             problem = f"{key} must be a list of whole numbers, the ids of categories"
             raise images.fault(position, problem) from None
         columns[f"{key}_lengths"] = lengths
+    columns["neg_stated"] = np.array([row.get("neg_category_ids") is not None for row in images.rows], np.bool_)
     return columns
 
 
@@ -245,8 +256,8 @@ def _annotation_columns(annotations: Table) -> tuple[Columns, dict[int, str]]:
         "annotation_ids": annotations.integers("id"),
         "image_id": annotations.integers("image_id"),
         "category_id": annotations.integers("category_id"),
-        "boxes": annotations.boxes(),
-        "areas": np.array(annotations.values("area", (int, float), "a number, in pixels"), np.float64),
+        "boxes_xywh": annotations.boxes(),
+        "areas": np.array(annotations.values("area", (int, float, type(None)), "a number, in pixels"), np.float64),
         "crowd": np.fromiter(map(bool, flags), np.bool_, len(flags)),
     }
     segmentations, faults = segmentation_columns(annotations.rows)
@@ -254,11 +265,18 @@ def _annotation_columns(annotations: Table) -> tuple[Columns, dict[int, str]]:
 
 
 def _kept(
-    path: Path, annotations: Columns, images: Columns, category_ids: NDArray[np.int64]
+    path: Path,
+    annotations: Columns,
+    images: Columns,
+    category_ids: NDArray[np.int64],
+    faults: dict[int, str],
+    *,
+    derive_areas_from_masks: bool,
 ) -> tuple[NDArray[np.int64], Report]:
     """The annotations that are kept, sorted by image; and what was left out.
 
-    ``annotations`` gains the column ``images``, positions, and ``labels``; boxes become xyxy.
+    ``annotations`` gains the columns ``images``, positions, ``labels``, ``boxes`` and ``trained``; areas that the file
+    does not state are filled in.
     """
     ids = annotations["annotation_ids"]
     _require_unique(path, "annotation", ids)
@@ -272,7 +290,8 @@ def _kept(
             bad = int(np.argmin(found))
             problem = f"there is no {of} with the {key} {wanted[bad]}; add it or remove this annotation"
             raise UserError(f"{path}: annotation {ids[bad]}: {problem}")
-    x, y, w, h = annotations["boxes"].T
+    x, y, w, h = annotations["boxes_xywh"].T
+    _fill_areas(annotations, images, from_masks=derive_areas_from_masks)
     height, width = images["image_hws"][annotations["images"]].T
     inter_w = np.minimum(x + w, width) - np.maximum(x, 0)
     inter_h = np.minimum(y + h, height) - np.maximum(y, 0)
@@ -280,27 +299,57 @@ def _kept(
     no_area = ~outside & (annotations["areas"] <= 0)
     thin = ~outside & ~no_area & ((w < 1) | (h < 1))
     annotations["boxes"] = np.stack([x, y, x + w, y + h], axis=1)
+    annotations["trained"] = ~thin & ~annotations["crowd"]
+    at_fault = np.zeros(len(ids), np.bool_)
+    at_fault[list(faults)] = True
+    dropped = outside | no_area | (thin & at_fault)
 
-    kept = np.flatnonzero(~(outside | no_area | thin))
+    kept = np.flatnonzero(~dropped)
     kept = kept[np.argsort(annotations["images"][kept], kind="stable")]
-    crowd = annotations["crowd"][kept]
-    trained = np.bincount(annotations["images"][kept][~crowd], minlength=len(images["image_ids"]))
+    trained = annotations["images"][kept][annotations["trained"][kept]]
+    instances = np.bincount(trained, minlength=len(images["image_ids"]))
     report = Report(
         annotations=len(ids),
-        crowd=int(crowd.sum()),
+        crowd=int(annotations["crowd"][kept].sum()),
         outside=int(outside.sum()),
         no_area=int(no_area.sum()),
         thin=int(thin.sum()),
-        empty_images=int((trained == 0).sum()),
+        thin_dropped=int((thin & at_fault).sum()),
+        empty_images=int((instances == 0).sum()),
     )
     return kept, report
 
 
+def _fill_areas(annotations: Columns, images: Columns, *, from_masks: bool) -> None:
+    """Areas that the file does not state: those of the masks, or of the boxes where there is no mask."""
+    rows = np.flatnonzero(np.isnan(annotations["areas"]))
+    if not rows.size:
+        return
+    annotations["areas"][rows] = annotations["boxes_xywh"][rows, 2:].prod(axis=1)
+    segmentations = Segmentations(
+        annotations["coordinates"],
+        starts_of(annotations["polygon_lengths"]),
+        starts_of(annotations["polygon_counts"]),
+        annotations["rle_bytes"],
+        starts_of(annotations["rle_lengths"]),
+    )
+    for row in rows if from_masks else ():
+        segmentation = segmentations[int(row)]
+        if segmentation:
+            height, width = images["image_hws"][annotations["images"][row]].tolist()
+            annotations["areas"][row] = pixels_covered(segmentation, (height, width))
+
+
 def _require_sound_segmentations(
-    path: Path, annotations: Columns, images: Columns, kept: NDArray[np.int64], faults: dict[int, str]
+    path: Path,
+    annotations: Columns,
+    images: Columns,
+    kept: NDArray[np.int64],
+    faults: dict[int, str],
+    rle_hws: NDArray[np.int32],
 ) -> None:
     """Raise UserError where a kept annotation's segmentation is at fault or has not its image's size."""
-    stated = annotations.pop("rle_hws")[kept]
+    stated = rle_hws[kept]
     hws = images["image_hws"][annotations["images"][kept]]
     wrong = np.flatnonzero((stated > 0).all(axis=1) & (stated != hws).any(axis=1))
     sizes = {
@@ -316,8 +365,9 @@ def _require_sound_segmentations(
 
 def _sorted(annotations: Columns, kept: NDArray[np.int64]) -> Columns:
     """The kept annotations in their order, the flat columns with starts for lengths. ``annotations`` is used up."""
-    columns: Columns = {name: annotations.pop(name)[kept] for name in ("annotation_ids", "labels", "images", "crowd")}
-    columns |= {name: annotations.pop(name)[kept].astype(np.float32) for name in ("boxes", "areas")}
+    names = ("annotation_ids", "labels", "images", "crowd", "trained", "boxes_xywh", "areas")
+    columns: Columns = {name: annotations.pop(name)[kept] for name in names}
+    columns["boxes"] = annotations.pop("boxes")[kept].astype(np.float32)
     lengths, first_polygon = annotations.pop("polygon_lengths"), starts_of(annotations.pop("polygon_counts"))
     coordinate_starts = starts_of(lengths)[first_polygon]  # of each annotation
     columns["coordinates"] = take_rows(annotations.pop("coordinates"), coordinate_starts, kept)
@@ -366,7 +416,13 @@ class _Batches:
 
 
 def _joined(batches: list[Columns]) -> Columns:
-    return {name: np.concatenate([batch.pop(name) for batch in batches]) for name in list(batches[0])}
+    joined = {}
+    for name in list(batches[0]):
+        parts = [batch.pop(name) for batch in batches]
+        if name == "coordinates" and len({part.dtype for part in parts}) > 1:
+            parts = [in_full(part) for part in parts]
+        joined[name] = np.concatenate(parts)
+    return joined
 
 
 def _lengths(values: list[Any]) -> NDArray[np.int64]:

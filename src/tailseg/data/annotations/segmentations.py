@@ -18,9 +18,9 @@ def segmentation_columns(rows: list[dict[str, Any]]) -> tuple[dict[str, NDArray[
     """The segmentations of some annotations, flat, and what is wrong with some of them.
 
     Returns:
-        Columns: ``coordinates`` float32 of all polygons in a row, ``polygon_lengths`` (P,) numbers in each,
-        ``polygon_counts`` (N,), ``rle_bytes`` in a row, ``rle_lengths`` (N,), ``rle_hws`` (N, 2), the size that an RLE
-        states and zeros elsewhere. And a sentence for each row that is at fault, whose segmentation is then empty.
+        Columns: ``coordinates`` of all polygons in a row (see `Segmentations`), ``polygon_lengths`` (P,) numbers in
+        each, ``polygon_counts`` (N,), ``rle_bytes`` in a row, ``rle_lengths`` (N,), ``rle_hws`` (N, 2), the size that
+        an RLE states and zeros elsewhere. And a sentence for each row at fault, whose segmentation is then empty.
         Whether an RLE has its image's size is left to the caller.
     """
     values = [row.get("segmentation") for row in rows]
@@ -70,9 +70,11 @@ def _pack(values: list[list[Any]]) -> dict[str, NDArray[Any]] | None:
         sum(chain.from_iterable(polygons))  # the fastest way to see that all are numbers
     except (TypeError, OverflowError):
         return None
-    coordinates = np.fromiter(chain.from_iterable(polygons), np.float32, int(lengths.sum()))
+    coordinates = np.fromiter(chain.from_iterable(polygons), np.float64, int(lengths.sum()))
     if coordinates.size and not max(coordinates.max(), -coordinates.min()) <= MAX_SIDE:
         return None
+    if (np.rint(coordinates * 100) / 100 == coordinates).all():
+        coordinates = coordinates.astype(np.float32)
     counts = np.fromiter(map(len, values), np.int64, len(values))
     return {"coordinates": coordinates, "polygon_lengths": lengths, "polygon_counts": counts}
 

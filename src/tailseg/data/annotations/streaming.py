@@ -7,11 +7,13 @@ that stay in the processor's cache are parsed several times faster than those th
 
 from __future__ import annotations
 
+import gzip
 import re
+import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import orjson
@@ -21,6 +23,7 @@ from tailseg.errors import UserError
 
 BLOCK = 1 << 18  # bytes read at once
 _MARKS = bytes(byte in b'"\\[]{}' for byte in range(256))
+NOT_A_NUMBER = re.compile(rb"-?(NaN|Infinity)")  # which Python's own writer makes
 _SCALAR = re.compile(rb'[^\s,:\[\]{}"]*')
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 
@@ -29,7 +32,7 @@ def read_lists(path: Path, keys: Collection[str], block: int = BLOCK) -> Iterato
     """The lists under ``keys`` of the object that a JSON file holds, in the file's order.
 
     Args:
-        path: the file.
+        path: the file; it may be packed with gzip, whatever its name.
         keys: whose lists are wanted; the values of others are checked and left out.
         block: bytes read at once.
 
@@ -69,6 +72,14 @@ def read_lists(path: Path, keys: Collection[str], block: int = BLOCK) -> Iterato
             raise source.unexpected("the end of the file")
 
 
+def _opened(path: Path) -> IO[bytes]:
+    """The file's content, unpacked if it is packed."""
+    file = path.open("rb", buffering=0)
+    packed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    return cast("IO[bytes]", gzip.open(file) if packed else file)
+
+
 class _Source:
     """The bytes of a file from a place on; ``buffer`` holds the next of them."""
 
@@ -77,14 +88,13 @@ class _Source:
         self.block = block
         self.offset = 0  # of the buffer in the file
         try:
-            self.file = path.open("rb", buffering=0)
-            self.buffer = self.file.read(block)
+            self.file = _opened(path)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; check the path") from None
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from None
-        if self.buffer.startswith(b"\x1f\x8b"):
-            raise UserError(f"{path}: the file is compressed; unpack it with gunzip")
+        self.buffer = b""
+        self.more()
         if self.buffer.startswith(b"\xef\xbb\xbf"):  # the mark that some editors put first
             self.drop(3)
 
@@ -98,6 +108,8 @@ class _Source:
         """Read on, as much again as there is; False at the end of the file."""
         try:
             read = self.file.read(max(self.block, len(self.buffer)))
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UserError(f"{self.path}: not a whole gzip file ({error}); write or download it again") from None
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror}); copy or download it again") from None
         self.buffer += read
@@ -189,8 +201,10 @@ class _Source:
             except UnicodeDecodeError as undecoded:
                 raise self._fault(undecoded.start, "not UTF-8 text") from None
             at = len(characters[: max(error.pos - in_list, 0)].encode())
-            if self.offset + at >= self.path.stat().st_size:
+            if at >= len(self.buffer) and not self.more():
                 raise self._fault(at, "the file is cut off") from None
+            if word := NOT_A_NUMBER.match(text, at):
+                raise self._fault(at, f"not valid JSON: {word[0].decode()} is no JSON number") from None
             raise self._fault(at, f"not valid JSON: {error.msg}") from None
 
     def unexpected(self, expected: str) -> UserError:
@@ -203,7 +217,7 @@ class _Source:
         """The error at byte ``at`` of the buffer."""
         place = self.offset + at
         lines, last, done = 1, 0, 0  # `last`: where the line begins
-        with self.path.open("rb") as file:
+        with _opened(self.path) as file:
             while done < place and (part := file.read(min(1 << 20, place - done))):
                 lines += part.count(b"\n")
                 last = done + part.rfind(b"\n") + 1 if b"\n" in part else last

@@ -145,7 +145,7 @@ def object_sides(train: Annotations, short: int, long: int) -> NDArray[np.float6
     hws = train.image_hws
     factor = np.minimum(long / hws.max(axis=1), short / hws.min(axis=1))[image_of_rows(train)]
     sides = np.sqrt(np.prod(train.boxes[:, 2:] - train.boxes[:, :2], axis=1, dtype=np.float64)) * factor
-    return np.asarray(sides[~np.asarray(train.crowd)])
+    return np.asarray(sides[np.asarray(train.trained)])
 
 
 def object_sizes(train: Annotations, recipe: Recipe) -> dict[str, float]:
@@ -178,7 +178,7 @@ def _sampling(train: Annotations, recipe: Recipe) -> dict[str, float]:
 
 def trained_images(train: Annotations) -> NDArray[np.int64]:
     """The images that training uses: with an object, and with sides that are not too short."""
-    real = np.bincount(image_of_rows(train)[~np.asarray(train.crowd)], minlength=len(train))
+    real = np.bincount(image_of_rows(train)[np.asarray(train.trained)], minlength=len(train))
     return np.flatnonzero((real > 0) & (train.image_hws.min(axis=1) >= MIN_TRAIN_SIDE))
 
 

@@ -189,13 +189,18 @@ def _report_findings(split: Split) -> list[Finding]:
     counts: list[tuple[Severity, int, str, str]] = [
         ("warning", report.outside, "annotations whose box does not meet the image: dropped", "correct or remove them"),
         ("warning", report.no_area, "annotations without area: dropped", "correct or remove them"),
-        ("note", report.thin, "annotations narrower or lower than a pixel: dropped", "nothing needs doing"),
-        ("note", report.crowd, "crowds: not trained on, ignored in evaluation", "nothing needs doing"),
-        ("note", report.empty_images, f"images without objects: {unused}", "nothing needs doing"),
+        (
+            "note",
+            report.thin,
+            "objects under a pixel wide or high: scored, not trained on",
+            "no action needed",
+        ),
+        ("note", report.crowd, "crowds: not trained on, ignored in evaluation", "no action needed"),
+        ("note", report.empty_images, f"images without objects: {unused}", "no action needed"),
     ]
     found = [Finding(severity, name, what, mend, count, ()) for severity, count, what, mend in counts]
     if name == "train":
         small = split.images(split.annotations.image_hws.min(axis=1) < MIN_TRAIN_SIDE)
         what = f"images with a side under {MIN_TRAIN_SIDE} pixels: left out of training"
-        found.append(_finding("note", name, what, "nothing needs doing", small))
+        found.append(_finding("note", name, what, "no action needed", small))
     return found

@@ -68,7 +68,7 @@ def iou(a: Boxes, b: Boxes) -> NDArray[np.float64]:
 def check_masks(annotations: Annotations) -> MaskFacts:
     """Compare masks, boxes and images."""
     images = image_of_rows(annotations)
-    real = ~np.asarray(annotations.crowd)
+    real = np.asarray(annotations.trained)
     hw = annotations.image_hws[images].astype(np.float64)
     limits = np.concatenate([hw[:, ::-1], hw[:, ::-1]], axis=1)  # w, h, w, h
     boxes, masks = np.asarray(annotations.boxes, np.float64), mask_boxes(annotations)
