@@ -29,11 +29,11 @@ from torch import Tensor, nn
 
 from tailseg.data.dataset import DetectionDataset
 from tailseg.data.sources import known_categories, open_source
+from tailseg.data.transforms import fit_transform
 from tailseg.evaluation.evaluate import evaluate
 from tailseg.model.context import multilabel_average_precision
 from tailseg.predict import Model, load
 from tailseg.structures import Batch, Detections
-from tailseg.training.loop import plain_dataset
 
 VECTORS = {"own": "as it is", "zeroed": "zeroed", "shuffled": "shuffled"}
 GROUPS = {"all": "rcf", "rare": "r", "common": "c", "frequent": "f"}
@@ -158,7 +158,10 @@ def measure(path: Path, data: str, split: str) -> dict[str, Any]:
         sys.exit(f"{path}: has no context encoder; give a model of table2/04-htc-lite or a later row.")
     recipe = model.recipe.data
     splits = open_source(data, need=(split,), rare_max=recipe.rare_max, common_max=recipe.common_max, show=False)
-    dataset = plain_dataset(splits, recipe, split)
+    annotations = splits.val if split == "val" else splits.train
+    assert annotations is not None
+    resize = fit_transform(recipe.test_short_edge, recipe.long_edge)
+    dataset = DetectionDataset(annotations, resize, drop_empty=False)  # with objects: they say what is present
     known = known_categories(dataset.annotations, model.categories, str(path))
     frequencies = {category.id: category.frequency for category in dataset.annotations.categories}
     if not dataset.annotations.frequency_stated and any(category.image_count for category in model.categories):

@@ -28,14 +28,12 @@ from harness import Times
 from PIL import Image
 
 from tailseg.data import instaboost
-from tailseg.data.transforms import boxes_from_masks
-from tailseg.data.dataset import DetectionDataset
+from tailseg.data.dataset import DetectionDataset, train_dataset
 from tailseg.data.instaboost import InstaBoost
 from tailseg.data.sources import DataSplits, open_data, open_source
-from tailseg.data.transforms import Compose
+from tailseg.data.transforms import Compose, boxes_from_masks
 from tailseg.recipes.schema import DataRecipe
 from tailseg.structures import Sample
-from tailseg.training.loop import train_dataset
 from tailseg.visualize.draw import contact_sheet, draw_instances
 
 INPAINTING, OPENCV = "in-painting what is seen", "in-painting all by OpenCV"
@@ -58,10 +56,9 @@ def survive(images: int) -> dict[str, Any]:
     """Jitter random samples of the built-in set."""
     splits = open_source("synthetic", need=("train",))
     plain = datasets(splits, mask_grid=512)  # a cell a pixel, so that masks are known exactly
+    augmented = {"long_edges": (96, 180), "crop": 112, "instaboost": 1.0}
     trained = {
-        name: train_dataset(
-            splits, DataRecipe(long_edges=(96, 180), crop=112, instaboost=1.0, instaboost_heatmap=guided)
-        )
+        name: train_dataset(splits.train, DataRecipe(**augmented, instaboost_heatmap=guided))
         for name, guided in ((BOOSTED, False), (GUIDED, True))
     }
     rng = np.random.default_rng(0)

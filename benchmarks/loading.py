@@ -37,13 +37,12 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from tailseg.data.annotations.annotations import Annotations
-from tailseg.data.dataset import DetectionDataset
+from tailseg.data.dataset import DetectionDataset, train_dataset
 from tailseg.data.loading import train_loader
 from tailseg.data.sampling import TrainSampler
 from tailseg.data.sources import open_data
 from tailseg.data.transforms import Compose
 from tailseg.recipes.schema import DataRecipe
-from tailseg.training.loop import train_dataset
 
 TARGET = 1.5  # at the 1x setting
 OURS, WHOLE = "tailseg", "tailseg, decoding whole images"
@@ -171,7 +170,7 @@ def enlarged(data: Path, factor: int, folder: Path) -> Path:
 
 def measure(data: Path, recipe: DataRecipe, options: argparse.Namespace, batches: int, repeats: int) -> dict[str, Any]:
     """All loaders in turn on one data set."""
-    ours = train_dataset(open_data(data, need=("train",)), recipe)
+    ours = train_dataset(open_data(data, need=("train",)).train, recipe)
     sampler = TrainSampler(ours.aspect_groups, recipe.batch_per_device)
     cases: dict[str, Callable[[], Any]] = {OURS: partial(train_loader, ours, sampler, workers=options.workers)}
     resize: Any = ours.transform.transforms[0]

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from tailseg.checkpoint import save_model
+from tailseg.data.dataset import train_dataset
 from tailseg.data.sources import open_data
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.losses import CLASSIFICATIONS, SeesawLoss
@@ -20,7 +21,6 @@ from tailseg.recipes.ladder import costs
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import DataRecipe
 from tailseg.recipes.values import override
-from tailseg.training.loop import train_dataset
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 TINY = ["--batch=1", "--size", "64", "96", "--classes=7", "--pairs=200", "--objects=2", "--repeats=1", "--threads=1"]
@@ -343,7 +343,7 @@ def test_the_loader_that_we_compare_with_gives_the_same_samples(photographs, pil
     from loading import Reference
 
     recipe = DataRecipe(short_edges=(96,), flip=1.0)
-    ours = train_dataset(open_data(photographs, need=("train",)), recipe)
+    ours = train_dataset(open_data(photographs, need=("train",)).train, recipe)
     theirs = Reference(ours, recipe, pillow=pillow)
     for i in range(4):
         sample, (image, target) = ours[i, 0], theirs[i, 0]

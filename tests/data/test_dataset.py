@@ -9,7 +9,7 @@ from PIL import Image
 
 from tailseg.data import dataset as dataset_module
 from tailseg.data.annotations.annotations import load_annotations
-from tailseg.data.dataset import DetectionDataset, read_image
+from tailseg.data.dataset import DetectionDataset, read_image, train_dataset
 from tailseg.data.instaboost import InstaBoost
 from tailseg.data.loading import train_loader
 from tailseg.data.sampling import TrainSampler
@@ -18,7 +18,6 @@ from tailseg.data.transforms import Compose, HorizontalFlip, ResizeShortestEdge,
 from tailseg.errors import UserError
 from tailseg.recipes.schema import DataRecipe
 from tailseg.structures import Instances
-from tailseg.training.loop import train_dataset
 
 TRAIN = Compose((ResizeShortestEdge((20, 30), 60), HorizontalFlip(0.5)))
 KEEP = Compose(())
@@ -411,9 +410,9 @@ def test_images_without_objects_or_with_crowds_only_are_not_jittered(tmp_path):
 
 def test_the_recipe_says_how_often(tmp_path):
     data = DataSplits("test", write_set(tmp_path), None)
-    assert train_dataset(data, DataRecipe()).instaboost is None
-    assert train_dataset(data, DataRecipe(instaboost=0.5)).instaboost == InstaBoost(0.5, heatmap=False)
-    guided = train_dataset(data, DataRecipe(instaboost=0.25, instaboost_heatmap=True)).instaboost
+    assert train_dataset(data.train, DataRecipe()).instaboost is None
+    assert train_dataset(data.train, DataRecipe(instaboost=0.5)).instaboost == InstaBoost(0.5, heatmap=False)
+    guided = train_dataset(data.train, DataRecipe(instaboost=0.25, instaboost_heatmap=True)).instaboost
     assert guided == InstaBoost(0.25, heatmap=True)
 
 

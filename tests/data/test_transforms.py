@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import rasterise
 
 from tailseg.data import transforms
-from tailseg.data.annotations.masks import rasterise
 from tailseg.data.transforms import (
     Compose,
     HorizontalFlip,

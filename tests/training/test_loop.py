@@ -15,13 +15,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tailseg.data.annotations.annotations import Annotations
+from tailseg.data.dataset import evaluation_dataset, train_dataset
 from tailseg.data.sources import DataSplits, open_source
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.errors import UserError
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import to_yaml
-from tailseg.training.loop import Run, class_statistics, plain_dataset, train, train_dataset
+from tailseg.training.loop import Run, class_statistics, train
 
 TINY = (
     "model.backbone.pretrained=false",
@@ -278,7 +280,7 @@ def test_saved_average_is_what_was_evaluated(data: DataSplits, tmp_path: Path) -
     scores = train(recipe, data, tmp_path / "run", show=False)
     assert scores is not None
     model = load(tmp_path / "run" / "last.safetensors", "cpu")
-    dataset = plain_dataset(data, recipe.data, "val")
+    dataset = evaluation_dataset(data.val, recipe.data)
     again = evaluate(model.detector, dataset, tmp_path / "again", device=model.device, batch_size=2, show=False)
     assert again is not None
     assert again.metrics == scores.metrics
@@ -391,11 +393,25 @@ def test_a_loss_that_needs_them_gets_the_statistics(data: DataSplits, tmp_path: 
 
 def test_data_sets(data: DataSplits) -> None:
     recipe = tiny("data.flip=1").data
-    ours, whole = train_dataset(data, recipe), plain_dataset(data, recipe, "val")
-    assert (len(ours), len(whole), len(plain_dataset(data, recipe, "train"))) == (IMAGES, 4, IMAGES)
-    mirrored, straight = ours[0, 0], plain_dataset(data, recipe, "train")[0, 0]
+    ours, whole, bare = (
+        train_dataset(data.train, recipe),
+        evaluation_dataset(data.val, recipe),
+        evaluation_dataset(data.train, recipe),
+    )
+    assert (len(ours), len(whole), len(bare)) == (IMAGES, 4, IMAGES)
+    mirrored, straight = ours[0, 0], train_dataset(data.train, tiny("data.flip=0").data)[0, 0]
     assert torch.equal(mirrored.image, straight.image.flip(2))
     assert torch.equal(mirrored.instances.boxes[:, 0], 64 - straight.instances.boxes[:, 2])
+    assert torch.equal(bare[0, 0].image, straight.image)
+
+
+def test_evaluation_touches_no_ground_truth(data: DataSplits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No annotation is looked up and no mask painted for the images that a model detects in."""
+    for name in ("rows", "absent", "segmentation"):
+        monkeypatch.setattr(Annotations, name, None)
+    sample = evaluation_dataset(data.val, tiny().data)[0, 0]
+    assert len(sample.instances) == 0
+    assert not sample.absent.any()
 
 
 def test_bf16_trains_close_to_fp32(data: DataSplits, reference: Path, tmp_path: Path) -> None:

@@ -144,18 +144,20 @@ def evaluate(
     if split not in ("train", "val"):
         raise typer.BadParameter(f"'{split}' is not one of train, val", param_hint="--split")
     from tailseg.data.annotations.annotations import summary
+    from tailseg.data.dataset import evaluation_dataset
     from tailseg.data.sources import known_categories, open_source
     from tailseg.evaluation.evaluate import evaluate as run
     from tailseg.evaluation.metrics import ScoreOptions, format_table
     from tailseg.evaluation.tta import views_of
     from tailseg.predict import load
-    from tailseg.training.loop import plain_dataset
 
     limit = [] if max_dets is None else [f"test.max_detections={max_dets}"]
     loaded = load(model, settings=[*limit, *_tta_setting(tta), *(settings or ())])
     recipe, views = loaded.recipe.data, views_of(loaded.recipe.test)
     splits = open_source(data, need=(split,), rare_max=recipe.rare_max, common_max=recipe.common_max, show=not quiet)
-    dataset = plain_dataset(splits, recipe, split, resized=not views)
+    annotations = splits.val if split == "val" else splits.train
+    assert annotations is not None
+    dataset = evaluation_dataset(annotations, recipe, resized=not views)
     known = known_categories(dataset.annotations, loaded.categories, str(model))
     logging.getLogger(__name__).info(summary(dataset.annotations))
     folder = out or model.parent / f"eval-{splits.name}-{split}"

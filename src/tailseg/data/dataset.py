@@ -17,8 +17,9 @@ from torch.utils.data import Dataset
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.annotations.masks import bitmap_of, into_grid
 from tailseg.data.instaboost import InstaBoost, Objects
-from tailseg.data.transforms import Compose, Image, clip_boxes
+from tailseg.data.transforms import Compose, Image, clip_boxes, fit_transform, train_transform
 from tailseg.errors import UserError
+from tailseg.recipes.schema import DataRecipe
 from tailseg.structures import Instances, Sample
 
 MIN_TRAIN_SIDE = 32  # pixels; MMDetection's ``filter_cfg`` for LVIS
@@ -112,6 +113,7 @@ class DetectionDataset(Dataset[Sample]):
         drop_empty: bool,
         mask_grid: int = 112,
         instaboost: InstaBoost | None = None,
+        with_objects: bool = True,
     ) -> None:
         """Make a data set.
 
@@ -121,6 +123,7 @@ class DetectionDataset(Dataset[Sample]):
             drop_empty: leave out images without objects and those with a side below 32 pixels (training).
             mask_grid: cells of a mask's side; S = mask_grid + 2.
             instaboost: applied to some images before the transform, if given.
+            with_objects: False gives samples as if nothing were annotated, to detect in: no mask is painted.
 
         Raises:
             UserError: no image is left.
@@ -129,6 +132,7 @@ class DetectionDataset(Dataset[Sample]):
         self.transform = transform
         self.mask_grid = mask_grid
         self.instaboost = instaboost
+        self.with_objects = with_objects
         hws = annotations.image_hws
         kept = np.ones(len(annotations), np.bool_)
         if drop_empty:
@@ -168,10 +172,15 @@ class DetectionDataset(Dataset[Sample]):
         return Sample(
             image=_channels_first(image),
             instances=instances,
-            absent=torch.from_numpy(self.annotations.absent(position)),
+            absent=torch.from_numpy(self._absent(position)),
             image_id=int(self.annotations.image_ids[position]),
             original_hw=(height, width),
         )
+
+    def _absent(self, position: int) -> NDArray[np.bool_]:
+        if self.with_objects:
+            return self.annotations.absent(position)
+        return np.zeros(len(self.annotations.categories), np.bool_)
 
     def _image(self, position: int, reduction: int) -> Image:
         """The pixels in the orientation that the annotations were made in, reduced or (if no JPEG) whole."""
@@ -192,7 +201,7 @@ class DetectionDataset(Dataset[Sample]):
     def _objects(self, position: int) -> Objects:
         """The objects of an image, as annotated, boxes clipped to it."""
         annotations = self.annotations
-        rows = annotations.rows(position)
+        rows = annotations.rows(position) if self.with_objects else np.zeros(0, np.int64)
         height, width = annotations.image_hws[position].tolist()
         return Objects(
             boxes=clip_boxes(torch.from_numpy(annotations.boxes[rows]), (height, width)).numpy(),
@@ -213,3 +222,20 @@ class DetectionDataset(Dataset[Sample]):
             masks=torch.from_numpy(masks),
             mask_frames=torch.from_numpy(frames),
         )
+
+
+def train_dataset(annotations: Annotations, recipe: DataRecipe) -> DetectionDataset:
+    """The training split with the recipe's augmentation; images without annotations are left out."""
+    return DetectionDataset(
+        annotations,
+        train_transform(recipe),
+        drop_empty=True,
+        mask_grid=recipe.mask_grid,
+        instaboost=InstaBoost(recipe.instaboost, recipe.instaboost_heatmap) if recipe.instaboost > 0 else None,
+    )
+
+
+def evaluation_dataset(annotations: Annotations, recipe: DataRecipe, *, resized: bool = True) -> DetectionDataset:
+    """A whole split to detect in, with the recipe's test transform; not ``resized``, as the files are: for views."""
+    transform = fit_transform(recipe.test_short_edge, recipe.long_edge) if resized else Compose(())
+    return DetectionDataset(annotations, transform, drop_empty=False, with_objects=False)

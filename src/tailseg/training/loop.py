@@ -20,12 +20,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tailseg.checkpoint import load_trainer, save_model, save_trainer
 from tailseg.data.annotations.annotations import Annotations, summary
-from tailseg.data.dataset import DetectionDataset
-from tailseg.data.instaboost import InstaBoost
+from tailseg.data.dataset import evaluation_dataset, train_dataset
 from tailseg.data.loading import train_loader
 from tailseg.data.sampling import RepeatFactors, TrainSampler, epoch_draw
 from tailseg.data.sources import DataSplits
-from tailseg.data.transforms import Compose, fit_transform, train_transform
 from tailseg.errors import UserError
 from tailseg.evaluation.evaluate import evaluate
 from tailseg.evaluation.metrics import Scores
@@ -34,7 +32,7 @@ from tailseg.model.backbone import load_pretrained
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.progress import progress_bar
-from tailseg.recipes.schema import DataRecipe, Recipe
+from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import flatten, to_yaml
 from tailseg.training.distributed import batch_norm_note, launch
 from tailseg.training.feature_cache import readable
@@ -47,18 +45,6 @@ logger = logging.getLogger(__name__)
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 
-def train_dataset(data: DataSplits, recipe: DataRecipe) -> DetectionDataset:
-    """The training split with the recipe's augmentation; images without annotations are left out."""
-    assert data.train is not None
-    return DetectionDataset(
-        data.train,
-        train_transform(recipe),
-        drop_empty=True,
-        mask_grid=recipe.mask_grid,
-        instaboost=InstaBoost(recipe.instaboost, recipe.instaboost_heatmap) if recipe.instaboost > 0 else None,
-    )
-
-
 def class_statistics(train: Annotations) -> ClassStatistics:
     """What a loss may know of the classes before training; images without objects are not trained on."""
     return ClassStatistics(
@@ -66,14 +52,6 @@ def class_statistics(train: Annotations) -> ClassStatistics:
         images=torch.tensor([category.image_count for category in train.categories]),
         instances=torch.tensor([category.instance_count for category in train.categories]),
     )
-
-
-def plain_dataset(data: DataSplits, recipe: DataRecipe, split: str, *, resized: bool = True) -> DetectionDataset:
-    """A whole split with the recipe's test transform, or not ``resized``, as the files are: to make views of."""
-    annotations = data.val if split == "val" else data.train
-    assert annotations is not None
-    transform = fit_transform(recipe.test_short_edge, recipe.long_edge) if resized else Compose(())
-    return DetectionDataset(annotations, transform, drop_empty=False, mask_grid=recipe.mask_grid)
 
 
 def train(
@@ -163,7 +141,7 @@ class Run:
         self.fabric, self.recipe, self.data, self.out, self.seed = fabric, recipe, data, out, seed
         self.leads = fabric.global_rank == 0
         self.categories = data.train.categories
-        self.dataset = train_dataset(data, recipe.data)
+        self.dataset = train_dataset(data.train, recipe.data)
         self.sampler = TrainSampler(
             self.dataset.aspect_groups,
             recipe.data.batch_per_device,
@@ -361,9 +339,10 @@ class Run:
 
         A recipe's test-time augmentation is left out: it would take some thirty times as long.
         """
+        assert self.data.val is not None
         scores = evaluate(
             self._saved_detector(),
-            plain_dataset(self.data, self.recipe.data, "val"),
+            evaluation_dataset(self.data.val, self.recipe.data),
             self.out,
             device=self.fabric.device,
             batch_size=self.recipe.data.batch_per_device,
