@@ -34,7 +34,7 @@ from gpu import in_error_mode
 from torch import Tensor
 from torch.nn import functional as F
 
-from tailseg.losses import CLASSIFICATIONS, NEED_STATISTICS, ClassStatistics, SeesawLoss
+from tailseg.losses import CLASSIFICATIONS, ClassStatistics, SeesawLoss
 
 SIZES = ((256, 1203), (1024, 1203), (256, 8142))  # samples and classes: LVIS, LVIS, iNaturalist 2018
 TEXTBOOK_SIZE = (256, 1203)
@@ -94,7 +94,7 @@ def classification_step(name: str, size: tuple[int, int], device: torch.device) 
     kind = CLASSIFICATIONS[name]
     images = (2000 / torch.arange(1, classes + 1)).ceil().long()
     known = {"statistics": ClassStatistics(num_images=100_000, images=images, instances=images)}
-    classification = kind(classes, **(known if kind in NEED_STATISTICS else {})).to(device).train()
+    classification = kind(classes, **(known if kind.needs_statistics else {})).to(device).train()
     logits, labels = inputs(samples, classification.num_logits, classes, device)
     valid = torch.ones_like(labels, dtype=torch.bool)
     return with_backward(lambda: sum(classification.loss(logits, labels, valid).values()), logits)

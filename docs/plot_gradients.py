@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tailseg.data.synthetic.generate import lvis_curve
-from tailseg.losses import CLASSIFICATIONS, NEED_STATISTICS, ClassStatistics, FederatedClassification
+from tailseg.losses import CLASSIFICATIONS, ClassStatistics, FederatedClassification
 
 LVIS_CLASSES, LVIS_TRAIN_IMAGES = 1203, 100_170
 FREQUENT, RARE = 0, 1  # the two classes of (a) and (b)
@@ -63,7 +63,7 @@ def make(name: str, images: Tensor, instances: Tensor, num_images: int) -> Any:
     """A loss of ``LOSSES`` that knows the data; Seesaw has counted every instance once."""
     key, options, *_ = LOSSES[name]
     kind = CLASSIFICATIONS[key]
-    if kind in NEED_STATISTICS:
+    if kind.needs_statistics:
         options = options | {"statistics": ClassStatistics(num_images=num_images, images=images, instances=instances)}
     classification = kind(len(images), **options)
     if key == "seesaw":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tailseg.losses import CLASSIFICATIONS, NEED_STATISTICS, ClassStatistics
+from tailseg.losses import CLASSIFICATIONS, ClassStatistics
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs"
 OBJECTS = (5000, 700, 30, 4)  # class 0 is frequent, class 3 rare
@@ -22,7 +22,7 @@ POINTS = [(0.3, -0.2, 0.5, 0.1, -0.4), (2.0, 0.0, -1.0, -3.0, 0.5), (-1.0, 0.2, 
 def own_gradient(name: str, z: tuple[float, ...], label: int, prepare=None, **options) -> float:
     """Autograd's gradient on the rare class's logit from one RoI."""
     kind = CLASSIFICATIONS[name]
-    if kind in NEED_STATISTICS:
+    if kind.needs_statistics:
         options["statistics"] = ClassStatistics(
             num_images=NUM_IMAGES, images=torch.tensor(IMAGES), instances=torch.tensor(OBJECTS)
         )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tailseg.losses import CLASSIFICATIONS, NEED_STATISTICS, ClassStatistics, SeesawLoss
+from tailseg.losses import CLASSIFICATIONS, ClassStatistics, SeesawLoss
 from tailseg.losses.seesaw_kernels import plain_seesaw, triton_seesaw
 
 pytestmark = [
@@ -54,7 +54,7 @@ def test_every_loss_equals_the_cpu_and_waits_for_nothing(name):
     counts = torch.arange(1, classes + 1) * 30
     kind = CLASSIFICATIONS[name]
     known = {"statistics": ClassStatistics(num_images=5000, images=counts, instances=counts)}
-    options = known if kind in NEED_STATISTICS else {}
+    options = known if kind.needs_statistics else {}
     # What is drawn by lot differs between devices: let every class and every RoI take part.
     options |= {"federated": {"sampled": classes + 1}, "group-softmax": {"others_ratio": 1e9}}.get(name, {})
     ours, theirs = kind(classes, **options).cuda(), kind(classes, **options)

@@ -12,13 +12,12 @@ from tailseg.layers.roi_pooling import RoIPooler
 from tailseg.layers.shifted_pooling import pyramid_rows, shifted_roi_align
 from tailseg.losses import (
     CLASSIFICATIONS,
-    NEED_STATISTICS,
     ClassStatistics,
     CrossEntropyClassification,
     EqualizationV2Classification,
     SeesawClassification,
 )
-from tailseg.losses.classification import PRIOR_001, unlearned
+from tailseg.losses.classification import PRIOR_001, frozen_statistics
 from tailseg.model.box_head import BoxPrediction, RoITargets
 from tailseg.model.tsd import TsdBoxHead, constraint_means, paired_iou, progressive_gaps
 
@@ -336,7 +335,7 @@ def test_every_parameter_learns_with_every_loss(loss):
     torch.manual_seed(0)
     kind = CLASSIFICATIONS[loss]
     statistics = ClassStatistics(num_images=200, images=torch.tensor([9, 99, 1]), instances=torch.tensor([9, 999, 1]))
-    classification = kind(3, **({"statistics": statistics} if kind in NEED_STATISTICS else {}))
+    classification = kind(3, **({"statistics": statistics} if kind.needs_statistics else {}))
     head = TsdBoxHead(CHANNELS, classification, width=16).train()
     targets, images = some_targets(), images_of(3)
     for features in images.pyramid:
@@ -375,10 +374,10 @@ def test_statistics_are_updated_once_a_step():
     assert torch.equal(balanced.negative_gradients, alone.negative_gradients)
 
 
-def test_unlearned_restores_every_mode():
+def test_frozen_statistics_restores_every_mode():
     classification = SeesawClassification(2).train()
     classification.seesaw.eval()
-    with unlearned(classification):
+    with frozen_statistics(classification):
         assert not classification.training
         assert not classification.seesaw.training
     assert classification.training

@@ -10,7 +10,7 @@ import yaml
 from tailseg.checkpoint import save_model
 from tailseg.errors import UserError
 from tailseg.layers.carafe import CarafeUpsample
-from tailseg.losses import CLASSIFICATIONS, NEED_STATISTICS, ClassStatistics
+from tailseg.losses import CLASSIFICATIONS, ClassStatistics
 from tailseg.model.build import build_detector
 from tailseg.model.tsd import TsdBoxHead
 from tailseg.recipes.ladder import REPORT
@@ -82,7 +82,7 @@ def test_a_model_of_every_loss_is_complete_in_its_state(loss: str) -> None:
     loaded = build_detector(recipe, CLASSES)
     buffers = loaded.stages[0].box_head.classification.buffers()
     unknown = [b for b in buffers if b.is_floating_point() and bool(b.isnan().all())]
-    assert bool(unknown) == (CLASSIFICATIONS[loss] in NEED_STATISTICS)
+    assert bool(unknown) == (CLASSIFICATIONS[loss].needs_statistics)
     loaded.load_state_dict(trained.state_dict())
     for ours, theirs in zip(loaded.train()(batch()).values(), trained(batch()).values(), strict=True):
         assert bool(torch.isfinite(ours))
@@ -109,7 +109,7 @@ def test_another_loss_brings_its_own_keys_and_keeps_the_shared_ones() -> None:
 def test_tau_norm_needs_one_plain_row_a_class(settings: list[str]) -> None:
     assert resolve("demo/cross-entropy", ["test.tau_norm=0.7"]).test.tau_norm == 0.7
     with pytest.raises(UserError, match=r"recipe: test.tau_norm = 0.7 does not go with .*; set it to 0"):
-        resolve("demo/cross-entropy", ["test.tau_norm=0.7", *settings])
+        build_detector(resolve("demo/cross-entropy", ["test.tau_norm=0.7", *settings]), CLASSES)
 
 
 def test_every_loss_has_one_home_for_its_defaults() -> None:

@@ -1,7 +1,5 @@
 """The losses: one file each; usable with any model."""
 
-from typing import Any
-
 from tailseg.losses.classification import Classification, ClassStatistics
 from tailseg.losses.cross_entropy import CrossEntropyClassification
 from tailseg.losses.equalization import EqualizationClassification, EqualizationV2Classification
@@ -16,8 +14,7 @@ from tailseg.losses.rebalanced import (
 from tailseg.losses.seesaw import SeesawClassification, SeesawLoss
 from tailseg.losses.tau_norm import tau_normalize
 
-# By the name in a recipe's `classifier.loss`. Values of one call signature would need a protocol of constructors.
-CLASSIFICATIONS: dict[str, Any] = {
+CLASSIFICATIONS: dict[str, type[Classification]] = {  # by the name in a recipe's `classifier.loss`
     "cross-entropy": CrossEntropyClassification,
     "seesaw": SeesawClassification,
     "eql": EqualizationClassification,
@@ -29,20 +26,9 @@ CLASSIFICATIONS: dict[str, Any] = {
     "logit-adjustment": LogitAdjustmentClassification,
     "focal": FocalClassification,
 }
-NEED_STATISTICS = frozenset(
-    {
-        EqualizationClassification,
-        GroupSoftmaxClassification,
-        FederatedClassification,
-        ClassBalancedClassification,
-        LDAMClassification,
-        LogitAdjustmentClassification,
-    }
-)
 
 __all__ = [
     "CLASSIFICATIONS",
-    "NEED_STATISTICS",
     "ClassBalancedClassification",
     "ClassStatistics",
     "Classification",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ PRIOR_001 = -6.906755  # ln(0.001 / 0.999): the bias at which a sigmoid starts a
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ClassStatistics:
-    """What the training annotations say of their classes.
+    """Class statistics of the training set.
 
     Raises:
         ValueError: the two counts are not of one shape (C,), or there are no images.
@@ -40,32 +40,37 @@ class ClassStatistics:
             )
 
 
-class Classification(Protocol):
-    """A way to learn classes; every implementation is also an `nn.Module` (it may hold counts).
+class Classification(nn.Module):
+    """Base of all ways to learn classes.
 
     All are made as ``Kind(num_classes, *, statistics=None, **options)`` or, where nothing about the data has to be
     known, ``Kind(num_classes, **options)``. One made without the statistics that it needs holds NaN in their place
     until a state dict is loaded.
     """
 
+    needs_statistics: ClassVar[bool] = False  # of the training annotations
+    learned_buffers: ClassVar[tuple[str, ...]] = ()  # that change while it trains (counts, gradients)
+    layout_buffers: ClassVar[tuple[str, ...]] = ()  # that say which logit belongs to which class
+    tau_norm_applies: ClassVar[bool] = True  # the classifier has one plain row a class, in the order of the labels
+    initial_bias: ClassVar[float]  # of every logit of the classifier, before training
     num_classes: int
     num_logits: int
-    initial_bias: float  # of every logit of the classifier, before training
 
     def loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Named scalar losses of logits (R, num_logits), labels (R,) in [0, C] and valid (R,) bool."""
+        raise NotImplementedError
 
     def scores(self, logits: Tensor) -> Tensor:
         """Scores (R, C + 1) in [0, 1] of logits (R, num_logits), background last (0 where a loss has none)."""
+        raise NotImplementedError
 
 
 @contextmanager
-def unlearned(classification: Classification) -> Iterator[None]:
-    """Losses computed inside leave no trace in what a classification gathers while it trains (counts, gradients).
+def frozen_statistics(classification: Classification) -> Iterator[None]:
+    """Compute losses without updating running statistics (counts, gradients).
 
     For a second branch that a step trains on the same RoIs.
     """
-    assert isinstance(classification, nn.Module)
     modes = [(module, module.training) for module in classification.modules()]
     classification.eval()
     try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from tailseg.losses.classification import at_least_float32, mean_over_valid
+from tailseg.losses.classification import Classification, at_least_float32, mean_over_valid
 
 
-class CrossEntropyClassification(nn.Module):
+class CrossEntropyClassification(Classification):
     """Softmax cross-entropy over C classes and background (C + 1 logits).
 
     Args:

@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from tailseg.losses.classification import PRIOR_001, ClassStatistics, at_least_float32, mean_over_valid, one_hot
+from tailseg.losses.classification import (
+    PRIOR_001,
+    Classification,
+    ClassStatistics,
+    at_least_float32,
+    mean_over_valid,
+    one_hot,
+)
 
 UNSEEN_RATIO = 100.0  # of a class that has had no gradient yet: it is weighted as one in balance
 
 
-class EqualizationClassification(nn.Module):
+class EqualizationClassification(Classification):
     """EQL: one sigmoid a class, in which foreground of other classes does not push rare classes down (C logits).
 
     L = Σ_r Σ_j w_rj · BCE(z_rj, t_rj) / R, with w_rj = 0 where RoI r is foreground of another class than j and j is
@@ -30,6 +37,7 @@ class EqualizationClassification(nn.Module):
         ValueError: the statistics are of another number of classes, or the threshold is not in [0, 1].
     """
 
+    needs_statistics = True
     initial_bias = PRIOR_001
     spared: Tensor  # (C,) float32, 1 for rare classes; NaN while nothing is known of the data
 
@@ -62,7 +70,7 @@ class EqualizationClassification(nn.Module):
         return F.pad(logits.float().sigmoid(), (0, 1))
 
 
-class EqualizationV2Classification(nn.Module):
+class EqualizationV2Classification(Classification):
     """EQL v2: sigmoids whose weights balance the gradients that a class has had as positive and as negative.
 
     Of each class j the ratio g_j = P_j / Q_j of the gradients so far gives f_j = 1 / (1 + e^{-γ (g_j - μ)}), the weight
@@ -80,6 +88,7 @@ class EqualizationV2Classification(nn.Module):
         ValueError: an argument is negative.
     """
 
+    learned_buffers = ("positive_gradients", "negative_gradients")
     initial_bias = PRIOR_001
     positive_gradients: Tensor  # (C,) float32, P: of RoIs of the class
     negative_gradients: Tensor  # (C,) float32, Q: of all other RoIs

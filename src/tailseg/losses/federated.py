@@ -6,13 +6,13 @@ Of arXiv 2103.07461, in the form of detectron2 (spec, section 9).
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from tailseg.losses.classification import ClassStatistics, at_least_float32, mean_over_valid, one_hot
+from tailseg.losses.classification import Classification, ClassStatistics, at_least_float32, mean_over_valid, one_hot
 
 
-class FederatedClassification(nn.Module):
+class FederatedClassification(Classification):
     """One sigmoid a class, of which a step counts only some (C logits, no logit of background).
 
     Those are the classes of the step's valid RoIs and, as far as they and background (if present) are fewer than
@@ -31,6 +31,7 @@ class FederatedClassification(nn.Module):
 
     # ln(0.01 / 0.99), as in detectron2, and not the 0.001 of losses over all C: a RoI meets some 50 sigmoids, so the
     # negatives of a fresh classifier still add up to no more than half a nat, and positives are not as rare.
+    needs_statistics = True
     initial_bias = -4.595120
     weights: Tensor  # (C,) float32, of the draw; NaN while nothing is known of the data
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from tailseg.losses.classification import at_least_float32, one_hot
+from tailseg.losses.classification import Classification, at_least_float32, one_hot
 
 
-class FocalClassification(nn.Module):
+class FocalClassification(Classification):
     """One sigmoid a class, FL = -α_t · (1 - p_t)^γ · ln p_t (C logits, no logit of background).
 
     p_t is the probability given to what is true of RoI and class: σ(z) for the label's class, 1 - σ(z) for every other

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from tailseg.losses.classification import ClassStatistics, at_least_float32, one_hot
+from tailseg.losses.classification import Classification, ClassStatistics, at_least_float32, one_hot
 
 
-class GroupSoftmaxClassification(nn.Module):
+class GroupSoftmaxClassification(Classification):
     """A softmax in each group of classes of similar instance counts, and one of background against foreground (BAGS).
 
     Every group has one more logit, "others": the answer for RoIs of other groups and, in the background group, for
@@ -31,6 +31,9 @@ class GroupSoftmaxClassification(nn.Module):
             negative.
     """
 
+    needs_statistics = True
+    layout_buffers = ("groups",)
+    tau_norm_applies = False
     initial_bias = 0.0
     groups: Tensor  # (C, G) float32, 1 at the group of each class; NaN while nothing is known of the data
 

@@ -39,6 +39,7 @@ class ClassBalancedClassification(CrossEntropyClassification):
         ValueError: the statistics are of another number of classes, or beta is not in [0, 1).
     """
 
+    needs_statistics = True
     weights: Tensor  # (C,) float32, of a sample of each class; NaN while nothing is known of the data
 
     def __init__(self, num_classes: int, *, statistics: ClassStatistics | None = None, beta: float = 0.999) -> None:
@@ -77,6 +78,7 @@ class LDAMClassification(CrossEntropyClassification):
         ValueError: the statistics are of another number of classes, max_margin is negative or scale not positive.
     """
 
+    needs_statistics = True
     relative_margins: Tensor  # (C,) float32 in (0, 1], m_j / max_margin; NaN while nothing is known of the data
 
     def __init__(
@@ -123,6 +125,7 @@ class LogitAdjustmentClassification(CrossEntropyClassification):
         ValueError: the statistics are of another number of classes, or tau is negative.
     """
 
+    needs_statistics = True
     log_ratios: Tensor  # (C,) float32, ln(C · π); NaN while nothing is known of the data
 
     def __init__(self, num_classes: int, *, statistics: ClassStatistics | None = None, tau: float = 1.0) -> None:

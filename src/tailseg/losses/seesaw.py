@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tailseg.losses.classification import at_least_float32, mean_over_valid
+from tailseg.losses.classification import Classification, at_least_float32, mean_over_valid
 from tailseg.losses.seesaw_kernels import seesaw_losses
 
 
@@ -193,7 +193,7 @@ class SeesawLoss(nn.Module):
         )
 
 
-class SeesawClassification(nn.Module):
+class SeesawClassification(Classification):
     """Seesaw Loss over the classes and, beside it, an objectness branch (report, section 1.1, Eqs. 1, 2 and 4).
 
     Logits are C classes, then ``object``, then ``background``. Without the objectness branch background is one more
@@ -206,6 +206,7 @@ class SeesawClassification(nn.Module):
         objectness: train the branch of Eq. 4.
     """
 
+    learned_buffers = ("seesaw.counts",)
     initial_bias = 0.0
 
     def __init__(self, num_classes: int, *, p: float = 0.8, q: float = 0.0, objectness: bool = True) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tailseg.losses import CLASSIFICATIONS, NEED_STATISTICS, Classification, ClassStatistics
+from tailseg.errors import UserError
+from tailseg.losses import CLASSIFICATIONS, Classification, ClassStatistics
 from tailseg.model.backbone import Backbone
 from tailseg.model.box_head import ROI_SIZE, BoxHead, ClassBranch, RoISampler
 from tailseg.model.context import ContextEncoder
@@ -29,7 +30,11 @@ def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics
         recipe: its `model`, `classifier` and `test` sections are read.
         num_classes: C.
         statistics: of the training annotations; None for a detector whose state dict will be loaded.
+
+    Raises:
+        UserError: ``test.tau_norm`` does not go with the classifier.
     """
+    _require_tau_norm_applies(recipe)
     model = recipe.model
     backbone = Backbone(**model.backbone.model_dump(exclude={"pretrained"}))
     channels = model.neck.channels
@@ -108,7 +113,14 @@ def build_classification(
     """The object that owns a classifier's logits, loss and scores."""
     kind = CLASSIFICATIONS[classifier.loss]
     options = classifier.model_dump(exclude=set(ClassifierRecipe.model_fields))
-    if kind in NEED_STATISTICS:
+    if kind.needs_statistics:
         options["statistics"] = statistics
-    result: Classification = kind(num_classes, **options)
-    return result
+    return kind(num_classes, **options)
+
+
+def _require_tau_norm_applies(recipe: Recipe) -> None:
+    """Raise UserError where rows of the classifier have no norm to divide by, or are not those of the classes."""
+    classifier, tau = recipe.classifier, recipe.test.tau_norm
+    if tau > 0 and (classifier.normalized or not CLASSIFICATIONS[classifier.loss].tau_norm_applies):
+        what = "a normalised classifier" if classifier.normalized else classifier.loss
+        raise UserError(f"recipe: test.tau_norm = {tau:g} does not go with {what}; set it to 0")

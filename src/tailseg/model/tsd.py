@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tailseg.losses import Classification
-from tailseg.losses.classification import at_least_float32, unlearned
+from tailseg.losses.classification import at_least_float32, frozen_statistics
 from tailseg.model.box_head import (
     ROI_SIZE,
     BoxPrediction,
@@ -150,7 +150,7 @@ class TsdBoxHead(nn.Module):
         losses["box"] = box_loss(replace(prediction, boxes=origin), targets, self.stds, self.box_beta)
         if sibling is None:
             return losses
-        with unlearned(self.classification):
+        with frozen_statistics(self.classification):
             own = self.classification.loss(sibling.logits, targets.labels, targets.valid)
         own["box"] = box_loss(sibling, targets, self.stds, self.box_beta)
         losses |= {f"sibling_{name}": value for name, value in own.items()}

@@ -519,10 +519,3 @@ class Recipe(Section):
     training: TrainingRecipe = TrainingRecipe()
     test: TestRecipe = TestRecipe()
     finetune: FinetuneRecipe = FinetuneRecipe()
-
-    @model_validator(mode="after")
-    def _tau_norm_needs_rows_of_classes(self) -> Recipe:
-        if self.test.tau_norm > 0 and (self.classifier.normalized or self.classifier.loss == "group-softmax"):
-            what = "a normalised classifier" if self.classifier.normalized else "group-softmax"
-            raise ValueError(f"test.tau_norm = {self.test.tau_norm:g} does not go with {what}; set it to 0")
-        return self

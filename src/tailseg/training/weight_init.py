@@ -16,6 +16,7 @@ from tailseg.checkpoint import Checkpoint, load_model
 from tailseg.data.annotations.annotations import Category
 from tailseg.data.sources import same_name
 from tailseg.errors import UserError
+from tailseg.losses import CLASSIFICATIONS
 from tailseg.model.detector import Detector, Stage
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import flatten
@@ -42,7 +43,6 @@ MEANING = (  # recipe keys, or their beginnings, that change what given weights 
     *("model.stages.", "model.tsd.gamma", "model.context.residual", "model.pixel_", "classifier.temperature"),
     *("model.mask_head.upsample", "model.mask_head.normalized", "model.mask_head.temperature"),
 )
-RUNNING = ("seesaw.counts", "positive_gradients", "negative_gradients")  # of it, what it learnt in training
 
 
 def start_from(path: Path, detector: Detector, recipe: Recipe, categories: Sequence[Category]) -> str:
@@ -63,6 +63,7 @@ def start_from(path: Path, detector: Detector, recipe: Recipe, categories: Seque
     theirs, own = checkpoint.state, detector.state_dict()
     source = _their_labels(categories, checkpoint.categories)
     same = source == list(range(len(checkpoint.categories)))
+    kind = CLASSIFICATIONS[recipe.classifier.loss]
     keep_classifier = _same_classifier(recipe, checkpoint, own, len(categories), same=same)
     second_there = any(SECOND in key for key in theirs)
     agnostic = dict.fromkeys(("box_head.regressor", "box_head.sibling_regressor"), recipe.model.box_head.class_agnostic)
@@ -73,7 +74,7 @@ def start_from(path: Path, detector: Detector, recipe: Recipe, categories: Seque
         if SECOND in key and not second_there:
             filled[key] = value
         elif _of_statistics(key):
-            filled[key] = theirs[key] if same and keep_classifier and key.endswith(RUNNING) else value
+            filled[key] = theirs[key] if same and keep_classifier and key.endswith(kind.learned_buffers) else value
         elif part in CLASSIFIERS and not keep_classifier:
             filled[key] = value
         elif key not in theirs:
@@ -132,10 +133,8 @@ def _same_classifier(
     key = "stages.0.box_head.classifier.bias"
     if len(own[key]) - classes != len(checkpoint.state[key]) - len(checkpoint.categories):
         return False
-    if ours.loss != "group-softmax":
-        return True
-    groups = f"stages.0{STATISTICS[0]}groups"  # of each class; which logit is whose follows from it
-    return same and torch.equal(own[groups], checkpoint.state[groups])
+    layout = [f"stages.0{STATISTICS[0]}{name}" for name in CLASSIFICATIONS[ours.loss].layout_buffers]
+    return not layout or (same and all(torch.equal(own[key], checkpoint.state[key]) for key in layout))
 
 
 def _with_rows(
