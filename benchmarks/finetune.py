@@ -73,7 +73,7 @@ def finetuned(recipe: Recipe, data: DataSplits, init: Path, out: Path, device: t
     size = sum(file.stat().st_size for file in files)
     with closing(run.batches()) as batches:
         steps = [harness.timed(lambda: run.train_step(batches), device) for _ in range(run.total_steps)]
-    run.finish()
+    run.learner.finish()
     whole = Times(
         filling.clock + sum(step.clock for step in steps), filling.processor + sum(step.processor for step in steps)
     )

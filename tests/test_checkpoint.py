@@ -10,16 +10,15 @@ from torch import nn
 
 from tailseg.checkpoint import (
     load_model,
-    load_trainer,
     load_weights,
     read_tensors,
     save_model,
-    save_trainer,
     write_tensors,
 )
 from tailseg.data.annotations.annotations import Category
 from tailseg.errors import UserError
 from tailseg.recipes.resolve import resolve
+from tailseg.training.resumption import load_trainer, save_trainer
 
 CATEGORIES = (Category(3, "zebra crossing", "r", 1, 2), Category(17, "café", "f", 200, 400))
 

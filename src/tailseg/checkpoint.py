@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -25,9 +24,6 @@ from tailseg.recipes.model_header import read_header, recipe_in, unreadable
 from tailseg.recipes.schema import Recipe
 
 VERSION = version("tailseg")
-MODEL_KEY = "model."
-OPTIMIZER_KEY = "optimizer."
-AVERAGE_KEY = "average."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -128,44 +124,3 @@ def load_weights(detector: nn.Module, state: Mapping[str, Tensor], path: Path) -
     if wrong:
         raise UserError(f"{path}: does not fit its recipe, first at '{wrong[0]}'; the file is damaged or was edited")
     detector.load_state_dict(state)
-
-
-def save_trainer(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: nn.Module | None,
-    about: Mapping[str, Any],
-) -> None:
-    """Write all that a run needs to go on: weights, optimiser, moving average; ``about`` holds step and settings."""
-    tensors = {MODEL_KEY + key: value for key, value in model.state_dict().items()}
-    if average is not None:
-        tensors |= {AVERAGE_KEY + key: value for key, value in average.state_dict().items()}
-    for index, slots in optimizer.state_dict()["state"].items():
-        tensors |= {f"{OPTIMIZER_KEY}{index}.{name}": v for name, v in slots.items() if isinstance(v, Tensor)}
-    write_tensors(path, tensors, {"tailseg": VERSION, **about})
-
-
-def load_trainer(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None
-) -> dict[str, Any]:
-    """Put a file of `save_trainer` back into its objects; returns what was said ``about`` it."""
-    tensors, about = read_tensors(path)
-    load_weights(model, _part(tensors, MODEL_KEY), path)
-    if average is not None:
-        load_weights(average, _part(tensors, AVERAGE_KEY), path)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in _part(tensors, OPTIMIZER_KEY).items():
-        index, name = key.split(".", 1)
-        like = parameters[int(index)]
-        if value.shape == like.shape:
-            # Fused optimisers pair parameter and state in memory order, so both need the same, channels_last or not.
-            value = torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return about
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -41,7 +41,7 @@ from tailseg.training.feature_cache import (
     readable,
     require_room,
 )
-from tailseg.training.finetune import Branches, BranchInputs, ClassInputs, Frozen, join
+from tailseg.training.finetune import Branches, BranchInputs, ClassInputs, Finetuning, Frozen, join
 from tailseg.training.loop import Run, train
 from tailseg.training.weight_init import start_from
 
@@ -151,7 +151,7 @@ def assert_same_run(out: Path, reference: Path) -> None:
 
 def run_of(recipe: Recipe, data: DataSplits, out: Path, init: Path) -> Run:
     run = Run(launch(1), recipe, data, out, 0, init)
-    assert run.finetuning is not None
+    assert isinstance(run.learner, Finetuning)
     return run
 
 
@@ -181,8 +181,8 @@ def test_all_but_the_branches_stays_bit_for_bit(
 
     def watched(self: Run, batches: Iterator[Any]) -> None:
         step(self, batches)
-        assert self.finetuning is not None
-        branches = set(self.finetuning.branches.modules())
+        assert isinstance(self.learner, Finetuning)
+        branches = set(self.learner.branches.modules())
         assert all(m.training == (m in branches) for m in self.detector.modules())
         for name, parameter in self.detector.named_parameters():
             assert parameter.requires_grad == (SECOND in name), name
@@ -346,7 +346,7 @@ def test_features_are_those_of_a_training_step(
     """`Detector.forward`, watched at its box heads: the same proposals, RoIs drawn, boxes refined."""
     recipe = finetuned(kind, f"model.box_head.rois={slots}")
     run = run_of(recipe, data, tmp_path / "run", model(kind))
-    assert run.finetuning is not None
+    assert isinstance(run.learner, Finetuning)
     detector = run.detector
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
     sampled: list[Any] = []
@@ -359,7 +359,7 @@ def test_features_are_those_of_a_training_step(
         stage.box_head.register_forward_hook(watch)
     for index in range(3):
         batch, seed = collate([run.dataset[index, 5]]), 77 + index
-        found = run.finetuning.frozen(batch, seed)
+        found = run.learner.frozen(batch, seed)
         ours, our_targets = list(seen), list(sampled)
         seen.clear(), sampled.clear()
         loss, detector.rpn.loss = detector.rpn.loss, lambda *_: {}  # draws random numbers
@@ -456,12 +456,12 @@ def test_what_a_sample_shows_depends_on_no_neighbour(data: DataSplits, model: Mo
         model("row-6-seesaw"),
     )
     alone: dict[tuple[int, int], BranchInputs] = {}
-    assert run.finetuning is not None
+    assert isinstance(run.learner, Finetuning)
     for sample in run.sampler.all_views(range(2)):
-        image = run.finetuning.images[sample]
+        image = run.learner.images[sample]
         torch.manual_seed(len(alone))
         state = torch.get_rng_state()
-        alone[sample] = run.finetuning.frozen(image.batch, image.seed)
+        alone[sample] = run.learner.frozen(image.batch, image.seed)
         assert torch.equal(torch.get_rng_state(), state)
     shapes = {tuple(run.dataset[sample].image.shape) for sample in alone}
     assert len(shapes) > 1
@@ -479,17 +479,17 @@ def test_what_a_sample_shows_depends_on_no_neighbour(data: DataSplits, model: Mo
 def test_images_that_hold_nothing(data: DataSplits, model: Model, tmp_path: Path) -> None:
     """A crop may have cut all objects off: everything is background, and gradients are finite."""
     run = run_of(finetuned("row-6-seesaw"), data, tmp_path / "run", model("row-6-seesaw"))
-    assert run.finetuning is not None
+    assert isinstance(run.learner, Finetuning)
     sample = run.dataset[0]
     empty = collate([type(sample)(
         image=sample.image, instances=sample.instances[torch.zeros(0, dtype=torch.int64)], absent=sample.absent,
         image_id=1, original_hw=sample.original_hw,
     )])  # fmt: skip
-    inputs = run.finetuning.frozen(empty, 3)
+    inputs = run.learner.frozen(empty, 3)
     assert all((own.labels[own.valid] == CLASSES).all() for own in inputs.stages)
     losses = run.model(inputs)
     torch.stack(list(losses.values())).sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in run.finetuning.branches.parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in run.learner.branches.parameters())
     assert all(value.item() == 0 for name, value in losses.items() if name.endswith("classes"))
 
 
@@ -663,18 +663,18 @@ def test_processes_stop_together(
         "global_rank": 1, "world_size": 2, "device": torch.device("cpu"), "all_reduce": staticmethod(reduced),
         "barrier": staticmethod(lambda: None),
     })  # fmt: skip
-    assert run.finetuning is not None
-    assert run.finetuning.cache is not None
-    run.finetuning.cache.claim(run.finetuning.about())  # as the first one does
+    assert isinstance(run.learner, Finetuning)
+    assert run.learner.cache is not None
+    run.learner.cache.claim(run.learner.about())  # as the first one does
     if state == finetune.STOPPED:
-        assert not run.finetuning.fill(range(1), first, [], show=False)
+        assert not run.learner.fill(range(1), first, [], show=False)
     else:
         with pytest.raises(UserError, match="another process could not fill it"):
-            run.finetuning.fill(range(1), first, [], show=False)
+            run.learner.fill(range(1), first, [], show=False)
     assert said == [0, 0, 0]
     every_second = run.sampler.all_views(range(1))[1::2]
     assert computed == [seed for _, seed in every_second[:3]]
-    assert len(run.finetuning.cache.missing(every_second)) == len(every_second) - 3
+    assert len(run.learner.cache.missing(every_second)) == len(every_second) - 3
 
 
 def test_views_are_all_that_an_image_shows(data: DataSplits, model: Model, tmp_path: Path, computed: list[int]) -> None:

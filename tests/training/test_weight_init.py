@@ -21,7 +21,7 @@ from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
-from tailseg.training import loop
+from tailseg.training import weight_init
 from tailseg.training.distributed import launch
 from tailseg.training.loop import Run, train
 from tailseg.training.weight_init import start_from
@@ -384,7 +384,7 @@ def test_a_run_begins_with_these_weights(
     def asked(*_: Any) -> str:
         raise AssertionError("ImageNet weights are not wanted")
 
-    monkeypatch.setattr(loop, "load_pretrained", asked)
+    monkeypatch.setattr(weight_init, "load_pretrained", asked)
     path = tmp_path / "m.safetensors"
     recipe = small("model.backbone.pretrained=true")
     theirs = model_file(path, recipe, names_of(data), trainable=True)

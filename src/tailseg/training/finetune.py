@@ -226,10 +226,21 @@ class Finetuning:
     ) -> None:
         self.frozen = Frozen(detector, bf16=recipe.training.precision == "bf16")
         self.branches = Branches(detector).requires_grad_(True)
+        self.trained: nn.Module = self.branches
         self.recipe = recipe
         self.sampler = sampler
         self.images = SingleImages(dataset, recipe.model.neck.divisor)
         self.cache = FeatureCache(out / "features") if recipe.finetune.cache else None
+
+    def prepare(self, epochs: range, fabric: Fabric, stop: Sequence[int], *, show: bool) -> bool:
+        """Fill the cache, if there is one, with what these epochs need; False if the run was told to stop."""
+        return self.cache is None or not epochs or self.fill(epochs, fabric, stop, show=show)
+
+    def finish(self) -> None:
+        """Remove the cache."""
+        size = self.cache.remove() if self.cache is not None else 0
+        if size:
+            logger.info("Removed the feature cache (%s); a longer schedule would fill it again.", readable(size))
 
     def batches(self, start_step: int) -> Generator[BranchInputs, None, None]:
         """What the branches see of the training batches of this process, without end, from ``start_step``."""
@@ -333,9 +344,10 @@ class Finetuning:
             **kept,
         }
 
-    def detector_with(self, branches: Branches) -> Detector:
+    def detector_with(self, trained: nn.Module) -> Detector:
         """The detector with other second branches; all else is shared with this one."""
-        detector = self.frozen.detector
+        assert isinstance(trained, Branches)
+        detector, branches = self.frozen.detector, trained
         parts = {id(part): part for name, part in detector.named_children() if name != "stages"}
         for stage, branch in zip(_stages(detector), branches.branches, strict=True):
             parts |= {id(part): part for part in stage.children()} | {id(stage.second_branch): branch}

@@ -2,51 +2,46 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import signal
-import time
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tailseg.checkpoint import load_trainer, save_model, save_trainer
+from tailseg.checkpoint import save_model
 from tailseg.data.annotations.annotations import Annotations, summary
 from tailseg.data.dataset import evaluation_dataset, train_dataset
-from tailseg.data.loading import train_loader
 from tailseg.data.sampling import RepeatFactors, TrainSampler, epoch_draw
 from tailseg.data.sources import DataSplits
 from tailseg.errors import UserError
 from tailseg.evaluation.evaluate import evaluate
 from tailseg.evaluation.metrics import Scores
 from tailseg.losses import ClassStatistics
-from tailseg.model.backbone import load_pretrained
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.progress import progress_bar
 from tailseg.recipes.schema import Recipe
-from tailseg.recipes.values import flatten, to_yaml
+from tailseg.recipes.values import to_yaml
 from tailseg.training.distributed import batch_norm_note, launch
-from tailseg.training.feature_cache import readable
-from tailseg.training.finetune import Branches, Finetuning
+from tailseg.training.finetune import Finetuning
+from tailseg.training.interrupts import interrupts
+from tailseg.training.learner import Learner, WholeDetector
 from tailseg.training.optimizer import build_optimizer, rate_factor, scaled_rate
-from tailseg.training.weight_init import start_from
+from tailseg.training.resumption import load_trainer, require_same_run, save_trainer
+from tailseg.training.run_log import RunLog
+from tailseg.training.weight_init import init_weights
 
 logger = logging.getLogger(__name__)
 
-INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
-
 
 def class_statistics(train: Annotations) -> ClassStatistics:
-    """What a loss may know of the classes before training; images without objects are not trained on."""
+    """Class statistics of the training set; images without objects are not trained on."""
     return ClassStatistics(
         num_images=max(1, len(train) - train.report.empty_images),
         images=torch.tensor([category.image_count for category in train.categories]),
@@ -98,11 +93,11 @@ def train(
     run = Run(fabric, recipe, data, out, seed, init)
     run.start(resume)
     with ExitStack() as stack:
-        stop = stack.enter_context(_interrupts())
+        stop = stack.enter_context(interrupts())
         if not run.prepare(stop, show):
             run.save()
             raise KeyboardInterrupt
-        advance = stack.enter_context(progress_bar("training", run.total_steps, show=show and run.leads))
+        advance = stack.enter_context(progress_bar("training", run.total_steps, show=show and run.is_main_process))
         batches = stack.enter_context(closing(run.batches()))  # whatever happens, the workers are sent home
         while run.step < run.total_steps:
             run.train_step(batches)
@@ -121,12 +116,13 @@ def train(
                 run.log()
                 run.save()
                 raise KeyboardInterrupt
-    run.finish()
+    if run.is_main_process:
+        run.learner.finish()
     return run.scores
 
 
 class Run:
-    """What a training run holds: model, optimiser, position, log.
+    """The state of a training run: model, optimiser, position.
 
     Args:
         fabric: launched.
@@ -139,7 +135,7 @@ class Run:
         assert data.train is not None
         assert data.val is not None
         self.fabric, self.recipe, self.data, self.out, self.seed = fabric, recipe, data, out, seed
-        self.leads = fabric.global_rank == 0
+        self.is_main_process = fabric.global_rank == 0
         self.categories = data.train.categories
         self.dataset = train_dataset(data.train, recipe.data)
         self.sampler = TrainSampler(
@@ -159,36 +155,27 @@ class Run:
 
         torch.manual_seed(seed)
         self.detector = build_detector(recipe, len(self.categories), class_statistics(data.train))
-        self.weights_note = self._first_weights(init)
+        self.weights_note = init_weights(self.detector, recipe, self.categories, init)
         self.detector = self.detector.to(memory_format=torch.channels_last)
-        self.finetuning: Finetuning | None = None
-        self.trained: nn.Module = self.detector
-        if recipe.finetune.enabled:
-            detector = self.detector.to(fabric.device)  # Fabric moves what is trained, and nothing else
-            self.finetuning = Finetuning(detector, recipe, self.dataset, self.sampler, out)
-            self.trained = self.finetuning.branches
-        self.norm_note = batch_norm_note(self.trained, fabric.world_size)
-        optimizer = build_optimizer(self.trained, recipe.optimizer)
-        self.model, self.optimizer = fabric.setup(self.trained, optimizer)
+        self.learner = self._learner()
+        trained = self.learner.trained
+        self.norm_note = batch_norm_note(trained, fabric.world_size)
+        self.model, self.optimizer = fabric.setup(trained, build_optimizer(trained, recipe.optimizer))
         self.average: AveragedModel | None = None
         if recipe.training.ema is not None:
-            self.average = AveragedModel(self.trained, multi_avg_fn=get_ema_multi_avg_fn(recipe.training.ema))
+            self.average = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(recipe.training.ema))
+        self.run_log = RunLog(out / "metrics.jsonl", writes=self.is_main_process)
         self.step = 0
         self.best: float | None = None
         self.scores: Scores | None = None
         self.note = ""
-        self._sums: dict[str, Tensor] = {}
-        self._since = (0, time.perf_counter())
 
-    def _first_weights(self, init: Path | None) -> str:
-        """Fill the detector; returns what with."""
-        if init is not None:
-            return start_from(init, self.detector, self.recipe, self.categories)
+    def _learner(self) -> Learner:
         if self.recipe.finetune.enabled:
-            return "weights of the run itself"
-        if self.recipe.model.backbone.pretrained:
-            return f"backbone {load_pretrained(self.detector.backbone)}"
-        return "random weights"
+            detector = self.detector.to(self.fabric.device)  # Fabric moves what is trained, and nothing else
+            return Finetuning(detector, self.recipe, self.dataset, self.sampler, self.out)
+        pin_memory = self.fabric.device.type == "cuda"
+        return WholeDetector(self.detector, self.recipe, self.dataset, self.sampler, pin_memory=pin_memory)
 
     def start(self, resume: bool) -> None:
         """Make the folder, or take up the run that it holds; says what is about to happen."""
@@ -197,76 +184,60 @@ class Run:
             if not trainer.is_file():
                 raise UserError(f"{self.out}: holds no trainer.safetensors to resume from; leave out --resume to start")
             about = load_trainer(trainer, self.detector, self.optimizer, self.average)
-            self._require_same_run(about)
+            names = [category.name for category in self.categories]
+            require_same_run(about, self.out, self.recipe, names, self.seed, self.fabric.world_size)
             self.step, self.best = about["step"], about["best"]
         elif trainer.is_file():
             raise UserError(f"{self.out}: already holds a run; add --resume to go on with it, or choose another --out")
-        if self.leads:
+        if self.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
             (self.out / "recipe.yaml").write_text(to_yaml(self.recipe))
-            self._cut_log()
-            for annotations in (self.data.train, self.data.val):
-                assert annotations is not None
-                logger.info(summary(annotations))
-            trainable = sum(p.numel() for p in self.detector.parameters() if p.requires_grad)
-            logger.info(
-                "%s: %d training images, %d classes, %.1f M trainable parameters, %s.",
-                self.recipe.name,
-                len(self.dataset),
-                len(self.categories),
-                trainable / 1e6,
-                self.weights_note,
-            )
-            if self.norm_note:
-                logger.info(self.norm_note)
-            draw = self.sampler.draw
-            if isinstance(draw, RepeatFactors):
-                images, most = len(self.dataset), draw.factors.max()
-                logger.info("Repeat factors: %d images make %d an epoch, r up to %.2f.", images, draw.length, most)
-            logger.info(
-                "Learning rate %g = %g x %d / %d (images a step / the recipe's reference), %d steps from step %d on.",
-                self.base_rate,
-                self.recipe.optimizer.lr,
-                self.images_a_step,
-                self.recipe.optimizer.reference_batch,
-                self.total_steps,
-                self.step,
-            )
+            self.run_log.cut(self.step)
+            self._announce()
         self.fabric.barrier()
-        self._since = (self.step, time.perf_counter())
+        self.run_log.restart_clock()
 
-    def prepare(self, stop: list[int], show: bool) -> bool:
-        """What has to be there before the first step; returns whether it is, or the run was told to stop meanwhile."""
-        if self.finetuning is None or self.finetuning.cache is None or self.step >= self.total_steps:
-            return True
+    def _announce(self) -> None:
+        """Log the data, the model and the learning rate."""
+        for split in (self.data.train, self.data.val):
+            assert split is not None
+            logger.info(summary(split))
+        trainable = sum(p.numel() for p in self.detector.parameters() if p.requires_grad)
+        logger.info(
+            "%s: %d training images, %d classes, %.1f M trainable parameters, %s.",
+            self.recipe.name,
+            len(self.dataset),
+            len(self.categories),
+            trainable / 1e6,
+            self.weights_note,
+        )
+        if self.norm_note:
+            logger.info(self.norm_note)
+        draw = self.sampler.draw
+        if isinstance(draw, RepeatFactors):
+            images, most = len(self.dataset), draw.factors.max()
+            logger.info("Repeat factors: %d images make %d an epoch, r up to %.2f.", images, draw.length, most)
+        logger.info(
+            "Learning rate %g = %g x %d / %d (images a step / the recipe's reference), %d steps from step %d on.",
+            self.base_rate,
+            self.recipe.optimizer.lr,
+            self.images_a_step,
+            self.recipe.optimizer.reference_batch,
+            self.total_steps,
+            self.step,
+        )
+
+    def prepare(self, stop: Sequence[int], show: bool) -> bool:
+        """Make what has to exist before the first step; False if the run was told to stop meanwhile."""
         accumulate, a_turn = self.recipe.training.accumulate, self.sampler.steps_per_epoch
         epochs = range(self.step * accumulate // a_turn, -(-self.total_steps * accumulate // a_turn))
-        complete = self.finetuning.fill(epochs, self.fabric, stop, show=show and self.leads)
-        self._since = (self.step, time.perf_counter())
+        complete = self.learner.prepare(epochs, self.fabric, stop, show=show and self.is_main_process)
+        self.run_log.restart_clock()
         return complete
 
     def batches(self) -> Generator[Any, None, None]:
-        """What the model learns from in each step, from this step on and without end."""
-        recipe, first = self.recipe, self.step * self.recipe.training.accumulate
-        if self.finetuning is not None:
-            return self.finetuning.batches(first)
-        loader = train_loader(
-            self.dataset,
-            self.sampler,
-            first,
-            recipe.data.workers,
-            pin_memory=self.fabric.device.type == "cuda",
-            divisor=recipe.model.neck.divisor,
-        )
-        return iter(loader)
-
-    def finish(self) -> None:
-        """Remove what only an unfinished run needs."""
-        if self.finetuning is None or self.finetuning.cache is None or not self.leads:
-            return
-        size = self.finetuning.cache.remove()
-        if size:
-            logger.info("Removed the feature cache (%s); a longer schedule would fill it again.", readable(size))
+        """The training batches from this step on and without end."""
+        return self.learner.batches(self.step * self.recipe.training.accumulate)
 
     def train_step(self, batches: Iterator[Any]) -> None:
         """One step of the optimiser."""
@@ -287,7 +258,7 @@ class Run:
                 ):
                     losses = self._losses(batch)
                 self.fabric.backward(torch.stack(list(losses.values())).sum() / accumulate)
-            self._collect(losses)
+            self.run_log.collect(losses)
         if recipe.optimizer.clip is not None:
             # Divergence is found when losses are read, so that this does not have to wait for the norm.
             self.fabric.clip_gradients(
@@ -296,7 +267,7 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
-            self.average.update_parameters(self.trained)
+            self.average.update_parameters(self.learner.trained)
         self.step += 1
         if self.step % recipe.training.log_steps == 0:
             self.log()
@@ -316,23 +287,21 @@ class Run:
 
     def log(self) -> None:
         """Write the mean losses since the last line; this is where the device is waited for."""
-        since, started = self._since
-        batches = (self.step - since) * self.recipe.training.accumulate
+        losses, batches, seconds = self.run_log.means()
         if batches == 0:
             return
-        names = list(self._sums)
-        means = (torch.stack([self._sums[name] for name in names]) / batches).tolist()
-        losses = dict(zip(names, means, strict=True))
-        seconds = time.perf_counter() - started
-        self._sums, self._since = {}, (self.step, time.perf_counter())
-        total = sum(means)
+        total = sum(losses.values())
         if not math.isfinite(total):
             bad = next(name for name, value in losses.items() if not math.isfinite(value))
-            raise self._diverged(f"the loss '{bad}' is {losses[bad]}")
+            raise UserError(
+                f"step {self.step}: the loss '{bad}' is {losses[bad]}: training diverged; lower optimizer.lr (now "
+                f"{self.base_rate:g}) or set optimizer.clip, then go on with --resume from the last checkpoint"
+            )
         self.note = f"loss {total:.3f}"
         images = batches * self.images_a_step / self.recipe.training.accumulate
         rate = self.optimizer.param_groups[0]["lr"]
-        self._append({"step": self.step, "loss": total, **losses, "lr": rate, "images_per_second": images / seconds})
+        row = {"step": self.step, "loss": total, **losses, "lr": rate, "images_per_second": images / seconds}
+        self.run_log.write(row)
 
     def evaluate(self, epoch: int, show: bool) -> None:
         """Score the validation split; keep the model if its segm AP is the best so far.
@@ -352,13 +321,13 @@ class Run:
             barrier=self.fabric.barrier,
             autocast=self.recipe.training.precision == "bf16",
             divisor=self.recipe.model.neck.divisor,
-            show=show and self.leads,
+            show=show and self.is_main_process,
         )
-        self._since = (self.step, time.perf_counter())
+        self.run_log.restart_clock()
         if scores is None:
             return
         self.scores = scores
-        self._append({"step": self.step, "epoch": epoch, "metrics": scores.metrics})
+        self.run_log.write({"step": self.step, "epoch": epoch, "metrics": scores.metrics})
         reached = scores.metrics["segm"]["AP"]
         logger.info("Epoch %d: segm AP %s, APr %s.", epoch, _percent(reached), _percent(scores.metrics["segm"]["APr"]))
         if reached is not None and (self.best is None or reached > self.best):
@@ -370,7 +339,7 @@ class Run:
 
         In this order, since a run is resumed from the trainer's step: what failed before it is written again.
         """
-        if self.leads:
+        if self.is_main_process:
             about = {
                 "step": self.step,
                 "best": self.best,
@@ -383,7 +352,7 @@ class Run:
             save_trainer(self.out / "trainer.safetensors", self.detector, self.optimizer, self.average, about)
         self.fabric.barrier()
 
-    def agreed(self, stop: list[int]) -> bool:
+    def agreed(self, stop: Sequence[int]) -> bool:
         """Whether some process was told to stop; with several, asked when losses are logged, for it costs a wait."""
         if self.fabric.world_size == 1:
             return bool(stop)
@@ -393,95 +362,12 @@ class Run:
         return bool(self.fabric.all_reduce(told, reduce_op="sum") > 0)
 
     def _saved_detector(self) -> Detector:
-        if self.average is None:
-            return self.detector
-        if self.finetuning is not None:
-            assert isinstance(self.average.module, Branches)
-            return self.finetuning.detector_with(self.average.module)
-        assert isinstance(self.average.module, Detector)
-        return self.average.module
+        return self.detector if self.average is None else self.learner.detector_with(self.average.module)
 
     def _save_model(self, name: str) -> None:
         metrics = self.scores.metrics if self.scores else None
-        save_model(
-            self.out / name,
-            self._saved_detector(),
-            self.recipe,
-            self.categories,
-            step=self.step,
-            metrics=metrics,
-        )
-
-    def _diverged(self, what: str) -> UserError:
-        return UserError(
-            f"step {self.step}: {what}: training diverged; lower optimizer.lr (now {self.base_rate:g}) or set "
-            "optimizer.clip, then go on with --resume from the last checkpoint"
-        )
-
-    def _collect(self, losses: dict[str, Tensor]) -> None:
-        for name, value in losses.items():
-            detached = value.detach()
-            self._sums[name] = self._sums[name] + detached if name in self._sums else detached
-
-    def _append(self, row: dict[str, Any]) -> None:
-        if self.leads:
-            with (self.out / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
-
-    def _cut_log(self) -> None:
-        """Drop lines that were written after the checkpoint from which the run goes on."""
-        path = self.out / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.is_file() else []
-        kept = []
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                break  # the run was killed in the middle of its last line
-            if row["step"] <= self.step:
-                kept.append(line)
-        path.write_text("".join(line + "\n" for line in kept))
-
-    def _require_same_run(self, about: dict[str, Any]) -> None:
-        """A resumed run goes on exactly only with the recipe, data and processes that it began with."""
-        old, new = flatten(about["recipe"]), flatten(self.recipe.model_dump(mode="json"))
-        free = {"data.workers", "schedule.epochs", "schedule.milestones"}
-        free |= {key for key in new if key.startswith("training.") and key.endswith(("_steps", "_every"))}
-        changed = [key for key in new if key not in free and old.get(key) != new[key]]
-        if changed:
-            key = changed[0]
-            raise UserError(
-                f"{self.out}: cannot resume with {key} = {new[key]}, the run began with {old.get(key)}; set it back or "
-                "choose another --out"
-            )
-        if about["categories"] != [category.name for category in self.categories]:
-            raise UserError(f"{self.out}: the run began with other categories than the data has; choose another --out")
-        for key, value in (("seed", self.seed), ("world_size", self.fabric.world_size)):
-            if about[key] != value:
-                raise UserError(f"{self.out}: cannot resume with {key} {value}, the run began with {about[key]}")
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """A list that is no longer empty once Ctrl-C or a termination signal has come; a second one stops at once."""
-    seen: list[int] = []
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-        logger.warning("Stopping after this step and saving; press Ctrl-C again to stop at once.")
-
-    try:
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's
-        yield seen
-        return
-    try:
-        yield seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        model = self._saved_detector()
+        save_model(self.out / name, model, self.recipe, self.categories, step=self.step, metrics=metrics)
 
 
 def _mixed(seed: int, step: int, rank: int) -> int:

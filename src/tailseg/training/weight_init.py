@@ -17,6 +17,7 @@ from tailseg.data.annotations.annotations import Category
 from tailseg.data.sources import same_name
 from tailseg.errors import UserError
 from tailseg.losses import CLASSIFICATIONS
+from tailseg.model.backbone import load_pretrained
 from tailseg.model.detector import Detector, Stage
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import flatten
@@ -43,6 +44,21 @@ MEANING = (  # recipe keys, or their beginnings, that change what given weights 
     *("model.stages.", "model.tsd.gamma", "model.context.residual", "model.pixel_", "classifier.temperature"),
     *("model.mask_head.upsample", "model.mask_head.normalized", "model.mask_head.temperature"),
 )
+
+
+def init_weights(detector: Detector, recipe: Recipe, categories: Sequence[Category], init: Path | None) -> str:
+    """Give a new detector the weights that a run starts with; returns what they are, for the log.
+
+    Raises:
+        UserError: as `start_from`.
+    """
+    if init is not None:
+        return start_from(init, detector, recipe, categories)
+    if recipe.finetune.enabled:
+        return "weights of the run itself"
+    if recipe.model.backbone.pretrained:
+        return f"backbone {load_pretrained(detector.backbone)}"
+    return "random weights"
 
 
 def start_from(path: Path, detector: Detector, recipe: Recipe, categories: Sequence[Category]) -> str:

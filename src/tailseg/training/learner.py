@@ -1,0 +1,72 @@
+"""The part of a detector that a run trains, and the batches that it learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any, Protocol
+
+from lightning_fabric import Fabric
+from torch import nn
+
+from tailseg.data.dataset import DetectionDataset
+from tailseg.data.loading import train_loader
+from tailseg.data.sampling import TrainSampler
+from tailseg.model.detector import Detector
+from tailseg.recipes.schema import Recipe
+
+
+class Learner(Protocol):
+    """What the loop needs of `WholeDetector` and of `tailseg.training.finetune.Finetuning`."""
+
+    trained: nn.Module  # called with a batch it gives named scalar losses
+
+    def prepare(self, epochs: range, fabric: Fabric, stop: Sequence[int], *, show: bool) -> bool:
+        """Make what these epochs need; False if the run was told to ``stop`` meanwhile (no longer empty)."""
+
+    def batches(self, start_step: int) -> Generator[Any, None, None]:
+        """The training batches of this process from a step of the sampler on, without end."""
+
+    def detector_with(self, trained: nn.Module) -> Detector:
+        """The detector with another state of what is trained, such as its moving average."""
+
+    def finish(self) -> None:
+        """Remove what only an unfinished run needs."""
+
+
+class WholeDetector:
+    """The ordinary case: the detector itself is trained on batches of images.
+
+    Args:
+        detector: to train.
+        recipe, dataset, sampler: of the run.
+        pin_memory: put batches into page-locked memory.
+    """
+
+    def __init__(
+        self, detector: Detector, recipe: Recipe, dataset: DetectionDataset, sampler: TrainSampler, *, pin_memory: bool
+    ) -> None:
+        self.trained: nn.Module = detector
+        self.recipe = recipe
+        self.dataset = dataset
+        self.sampler = sampler
+        self.pin_memory = pin_memory
+
+    def prepare(self, epochs: range, fabric: Fabric, stop: Sequence[int], *, show: bool) -> bool:
+        """There is nothing to make."""
+        return True
+
+    def batches(self, start_step: int) -> Generator[Any, None, None]:
+        """The training batches of this process from a step of the sampler on, without end."""
+        workers, divisor = self.recipe.data.workers, self.recipe.model.neck.divisor
+        loader = train_loader(
+            self.dataset, self.sampler, start_step, workers, pin_memory=self.pin_memory, divisor=divisor
+        )
+        return iter(loader)
+
+    def detector_with(self, trained: nn.Module) -> Detector:
+        """That other state, which is a whole detector."""
+        assert isinstance(trained, Detector)
+        return trained
+
+    def finish(self) -> None:
+        """There is nothing to remove."""
