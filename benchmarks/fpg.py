@@ -42,8 +42,8 @@ def necks_of(channels: int, device: torch.device) -> dict[str, nn.Module]:
     torch.manual_seed(0)
     necks = {
         "FPN": FPN(IN_CHANNELS, channels),
-        "FPG": FPG(IN_CHANNELS, channels),
-        "enhanced FPG": FPG(IN_CHANNELS, channels, deformable=True, carafe=True),
+        "FPG": FPG(IN_CHANNELS, channels, pathways=9, deformable=False, carafe=False),
+        "enhanced FPG": FPG(IN_CHANNELS, channels, pathways=9, deformable=True, carafe=True),
     }
     for layer in necks["enhanced FPG"].modules():
         if isinstance(layer, ModulatedDeformConv2d):

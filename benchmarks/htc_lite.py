@@ -46,11 +46,10 @@ from tailseg.model.context import ContextEncoder
 from tailseg.model.detector import Detector, Stage
 from tailseg.model.mask_head import MaskHead
 from tailseg.model.roi_features import ImageFeatures
-from tailseg.model.rpn import Proposals
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import changed, override
-from tailseg.structures import Batch, Detections
+from tailseg.structures import Batch, Detections, Proposals
 from tailseg.training.optimizer import build_optimizer
 
 ONE, THREE, HTC = "one mask head (HTC-Lite)", "three mask heads", "HTC"
@@ -82,7 +81,7 @@ class ChainedMaskHead(nn.Module):
         self.previous = previous
         self.flow = None if previous is None else ConvNorm(channels, 1, norm)
         self.convs = nn.ModuleList(ConvNorm(channels, 3, norm) for _ in range(convs))
-        self.top = MaskHead(channels, num_classes, channels=channels, convs=0, **options)
+        self.top = MaskHead(channels, num_classes, channels=channels, convs=0, norm=norm, **options)
 
     def forward(self, features: Tensor, labels: Tensor, live: Tensor | None = None) -> Tensor:
         """Logits (M, 28, 28) as `MaskHead.forward`; all heads before this one run too."""
@@ -125,7 +124,7 @@ class HtcDetector(Detector):
         pyramid = self.features(batch)
         anchors = self.rpn(pyramid)
         losses = self.rpn.loss(anchors, batch.image_hws, batch.boxes, batch.valid)
-        proposals = self.rpn.propose(anchors, batch.image_hws)
+        proposals = self.rpn.propose(anchors, batch.image_hws, training=self.rpn.training)
         features = ImageFeatures(pyramid)
         present, features.context = self.context(pyramid[-1], batch.image_hws)
         loss = self.context.loss(present, batch.labels, batch.valid, batch.absent)
@@ -207,8 +206,8 @@ def jittered(boxes: Tensor, number: int, image_hws: Tensor) -> Tensor:
 def with_boxes(propose: Callable[..., Proposals], boxes: Tensor) -> Callable[..., Proposals]:
     """An RPN's `propose` whose first proposals are ``boxes`` (B, P, 4)."""
 
-    def proposals(*arguments: Any) -> Proposals:
-        own = propose(*arguments)
+    def proposals(*arguments: Any, **options: Any) -> Proposals:
+        own = propose(*arguments, **options)
         rest = own.boxes.shape[1] - boxes.shape[1]
         valid = torch.ones(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
         return Proposals(

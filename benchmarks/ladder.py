@@ -21,12 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tailseg.model.build import build_detector
 from tailseg.model.roi_features import ImageFeatures
-from tailseg.model.rpn import Proposals
 from tailseg.recipes.ladder import COSTS, REPORT
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import override
-from tailseg.structures import Batch
+from tailseg.structures import Batch, Proposals
 
 LVIS_CLASSES = 1203
 LVIS_IMAGES = 99_388  # of the training split, with objects
@@ -151,7 +150,7 @@ def kept_bytes(recipe: Recipe, num_classes: int, batch: int = 2, side: int = 128
         proposals = recipe.model.rpn.post_nms_train
         boxes, valid = torch.empty(batch, proposals, 4), torch.ones(batch, proposals, dtype=torch.bool)
         # How many boxes NMS leaves is not known without data.
-        detector.rpn.propose = lambda *_: Proposals(boxes=boxes, scores=boxes[..., 0], valid=valid)
+        detector.rpn.propose = lambda *_, **__: Proposals(boxes=boxes, scores=boxes[..., 0], valid=valid)
         own = {parameter.untyped_storage()._cdata for parameter in detector.parameters()}
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             losses = detector(_batch_without_data(batch, side, num_classes))

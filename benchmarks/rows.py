@@ -89,7 +89,9 @@ def raise_threshold(detector: Detector, batch: Batch, settings: Settings) -> Non
     detector.eval()
     with settings.autocast():
         features = detector.seen(batch)
-        boxes = detector.rpn.propose(detector.rpn(features.pyramid), batch.image_hws).boxes
+        boxes = detector.rpn.propose(
+            detector.rpn(features.pyramid), batch.image_hws, training=detector.rpn.training
+        ).boxes
         image = torch.arange(len(batch), device=boxes.device).view(-1, 1, 1).expand(-1, boxes.shape[1], 1)
         rois = torch.cat([image.to(boxes), boxes], dim=2).flatten(0, 1)
         _, scores = detector.scored(features, rois, batch.image_hws)
@@ -99,7 +101,7 @@ def raise_threshold(detector: Detector, batch: Batch, settings: Settings) -> Non
 
 def inference(detector: Detector, recipe: Recipe, settings: Settings) -> tuple[Callable[[], object], int]:
     """Detection in a batch, down to run-length codes, and its images: one where it is looked at in several views."""
-    views, divisor = views_of(recipe.test), recipe.model.neck.divisor
+    views = views_of(recipe.test)
     images = 1 if views else settings.batch
     batch = batch_of(settings, images)
     batch = replace(batch, original_hws=batch.image_hws // 2)
@@ -109,7 +111,7 @@ def inference(detector: Detector, recipe: Recipe, settings: Settings) -> tuple[C
     def detect() -> None:
         detector.eval()
         with settings.autocast():
-            found = [detect_views(detector, picture, views, divisor)] if views else detector.detect(batch)
+            found = [detect_views(detector, picture, views)] if views else detector.detect(batch)
         for detections in found:
             encode_masks(detections.masks, detections.boxes, detections.image_hw)
 

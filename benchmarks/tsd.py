@@ -30,15 +30,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from tailseg.layers.roi_pooling import RoIPooler
-from tailseg.layers.shifted_pooling import pyramid_rows, shifted_roi_align
 from tailseg.losses import CrossEntropyClassification
 from tailseg.model.box_head import ROI_SIZE, BoxHead, RoITargets
-from tailseg.model.roi_features import ImageFeatures
+from tailseg.model.roi_features import ImageFeatures, RoIPooler, pyramid_rows, shifted_roi_align
 from tailseg.model.tsd import TsdBoxHead
 
 STRIDES = (4, 8, 16, 32)
 Heads = dict[str, BoxHead | TsdBoxHead]
+POOLER = RoIPooler(ROI_SIZE, sampling_ratio=0, aligned=True)
 
 
 def pyramid_of(size: tuple[int, int], channels: int, device: torch.device) -> list[Tensor]:
@@ -84,7 +83,11 @@ def training_step(head: BoxHead | TsdBoxHead, pyramid: list[Tensor], targets: Ro
 
     def step() -> object:
         head.train()
-        prediction = head(ImageFeatures(pyramid).pool(RoIPooler(ROI_SIZE)), targets.rois, targets.valid)
+        prediction = head(
+            ImageFeatures(pyramid).pool(POOLER),
+            targets.rois,
+            targets.valid,
+        )
         loss = torch.stack(list(head.loss(prediction, targets).values())).sum()
         return torch.autograd.grad(loss, leaves)
 
@@ -95,7 +98,7 @@ def inference(head: BoxHead | TsdBoxHead, pyramid: list[Tensor], targets: RoITar
     @torch.no_grad()
     def run() -> object:
         head.eval()
-        return head.decode(head(ImageFeatures(pyramid).pool(RoIPooler(ROI_SIZE)), targets.rois))
+        return head.decode(head(ImageFeatures(pyramid).pool(POOLER), targets.rois))
 
     return run
 
@@ -104,7 +107,7 @@ def poolings(pyramid: list[Tensor], rois: Tensor, *, backward: bool) -> dict[str
     """Torchvision's pooling and ours, the making of the maps or rows that they read included."""
     shifts = torch.zeros(len(rois), 2, ROI_SIZE, ROI_SIZE, device=rois.device)
     shifts.normal_(0, 0.05, generator=torch.Generator(rois.device).manual_seed(2)).requires_grad_()
-    plain = RoIPooler(ROI_SIZE, sampling_ratio=2)
+    plain = RoIPooler(ROI_SIZE, sampling_ratio=2, aligned=True)
 
     def with_backward(forward: Callable[[], Tensor], leaves: list[Tensor]) -> Callable[[], object]:
         def call() -> object:

@@ -41,11 +41,13 @@ import torch
 from losses import held_memory
 from throughput import Settings, our_detector
 
+from tailseg.data.loading import batch_of
 from tailseg.data.transforms import Image, fit_transform
-from tailseg.evaluation.tta import View, batch_of, detect_views
+from tailseg.evaluation.tta import View, detect_views
 from tailseg.layers.paste import encode_masks
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
+from tailseg.model.fpn import FPN
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import override
@@ -89,12 +91,12 @@ def trained_like(options: argparse.Namespace) -> Detector:
 def call_of(name: str, detector: Detector, options: argparse.Namespace) -> Callable[[], int]:
     """One picture, from its pixels to run-length codes; returns the number of detections."""
     picture, largest = picture_of(options), max(options.edges)
-    divisor = recipe_of(options).model.neck.divisor
+    divisor = detector.divisor
 
     def call() -> int:
         with torch.autocast(options.device, torch.bfloat16, enabled=options.precision == "bf16"):
             if name == ALL:
-                found = detect_views(detector, picture, views_of(options), divisor)
+                found = detect_views(detector, picture, views_of(options))
             else:
                 batch = batch_of(picture, fit_transform(largest, largest), divisor)
                 found = detector.detect(batch.to(options.device))[0]
@@ -122,7 +124,7 @@ def resident_memory(name: str, weights: Path, options: argparse.Namespace) -> in
 
 def expected_ratio(options: argparse.Namespace) -> float:
     """Padded pixels of all passes over those of the largest view."""
-    divisor = recipe_of(options).model.neck.divisor
+    divisor = FPN.divisor
     batches = [batch_of(picture_of(options), view.transform, divisor) for view in views_of(options)]
     areas = [batch.images.shape[2] * batch.images.shape[3] for batch in batches]
     return (3 * sum(areas) - areas[-1] - areas[0]) / max(areas)

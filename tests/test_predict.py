@@ -297,10 +297,10 @@ def test_views_are_averaged_if_the_recipe_says_so(path: Path, scoring: Path, pic
         plain, averaging = (tailseg.load(file, "cpu", settings) for settings in ((), TTA))
         found = averaging.predict(picture)
         assert 0 < len(found) <= 9
-        assert_equal(found, detect_views(plain.detector, picture, VIEWS, 32))
+        assert_equal(found, detect_views(plain.detector, picture, VIEWS))
         assert not torch.equal(found.scores, plain.predict(picture).scores)
         unmirrored = tailseg.load(file, "cpu", [*TTA, "test.tta_flip=false"]).predict(picture)
-        assert_equal(unmirrored, detect_views(plain.detector, picture, VIEWS[::2], 32))
+        assert_equal(unmirrored, detect_views(plain.detector, picture, VIEWS[::2]))
         assert tailseg.load(file, "cpu", [*TTA, "test.score_threshold=1"]).predict(picture).boxes.shape == (0, 4)
 
 

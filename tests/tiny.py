@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import logging
@@ -11,9 +12,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import numpy as np
@@ -21,8 +22,25 @@ from numpy.typing import NDArray
 
 from tailseg.data.annotations.masks import Segmentation, bitmap_of, into_grid
 from tailseg.evaluation.metrics import Scores, score
+from tailseg.recipes.schema import (
+    BackboneRecipe,
+    BoxHeadRecipe,
+    ContextRecipe,
+    CrossEntropyRecipe,
+    MaskHeadRecipe,
+    MaskIouRecipe,
+    ModelRecipe,
+    NeckRecipe,
+    RoiPoolingRecipe,
+    RpnRecipe,
+    Section,
+    StageRecipe,
+    TestRecipe,
+    TsdRecipe,
+)
 
 Done = subprocess.CompletedProcess[str]
+T = TypeVar("T")
 
 # For commands that need a process of their own: one thread, since processes that share two cores would get in each
 # other's way, and a wide terminal.
@@ -95,6 +113,39 @@ def finished(line: list[str]) -> Done:
         os.killpg(process.pid, signal.SIGKILL)
         raise
     return Done(line, process.returncode, out, errors)
+
+
+# Where the defaults of a part's arguments stand: sections of the recipe, and what has no key of that name there.
+_DEFAULTS: dict[str, tuple[tuple[type[Section], ...], dict[str, Any]]] = {
+    "Backbone": ((BackboneRecipe,), {}),
+    "FPN": ((NeckRecipe,), {}),
+    "FPG": ((NeckRecipe,), {}),
+    "RPN": ((RpnRecipe,), {"channels": 256, "size_divisor": 32}),
+    "RoIPooler": ((RoiPoolingRecipe,), {}),
+    "RoISampler": ((BoxHeadRecipe,), {"slots": 512}),
+    "BoxHead": ((BoxHeadRecipe, StageRecipe, CrossEntropyRecipe, TestRecipe), {}),
+    "ClassBranch": ((BoxHeadRecipe, CrossEntropyRecipe, TestRecipe), {"hidden_layers": 2}),
+    "TsdBoxHead": ((TsdRecipe, BoxHeadRecipe, StageRecipe, CrossEntropyRecipe, TestRecipe), {}),
+    "MaskHead": ((MaskHeadRecipe,), {}),
+    "MaskIouHead": ((MaskIouRecipe, MaskHeadRecipe), {}),
+    "ContextEncoder": ((ContextRecipe,), {}),
+    "Stage": ((StageRecipe,), {}),
+    "Detector": ((ModelRecipe, RoiPoolingRecipe, TestRecipe), {"context_weight": 3.0, "mask_iou_weight": 0.5}),
+}
+
+
+def made(kind: Callable[..., T], *args: Any, **options: Any) -> T:
+    """A part of the model, with the recipe's default for every argument that is not given."""
+    sections, others = _DEFAULTS[kind.__name__]
+    for name, parameter in list(inspect.signature(kind).parameters.items())[len(args) :]:
+        if name in options or parameter.default is not parameter.empty:
+            continue
+        home = next((section for section in sections if name in section.model_fields), None)
+        if name in others:
+            options[name] = others[name]
+        elif home is not None:
+            options[name] = home.model_fields[name].get_default()
+    return kind(*args, **options)
 
 
 def score_of(annotations: Path | dict[str, Any], detections: Path | list[dict[str, Any]], **options: Any) -> Scores:

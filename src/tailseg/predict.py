@@ -16,9 +16,10 @@ from torch import Tensor
 from tailseg.checkpoint import load_model, load_weights
 from tailseg.data.annotations.annotations import Category
 from tailseg.data.dataset import read_image, to_rgb
+from tailseg.data.loading import batch_of
 from tailseg.data.transforms import fit_transform
 from tailseg.errors import UserError
-from tailseg.evaluation.tta import batch_of, detect_views, views_of
+from tailseg.evaluation.tta import detect_views, views_of
 from tailseg.layers.paste import encode_masks
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
@@ -71,10 +72,10 @@ class Model:
             ValueError: an array or tensor of another shape or type.
         """
         picture = to_picture(image)
-        data, divisor, views = self.recipe.data, self.recipe.model.neck.divisor, views_of(self.recipe.test)
-        if views:
-            return detect_views(self.detector, picture, views, divisor).to("cpu")
-        batch = batch_of(picture, fit_transform(data.test_short_edge, data.long_edge), divisor)
+        data = self.recipe.data
+        if self.recipe.test.tta:
+            return detect_views(self.detector, picture, views_of(self.recipe.test)).to("cpu")
+        batch = batch_of(picture, fit_transform(data.test_short_edge, data.long_edge), self.detector.divisor)
         return self.detector.detect(batch.to(self.device))[0].to("cpu")
 
 

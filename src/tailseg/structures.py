@@ -91,6 +91,15 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Proposals:
+    """Class-agnostic boxes of a batch, best first; P slots an image."""
+
+    boxes: Tensor  # (B, P, 4) float32, clipped to the image
+    scores: Tensor  # (B, P) objectness in [0, 1]
+    valid: Tensor  # (B, P) bool, False where NMS left fewer than P
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Detections:
     """What the model found in one image, best score first."""
 

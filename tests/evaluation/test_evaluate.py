@@ -51,6 +51,7 @@ class Oracle(nn.Module):
 
     def __init__(self, dataset: DetectionDataset, change: Callable[[Detections], Detections] = lambda d: d) -> None:
         super().__init__()
+        self.divisor = 32
         self.annotations, self.change = dataset.annotations, change
         self.modes: list[bool] = []
         self.sizes: list[int] = []
@@ -358,7 +359,8 @@ def test_masks_with_scores_of_their_own(dataset: DetectionDataset, tmp_path: Pat
 
 def test_batches_are_padded_to_what_the_neck_asks_for(dataset: DetectionDataset, tmp_path: Path) -> None:
     oracle: Any = Oracle(dataset)
-    scores = evaluate(oracle, dataset, tmp_path, device=CPU, batch_size=3, divisor=64, show=False)
+    oracle.divisor = 64
+    scores = evaluate(oracle, dataset, tmp_path, device=CPU, batch_size=3, show=False)
     assert scores is not None
     assert scores.metrics["bbox"]["AP"] == 1.0
     assert oracle.padded == [(128, 128)] * 2
@@ -410,7 +412,7 @@ def test_views_of_each_image_as_the_file_has_it(
     annotations = dataset.annotations
     with ResultsWriter(tmp_path / "expected.json") as writer:
         for position, image_id in enumerate(annotations.image_ids.tolist()):
-            found = detect_views(detector, read_image(annotations.image_path(position)), VIEWS, 32)
+            found = detect_views(detector, read_image(annotations.image_path(position)), VIEWS)
             assert len(found) == 9
             writer.add(image_id, found, annotations.label_to_category_id.tolist())
     expected = orjson.loads((tmp_path / "expected.json").read_bytes())

@@ -24,18 +24,18 @@ from typer.testing import CliRunner
 
 from tailseg.checkpoint import load_model, save_model
 from tailseg.cli.main import app, main
+from tailseg.data.loading import batch_of
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.data.transforms import fit_transform
-from tailseg.evaluation.tta import View, ViewSeen, batch_of, detect_views, pooled, views_of
+from tailseg.evaluation.tta import View, ViewSeen, detect_views, pooled, views_of
 from tailseg.model.backbone import Backbone
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.model.roi_features import ImageFeatures
-from tailseg.model.rpn import Proposals
 from tailseg.predict import load
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import TestRecipe as InferenceRecipe  # pytest would take it for a test
-from tailseg.structures import Batch, Detections
+from tailseg.structures import Batch, Detections, Proposals
 
 CLASSES = 5
 SMALL = (
@@ -142,7 +142,7 @@ def by_definition(detector: Detector, picture: np.ndarray, edges: tuple[int, ...
 
     pool: list[tuple[float, list[float]]] = []
     for h, w, mirrored, hws, features in views:
-        own = detector.rpn.propose(detector.rpn(features.pyramid), hws)
+        own = detector.rpn.propose(detector.rpn(features.pyramid), hws, training=detector.rpn.training)
         assert 10 < own.valid.sum() <= 25
         for score, box in zip(own.scores[own.valid].tolist(), own.boxes[own.valid].tolist(), strict=True):
             pool.append((score, onto_picture(box, h, w, mirrored)))
@@ -218,20 +218,22 @@ def overlap(one: list[float], other: list[float]) -> float:
 
 @torch.no_grad()
 def proposals_of(detector: Detector, batch: Batch) -> list[tuple[float, list[float]]]:
-    found = detector.rpn.propose(detector.rpn(detector.seen(batch).pyramid), batch.image_hws)
+    found = detector.rpn.propose(
+        detector.rpn(detector.seen(batch).pyramid), batch.image_hws, training=detector.rpn.training
+    )
     return list(zip(found.scores[found.valid].tolist(), found.boxes[found.valid].tolist(), strict=True))
 
 
 @torch.no_grad()
 def test_the_merge_is_its_definition(detector: Detector) -> None:
-    ours, expected = detect_views(detector, PICTURE, VIEWS, 32), by_definition(detector, PICTURE, EDGES)
+    ours, expected = detect_views(detector, PICTURE, VIEWS), by_definition(detector, PICTURE, EDGES)
     assert ours.image_hw == (61, 83)
     assert len(ours) == len(expected) > 20
     assert ours.labels.tolist() == expected.labels.tolist()
     assert len(set(ours.labels.tolist())) > 2
     compare(ours, expected, rtol=1e-4, atol=1e-4)
     assert (ours.mask_scores is None) == (detector.mask_iou is None)
-    plain = detect_views(detector, PICTURE, VIEWS[:1], 32)
+    plain = detect_views(detector, PICTURE, VIEWS[:1])
     assert len(plain) != len(ours) or not torch.allclose(plain.scores, ours.scores, rtol=0.01)
 
 
@@ -258,7 +260,7 @@ def test_one_plain_view_is_plain_detection(detector: Detector) -> None:
     assert len(best_first(proposals, 0.7)) < len(proposals)  # NMS over all levels at once would drop some
     expected = detector.detect(batch)[0]
     with calls(detector.backbone) as passes:
-        ours = detect_views(detector, PICTURE, [view], 32)
+        ours = detect_views(detector, PICTURE, [view])
     assert len(passes) == 1
     assert 20 < len(ours) <= 40
     for field in ("scores", "labels", "masks"):
@@ -271,8 +273,8 @@ def test_one_plain_view_is_plain_detection(detector: Detector) -> None:
 
 def test_a_mirrored_view_is_the_view_of_a_mirrored_picture(detector: Detector) -> None:
     """To the bit but for the boxes, which are subtracted from the width and then rounded to float32."""
-    ours = detect_views(detector, PICTURE, [View(97, mirrored=True)], 32)
-    expected = detect_views(detector, mirror(PICTURE), [View(97, mirrored=False)], 32)
+    ours = detect_views(detector, PICTURE, [View(97, mirrored=True)])
+    expected = detect_views(detector, mirror(PICTURE), [View(97, mirrored=False)])
     assert 20 < len(ours) <= 40
     assert torch.equal(ours.scores, expected.scores)
     assert torch.equal(ours.labels, expected.labels)
@@ -284,8 +286,8 @@ def test_a_mirrored_view_is_the_view_of_a_mirrored_picture(detector: Detector) -
 
 def test_all_views_of_a_mirrored_picture_give_the_mirrored_detections(detector: Detector) -> None:
     """The same views in another order, so sums are rounded differently."""
-    ours = detect_views(detector, PICTURE, VIEWS, 32)
-    other = detect_views(detector, mirror(PICTURE), VIEWS, 32)
+    ours = detect_views(detector, PICTURE, VIEWS)
+    other = detect_views(detector, mirror(PICTURE), VIEWS)
     assert torch.equal(ours.labels, other.labels)
     torch.testing.assert_close(ours.scores, other.scores, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(ours.masks, other.masks.flip(-1), rtol=1e-5, atol=1e-6)
@@ -305,8 +307,8 @@ def test_the_same_view_three_times_is_the_view() -> None:
         scores=torch.linspace(1, 0, len(apart)).unsqueeze(0),
         valid=torch.ones(1, len(apart), dtype=torch.bool),
     )
-    detector.rpn.propose = lambda _output, _image_hws: few
-    once, thrice = (detect_views(detector, PICTURE, [view] * many, 32) for many in (1, 3))
+    detector.rpn.propose = lambda _output, _image_hws, **_: few
+    once, thrice = (detect_views(detector, PICTURE, [view] * many) for many in (1, 3))
     assert torch.equal(thrice.labels, once.labels)
     compare(thrice, once, rtol=1e-5, atol=1e-6)
 
@@ -347,7 +349,7 @@ class Parrot:
             boxes=boxes.unsqueeze(0), scores=torch.ones(1, many), valid=torch.ones(1, many, dtype=torch.bool)
         )
         self.rpn = lambda _pyramid: None
-        self.rpn.propose = lambda _output, _hws: shown  # type: ignore[attr-defined]
+        self.rpn.propose = lambda _output, _hws, **_: shown  # type: ignore[attr-defined]
         batch: Any = SimpleNamespace(image_hws=torch.tensor([hw]), original_hws=torch.tensor([picture_hw]))
         own: Any = self
         self.view = ViewSeen(own, batch, mirrored)
@@ -417,14 +419,14 @@ def test_pool_by_hand() -> None:
 
 def test_without_proposals(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     none = Proposals(boxes=torch.zeros(1, 3, 4), scores=-torch.ones(1, 3), valid=torch.zeros(1, 3, dtype=torch.bool))
-    monkeypatch.setattr(detector.rpn, "propose", lambda _output, _image_hws: none)
-    require_empty(detect_views(detector, PICTURE, VIEWS, 32), detector)
-    require_empty(detect_views(detector, PICTURE, VIEWS[1:2], 32), detector)
+    monkeypatch.setattr(detector.rpn, "propose", lambda _output, _image_hws, **_: none)
+    require_empty(detect_views(detector, PICTURE, VIEWS), detector)
+    require_empty(detect_views(detector, PICTURE, VIEWS[1:2]), detector)
 
 
 def test_without_detections(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detector, "score_threshold", 1.0)
-    require_empty(detect_views(detector, PICTURE, VIEWS, 32), detector)
+    require_empty(detect_views(detector, PICTURE, VIEWS), detector)
 
 
 def require_empty(found: Detections, detector: Detector) -> None:
@@ -449,7 +451,7 @@ def test_a_view_without_proposals_still_has_its_say(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(detector.rpn, "propose", only_of_the_small_one)
     with calls(detector.stages[0].box_head.fc1) as heads:
-        found = detect_views(detector, PICTURE, [View(64, mirrored=False), View(100, mirrored=False)], 32)
+        found = detect_views(detector, PICTURE, [View(64, mirrored=False), View(100, mirrored=False)])
     assert widths == [100, 64]
     assert len(heads) == 2  # both views judge
     assert {inputs[0].shape[0] for inputs, _ in heads} == {heads[0][0][0].shape[0]}
@@ -459,7 +461,7 @@ def test_a_view_without_proposals_still_has_its_say(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("hw", [(1, 1), (1, 500), (500, 1), (3, 2)])
 def test_pictures_of_odd_shapes(detector: Detector, hw: tuple[int, int]) -> None:
-    found = detect_views(detector, np.full((*hw, 3), 90, np.uint8), VIEWS, 32)
+    found = detect_views(detector, np.full((*hw, 3), 90, np.uint8), VIEWS)
     assert found.image_hw == hw
     assert bool(found.boxes.isfinite().all())
     assert bool((found.boxes >= 0).all())
@@ -469,12 +471,12 @@ def test_pictures_of_odd_shapes(detector: Detector, hw: tuple[int, int]) -> None
 def test_a_diverged_model_finds_nothing() -> None:
     detector = detector_of(*MASK_RCNN)
     nn.init.constant_(detector.rpn.deltas.bias, math.nan)
-    require_empty(detect_views(detector, PICTURE, VIEWS, 32), detector)
+    require_empty(detect_views(detector, PICTURE, VIEWS), detector)
 
 
 def test_in_bfloat16(detector: Detector) -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        found = detect_views(detector, PICTURE, VIEWS, 32)
+        found = detect_views(detector, PICTURE, VIEWS)
     assert 20 < len(found) <= 40
     assert found.boxes.dtype == found.scores.dtype == found.masks.dtype == torch.float32
     assert bool(found.masks.isfinite().all())
@@ -500,7 +502,7 @@ def test_passes_and_what_is_kept_of_a_view(many: int, monkeypatch: pytest.Monkey
     monkeypatch.setattr(ViewSeen, "__init__", remember)
     hook = detector.backbone.register_forward_pre_hook(forgotten)
     with calls(detector.backbone) as passes:
-        detect_views(detector, PICTURE, VIEWS[:many], 32)
+        detect_views(detector, PICTURE, VIEWS[:many])
         passes_made = len(passes)
         passes.clear()
     hook.remove()
@@ -641,7 +643,7 @@ def test_predict_with_the_flag_and_settings(run: Path, without_in_its_recipe: Pa
                   "test.tta_flip=false") == plain  # fmt: skip
     model = load(run / "last.safetensors", "cpu")
     assert model.predict(image).scores.tolist() == averaged
-    expected = detect_views(model.detector, np.array(PillowImage.open(image).convert("RGB")), VIEWS_OF_RUN, 32)
+    expected = detect_views(model.detector, np.array(PillowImage.open(image).convert("RGB")), VIEWS_OF_RUN)
     assert expected.scores.tolist() == averaged
 
 

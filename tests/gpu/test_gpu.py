@@ -5,17 +5,18 @@ from dataclasses import fields
 
 import pytest
 import torch
+from tiny import made
 from torch import Tensor
 
-from tailseg.layers.roi_pooling import RoIPooler
 from tailseg.model import matching
+from tailseg.model.boxes import best_per_class, keep_within_levels, nms_within_groups
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
-from tailseg.model.nms import best_per_class, keep_within_levels, nms_within_groups
-from tailseg.model.rpn import RPN, Proposals, RpnOutput
+from tailseg.model.roi_features import RoIPooler
+from tailseg.model.rpn import RPN, RpnOutput
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.values import override
-from tailseg.structures import Batch
+from tailseg.structures import Batch, Proposals
 
 pytestmark = [
     pytest.mark.gpu,
@@ -72,9 +73,9 @@ def random_boxes(count: int, seed: int) -> Tensor:
 @pytest.mark.usefixtures("same_lottery")
 def test_training_step_equals_the_cpu(recipe):
     model, batch = detector(recipe).train(), scene()
-    proposals = model.rpn.propose(model.rpn(model.features(batch)), batch.image_hws)
+    proposals = model.rpn.propose(model.rpn(model.features(batch)), batch.image_hws, training=model.rpn.training)
 
-    def same_proposals(output: RpnOutput, _image_hws: Tensor) -> Proposals:
+    def same_proposals(output: RpnOutput, _image_hws: Tensor, **_: object) -> Proposals:
         # Scores that differ in the last bit would change places, and sampling goes by place.
         moved = {f.name: getattr(proposals, f.name).to(output.logits.device) for f in fields(proposals)}
         return Proposals(**moved)
@@ -113,7 +114,7 @@ def test_pooling_equals_the_cpu():
     pyramid = [torch.randn(2, 8, *side, generator=generator) for side in sides]
     boxes = torch.cat([random_boxes(60, 3), torch.tensor([[5.0, 5, 5, 5], [-20, -20, 500, 400]])])
     rois = torch.cat([torch.arange(62).remainder(2).unsqueeze(1), boxes], dim=1)
-    pooler = RoIPooler(7)
+    pooler = made(RoIPooler, 7)
     on_device = pooler([maps.cuda() for maps in pyramid], rois.cuda())
     torch.testing.assert_close(on_device.cpu(), pooler(pyramid, rois), rtol=1e-4, atol=1e-5)
     assert pooler([maps.cuda() for maps in pyramid], rois[:0].cuda()).shape == (0, 8, 7, 7)
@@ -142,7 +143,7 @@ def test_best_per_class_equals_the_cpu():
 
 def test_rpn_gradients_equal_the_cpu():
     torch.manual_seed(0)
-    rpn = RPN(16)
+    rpn = made(RPN, 16)
     pyramid = [torch.randn(2, 16, side, side) for side in (16, 8, 4, 2, 1)]
 
     def gradients(device: str) -> list[Tensor]:
@@ -181,7 +182,9 @@ def test_step_waits_for_nothing_but_nms():
         torch.cuda.set_sync_debug_mode("default")
     waits = {w.filename for w in caught if "synchronizing CUDA operation" in str(w.message)}
     # torchvision's NMS gives a list whose length only the device knows.
-    assert all(name.endswith(("tailseg/model/nms.py", "torchvision/ops/boxes.py", "_ops.py")) for name in waits), waits
+    assert all(name.endswith(("tailseg/model/boxes.py", "torchvision/ops/boxes.py", "_ops.py")) for name in waits), (
+        waits
+    )
 
 
 def test_detections_equal_the_cpu():

@@ -10,10 +10,10 @@ from torch import Tensor
 from tailseg.evaluation.tta import detect_views, views_of
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
-from tailseg.model.rpn import Proposals, RpnOutput
+from tailseg.model.rpn import RpnOutput
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.values import override
-from tailseg.structures import Batch
+from tailseg.structures import Batch, Proposals
 from tailseg.training.finetune import Branches, Frozen, join
 
 pytestmark = [
@@ -91,10 +91,12 @@ def test_training_step_equals_the_cpu(row):
     theirs, ours, batch = detector(row).train(), detector(row).cuda().train(), scene()
     with torch.no_grad():
         theirs.eval()
-        proposals = theirs.rpn.propose(theirs.rpn(theirs.features(batch)), batch.image_hws)
+        proposals = theirs.rpn.propose(
+            theirs.rpn(theirs.features(batch)), batch.image_hws, training=theirs.rpn.training
+        )
         theirs.train()
 
-    def same_proposals(output: RpnOutput, _image_hws: Tensor) -> Proposals:
+    def same_proposals(output: RpnOutput, _image_hws: Tensor, **_: object) -> Proposals:
         moved = {f.name: getattr(proposals, f.name).to(output.logits.device) for f in fields(proposals)}
         return Proposals(**moved)
 
@@ -165,7 +167,9 @@ def test_step_waits_for_nothing_but_nms(row, settings):
         torch.cuda.set_sync_debug_mode("default")
     waits = {w.filename for w in caught if "synchronizing CUDA operation" in str(w.message)}
     # torchvision's NMS gives a list whose length only the device knows.
-    assert all(name.endswith(("tailseg/model/nms.py", "torchvision/ops/boxes.py", "_ops.py")) for name in waits), waits
+    assert all(name.endswith(("tailseg/model/boxes.py", "torchvision/ops/boxes.py", "_ops.py")) for name in waits), (
+        waits
+    )
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -199,8 +203,8 @@ def test_finetuning_step_learns_in_the_branches_alone():
 def test_views_give_what_they_give_on_the_cpu():
     recipe = override(resolve("table2/12-tta"), SMALL)
     model, picture = detector("12-tta").eval(), scene().images[0].permute(1, 2, 0).contiguous().numpy()
-    expected = detect_views(model, picture, views_of(recipe.test), recipe.model.neck.divisor)
-    found = detect_views(model.cuda(), picture, views_of(recipe.test), recipe.model.neck.divisor).to("cpu")
+    expected = detect_views(model, picture, views_of(recipe.test))
+    found = detect_views(model.cuda(), picture, views_of(recipe.test)).to("cpu")
     assert len(found) == len(expected) == 20
     torch.testing.assert_close(found.scores, expected.scores, rtol=1e-3, atol=1e-6)
     same = (found.labels[:, None] == expected.labels) & ((found.boxes[:, None] - expected.boxes).abs().amax(2) < 0.5)

@@ -13,6 +13,7 @@ import timm
 import torch
 import torch.distributed as dist
 from timm.layers import BatchNormAct2d as TimmBatchNormAct2d
+from tiny import ENVIRONMENT, made
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -131,7 +132,7 @@ def launched(tmp_path_factory):
     """Three processes, which are first two and then three."""
     folder = tmp_path_factory.mktemp("processes")
     command = [sys.executable, __file__]
-    running = [subprocess.Popen([*command, str(rank), str(folder)]) for rank in range(3)]
+    running = [subprocess.Popen([*command, str(rank), str(folder)], env=ENVIRONMENT) for rank in range(3)]
     assert [process.wait(timeout=120) for process in running] == [0, 0, 0]
     return folder
 
@@ -402,7 +403,7 @@ def test_synchronized_networks_keep_their_parts(name):
 
 
 def test_frozen_norms_stay_frozen():
-    backbone = Backbone("resnet18", frozen_stages=1, train_norm=True)
+    backbone = made(Backbone, "resnet18", frozen_stages=1, train_norm=True)
     every = sum(isinstance(part, nn.BatchNorm2d) for part in backbone.modules())
     frozen = 1 + 4  # the stem's, and two in each of two blocks
     norm.synchronize(backbone)
@@ -415,7 +416,7 @@ def test_frozen_norms_stay_frozen():
     backbone(torch.randn(2, 3, 64, 64))
     assert torch.equal(backbone.net["bn1"].running_mean, stem)
     assert not torch.equal(backbone.net["layer2"][0].bn1.running_mean, inner)
-    assert norm.count_learning(Backbone("resnet18", train_norm=False)) == 0
+    assert norm.count_learning(made(Backbone, "resnet18", train_norm=False)) == 0
 
 
 def test_other_norms_are_left_alone():

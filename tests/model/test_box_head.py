@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tiny import made
 
 from tailseg.layers.normalized import NormalizedLinear
 from tailseg.losses import CrossEntropyClassification, EqualizationV2Classification, SeesawClassification
@@ -11,7 +12,7 @@ from tailseg.losses.classification import PRIOR_001
 from tailseg.model.box_head import BoxHead, BoxPrediction, Pool, RoISampler, RoITargets
 from tailseg.model.boxes import encode
 from tailseg.model.matching import Matcher
-from tailseg.model.rpn import Proposals
+from tailseg.structures import Proposals
 
 HALF = Matcher(positive_iou=0.5, negative_iou=0.5, low_quality_iou=0.5)
 STDS = (0.1, 0.1, 0.2, 0.2)
@@ -34,7 +35,7 @@ def two_images() -> tuple[Proposals, torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_sampler_labels_every_candidate():
     proposals, boxes, labels, valid = two_images()
-    targets = RoISampler(HALF, num_classes=7, slots=512, max_positive=128)(proposals, boxes, labels, valid)
+    targets = made(RoISampler, HALF, num_classes=7, slots=512, max_positive=128)(proposals, boxes, labels, valid)
     assert targets.rois.shape == (14, 5)
     assert targets.rois[:, 0].tolist() == [0] * 7 + [1] * 7
     assert targets.positive.tolist() == [True] * 4 + [False] * 3 + [True] * 2 + [False] * 5
@@ -57,14 +58,14 @@ def test_sampler_labels_every_candidate():
 def test_sampler_limits():
     proposals, boxes, labels, valid = two_images()
     torch.manual_seed(0)
-    targets = RoISampler(HALF, num_classes=7, slots=4, max_positive=1)(proposals, boxes, labels, valid)
+    targets = made(RoISampler, HALF, num_classes=7, slots=4, max_positive=1)(proposals, boxes, labels, valid)
     assert targets.positive.tolist() == [True, False, False, False] * 2
     assert targets.valid.tolist() == [True] * 4 + [True] * 3 + [False]
 
 
 def test_sampler_without_objects():
     proposals, boxes, labels, valid = two_images()
-    sampler = RoISampler(HALF, num_classes=7)
+    sampler = made(RoISampler, HALF, num_classes=7)
     targets = sampler(proposals, boxes, labels, torch.zeros_like(valid))
     assert not targets.positive.any()
     assert (targets.labels == 7).all()
@@ -94,7 +95,7 @@ def some_targets() -> RoITargets:
 @pytest.mark.parametrize("agnostic", [False, True])
 @pytest.mark.parametrize("beta", [0.0, 1.0])
 def test_losses_by_hand(agnostic, beta):
-    head = BoxHead(1, CrossEntropyClassification(2), width=4, class_agnostic=agnostic, stds=STDS, box_beta=beta)
+    head = made(BoxHead, 1, CrossEntropyClassification(2), width=4, class_agnostic=agnostic, stds=STDS, box_beta=beta)
     logits = torch.zeros(4, 3, requires_grad=True)
     deltas = torch.zeros(4, 1 if agnostic else 2, 4)
     deltas[1, 0] = torch.tensor([0.5, -2.0, 0.0, 0.0])
@@ -119,7 +120,7 @@ def test_losses_by_hand(agnostic, beta):
 
 
 def test_no_positive_gives_no_box_loss():
-    head = BoxHead(1, SeesawClassification(2), width=4)
+    head = made(BoxHead, 1, SeesawClassification(2), width=4)
     targets = some_targets()
     empty = RoITargets(
         rois=targets.rois,
@@ -139,7 +140,7 @@ def test_no_positive_gives_no_box_loss():
 @pytest.mark.parametrize(("agnostic", "columns"), [(False, 5), (True, 1)])
 def test_forward_and_decode(agnostic, columns):
     torch.manual_seed(0)
-    head = BoxHead(3, SeesawClassification(5), width=8, normalized=True, class_agnostic=agnostic, stds=STDS)
+    head = made(BoxHead, 3, SeesawClassification(5), width=8, normalized=True, class_agnostic=agnostic, stds=STDS)
     rois = torch.rand(6, 5)
     prediction = head(pool_of(torch.randn(6, 3, 7, 7)), rois)
     assert (prediction.logits.shape, prediction.deltas.shape) == ((6, 7), (6, columns, 4))
@@ -156,7 +157,7 @@ def test_forward_and_decode(agnostic, columns):
 
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_no_rois(agnostic):
-    head = BoxHead(2, CrossEntropyClassification(3), width=4, class_agnostic=agnostic)
+    head = made(BoxHead, 2, CrossEntropyClassification(3), width=4, class_agnostic=agnostic)
     prediction = head(pool_of(torch.zeros(0, 2, 7, 7)), torch.zeros(0, 5))
     assert (prediction.logits.shape, prediction.deltas.shape) == ((0, 4), (0, 1 if agnostic else 3, 4))
     none = torch.zeros(0, dtype=torch.int64)
@@ -172,7 +173,7 @@ def test_no_rois(agnostic):
 
 def test_tau_norm_works_at_test_time_only():
     torch.manual_seed(0)
-    head = BoxHead(4, CrossEntropyClassification(5), width=16, tau_norm=1.0)
+    head = made(BoxHead, 4, CrossEntropyClassification(5), width=16, tau_norm=1.0)
     with torch.no_grad():
         head.classifier.weight *= torch.tensor([3.0, 1, 0.2, 1, 1, 2])[:, None]
         head.classifier.bias += torch.arange(6.0)
@@ -190,14 +191,14 @@ def test_tau_norm_works_at_test_time_only():
 
 @pytest.mark.parametrize("normalized", [False, True])
 def test_the_classifier_starts_at_the_bias_that_the_loss_asks_for(normalized):
-    head = BoxHead(4, EqualizationV2Classification(3), width=8, normalized=normalized)
+    head = made(BoxHead, 4, EqualizationV2Classification(3), width=8, normalized=normalized)
     assert (head.classifier.bias == PRIOR_001).all()
-    assert (BoxHead(4, SeesawClassification(3), width=8, normalized=normalized).classifier.bias == 0).all()
+    assert (made(BoxHead, 4, SeesawClassification(3), width=8, normalized=normalized).classifier.bias == 0).all()
 
 
 def convolutional(seed: int = 0, convs: int = 2) -> BoxHead:
     torch.manual_seed(seed)
-    head = BoxHead(3, CrossEntropyClassification(4), width=8, convs=convs, class_agnostic=True)
+    head = made(BoxHead, 3, CrossEntropyClassification(4), width=8, convs=convs, class_agnostic=True)
     for norm in head.norms:
         torch.nn.init.normal_(norm.weight)
         torch.nn.init.normal_(norm.bias)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tiny import made
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,7 +14,9 @@ from tailseg.model.context import ContextEncoder, mean_inside, multilabel_averag
 def encoder_of(build: dict, state: dict[str, Tensor]) -> ContextEncoder:
     """The encoder with a recorded one's weights; it counts pairs of convolutions as a block."""
     residual = build["conv_to_res"]
-    encoder = ContextEncoder(build["in_channels"], build["num_classes"], convs=build["num_convs"], residual=residual)
+    encoder = made(
+        ContextEncoder, build["in_channels"], build["num_classes"], convs=build["num_convs"], residual=residual
+    )
     encoder.load_state_dict({own_name(key): value for key, value in state.items()})
     return encoder
 
@@ -61,7 +64,7 @@ def test_recorded(recorded, check, name):
 @pytest.mark.parametrize("residual", [False, True])
 def test_batch_norm_follows_every_convolution(residual):
     torch.manual_seed(0)
-    encoder = ContextEncoder(5, 3, convs=4, residual=residual, norm=True).double()
+    encoder = made(ContextEncoder, 5, 3, convs=4, residual=residual, norm=True).double()
     assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in encoder.modules()) == 4
     assert all(conv.bias is None for conv in encoder.convs)
     for norm in encoder.norms:
@@ -104,7 +107,7 @@ def test_an_image_without_padding_is_pooled_as_a_whole():
 
 def test_the_context_does_not_depend_on_the_padding():
     torch.manual_seed(0)
-    encoder = ContextEncoder(4, 3, convs=1)
+    encoder = made(ContextEncoder, 4, 3, convs=1)
     torch.nn.init.zeros_(encoder.convs[0].weight)  # a 1x1 kernel: 3x3 ones see one cell across the image's border
     torch.nn.init.normal_(encoder.convs[0].weight[:, :, 1, 1])
     feature = torch.randn(1, 4, 5, 6)
@@ -128,7 +131,7 @@ def loss_by_words(logits: Tensor, objects: list[list[int]], absent: list[list[in
 @pytest.mark.parametrize("unlabelled", ["negative", "ignored"])
 def test_loss_by_words(unlabelled):
     torch.manual_seed(0)
-    encoder = ContextEncoder(4, 6, unlabelled=unlabelled)
+    encoder = made(ContextEncoder, 4, 6, unlabelled=unlabelled)
     logits = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([[2, 2, 5, 0], [0, 1, 4, 3], [3, 3, 3, 3]])
     valid = torch.tensor([[True, True, True, False], [True, False, False, False], [False] * 4])
@@ -153,14 +156,14 @@ def test_annotated_exhaustively_both_readings_agree():
     valid = torch.rand(4, 5) < 0.7
     absent = torch.tensor([[c not in row[ok] for c in range(9)] for row, ok in zip(labels, valid, strict=True)])
     losses = [
-        ContextEncoder(2, 9, unlabelled=choice).loss(logits, labels, valid, absent)
+        made(ContextEncoder, 2, 9, unlabelled=choice).loss(logits, labels, valid, absent)
         for choice in ("negative", "ignored")
     ]
     torch.testing.assert_close(losses[0], losses[1])
 
 
 def test_nothing_known_gives_zero_with_gradients():
-    encoder = ContextEncoder(4, 3, unlabelled="ignored")
+    encoder = made(ContextEncoder, 4, 3, unlabelled="ignored")
     logits, _ = encoder(torch.randn(2, 4, 3, 3), torch.tensor([[192, 192]] * 2))
     loss = encoder.loss(
         logits,
@@ -175,7 +178,7 @@ def test_nothing_known_gives_zero_with_gradients():
 
 @pytest.mark.parametrize("unlabelled", ["negative", "ignored"])
 def test_no_images(unlabelled):
-    encoder = ContextEncoder(4, 3, unlabelled=unlabelled)
+    encoder = made(ContextEncoder, 4, 3, unlabelled=unlabelled)
     logits, context = encoder(torch.zeros(0, 4, 3, 3), torch.zeros(0, 2, dtype=torch.int64))
     assert (logits.shape, context.shape) == ((0, 3), (0, 4))
     none = torch.zeros(0, 2, dtype=torch.int64)
@@ -186,7 +189,7 @@ def test_no_images(unlabelled):
 
 def test_initial_weights():
     torch.manual_seed(0)
-    encoder = ContextEncoder(64, 300)
+    encoder = made(ContextEncoder, 64, 300)
     for conv in encoder.convs:
         assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.02)
         assert (conv.bias == 0).all()
@@ -197,7 +200,7 @@ def test_initial_weights():
 def test_gradients_in_float64():
     torch.manual_seed(0)
     for residual in (False, True):
-        encoder = ContextEncoder(2, 3, convs=2, residual=residual).double()
+        encoder = made(ContextEncoder, 2, 3, convs=2, residual=residual).double()
         feature = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
         image_hws = torch.tensor([[192, 100], [90, 192]])
         assert torch.autograd.gradcheck(lambda x, e=encoder, hws=image_hws: e(x, hws), feature)
@@ -205,7 +208,7 @@ def test_gradients_in_float64():
 
 def test_low_precision_gives_float32_near_the_exact_result():
     torch.manual_seed(0)
-    encoder = ContextEncoder(32, 20)
+    encoder = made(ContextEncoder, 32, 20)
     torch.nn.init.normal_(encoder.classifier.weight, std=0.2)
     feature, image_hws = torch.randn(2, 32, 5, 7), torch.tensor([[320, 448], [200, 300]])
     with torch.autocast("cpu", torch.bfloat16):
@@ -222,7 +225,7 @@ def test_low_precision_gives_float32_near_the_exact_result():
 
 def test_an_odd_number_of_convolutions_has_no_pairs():
     with pytest.raises(ValueError, match="even number of convolutions, received 3"):
-        ContextEncoder(4, 3, convs=3, residual=True)
+        made(ContextEncoder, 4, 3, convs=3, residual=True)
 
 
 def average_precision(scores: list[float], present: list[bool]) -> float:

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from tiny import made
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import batched_nms
@@ -19,9 +20,9 @@ from tailseg.model.fpn import FPN
 from tailseg.model.mask_head import MaskHead
 from tailseg.model.matching import Matcher
 from tailseg.model.roi_features import ImageFeatures
-from tailseg.model.rpn import RPN, Proposals
+from tailseg.model.rpn import RPN
 from tailseg.recipes.resolve import resolve
-from tailseg.structures import Batch, Detections
+from tailseg.structures import Batch, Detections, Proposals
 
 CLASSES = 37
 
@@ -39,21 +40,24 @@ def assemble(
     backbone: Backbone, classes: int, channels: int, width: int, stages: int = 1, **options: object
 ) -> Detector:
     matcher = Matcher(positive_iou=0.5, negative_iou=0.5, low_quality_iou=0.5)
-    return Detector(
+    return made(
+        Detector,
         backbone,
-        FPN(backbone.channels, channels),
-        RPN(channels, **options),
+        made(FPN, backbone.channels, channels),
+        made(RPN, channels, **options),
         [
-            Stage(
-                RoISampler(matcher, classes),
-                BoxHead(
+            made(
+                Stage,
+                made(RoISampler, matcher, classes),
+                made(
+                    BoxHead,
                     channels,
                     SeesawClassification(classes, p=0.8, q=2.0),
                     width=width,
                     normalized=True,
                     class_agnostic=stages > 1,
                 ),
-                MaskHead(channels, classes, channels=channels),
+                made(MaskHead, channels, classes, channels=channels),
                 weight=0.5**t,
                 mask_weight=0.5**t,
             )
@@ -85,7 +89,7 @@ def batch_of(images: list[Tensor], sizes: list[tuple[int, int]], **truth: Tensor
 
 def small_detector(seed: int = 0, classes: int = 5, **options: object) -> Detector:
     torch.manual_seed(seed)
-    backbone = Backbone("resnet18", options={"channels": (8, 16, 24, 32)})
+    backbone = made(Backbone, "resnet18", options={"channels": (8, 16, 24, 32)})
     limits = {"pre_nms_train": 60, "pre_nms_test": 40, "post_nms_train": 50, "post_nms_test": 30}
     return assemble(backbone, classes, channels=16, width=24, **(limits | options))
 
@@ -225,7 +229,7 @@ def test_unused_proposals_give_no_detections(monkeypatch):
     boxes = torch.tensor([[0.0, 0, 30, 40], [50, 20, 90, 60]]).repeat(2, 1, 1)
     valid = torch.tensor([[True, False], [False, False]])
     proposals = Proposals(boxes=boxes, scores=torch.ones(2, 2), valid=valid)
-    monkeypatch.setattr(detector.rpn, "propose", lambda output, image_hws: proposals)
+    monkeypatch.setattr(detector.rpn, "propose", lambda output, image_hws, **_: proposals)
     found = detector.detect(small_batch())
     assert [len(f) for f in found] == [5, 0]  # a box for every class
     assert found[0].boxes[:, 0].max() < 60  # image files are twice as large; the unused box starts at 100
@@ -418,7 +422,7 @@ class TestCascade:
         found = detector.detect(batch)
         with torch.no_grad():
             pyramid = detector.features(batch)
-            proposals = detector.rpn.propose(detector.rpn(pyramid), batch.image_hws)
+            proposals = detector.rpn.propose(detector.rpn(pyramid), batch.image_hws, training=detector.rpn.training)
             for image, (hw, factor) in enumerate((((64, 90), 2.0), ((50, 96), 1.0))):
                 boxes = proposals.boxes[image][proposals.valid[image]]
                 logits = []
@@ -456,7 +460,7 @@ class TestCascade:
     def test_no_proposal_is_a_normal_case(self, monkeypatch):
         detector = cascade().eval()
         none = Proposals(boxes=torch.zeros(2, 3, 4), scores=torch.zeros(2, 3), valid=torch.zeros(2, 3).bool())
-        monkeypatch.setattr(detector.rpn, "propose", lambda output, image_hws: none)
+        monkeypatch.setattr(detector.rpn, "propose", lambda output, image_hws, **_: none)
         assert [len(found) for found in detector.detect(small_batch())] == [0, 0]
         losses = detector.train()(small_batch(objects=False))  # no RoI at all
         sum(losses.values()).backward()
@@ -564,7 +568,7 @@ def test_small_boxes_are_no_detections(monkeypatch):
         torch.nn.init.zeros_(stage.box_head.regressor.weight)  # boxes stay where they are
     boxes = torch.tensor([[[0.0, 0, 30, 40], [50, 20, 55, 60], [10, 10, 60, 16]]]).repeat(2, 1, 1)
     proposals = Proposals(boxes=boxes, scores=torch.ones(2, 3), valid=torch.ones(2, 3).bool())
-    monkeypatch.setattr(detector.rpn, "propose", lambda output, image_hws: proposals)
+    monkeypatch.setattr(detector.rpn, "propose", lambda output, image_hws, **_: proposals)
     counts = {}
     for size in (None, 0.0, 4.9, 5.0, 6.0, 40.0):
         detector.min_size = size
@@ -581,7 +585,7 @@ def test_parameters_of_the_published_model():
 
 def test_cross_entropy_fits_the_same_detector():
     detector = small_detector()
-    detector.stages[0].box_head = BoxHead(16, CrossEntropyClassification(5), width=24)
+    detector.stages[0].box_head = made(BoxHead, 16, CrossEntropyClassification(5), width=24)
     losses = detector.train()(small_batch())
     assert losses.keys() == {"rpn_objectness", "rpn_box", "classes", "box", "mask"}
     assert losses["classes"].item() == pytest.approx(math.log(6), rel=0.1)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tiny import made
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
@@ -125,7 +126,7 @@ def test_recorded(recorded, check):
     (case, inputs, state, outputs), *others = recorded("neck_fpg")
     assert not others
     build = case["settings"]["build"]
-    neck = FPG(build["in_channels"], build["out_channels"], pathways=build["stack_times"]).eval()
+    neck = made(FPG, build["in_channels"], build["out_channels"], pathways=build["stack_times"]).eval()
     neck.load_state_dict({own(key): value for key, value in state.items()})
     maps = [inputs[f"feature{i}"].clone().requires_grad_() for i in range(4)]
     pyramid = neck(maps)
@@ -143,7 +144,7 @@ def test_recorded(recorded, check):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("size", "train"), [((32, 16), True), ((16, 16), False), ((19, 26), False), ((33, 9), True)])
 def test_the_graph(form, size, train):
-    neck = lively(FPG(IN_CHANNELS, CHANNELS, **form).double()).train(train)
+    neck = lively(made(FPG, IN_CHANNELS, CHANNELS, **form).double()).train(train)
     leaves = [*(feature.requires_grad_() for feature in features(size)), *neck.parameters()]
     exact = stated(neck, leaves[:4], train=train)  # first, since training moves the statistics
     ours = neck(leaves[:4])
@@ -159,7 +160,7 @@ def test_the_graph(form, size, train):
 
 
 def test_active_cells_and_their_terms():
-    neck = FPG(IN_CHANNELS, CHANNELS)
+    neck = made(FPG, IN_CHANNELS, CHANNELS)
     found = ["".join("x" if str(level) in cells else "." for level in range(5)) for cells in neck.pathways]
     assert found == ACTIVE
     assert "".join(found).count("x") == 35
@@ -171,7 +172,7 @@ def test_active_cells_and_their_terms():
 def test_a_signal_goes_up_within_a_pathway_and_down_from_one_to_the_next():
     """Where all terms pass on what they get, ones at C2 reach all levels with the first pathway that has a level 1, and
     ones at C5 go down by one level a pathway, each of which has a cell just there."""
-    neck = FPG((1, 1, 1, 1), channels=1, pathways=9).eval()
+    neck = made(FPG, (1, 1, 1, 1), channels=1, pathways=9).eval()
     for conv in (m for m in neck.modules() if isinstance(m, nn.Conv2d)):
         nn.init.zeros_(conv.weight)
         nn.init.ones_(conv.weight[..., conv.weight.shape[-1] // 2, conv.weight.shape[-1] // 2])
@@ -196,7 +197,7 @@ def test_a_signal_goes_up_within_a_pathway_and_down_from_one_to_the_next():
 def test_parameters():
     sizes = (256, 512, 1024, 2048)
     with torch.device("meta"):
-        counts = {tuple(form): sum(p.numel() for p in FPG(sizes, **form).parameters()) for form in FORMS}
+        counts = {tuple(form): sum(p.numel() for p in made(FPG, sizes, **form).parameters()) for form in FORMS}
     offsets = 256 * 27 * 9 + 27
     carafe = 256 * 64 + 64 + 64 * 25 * 9 + 25
     # By hand: lateral convolutions; terms of 1x1 and of 3x3 with a norm each; output convolutions.
@@ -214,7 +215,7 @@ def test_parameters():
 
 def test_initial_weights():
     torch.manual_seed(0)
-    neck = FPG((16, 16, 16, 16), 16, **ENHANCED)
+    neck = made(FPG, (16, 16, 16, 16), 16, **ENHANCED)
     deformable = {name: m for name, m in neck.named_modules() if isinstance(m, ModulatedDeformConv2d)}
     shrinking = {name: m for name, m in neck.named_modules() if isinstance(m, CarafeDownsample)}
     assert len(deformable) == 26
@@ -241,7 +242,7 @@ def test_initial_weights():
 @pytest.mark.parametrize("pathways", [1, 3, 9])
 def test_every_parameter_learns(form, pathways):
     torch.manual_seed(0)
-    neck = FPG(IN_CHANNELS, CHANNELS, pathways=pathways, **form)
+    neck = made(FPG, IN_CHANNELS, CHANNELS, pathways=pathways, **form)
     sum(out.square().sum() for out in neck(features((32, 48), dtype=torch.float32))).backward()
     assert all(p.grad is not None and p.grad.any() for p in neck.parameters())
     shifts = [m.conv_offset.weight for m in neck.modules() if isinstance(m, ModulatedDeformConv2d)]
@@ -251,7 +252,7 @@ def test_every_parameter_learns(form, pathways):
 
 @pytest.mark.parametrize("form", [{}, ENHANCED])
 def test_layout_and_low_precision(form):
-    neck = FPG(IN_CHANNELS, CHANNELS, **form).to(memory_format=torch.channels_last)
+    neck = made(FPG, IN_CHANNELS, CHANNELS, **form).to(memory_format=torch.channels_last)
     maps = [x.contiguous(memory_format=torch.channels_last) for x in features((32, 48), dtype=torch.float32)]
     laid_out = []
     for part in neck.modules():
@@ -277,7 +278,7 @@ def test_the_grid_stays_in_low_precision_where_autocast_interpolates_in_float32(
         return plain(x.float() if torch.is_autocast_enabled("cpu") else x, **how)
 
     monkeypatch.setattr(F, "interpolate", as_on_cuda)
-    neck, seen = FPG(IN_CHANNELS, CHANNELS, **ENHANCED), []
+    neck, seen = made(FPG, IN_CHANNELS, CHANNELS, **ENHANCED), []
     for part in neck.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.register_forward_hook(lambda _, inputs, out: seen.extend([inputs[0].dtype, out.dtype]))
@@ -287,7 +288,7 @@ def test_the_grid_stays_in_low_precision_where_autocast_interpolates_in_float32(
 
 
 def test_its_norms_can_count_over_processes():
-    neck = FPG(IN_CHANNELS, CHANNELS, **ENHANCED)
+    neck = made(FPG, IN_CHANNELS, CHANNELS, **ENHANCED)
     norm.synchronize(neck)
     assert norm.count_learning(neck) == 126
     assert neck.channels == CHANNELS
@@ -295,7 +296,7 @@ def test_its_norms_can_count_over_processes():
 
 @pytest.mark.parametrize("form", [{}, ENHANCED])
 def test_no_images(form):
-    neck = FPG(IN_CHANNELS, CHANNELS, **form).eval()
+    neck = made(FPG, IN_CHANNELS, CHANNELS, **form).eval()
     pyramid = neck(features((32, 48), count=0, dtype=torch.float32))
     assert [tuple(out.shape) for out in pyramid] == [(0, CHANNELS, 32 >> i, 48 >> i) for i in range(5)]
     sum(out.sum() for out in pyramid).backward()

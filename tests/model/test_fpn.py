@@ -1,6 +1,7 @@
 """The pyramid against the recording, and by hand."""
 
 import torch
+from tiny import made
 
 from tailseg.model.fpn import FPN
 
@@ -8,7 +9,7 @@ from tailseg.model.fpn import FPN
 def test_recorded_pyramids(recorded, check):
     seen = 0
     for case, inputs, state, outputs in recorded("neck_fpn"):
-        neck = FPN(case["settings"]["build"]["in_channels"], case["settings"]["build"]["out_channels"])
+        neck = made(FPN, case["settings"]["build"]["in_channels"], case["settings"]["build"]["out_channels"])
 
         def own(name: str) -> str:
             return name.replace(".conv.", ".").replace("fpn_convs", "output_convs")
@@ -29,7 +30,7 @@ def test_recorded_pyramids(recorded, check):
 
 
 def test_coarse_levels_are_added_to_finer_ones():
-    neck = FPN((1, 1, 1, 1), channels=1)
+    neck = made(FPN, (1, 1, 1, 1), channels=1)
     with torch.no_grad():
         for conv in (*neck.lateral_convs, *neck.output_convs):
             conv.weight.zero_()
@@ -40,5 +41,5 @@ def test_coarse_levels_are_added_to_finer_ones():
 
 
 def test_no_images():
-    pyramid = FPN((2, 2, 2, 2), channels=3)([torch.zeros(0, 2, 16 >> i, 16 >> i) for i in range(4)])
+    pyramid = made(FPN, (2, 2, 2, 2), channels=3)([torch.zeros(0, 2, 16 >> i, 16 >> i) for i in range(4)])
     assert [tuple(p.shape[:2]) for p in pyramid] == [(0, 3)] * 5

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
-from tailseg.layers.shifted_pooling import pyramid_rows, shifted_roi_align
 from tailseg.model import detector as detector_module
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.model.mask_head import mask_targets
-from tailseg.model.rpn import Proposals, RpnOutput
+from tailseg.model.roi_features import pyramid_rows, shifted_roi_align
+from tailseg.model.rpn import RpnOutput
 from tailseg.recipes.resolve import resolve
-from tailseg.structures import Batch
+from tailseg.structures import Batch, Proposals
 
 CLASSES = 5
 HWS = ((64, 90), (50, 96))
@@ -90,8 +90,8 @@ def run(detector: Detector, batch: Batch, training: bool) -> object:
     return detector.train()(batch) if training else detector.eval().detect(batch)
 
 
-def propose(boxes: Tensor, valid: Tensor) -> Callable[[object, Tensor], Proposals]:
-    return lambda _output, _image_hws: Proposals(boxes=boxes, scores=torch.zeros_like(boxes[..., 0]), valid=valid)
+def propose(boxes: Tensor, valid: Tensor) -> Callable[..., Proposals]:
+    return lambda _output, _image_hws, **_: Proposals(boxes=boxes, scores=torch.zeros_like(boxes[..., 0]), valid=valid)
 
 
 def moved(boxes: Tensor, deltas: Tensor, stds: tuple[float, ...], hws: Tensor) -> Tensor:
@@ -575,8 +575,8 @@ class TestWhole:
         detector = detector_of(WHOLE, *SEESAW)
         found = detector.rpn.propose
 
-        def some(output: RpnOutput, image_hws: Tensor) -> Proposals:
-            proposals = found(output, image_hws)
+        def some(output: RpnOutput, image_hws: Tensor, *, training: bool) -> Proposals:
+            proposals = found(output, image_hws, training=training)
             return replace(proposals, valid=proposals.valid & (torch.arange(proposals.valid.shape[1]) % 3 > 0))
 
         monkeypatch.setattr(detector.rpn, "propose", some)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny import rasterise
+from tiny import made, rasterise
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
@@ -28,7 +28,7 @@ def test_recorded_head(recorded, check, recording, name):
     classes = build["num_classes"]
     upsample = build["upsample_cfg"]["type"] if recording == "carafe" else "deconv"
     sizes = {"channels": build["conv_out_channels"], "convs": build["num_convs"]}
-    head = MaskHead(build["in_channels"], classes, **sizes, upsample=upsample)
+    head = made(MaskHead, build["in_channels"], classes, **sizes, upsample=upsample)
     names = {"conv_logits": "predictor", "channel_compressor": "compressor", "content_encoder": "encoder"}
 
     def own(name: str) -> str:
@@ -68,7 +68,7 @@ def test_recorded_targets_and_loss(recorded, check):
 
 def test_one_row_of_the_predictor_is_that_channel_of_the_convolution():
     torch.manual_seed(0)
-    head = MaskHead(5, 11, channels=6, convs=2)
+    head = made(MaskHead, 5, 11, channels=6, convs=2)
     torch.nn.init.normal_(head.predictor.bias)
     features, labels = torch.randn(7, 5, 14, 14), torch.tensor([0, 10, 3, 3, 7, 1, 5])
     hidden = features
@@ -81,7 +81,9 @@ def test_one_row_of_the_predictor_is_that_channel_of_the_convolution():
 def normalized_pair(classes: int, agnostic: bool, temperature: float) -> tuple[MaskHead, NormalizedConv2d]:
     """A normalised head, and the layer that computes all of its rows."""
     torch.manual_seed(0)
-    head = MaskHead(5, classes, channels=6, convs=2, class_agnostic=agnostic, normalized=True, temperature=temperature)
+    head = made(
+        MaskHead, 5, classes, channels=6, convs=2, class_agnostic=agnostic, normalized=True, temperature=temperature
+    )
     torch.nn.init.normal_(head.predictor.bias)
     layer = NormalizedConv2d(6, 1 if agnostic else classes, 1, temperature=temperature)
     layer.load_state_dict(head.predictor.state_dict())
@@ -139,7 +141,7 @@ def test_no_rois_of_a_normalized_head():
 
 
 def test_no_rois():
-    head = MaskHead(4, 3, channels=4, convs=1)
+    head = made(MaskHead, 4, 3, channels=4, convs=1)
     logits = head(torch.zeros(0, 4, 14, 14), torch.zeros(0, dtype=torch.int64))
     assert logits.shape == (0, MASK_SIZE, MASK_SIZE)
     targets = mask_targets(torch.zeros(0, 4), torch.zeros(0, 9, 9, dtype=torch.uint8), torch.zeros(0, 4))
@@ -219,7 +221,7 @@ def test_padding_has_empty_targets():
 
 def normed(upsample: str = "deconv", classes: int = 6) -> MaskHead:
     torch.manual_seed(0)
-    head = MaskHead(5, classes, channels=4, convs=2, norm=True, upsample=upsample)
+    head = made(MaskHead, 5, classes, channels=4, convs=2, norm=True, upsample=upsample)
     for norm in head.norms:
         torch.nn.init.normal_(norm.weight)
         torch.nn.init.normal_(norm.bias)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hotcoco import mask as rle
-from tiny import rasterise
+from tiny import made, rasterise
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -44,8 +44,8 @@ def test_recorded_head(recorded, check):
     case, inputs, state, outputs = next(c for c in recorded("head_mask_scoring") if c[0]["name"] == "forward")
     build = case["settings"]["build"]
     classes = build["num_classes"]
-    head = MaskIouHead(
-        build["in_channels"], classes, channels=build["conv_out_channels"], width=build["fc_out_channels"]
+    head = made(
+        MaskIouHead, build["in_channels"], classes, channels=build["conv_out_channels"], width=build["fc_out_channels"]
     )
     head.load_state_dict({own_name(key): value for key, value in state.items()})
     features, mask_logits = (inputs[key].clone().requires_grad_() for key in ("features", "mask_logits"))
@@ -81,7 +81,7 @@ def test_recorded_targets_and_loss(recorded, check):
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_the_head_is_its_layers_in_order(agnostic):
     torch.manual_seed(0)
-    head = MaskIouHead(3, 7, channels=4, width=10, class_agnostic=agnostic).double()
+    head = made(MaskIouHead, 3, 7, channels=4, width=10, class_agnostic=agnostic).double()
     torch.nn.init.normal_(head.predictor.bias)
     features = torch.randn(5, 3, 14, 14, dtype=torch.float64, requires_grad=True)
     masks = torch.rand(5, 28, 28, dtype=torch.float64, requires_grad=True)
@@ -105,7 +105,7 @@ def test_the_head_is_its_layers_in_order(agnostic):
 def test_the_mask_gets_a_gradient_of_one_cell_in_four():
     torch.manual_seed(0)
     masks = torch.rand(4, 28, 28, requires_grad=True)
-    MaskIouHead(3, 7, channels=8, width=16)(torch.randn(4, 3, 14, 14), masks, torch.arange(4)).sum().backward()
+    made(MaskIouHead, 3, 7, channels=8, width=16)(torch.randn(4, 3, 14, 14), masks, torch.arange(4)).sum().backward()
     reached = (masks.grad != 0).view(4, 14, 2, 14, 2).sum(dim=(2, 4))
     assert reached.max() == 1
     assert reached.float().mean() > 0.9
@@ -113,7 +113,7 @@ def test_the_mask_gets_a_gradient_of_one_cell_in_four():
 
 def test_initial_weights():
     torch.manual_seed(0)
-    head = MaskIouHead(31, 50, channels=32, width=128)
+    head = made(MaskIouHead, 31, 50, channels=32, width=128)
     assert [tuple(conv.weight.shape[:2]) for conv in head.convs] == [(32, 32)] * 4
     for conv in head.convs:
         assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / (32 * 9)), rel=0.03)
@@ -125,7 +125,7 @@ def test_initial_weights():
 
 def test_low_precision_gives_float32_near_the_exact_result():
     torch.manual_seed(0)
-    head = MaskIouHead(15, 7, channels=16, width=64)
+    head = made(MaskIouHead, 15, 7, channels=16, width=64)
     torch.nn.init.normal_(head.predictor.weight, std=0.2)
     features, masks, labels = torch.randn(9, 15, 14, 14), torch.rand(9, 28, 28), torch.randint(7, (9,))
     with torch.autocast("cpu", torch.bfloat16):
@@ -266,7 +266,7 @@ def test_loss_by_hand():
 
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_no_rois(agnostic):
-    head = MaskIouHead(4, 3, channels=4, width=8, class_agnostic=agnostic)
+    head = made(MaskIouHead, 4, 3, channels=4, width=8, class_agnostic=agnostic)
     masks, labels = torch.zeros(0, 28, 28), torch.zeros(0, dtype=torch.int64)
     predicted = head(torch.zeros(0, 4, 14, 14), masks, labels)
     boxes, grids = torch.zeros(0, 4), torch.zeros(0, 9, 9, dtype=torch.uint8)

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from tailseg.model import matching
 from tailseg.model.boxes import pairwise_iou
-from tailseg.model.matching import IGNORED, NEGATIVE, Matcher, live_rows, sample
+from tailseg.model.detector import live_rows
+from tailseg.model.matching import IGNORED, NEGATIVE, Matcher, sample
 
 
 def matcher_of(assigner: dict) -> Matcher:

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
+from tiny import made
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from tailseg.layers.roi_pooling import RoIPooler
-from tailseg.layers.shifted_pooling import PyramidRows
 from tailseg.model import roi_features
-from tailseg.model.roi_features import ImageFeatures
+from tailseg.model.roi_features import ImageFeatures, PyramidRows, RoIPooler
 
 CHANNELS = 6
 
@@ -50,9 +49,9 @@ def test_the_vector_of_its_own_image_is_added_to_every_cell(size, dtype):
     pyramid, rois = pyramid_of(dtype), rois_of_every_level()
     context = torch.stack([torch.arange(6.0), -10 * torch.arange(6.0) - 1])
     plain = by_hand(pyramid, rois, size, 0)
-    pool = ImageFeatures(pyramid).pool(RoIPooler(size))
+    pool = ImageFeatures(pyramid).pool(made(RoIPooler, size))
     torch.testing.assert_close(pool(rois), plain, rtol=1e-5, atol=1e-5)
-    ours = ImageFeatures(pyramid, context).pool(RoIPooler(size))(rois)
+    ours = ImageFeatures(pyramid, context).pool(made(RoIPooler, size))(rois)
     assert ours.dtype == torch.float32
     for roi, features, expected in zip(rois, ours, plain, strict=True):
         for channel in range(CHANNELS):
@@ -65,7 +64,7 @@ def test_shifted_cells_get_it_too(dtype):
     """No shift is the RoI, at two points a cell and side; one shift of all cells is the RoI beside it."""
     pyramid, rois = pyramid_of(dtype), rois_of_every_level()[:5]
     context = torch.randn(2, CHANNELS, generator=torch.Generator().manual_seed(1))
-    pool = ImageFeatures(pyramid, context).pool(RoIPooler(7))
+    pool = ImageFeatures(pyramid, context).pool(made(RoIPooler, 7))
     added = context[rois[:, 0].long()][:, :, None, None]
     expected = by_hand(pyramid, rois, 7, 2) + added
     for shifts in (torch.zeros(5, 2), torch.zeros(5, 2, 7, 7)):
@@ -83,7 +82,7 @@ def test_gradients_reach_the_pyramid_and_the_vectors():
     context = torch.zeros(2, CHANNELS, requires_grad=True)
     features, rois = ImageFeatures(pyramid, context), rois_of_every_level()[:5]
     shifts = torch.zeros(5, 2, requires_grad=True)
-    total = features.pool(RoIPooler(7))(rois).sum() + features.pool(RoIPooler(7))(rois, shifts).sum()
+    total = features.pool(made(RoIPooler, 7))(rois).sum() + features.pool(made(RoIPooler, 7))(rois, shifts).sum()
     total.backward()
     # Each cell of each RoI adds the vector of its image once: three RoIs of the first image, two of the second.
     assert torch.equal(context.grad, 2 * 49 * torch.tensor([3.0, 2.0]).unsqueeze(1).expand(2, CHANNELS))
@@ -93,7 +92,7 @@ def test_gradients_reach_the_pyramid_and_the_vectors():
 
 def test_no_rois():
     context = torch.randn(2, CHANNELS, requires_grad=True)
-    pool = ImageFeatures(pyramid_of(), context).pool(RoIPooler(7))
+    pool = ImageFeatures(pyramid_of(), context).pool(made(RoIPooler, 7))
     for found in (pool(torch.zeros(0, 5)), pool(torch.zeros(0, 5), torch.zeros(0, 2, 7, 7))):
         assert found.shape == (0, CHANNELS, 7, 7)
         found.sum().backward()
@@ -113,8 +112,8 @@ def test_the_pyramid_is_prepared_once_for_all_heads(monkeypatch):
         monkeypatch.setattr(roi_features, name, counted)
     features, rois = ImageFeatures(pyramid_of()), rois_of_every_level()
     for size in (7, 14, 7):
-        features.pool(RoIPooler(size))(rois)
+        features.pool(made(RoIPooler, size))(rois)
     assert prepared == {"planar": 1, "pyramid_rows": 0}  # without TSD no table is made
     for _ in range(3):
-        features.pool(RoIPooler(7))(rois, torch.zeros(6, 2))
+        features.pool(made(RoIPooler, 7))(rois, torch.zeros(6, 2))
     assert prepared == {"planar": 1, "pyramid_rows": 1}

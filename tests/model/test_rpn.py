@@ -4,15 +4,16 @@ import math
 
 import pytest
 import torch
+from tiny import made
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from tailseg.model import rpn as rpn_module
-from tailseg.model.boxes import anchor_grid, encode
+from tailseg.model.boxes import anchor_grid, encode, smooth_l1
 from tailseg.model.matching import Sampled
-from tailseg.model.rpn import NO_STDS, RPN, STRIDES, RpnOutput, smooth_l1
+from tailseg.model.rpn import NO_STDS, RPN, STRIDES, RpnOutput
 
 
 def output_of(rpn: RPN, logits: list[Tensor], deltas: list[Tensor]) -> RpnOutput:
@@ -35,9 +36,11 @@ def output_of(rpn: RPN, logits: list[Tensor], deltas: list[Tensor]) -> RpnOutput
 def test_recorded_proposals(recorded, check):
     case, inputs, _, outputs = next(c for c in recorded("proposals_nms") if c[0]["kind"] == "rpn_proposals")
     about = case["settings"]
-    rpn = RPN(4, pre_nms_test=about["nms_pre"], post_nms_test=about["max_per_img"], nms_iou=about["nms_iou"]).eval()
+    rpn = made(
+        RPN, 4, pre_nms_test=about["nms_pre"], post_nms_test=about["max_per_img"], nms_iou=about["nms_iou"]
+    ).eval()
     output = output_of(rpn, [inputs[f"logits{i}"] for i in range(5)], [inputs[f"deltas{i}"] for i in range(5)])
-    proposals = rpn.propose(output, torch.tensor(about["image_shapes"]))
+    proposals = rpn.propose(output, torch.tensor(about["image_shapes"]), training=rpn.training)
     assert proposals.valid.all()
     check(case, "image0.bboxes", proposals.boxes[0], outputs["image0.bboxes"])
     check(case, "image0.scores", proposals.scores[0], outputs["image0.scores"])
@@ -45,7 +48,7 @@ def test_recorded_proposals(recorded, check):
 
 def test_recorded_anchors_inside_the_padded_image(recorded, check):
     case, _, _, outputs = next(c for c in recorded("anchors_assign") if c[0]["kind"] == "anchors")
-    rpn = RPN(4, size_divisor=1)
+    rpn = made(RPN, 4, size_divisor=1)
     maps = [torch.zeros(1, 12, *grid_hw) for grid_hw in case["settings"]["feature_sizes"]]
     output = output_of(rpn, [m[:, :3] for m in maps], maps)
     inside = rpn.trained_anchors(output, torch.tensor([case["settings"]["pad_shape"]]))[0]
@@ -54,7 +57,7 @@ def test_recorded_anchors_inside_the_padded_image(recorded, check):
 
 
 def test_images_count_as_padded_to_the_divisor():
-    rpn = RPN(4, size_divisor=32)
+    rpn = made(RPN, 4, size_divisor=32)
     maps = [torch.zeros(2, 12, 128 // s, 128 // s) for s in STRIDES]
     output = output_of(rpn, [m[:, :3] for m in maps], maps)
     inside = rpn.trained_anchors(output, torch.tensor([[33, 128], [1, 90]]))
@@ -73,19 +76,19 @@ def test_anchors_of_torchvision(hw):
     pyramid = pyramid_of(hw)
     theirs = AnchorGenerator(tuple((8 * s,) for s in STRIDES), ((0.5, 1.0, 2.0),) * 5)
     (expected,) = theirs(ImageList(torch.zeros(1, 3, *hw), [hw]), pyramid)
-    rpn = RPN(4, rounded_anchors=True, fitted_strides=True)
+    rpn = made(RPN, 4, rounded_anchors=True, fitted_strides=True)
     with torch.no_grad():
         output = rpn(pyramid)
     assert torch.equal(output.anchors, expected)
     # Where a level's grid is not the image divided by its stride, distances differ.
     with torch.no_grad():
-        plain = RPN(4, rounded_anchors=True)(pyramid)
+        plain = made(RPN, 4, rounded_anchors=True)(pyramid)
     assert plain.stride_hws == [(s, s) for s in STRIDES]
     assert torch.equal(plain.anchors, expected) == (hw in [(128, 128), (32, 32)])
 
 
 def test_fitted_strides_by_hand():
-    rpn = RPN(4, fitted_strides=True)
+    rpn = made(RPN, 4, fitted_strides=True)
     with torch.no_grad():
         output = rpn(pyramid_of((96, 160)))
     assert output.grid_hws == [(24, 40), (12, 20), (6, 10), (3, 5), (2, 3)]
@@ -96,7 +99,7 @@ def test_fitted_strides_by_hand():
     rpn.size_divisor = 1  # 100 px hold 0 and 53 of the columns; 40 px row 0 alone
     last = rpn.trained_anchors(output, torch.tensor([[40, 100]]))[0, -18:].view(2, 3, 3)
     assert last.all(2).tolist() == last.any(2).tolist() == [[True, True, False], [False, False, False]]
-    plain = RPN(4)
+    plain = made(RPN, 4)
     with torch.no_grad():
         output = plain(pyramid_of((96, 160)))
     last = plain.trained_anchors(output, torch.tensor([[40, 100]]))[0, -18:].view(2, 3, 3)
@@ -105,7 +108,7 @@ def test_fitted_strides_by_hand():
 
 def test_anchors_inside_the_image_by_hand():
     """Squares of 32 px every 32 px, reaching 16 px each way; an edge on the image's right or lower one is outside."""
-    rpn = RPN(4, anchor_scale=1.0, inside_image=True)
+    rpn = made(RPN, 4, anchor_scale=1.0, inside_image=True)
     with torch.no_grad():
         output = rpn(pyramid_of((64, 96)))
     sizes = [(64, 96), (49, 81), (49, 80), (48, 81), (40, 40)]
@@ -129,7 +132,7 @@ def test_anchors_inside_the_image_by_hand():
 
 @pytest.mark.parametrize("options", [{}, {"rounded_anchors": True}, {"fitted_strides": True}])
 def test_anchors_inside_the_image_equal_loops(options):
-    rpn = RPN(4, anchor_scale=2.0, inside_image=True, **options)
+    rpn = made(RPN, 4, anchor_scale=2.0, inside_image=True, **options)
     with torch.no_grad():
         output = rpn(pyramid_of((96, 160)))
     sizes = torch.tensor([[96, 160], [70, 97], [5, 160]])
@@ -145,7 +148,7 @@ def test_anchors_inside_the_image_equal_loops(options):
 def test_recorded_anchors_inside_the_image_itself(recorded):
     """Those of the recording in the padded image, less every one that reaches over an edge."""
     case, _, _, outputs = next(c for c in recorded("anchors_assign") if c[0]["kind"] == "anchors")
-    rpn = RPN(4, size_divisor=1, inside_image=True)
+    rpn = made(RPN, 4, size_divisor=1, inside_image=True)
     maps = [torch.zeros(1, 12, *grid_hw) for grid_hw in case["settings"]["feature_sizes"]]
     output = output_of(rpn, [m[:, :3] for m in maps], maps)
     height, width = case["settings"]["pad_shape"]
@@ -162,7 +165,7 @@ def test_recorded_anchors_inside_the_image_itself(recorded):
 
 def test_only_anchors_inside_the_image_are_trained():
     torch.manual_seed(0)
-    rpn = RPN(4, anchor_scale=1.0, inside_image=True)
+    rpn = made(RPN, 4, anchor_scale=1.0, inside_image=True)
     output = rpn([torch.randn(2, 4, 64 // s, 96 // s + (s == 64)) for s in STRIDES])
     output.logits.retain_grad()
     output.deltas.retain_grad()
@@ -181,7 +184,7 @@ def test_only_anchors_inside_the_image_are_trained():
 
 
 def test_an_image_without_anchors_inside_has_no_loss():
-    rpn = RPN(4, inside_image=True)
+    rpn = made(RPN, 4, inside_image=True)
     output = rpn([torch.randn(1, 4, max(1, 32 // s), max(1, 32 // s)) for s in STRIDES])
     losses = rpn.loss(output, torch.tensor([[20, 20]]), torch.tensor([[[2.0, 2, 18, 18]]]), torch.ones(1, 1).bool())
     sum(losses.values()).backward()
@@ -191,7 +194,7 @@ def test_an_image_without_anchors_inside_has_no_loss():
 
 def small_rpn(seed: int = 0) -> tuple[RPN, RpnOutput]:
     torch.manual_seed(seed)
-    rpn = RPN(4)
+    rpn = made(RPN, 4)
     for layer in (rpn.conv, rpn.objectness, rpn.deltas):
         nn.init.normal_(layer.weight, std=0.3)
     output = rpn([torch.randn(2, 4, 64 // s, 96 // s + (s == 64)) for s in STRIDES])
@@ -200,7 +203,7 @@ def small_rpn(seed: int = 0) -> tuple[RPN, RpnOutput]:
 
 def test_forward_lays_out_rows_columns_and_ratios():
     torch.manual_seed(0)
-    rpn = RPN(4)
+    rpn = made(RPN, 4)
     maps = [torch.randn(1, 4, 2, 3) for _ in STRIDES]
     output = rpn(maps)
     hidden = F.relu(rpn.conv(maps[1]))
@@ -285,7 +288,7 @@ def test_limits_of_proposals(training):
     rpn.pre_nms, rpn.post_nms = {True: 50, False: 20}, {True: 90, False: 30}
     rpn.train(training)
     image_hws = torch.tensor([[64, 96], [40, 90]])
-    proposals = rpn.propose(output, image_hws)
+    proposals = rpn.propose(output, image_hws, training=rpn.training)
     assert proposals.boxes.shape == (2, 90 if training else 30, 4)
     assert not proposals.boxes.requires_grad
     for image in range(2):
@@ -301,12 +304,12 @@ def test_limits_of_proposals(training):
 
 
 def test_boxes_outside_the_image_are_dropped():
-    rpn = RPN(4).eval()
+    rpn = made(RPN, 4).eval()
     maps = [torch.zeros(1, 12, 2, 2) for _ in STRIDES]
     for level in maps:
         level[:, 0::4] = 100.0  # a hundred widths to the right
     output = output_of(rpn, [torch.zeros(1, 3, 2, 2)] * 5, maps)
-    assert not rpn.propose(output, torch.tensor([[64, 64]])).valid.any()
+    assert not rpn.propose(output, torch.tensor([[64, 64]]), training=rpn.training).valid.any()
 
 
 def test_smooth_l1():
@@ -320,7 +323,7 @@ def test_smooth_l1():
 @pytest.mark.parametrize("hw", [(1, 1), (1, 5), (6, 7)])
 def test_sparse_backward_equals_that_of_the_convolutions(cells, hw):
     torch.manual_seed(0)
-    rpn = RPN(4).double()
+    rpn = made(RPN, 4).double()
     for layer in (rpn.conv, rpn.objectness, rpn.deltas):
         nn.init.normal_(layer.weight, std=0.3)
         nn.init.normal_(layer.bias, std=0.3)

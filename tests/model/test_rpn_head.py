@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny import made
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,7 +20,7 @@ def plain_head(rpn: RPN, features: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("sampled", [0, 1, 40, 2000])
 def test_gradients_are_those_of_autograd(sampled, memory_format, monkeypatch):
     torch.manual_seed(sampled)
-    rpn = RPN(8).double()
+    rpn = made(RPN, 8).double()
     for parameter in rpn.parameters():  # as initialised, some gradients would be too small to compare
         torch.nn.init.normal_(parameter)
     pyramid = [
@@ -43,7 +44,7 @@ def test_gradients_are_those_of_autograd(sampled, memory_format, monkeypatch):
 
 def test_outputs_are_those_without_gradients():
     torch.manual_seed(0)
-    rpn = RPN(8)
+    rpn = made(RPN, 8)
     features = torch.randn(2, 8, 9, 12)
     for trained, plain in zip(rpn._head(features), plain_head(rpn, features), strict=True):
         assert torch.equal(trained, plain)

@@ -5,11 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import made
 from torch import Tensor
 
 from tailseg.layers.normalized import NormalizedLinear
-from tailseg.layers.roi_pooling import RoIPooler
-from tailseg.layers.shifted_pooling import pyramid_rows, shifted_roi_align
 from tailseg.losses import (
     CLASSIFICATIONS,
     ClassStatistics,
@@ -19,6 +18,7 @@ from tailseg.losses import (
 )
 from tailseg.losses.classification import PRIOR_001, frozen_statistics
 from tailseg.model.box_head import BoxPrediction, RoITargets
+from tailseg.model.roi_features import RoIPooler, pyramid_rows, shifted_roi_align
 from tailseg.model.tsd import TsdBoxHead, constraint_means, paired_iou, progressive_gaps
 
 STDS = (0.1, 0.1, 0.2, 0.2)
@@ -48,7 +48,7 @@ class Images:
 
     def __init__(self, pyramid: list[Tensor]) -> None:
         self.pyramid = pyramid
-        self.plain = RoIPooler(7)
+        self.plain = made(RoIPooler, 7)
         self.shifts: list[Tensor] = []
 
     def __call__(self, rois: Tensor, shifts: Tensor | None = None) -> Tensor:
@@ -103,7 +103,8 @@ def without_positives(targets: RoITargets, classes: int) -> RoITargets:
 def test_recorded_head(recorded, check):
     case, inputs, state, outputs = next(case for case in recorded("tsd") if case[0]["name"] == "head_aligned")
     build = case["settings"]["build"]
-    head = TsdBoxHead(
+    head = made(
+        TsdBoxHead,
         build["in_channels"],
         CrossEntropyClassification(build["num_classes"] - 1),
         width=build["fc_out_channels"],
@@ -189,7 +190,7 @@ def recorded_targets(recorded):
 
 def test_recorded_constraints(recorded, check):
     case, prediction, targets, leaves, outputs = recorded_targets(recorded)
-    head = TsdBoxHead(1, CrossEntropyClassification(5), width=4, stds=STDS)
+    head = made(TsdBoxHead, 1, CrossEntropyClassification(5), width=4, stds=STDS)
     losses = head.loss(prediction, targets)
     check(case, "pc_cls_loss", losses["pc_classes"].expand(14), outputs["pc_cls_loss"].mean().expand(14))
     check(case, "pc_loc_loss", losses["pc_box"].expand(8), outputs["pc_loc_loss"].mean().expand(8))
@@ -200,7 +201,7 @@ def test_recorded_constraints(recorded, check):
 
 def test_recorded_values_of_each_roi(recorded, check):
     case, prediction, targets, _, outputs = recorded_targets(recorded)
-    head = TsdBoxHead(1, CrossEntropyClassification(5), width=4, stds=STDS)
+    head = made(TsdBoxHead, 1, CrossEntropyClassification(5), width=4, stds=STDS)
     scores = [head._label_scores(p, targets) for p in (prediction, prediction.sibling)]
     check(case, "pc_cls_loss", progressive_gaps(*scores, 0.3), outputs["pc_cls_loss"])
     overlaps = [head._overlaps(p, targets) for p in (prediction, prediction.sibling)]
@@ -210,7 +211,7 @@ def test_recorded_values_of_each_roi(recorded, check):
 def test_recorded_box_targets(recorded):
     """The L1 losses are their distance from deltas of 0."""
     _, prediction, targets, _, outputs = recorded_targets(recorded)
-    head = TsdBoxHead(1, CrossEntropyClassification(5), width=4, stds=STDS)
+    head = made(TsdBoxHead, 1, CrossEntropyClassification(5), width=4, stds=STDS)
     zeros = torch.zeros_like(prediction.deltas)
     sibling = replace(prediction.sibling, deltas=zeros)
     losses = head.loss(replace(prediction, deltas=zeros, sibling=sibling), targets)
@@ -298,7 +299,7 @@ def expected_losses(prediction: BoxPrediction, targets: RoITargets, classes: int
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_losses_by_brute_force(agnostic):
     torch.manual_seed(0)
-    head = TsdBoxHead(CHANNELS, CrossEntropyClassification(3), width=16, class_agnostic=agnostic).train()
+    head = made(TsdBoxHead, CHANNELS, CrossEntropyClassification(3), width=16, class_agnostic=agnostic).train()
     with torch.no_grad():
         for layer in (head.regressor, head.sibling_regressor, head.classifier, head.sibling_classifier):
             layer.weight.mul_(100)  # so that boxes and classes differ
@@ -316,7 +317,7 @@ def test_box_loss_also_trains_the_shift_unless_its_target_is_detached():
     targets, images = some_targets(), images_of(3)
     images.pyramid = [torch.zeros_like(f) for f in images.pyramid]  # P_r then acts through the target alone
     for detach in (False, True):
-        head = TsdBoxHead(CHANNELS, CrossEntropyClassification(3), width=8, detach_targets=detach).train()
+        head = made(TsdBoxHead, CHANNELS, CrossEntropyClassification(3), width=8, detach_targets=detach).train()
         losses = head.loss(head(images, targets.rois), targets)
         bias = head.box_shift[2].bias
         (gradient,) = torch.autograd.grad(losses["box"], bias, retain_graph=True)
@@ -336,7 +337,7 @@ def test_every_parameter_learns_with_every_loss(loss):
     kind = CLASSIFICATIONS[loss]
     statistics = ClassStatistics(num_images=200, images=torch.tensor([9, 99, 1]), instances=torch.tensor([9, 999, 1]))
     classification = kind(3, **({"statistics": statistics} if kind.needs_statistics else {}))
-    head = TsdBoxHead(CHANNELS, classification, width=16).train()
+    head = made(TsdBoxHead, CHANNELS, classification, width=16).train()
     targets, images = some_targets(), images_of(3)
     for features in images.pyramid:
         features.requires_grad_()
@@ -353,7 +354,9 @@ def test_every_parameter_learns_with_every_loss(loss):
 def test_statistics_are_updated_once_a_step():
     torch.manual_seed(0)
     targets, images = some_targets(), images_of(3)
-    head = TsdBoxHead(CHANNELS, SeesawClassification(3), width=8, normalized=True, constrain_classes=False).train()
+    head = made(
+        TsdBoxHead, CHANNELS, SeesawClassification(3), width=8, normalized=True, constrain_classes=False
+    ).train()
     assert isinstance(head.classifier, NormalizedLinear)
     assert isinstance(head.sibling_classifier, NormalizedLinear)
     losses = head.loss(head(images, targets.rois), targets)
@@ -365,7 +368,7 @@ def test_statistics_are_updated_once_a_step():
 
     balanced = EqualizationV2Classification(3)
     alone = EqualizationV2Classification(3).train()
-    head = TsdBoxHead(CHANNELS, balanced, width=8).train()
+    head = made(TsdBoxHead, CHANNELS, balanced, width=8).train()
     assert (head.sibling_classifier.bias == PRIOR_001).all()
     prediction = head(images, targets.rois)
     head.loss(prediction, targets)
@@ -386,7 +389,7 @@ def test_frozen_statistics_restores_every_mode():
 
 def test_the_sibling_is_for_training_only():
     torch.manual_seed(0)
-    head = TsdBoxHead(CHANNELS, CrossEntropyClassification(3), width=8, class_agnostic=True)
+    head = made(TsdBoxHead, CHANNELS, CrossEntropyClassification(3), width=8, class_agnostic=True)
     targets, images = some_targets(), images_of(3)
     trained = head.train()(images, targets.rois)
     tested = head.eval()(images, targets.rois)
@@ -399,7 +402,7 @@ def test_the_sibling_is_for_training_only():
 
 
 def test_decoded_boxes_start_at_the_moved_roi_and_are_not_clipped():
-    head = TsdBoxHead(CHANNELS, CrossEntropyClassification(2), width=8, class_agnostic=True, stds=STDS)
+    head = made(TsdBoxHead, CHANNELS, CrossEntropyClassification(2), width=8, class_agnostic=True, stds=STDS)
     boxes = torch.tensor([[-30.0, 5, 10, 15]])
     deltas = torch.tensor([[[5.0, -10, 0, math.log(2) / 0.2]]])
     none = torch.zeros(0)
@@ -412,7 +415,7 @@ def test_shifts_may_start_at_zero():
     targets = some_targets()
     for zero in (False, True):
         images = images_of(3)
-        head = TsdBoxHead(CHANNELS, CrossEntropyClassification(2), width=8, zero_init_shifts=zero)
+        head = made(TsdBoxHead, CHANNELS, CrossEntropyClassification(2), width=8, zero_init_shifts=zero)
         prediction = head(images, targets.rois)
         assert [shifts.shape for shifts in images.shifts] == [(12, 2, 7, 7)] * 2
         assert all((shifts == 0).all() == zero for shifts in images.shifts)
@@ -421,7 +424,7 @@ def test_shifts_may_start_at_zero():
 
 def test_initial_weights():
     torch.manual_seed(0)
-    head = TsdBoxHead(16, CrossEntropyClassification(40), width=128)
+    head = made(TsdBoxHead, 16, CrossEntropyClassification(40), width=128)
     for layer in (head.shared[0], head.class_shift[0], head.class_shift[2], head.box_branch[2], head.sibling_branch[0]):
         assert layer.weight.std().item() == pytest.approx(layer.in_features**-0.5, rel=0.05)
         assert (layer.bias == 0).all()
@@ -434,7 +437,7 @@ def test_initial_weights():
 def test_tau_norm_works_at_test_time_only():
     torch.manual_seed(0)
     images, rois = images_of(3), some_targets().rois
-    head = TsdBoxHead(CHANNELS, CrossEntropyClassification(3), width=8, tau_norm=1.0)
+    head = made(TsdBoxHead, CHANNELS, CrossEntropyClassification(3), width=8, tau_norm=1.0)
     with torch.no_grad():
         head.classifier.weight *= torch.tensor([3.0, 1, 0.2, 1])[:, None]
     plain, tested = head.train()(images, rois).logits, head.eval()(images, rois).logits
@@ -446,7 +449,7 @@ def test_tau_norm_works_at_test_time_only():
 def test_bfloat16_autocast():
     torch.manual_seed(0)
     targets, images = some_targets(), images_of(3)
-    head = TsdBoxHead(CHANNELS, SeesawClassification(3), width=16, normalized=True).train()
+    head = made(TsdBoxHead, CHANNELS, SeesawClassification(3), width=16, normalized=True).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         prediction = head(images, targets.rois, targets.valid)
         losses = head.loss(prediction, targets)
@@ -461,7 +464,7 @@ def test_bfloat16_autocast():
 
 def test_slots_that_were_not_filled_count_nowhere():
     torch.manual_seed(0)
-    head = TsdBoxHead(CHANNELS, CrossEntropyClassification(3), width=8).train()
+    head = made(TsdBoxHead, CHANNELS, CrossEntropyClassification(3), width=8).train()
     targets = some_targets()
     prediction = head(images_of(3), targets.rois)
     logits = prediction.logits.detach().requires_grad_()
@@ -477,7 +480,7 @@ def test_slots_that_were_not_filled_count_nowhere():
 @pytest.mark.parametrize("case", ["no positive", "no rows"])
 def test_empty_cases_give_zeros_with_a_graph(case):
     torch.manual_seed(0)
-    head = TsdBoxHead(CHANNELS, CrossEntropyClassification(3), width=8).train()
+    head = made(TsdBoxHead, CHANNELS, CrossEntropyClassification(3), width=8).train()
     targets = some_targets()
     targets = without_positives(targets, 3) if case == "no positive" else without_rows(targets)
     prediction = head(images_of(3), targets.rois, targets.valid)
@@ -497,7 +500,7 @@ def test_empty_cases_give_zeros_with_a_graph(case):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_cuda_does_not_wait():
     torch.manual_seed(0)
-    head = TsdBoxHead(CHANNELS, SeesawClassification(3), width=16, normalized=True).train()
+    head = made(TsdBoxHead, CHANNELS, SeesawClassification(3), width=16, normalized=True).train()
     targets, images = some_targets(), images_of(3)
     expected = head.loss(head(images, targets.rois, targets.valid), targets)
     head, images.pyramid = head.cuda(), [features.cuda() for features in images.pyramid]

@@ -251,7 +251,7 @@ def detections(detector: Detector, recipe: Recipe) -> list[Detections]:
     pictures = [pixels[:, :h, :w] for pixels, (h, w) in zip(batch.images, batch.image_hws.tolist(), strict=True)]
     twice = [picture.repeat_interleave(2, 1).repeat_interleave(2, 2) for picture in pictures]
     arrays = [picture.permute(1, 2, 0).contiguous().numpy() for picture in twice]
-    return [detect_views(detector, array, views, recipe.model.neck.divisor) for array in arrays]
+    return [detect_views(detector, array, views) for array in arrays]
 
 
 def test_losses_are_those_of_the_row_and_finite(stepped: Stepped) -> None:

@@ -22,9 +22,8 @@ from tailseg.model import box_head, rpn
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.model.matching import Sampled
-from tailseg.model.rpn import Proposals
 from tailseg.recipes.resolve import resolve
-from tailseg.structures import Batch
+from tailseg.structures import Batch, Proposals
 from tailseg.training import loop
 from tailseg.training.distributed import launch
 from tailseg.training.loop import Run
@@ -178,7 +177,7 @@ def steps(folder: Path, data: Path, devices: int) -> None:
     splits, results = open_source(str(data)), {}
     for kind in KINDS:
         run = Run(fabric, recipe, splits, folder / kind, 0)
-        run.detector.rpn.propose = lambda _output, image_hws: same_proposals(image_hws)
+        run.detector.rpn.propose = lambda _output, image_hws, **_: same_proposals(image_hws)
         results[kind] = watch(run)
         run.start(resume=False)
         for step in range(STEPS):

@@ -20,9 +20,8 @@ from tailseg.model.boxes import encode
 from tailseg.model.detector import Detector
 from tailseg.model.matching import Sampled
 from tailseg.model.roi_features import ImageFeatures
-from tailseg.model.rpn import Proposals
 from tailseg.predict import load
-from tailseg.structures import Batch
+from tailseg.structures import Batch, Proposals
 from tailseg.zoo.conversion import convert, rename
 from tailseg.zoo.mmdet import part_names, read_mmdet
 
@@ -125,7 +124,7 @@ class TestRecordedTestRun:
     def test_proposals(self, run):
         case, outputs, batch, pyramid, detector = run
         with torch.no_grad():
-            found = detector.rpn.propose(detector.rpn(pyramid), batch.image_hws)
+            found = detector.rpn.propose(detector.rpn(pyramid), batch.image_hws, training=detector.rpn.training)
         rows, columns = matched_rows(found.boxes[0], outputs["proposals"], PIXELS)
         assert found.valid.all()
         assert len(rows) >= case["tolerance"]["proposals"]["share"] * 1000
@@ -258,7 +257,7 @@ class TestRecordedTrainingStep:
         )
         monkeypatch.setattr(rpn_module, "sample", recorded_anchors)
         monkeypatch.setattr(box_head_module, "sample", evenly)
-        monkeypatch.setattr(detector.rpn, "propose", lambda output, image_hws: proposals)
+        monkeypatch.setattr(detector.rpn, "propose", lambda output, image_hws, **_: proposals)
         return detector.train()
 
     @staticmethod

@@ -116,7 +116,9 @@ def test_same_features_proposals_and_detections(norm, tmp_path):
         features = ours.detector.features(batch)
         for own, their in zip(features, pyramid.values(), strict=True):
             assert (own - their).abs().max() <= FEATURES * their.abs().max()
-        own = ours.detector.rpn.propose(ours.detector.rpn(features), batch.image_hws)
+        own = ours.detector.rpn.propose(
+            ours.detector.rpn(features), batch.image_hws, training=ours.detector.rpn.training
+        )
     assert int(own.valid.sum()) == len(proposals)
     # Those whose scores agree to six digits may change places, so each looks for its partner.
     distance = (own.boxes[0][own.valid[0]][:, None] - proposals).abs().amax(2)

@@ -175,7 +175,6 @@ def evaluate(
         device=loaded.device,
         batch_size=recipe.batch_per_device,
         workers=recipe.workers,
-        divisor=loaded.recipe.model.neck.divisor,
         views=views,
         category_ids=known,
         frequencies=frequencies,

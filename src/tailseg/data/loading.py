@@ -12,14 +12,16 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import cv2
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tailseg.data.dataset import DetectionDataset
 from tailseg.data.sampling import TrainSampler
+from tailseg.data.transforms import Compose, Image
 from tailseg.errors import UserError
-from tailseg.structures import Batch, Sample
+from tailseg.structures import Batch, Instances, Sample
 
 
 def collate(samples: list[Sample], divisor: int = 32) -> Batch:
@@ -57,6 +59,31 @@ def _padded(parts: list[Tensor], rows: int) -> Tensor:
     for target, part in zip(padded, parts, strict=True):
         target[: len(part)] = part
     return padded
+
+
+def batch_of(picture: Image, transform: Compose, divisor: int) -> Batch:
+    """One picture (H, W, 3) uint8 RGB as a batch, without objects, after a transform in which nothing is chance.
+
+    Args:
+        picture: of at least one pixel.
+        transform: applied to it.
+        divisor: the batch is padded to multiples of this.
+    """
+    nothing = Instances(
+        boxes=torch.zeros(0, 4),
+        labels=torch.zeros(0, dtype=torch.int64),
+        masks=torch.zeros(0, 1, 1, dtype=torch.uint8),
+        mask_frames=torch.zeros(0, 4),
+    )
+    pixels, instances = transform(picture, nothing, np.random.default_rng(0))
+    sample = Sample(
+        image=torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
+        instances=instances,
+        absent=torch.zeros(0, dtype=torch.bool),
+        image_id=0,
+        original_hw=(picture.shape[0], picture.shape[1]),
+    )
+    return collate([sample], divisor)
 
 
 Pairs = list[tuple[int, int]]  # (index, seed) of each sample of a batch

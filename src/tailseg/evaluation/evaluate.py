@@ -35,7 +35,6 @@ def evaluate(
     world: int = 1,
     barrier: Callable[[], None] = lambda: None,
     autocast: bool = False,
-    divisor: int = 32,
     views: Sequence[View] = (),
     category_ids: Sequence[int | None] | None = None,
     frequencies: Mapping[int, str] | None = None,
@@ -62,7 +61,6 @@ def evaluate(
         world: number of processes.
         barrier: waits for all processes.
         autocast: detect in bfloat16.
-        divisor: batches are padded to multiples of this; the neck's.
         views: average over these of each image (see `detect_views`); by default there is the one of the dataset.
         category_ids: (C,) the data's category id of each label; detections of a label without one are left out. By
             default the labels are the data set's own.
@@ -86,13 +84,13 @@ def evaluate(
         if rank == 0:
             logger.info("Test-time augmentation: %d views of each image.", len(views))
     else:
-        loader = eval_loader(dataset, batch_size, rank, world, workers, divisor)
+        loader = eval_loader(dataset, batch_size, rank, world, workers, detector.divisor)
     done, started = 0, time.perf_counter()
     with ResultsWriter(part) as writer, progress_bar("evaluating", len(dataset), show=show) as advance:
         for batch in loader:
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 if views:
-                    found = [detect_views(detector, _whole_picture(batch), views, divisor)]
+                    found = [detect_views(detector, _whole_picture(batch), views)]
                 else:
                     found = detector.detect(batch.to(device))
             for image_id, detections in zip(batch.image_ids.tolist(), found, strict=True):

@@ -21,16 +21,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from tailseg.data.loading import collate
+from tailseg.data.loading import batch_of
 from tailseg.data.transforms import Compose, HorizontalFlip, Image, ResizeLongestEdge
 from tailseg.model.detector import Detector
 from tailseg.recipes.schema import TestRecipe
-from tailseg.structures import Batch, Detections, Instances, Sample
+from tailseg.structures import Batch, Detections
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,33 +54,8 @@ def views_of(test: TestRecipe) -> tuple[View, ...]:
     return tuple(View(edge, mirrored) for edge in test.tta_long_edges for mirrored in sides)
 
 
-def batch_of(picture: Image, transform: Compose, divisor: int) -> Batch:
-    """One picture (H, W, 3) uint8 RGB as a batch, without objects, after a transform in which nothing is chance.
-
-    Args:
-        picture: of at least one pixel.
-        transform: applied to it.
-        divisor: the batch is padded to multiples of this.
-    """
-    nothing = Instances(
-        boxes=torch.zeros(0, 4),
-        labels=torch.zeros(0, dtype=torch.int64),
-        masks=torch.zeros(0, 1, 1, dtype=torch.uint8),
-        mask_frames=torch.zeros(0, 4),
-    )
-    pixels, instances = transform(picture, nothing, np.random.default_rng(0))
-    sample = Sample(
-        image=torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
-        instances=instances,
-        absent=torch.zeros(0, dtype=torch.bool),
-        image_id=0,
-        original_hw=(picture.shape[0], picture.shape[1]),
-    )
-    return collate([sample], divisor)
-
-
 @torch.no_grad()
-def detect_views(detector: Detector, picture: Image, views: Sequence[View], divisor: int) -> Detections:
+def detect_views(detector: Detector, picture: Image, views: Sequence[View]) -> Detections:
     """What a detector finds in a picture, averaged over views of it (spec, section 25).
 
     One plain view gives what `Detector.detect` gives for it: scores and masks to the bit, boxes to the rounding of
@@ -91,13 +65,12 @@ def detect_views(detector: Detector, picture: Image, views: Sequence[View], divi
         detector: in evaluation mode.
         picture: (H, W, 3) uint8 RGB, in full size.
         views: at least one.
-        divisor: each view is padded to multiples of this; the neck's.
 
     Returns:
         Detections on the detector's device, in pixels of the picture, best score first. The detector's `min_size`, if
         it has one, is in these pixels too.
     """
-    tour = Tour(detector, picture, views, divisor)
+    tour = Tour(detector, picture, views)
     proposals = pooled(tour.each(ViewSeen.proposals), detector.rpn.nms_iou, detector.rpn.post_nms[False])
     # The means of all boxes and classes get no name, under which they would wait for the last round to end.
     boxes, scores, labels, _ = detector.best(*tour.mean(lambda seen: seen.scored(proposals)))
@@ -149,7 +122,7 @@ class ViewSeen:
     def proposals(self) -> tuple[Tensor, Tensor]:
         """The RPN's boxes (P, 4) and scores (P,), best first."""
         rpn = self.detector.rpn
-        found = rpn.propose(rpn(self.features.pyramid), self.image_hws)
+        found = rpn.propose(rpn(self.features.pyramid), self.image_hws, training=False)
         return self._onto_picture(found.boxes[found.valid]), found.scores[found.valid]
 
     def scored(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,11 +167,11 @@ class Tour:
     """Rounds through the views of a picture, each beginning with the view that the last one ended with.
 
     Args:
-        detector, picture, views, divisor: of `detect_views`.
+        detector, picture, views: of `detect_views`.
     """
 
-    def __init__(self, detector: Detector, picture: Image, views: Sequence[View], divisor: int) -> None:
-        self.detector, self.picture, self.divisor = detector, picture, divisor
+    def __init__(self, detector: Detector, picture: Image, views: Sequence[View]) -> None:
+        self.detector, self.picture = detector, picture
         # The largest first: in memory that was theirs, others find room.
         self.order = sorted(views, key=lambda view: -view.long_edge)
         self.at: View | None = None
@@ -238,7 +211,7 @@ class Tour:
             device = self.detector.pixel_mean.device
             if device.type == "cpu":
                 _return_freed_memory()
-            batch = batch_of(self.picture, view.transform, self.divisor)
+            batch = batch_of(self.picture, view.transform, self.detector.divisor)
             self.seen = ViewSeen(self.detector, batch.to(device), view.mirrored)
             self.at = view
         return self.seen

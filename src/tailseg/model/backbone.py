@@ -53,14 +53,14 @@ class Backbone(nn.Module):
         self,
         name: str,
         *,
-        frozen_stages: int = 1,
-        train_norm: bool = False,
-        norm_eps: float | None = None,
-        stem_channels: int | None = None,
-        stride_in_1x1: bool = False,
-        deformable_stages: Sequence[int] = (),
-        checkpointing: bool = False,
-        options: dict[str, Any] | None = None,
+        frozen_stages: int,
+        train_norm: bool,
+        norm_eps: float | None,
+        stem_channels: int | None,
+        stride_in_1x1: bool,
+        deformable_stages: Sequence[int],
+        checkpointing: bool,
+        options: dict[str, Any] | None,
     ) -> None:
         super().__init__()
         try:

@@ -13,10 +13,9 @@ from torch.nn import functional as F
 from tailseg.layers.norm import BatchNorm2d
 from tailseg.layers.normalized import NormalizedLinear
 from tailseg.losses import Classification, tau_normalize
-from tailseg.losses.classification import at_least_float32
-from tailseg.model.boxes import Stds, constant, decode, encode
+from tailseg.model.boxes import Stds, constant, decode, encode, smooth_l1
 from tailseg.model.matching import Matcher, sample
-from tailseg.model.rpn import Proposals, smooth_l1
+from tailseg.structures import Proposals
 
 ROI_SIZE = 7
 
@@ -44,7 +43,7 @@ class RoISampler(nn.Module):
         max_positive: most positives among them.
     """
 
-    def __init__(self, matcher: Matcher, num_classes: int, *, slots: int = 512, max_positive: int = 128) -> None:
+    def __init__(self, matcher: Matcher, num_classes: int, *, slots: int, max_positive: int) -> None:
         super().__init__()
         self.matcher = matcher
         self.num_classes = num_classes
@@ -77,7 +76,7 @@ class Pool(Protocol):
     """What a head gets to see of the images: features of whatever RoIs it asks for."""
 
     def __call__(self, rois: Tensor, shifts: Tensor | None = None) -> Tensor:
-        """Features (R, channels, 7, 7) of RoIs (R, 5), with the shifts of `tailseg.layers.shifted_pooling` if given."""
+        """Features (R, channels, 7, 7) of RoIs (R, 5), with the shifts of `tailseg.model.roi_features` if given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -113,14 +112,14 @@ class BoxHead(nn.Module):
         channels: int,
         classification: Classification,
         *,
-        width: int = 1024,
-        convs: int = 0,
-        normalized: bool = False,
-        temperature: float = 20.0,
-        class_agnostic: bool = False,
-        stds: Stds = (0.1, 0.1, 0.2, 0.2),
-        box_beta: float = 0.0,
-        tau_norm: float = 0.0,
+        width: int,
+        convs: int,
+        normalized: bool,
+        temperature: float,
+        class_agnostic: bool,
+        stds: Stds,
+        box_beta: float,
+        tau_norm: float,
     ) -> None:
         super().__init__()
         self.classification = classification
@@ -152,7 +151,7 @@ class BoxHead(nn.Module):
             hidden = F.relu(self.fc2(hidden))
         return BoxPrediction(
             logits=classify(self.classifier, hidden, self.classification, 0.0 if self.training else self.tau_norm),
-            deltas=at_least_float32(self.regressor(hidden)).unflatten(1, (-1, 4)),
+            deltas=float_deltas(self.regressor(hidden)),
             boxes=rois[:, 1:],
             class_features=features,
         )
@@ -189,11 +188,11 @@ class ClassBranch(nn.Module):
         inputs: int,
         classification: Classification,
         *,
-        width: int = 1024,
-        hidden_layers: int = 2,
-        normalized: bool = False,
-        temperature: float = 20.0,
-        tau_norm: float = 0.0,
+        width: int,
+        hidden_layers: int,
+        normalized: bool,
+        temperature: float,
+        tau_norm: float,
     ) -> None:
         super().__init__()
         self.classification = classification
@@ -226,6 +225,12 @@ def build_classifier(
         nn.init.normal_(layer.weight, std=0.01)
     nn.init.constant_(layer.bias, classification.initial_bias)
     return layer
+
+
+def float_deltas(flat: Tensor) -> Tensor:
+    """Deltas (R, 1 or C, 4) of a regressor's output, in float32 at least, also under autocast."""
+    deltas: Tensor = flat.to(torch.promote_types(flat.dtype, torch.float32)).unflatten(1, (-1, 4))
+    return deltas
 
 
 def build_regressor(width: int, boxes: int) -> nn.Linear:

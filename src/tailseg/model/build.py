@@ -45,10 +45,11 @@ def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics
         agnostic = model.mask_head.class_agnostic
         options = model.mask_iou.model_dump(exclude={"weight"})
         mask_iou = MaskIouHead(channels, num_classes, class_agnostic=agnostic, **options)
+    neck = _build_neck(model.neck, backbone.channels)
     return Detector(
         backbone,
-        _build_neck(model.neck, backbone.channels),
-        RPN(channels, **model.rpn.model_dump(), size_divisor=model.neck.divisor),
+        neck,
+        RPN(channels, **model.rpn.model_dump(), size_divisor=neck.divisor),
         [_build_stage(recipe, stage, num_classes, statistics) for stage in model.stages],
         context=context,
         context_weight=model.context.weight,

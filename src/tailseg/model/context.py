@@ -36,10 +36,10 @@ class ContextEncoder(nn.Module):
         channels: int,
         num_classes: int,
         *,
-        convs: int = 4,
-        residual: bool = False,
-        norm: bool = False,
-        unlabelled: Unlabelled = "negative",
+        convs: int,
+        residual: bool,
+        norm: bool,
+        unlabelled: Unlabelled,
     ) -> None:
         super().__init__()
         if residual and convs % 2:

@@ -15,21 +15,20 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tailseg.layers.roi_pooling import RoIPooler
 from tailseg.model import box_head as box_heads
 from tailseg.model import mask_head as mask_heads
 from tailseg.model.backbone import Backbone
 from tailseg.model.box_head import BoxHead, BoxPrediction, ClassBranch, RoISampler, RoITargets
-from tailseg.model.boxes import clip
+from tailseg.model.boxes import best_per_class, clip
 from tailseg.model.context import ContextEncoder
+from tailseg.model.fpg import FPG
+from tailseg.model.fpn import FPN
 from tailseg.model.mask_head import MaskHead, mask_loss, mask_targets
 from tailseg.model.mask_iou import MaskIouHead, mask_iou_loss, mask_iou_targets
-from tailseg.model.matching import live_rows
-from tailseg.model.nms import best_per_class
-from tailseg.model.roi_features import ImageFeatures
-from tailseg.model.rpn import RPN, Proposals
+from tailseg.model.roi_features import ImageFeatures, RoIPooler
+from tailseg.model.rpn import RPN
 from tailseg.model.tsd import TsdBoxHead
-from tailseg.structures import Batch, Detections
+from tailseg.structures import Batch, Detections, Proposals
 
 
 class Stage(nn.Module):
@@ -51,8 +50,8 @@ class Stage(nn.Module):
         mask_head: MaskHead | None,
         *,
         second_branch: ClassBranch | None = None,
-        weight: float = 1.0,
-        mask_weight: float = 1.0,
+        weight: float,
+        mask_weight: float,
     ) -> None:
         super().__init__()
         self.sampler = sampler
@@ -84,26 +83,27 @@ class Detector(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
-        neck: nn.Module,
+        neck: FPN | FPG,
         rpn: RPN,
         stages: Sequence[Stage],
         *,
         context: ContextEncoder | None = None,
-        context_weight: float = 3.0,
+        context_weight: float,
         mask_iou: MaskIouHead | None = None,
-        mask_iou_weight: float = 0.5,
-        sampling_ratio: int = 0,
-        aligned: bool = True,
-        pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
-        pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
-        score_threshold: float = 1e-4,
-        nms_iou: float = 0.5,
-        max_detections: int = 300,
-        min_size: float | None = None,
+        mask_iou_weight: float,
+        sampling_ratio: int,
+        aligned: bool,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        score_threshold: float,
+        nms_iou: float,
+        max_detections: int,
+        min_size: float | None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.neck = neck
+        self.divisor = neck.divisor  # pixels: images are padded to multiples of it
         self.rpn = rpn
         self.context = context
         self.context_weight = context_weight
@@ -126,12 +126,13 @@ class Detector(nn.Module):
         pyramid = self.features(batch)
         anchors = self.rpn(pyramid)
         losses = self.rpn.loss(anchors, batch.image_hws, batch.boxes, batch.valid)
-        proposals = self.rpn.propose(anchors, batch.image_hws)
-        features = ImageFeatures(pyramid)
+        proposals = self.rpn.propose(anchors, batch.image_hws, training=True)
+        context = None
         if self.context is not None:
-            present, features.context = self.context(pyramid[-1], batch.image_hws)
+            present, context = self.context(pyramid[-1], batch.image_hws)
             loss = self.context.loss(present, batch.labels, batch.valid, batch.absent)
             losses["context"] = loss * self.context_weight
+        features = ImageFeatures(pyramid, context)
         for number, stage in enumerate(self._stages(), start=1):
             last = number == len(self.stages)
             targets = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid)
@@ -148,7 +149,7 @@ class Detector(nn.Module):
     def detect(self, batch: Batch) -> list[Detections]:
         """Detections of each image, in pixels of the image file, best score first."""
         features = self.seen(batch)
-        proposals = self.rpn.propose(self.rpn(features.pyramid), batch.image_hws)
+        proposals = self.rpn.propose(self.rpn(features.pyramid), batch.image_hws, training=False)
         boxes, scores, labels = self._detect_boxes(features, proposals, batch.image_hws)
         counts = [len(found) for found in labels]
         rois = torch.cat([torch.cat([b.new_full((len(b), 1), i), b], dim=1) for i, b in enumerate(boxes)])
@@ -286,3 +287,15 @@ class Detector(nn.Module):
         heads = [stage.mask_head for stage in self._stages() if stage.mask_head is not None]
         masks = torch.stack([head(seen, labels).sigmoid() for head in heads]).mean(dim=0)
         return masks, None if self.mask_iou is None else self.mask_iou(seen, masks, labels).clamp(0, 1)
+
+
+def live_rows(valid: Tensor) -> Tensor:
+    """Positions (K,) of the True entries of ``valid`` (any shape, flattened), for work that a row costs dearly.
+
+    On CPU only the True ones. On a device all of them: their number would have to be waited for, so the caller
+    weights every row by ``valid`` and pays for the empty ones.
+    """
+    flat = valid.flatten()
+    if flat.device.type == "cpu":
+        return flat.nonzero().squeeze(1)
+    return torch.arange(flat.shape[0], device=flat.device)

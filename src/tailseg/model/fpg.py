@@ -39,14 +39,10 @@ class FPG(nn.Module):
         carafe: same-up halves with CARAFE, before a 3x3 convolution that keeps the size.
     """
 
+    divisor = 64  # pixels: images are padded to multiples of it, so that all levels halve exactly
+
     def __init__(
-        self,
-        in_channels: Sequence[int],
-        channels: int = 256,
-        *,
-        pathways: int = 9,
-        deformable: bool = False,
-        carafe: bool = False,
+        self, in_channels: Sequence[int], channels: int, *, pathways: int, deformable: bool, carafe: bool
     ) -> None:
         super().__init__()
         self.channels = channels

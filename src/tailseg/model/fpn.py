@@ -16,7 +16,9 @@ class FPN(nn.Module):
         channels: channels of P2..P6.
     """
 
-    def __init__(self, in_channels: Sequence[int], channels: int = 256) -> None:
+    divisor = 32  # pixels: images are padded to multiples of it
+
+    def __init__(self, in_channels: Sequence[int], channels: int) -> None:
         super().__init__()
         self.channels = channels
         self.lateral_convs = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)

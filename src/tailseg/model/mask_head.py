@@ -41,13 +41,13 @@ class MaskHead(nn.Module):
         in_channels: int,
         num_classes: int,
         *,
-        channels: int = 256,
-        convs: int = 4,
-        norm: bool = False,
-        upsample: str = "deconv",
-        class_agnostic: bool = False,
-        normalized: bool = False,
-        temperature: float = 20.0,
+        channels: int,
+        convs: int,
+        norm: bool,
+        upsample: str,
+        class_agnostic: bool,
+        normalized: bool,
+        temperature: float,
     ) -> None:
         super().__init__()
         widths = [in_channels, *[channels] * convs]

@@ -30,9 +30,9 @@ class MaskIouHead(nn.Module):
         in_channels: int,
         num_classes: int,
         *,
-        channels: int = 256,
-        width: int = 1024,
-        class_agnostic: bool = False,
+        channels: int,
+        width: int,
+        class_agnostic: bool,
     ) -> None:
         super().__init__()
         widths = [in_channels + 1, *[channels] * 4]

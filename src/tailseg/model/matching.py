@@ -104,15 +104,3 @@ def sample(matched: Tensor, slots: int, max_positive: int) -> Sampled:
     positive = rank >= 2
     own = torch.where(positive, matched.gather(1, index), 0)
     return Sampled(index=index, matched=own, positive=positive, valid=rank >= 0)
-
-
-def live_rows(valid: Tensor) -> Tensor:
-    """Positions (K,) of the True entries of ``valid`` (any shape, flattened), for work that a row costs dearly.
-
-    On CPU only the True ones. On a device all of them: their number would have to be waited for, so the caller
-    weights every row by ``valid`` and pays for the empty ones.
-    """
-    flat = valid.flatten()
-    if flat.device.type == "cpu":
-        return flat.nonzero().squeeze(1)
-    return torch.arange(flat.shape[0], device=flat.device)

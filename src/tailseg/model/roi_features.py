@@ -1,14 +1,22 @@
-"""What the heads get to see of the images of a batch."""
+"""RoI features from the pyramids of a batch.
+
+RoIAlign is that of Mask R-CNN, section 3, with levels as in FPN, Eq. 1; its twin whose cells can be shifted,
+differentiable in the shift, is TSD's (arXiv 2003.07540; spec, section 20).
+
+Shape letters: B images, R RoIs, S output cells a side, L levels, n sampling points along each side of a cell.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import roi_align
 
-from tailseg.layers.roi_pooling import RoIPooler, planar
-from tailseg.layers.shifted_pooling import PyramidRows, pyramid_rows, shifted_roi_align
 from tailseg.model.box_head import Pool
 
 
@@ -44,3 +52,156 @@ class ImageFeatures:
     @cached_property
     def _rows(self) -> PyramidRows:
         return pyramid_rows(self.pyramid)
+
+
+def roi_levels(boxes: Tensor, levels: int, finest_scale: float = 56.0) -> Tensor:
+    """Pyramid level (N,) int64 of boxes (N, 4): clamp(floor(log2(sqrt(w·h) / 56 + 1e-6)), 0, levels - 1)."""
+    scale = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
+    # A box that is no number belongs somewhere too: so a diverged model shows in its losses, not as a broken shape.
+    return torch.log2(scale / finest_scale + 1e-6).floor().nan_to_num(0).clamp(0, levels - 1).long()
+
+
+def planar(pyramid: Sequence[Tensor]) -> list[Tensor]:
+    """Maps (B, channels, h, w) as RoIAlign reads them, float32 and one channel after the other.
+
+    It would convert by itself, but again in every pooling.
+    """
+    return [features.float().contiguous() for features in pyramid]
+
+
+class RoIPooler(nn.Module):
+    """RoIAlign, each RoI from the level of its size.
+
+    Args:
+        output_size: S.
+        strides: stride of each level, finest first.
+        sampling_ratio: sampling points along each side of a cell; 0 takes as many as the cell has feature pixels.
+        aligned: a pixel's value stands at its centre, not at its upper left corner.
+    """
+
+    def __init__(
+        self,
+        output_size: int,
+        strides: Sequence[int] = (4, 8, 16, 32),
+        *,
+        sampling_ratio: int,
+        aligned: bool,
+    ) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.strides = tuple(strides)
+        self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
+
+    def forward(self, pyramid: Sequence[Tensor], rois: Tensor) -> Tensor:
+        """Features (R, channels, S, S).
+
+        Args:
+            pyramid: at least as many maps (B, channels, h, w) as there are strides.
+            rois: (R, 5): image index, x1, y1, x2, y2 in pixels.
+        """
+        levels = roi_levels(rois[:, 1:], len(self.strides))
+        form = self._level_by_level if rois.device.type == "cpu" else self._at_every_level
+        return form(pyramid, rois, levels)
+
+    def _at_every_level(self, pyramid: Sequence[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
+        # A RoI of another level is given no extent: it has no sampling points, costs next to nothing and adds zero.
+        # Unlike picking the rows of a level, that does not wait for their number.
+        parts = []
+        for level, stride in enumerate(self.strides):
+            here = (levels == level).unsqueeze(1)
+            own = torch.cat([rois[:, :1], torch.where(here, rois[:, 1:], rois[:, 1:3].repeat(1, 2))], dim=1)
+            pooled = self._align(pyramid[level], own, stride)
+            if self.sampling_ratio > 0 or not self.aligned:  # then even a RoI without extent is sampled
+                pooled = torch.where(here[:, :, None, None], pooled, 0.0)
+            parts.append(pooled)
+        return torch.stack(parts).sum(dim=0)
+
+    def _level_by_level(self, pyramid: Sequence[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
+        order, parts = [], []
+        for level, stride in enumerate(self.strides):
+            rows = (levels == level).nonzero().squeeze(1)
+            order.append(rows)
+            parts.append(self._align(pyramid[level], rois[rows], stride))
+        return torch.cat(parts)[torch.cat(order).argsort()]
+
+    def _align(self, features: Tensor, rois: Tensor, stride: int) -> Tensor:
+        pooled: Tensor = roi_align(
+            features.float(), rois.float(), self.output_size, 1 / stride, self.sampling_ratio, self.aligned
+        )
+        return pooled
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PyramidRows:
+    """All levels of a pyramid in one table of pixels, made once for the poolings of a step."""
+
+    table: Tensor  # (pixels, channels) at least float32: by level, image, row, column
+    levels: Tensor  # (L, 4) int64: height, width, first row in the table, stride
+
+
+def pyramid_rows(pyramid: Sequence[Tensor], strides: Sequence[int] = (4, 8, 16, 32)) -> PyramidRows:
+    """The first ``len(strides)`` maps (B, channels, h, w) as a table, finest first; channels_last costs one copy."""
+    maps = pyramid[: len(strides)]
+    table = torch.cat([features.permute(0, 2, 3, 1).flatten(0, 2) for features in maps])
+    numbers, first = [], 0
+    for features, stride in zip(maps, strides, strict=True):
+        batch, _, height, width = features.shape
+        numbers += [height, width, first, stride]
+        first += batch * height * width
+    # Filled one by one: a copy from the host would wait for the device.
+    levels = torch.stack([torch.full((), number, device=table.device) for number in numbers]).view(-1, 4)
+    return PyramidRows(table=table.to(torch.promote_types(table.dtype, torch.float32)), levels=levels)
+
+
+def shifted_roi_align(rows: PyramidRows, rois: Tensor, shifts: Tensor, output_size: int, *, samples: int = 2) -> Tensor:
+    """Aligned RoIAlign with n·n points a cell, each RoI from the level of its own size and its cells shifted.
+
+    Point b of cell j lies at x = (x1 + w · ((j + (b + 0.5) / n) / S + shift)) / stride - 0.5 in pixels of the level,
+    w the RoI's width; likewise y (spec, section 20). A point outside takes the value of the nearest edge, and zero if
+    it is more than a pixel away (below -1 or above the size). In float32, also under autocast, or float64.
+
+    Args:
+        rows: from `pyramid_rows`; a gradient flows to it.
+        rois: (R, 5): image index, x1, y1, x2, y2 in pixels; without gradient.
+        shifts: (R, 2) of whole RoIs or (R, 2, S, S) of every cell: x, y in units of the RoI's width and height;
+            a gradient flows to them.
+        output_size: S.
+        samples: n.
+
+    Returns:
+        (R, channels, S, S), channels_last.
+    """
+    table, side = rows.table, output_size
+    rois, shifts = rois.detach(), shifts.to(table.dtype)
+    if shifts.dim() == 2:
+        shifts = shifts[:, :, None, None]
+    height, width, first, stride = rows.levels[roi_levels(rois[:, 1:], len(rows.levels))].view(-1, 4, 1, 1, 1).unbind(1)
+    x1, y1, x2, y2 = (rois[:, 1:].to(table.dtype).view(-1, 4, 1, 1, 1) / stride.unsqueeze(1)).unbind(1)
+    places = (torch.arange(side * samples, device=table.device, dtype=table.dtype) + 0.5) / (side * samples)
+    x = x1 - 0.5 + (x2 - x1) * (places.view(1, 1, side, samples) + shifts[:, 0].unsqueeze(3))
+    y = y1 - 0.5 + (y2 - y1) * (places.view(1, side, 1, samples) + shifts[:, 1].unsqueeze(3))
+    columns, column_weights = _neighbours(x, width)  # (R, 1 or S, S, 2n)
+    lines, line_weights = _neighbours(y, height)  # (R, S, 1 or S, 2n)
+    # The points of a cell form a grid: their pixels and weights are those of its rows by those of its columns.
+    image = rois[:, 0].long().view(-1, 1, 1, 1)
+    starts = first + (image * height + lines) * width
+    pixels = starts.unsqueeze(4) + columns.unsqueeze(3)  # (R, S, S, 2n, 2n)
+    weights = (line_weights / samples**2).unsqueeze(4) * column_weights.unsqueeze(3)
+    pooled = F.embedding_bag(
+        pixels.flatten(0, 2).flatten(1), table, per_sample_weights=weights.flatten(0, 2).flatten(1), mode="sum"
+    )
+    return pooled.view(-1, side, side, table.shape[1]).permute(0, 3, 1, 2)
+
+
+def _neighbours(points: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """The two pixels (..., 2n) int64 beside each point (..., n) along an axis of ``size`` pixels, and their weights."""
+    last = size - 1
+    inside = (points >= -1) & (points <= size)
+    clamped = points.clamp(min=0).clamp(max=last.to(points.dtype))
+    # What is no number gets a pixel that exists, and a weight that is no number either.
+    before = clamped.detach().nan_to_num().floor()
+    after_weight = clamped - before
+    weights = torch.stack([1 - after_weight, after_weight], dim=-1) * inside.unsqueeze(-1)
+    lower = before.long()
+    return torch.stack([lower, torch.minimum(lower + 1, last)], dim=-1).flatten(-2), weights.flatten(-2)

@@ -11,22 +11,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from tailseg.model.boxes import Stds, anchor_grid, base_anchors, clip, decode, encode
+from tailseg.model.boxes import Stds, anchor_grid, base_anchors, clip, decode, encode, keep_within_levels, smooth_l1
 from tailseg.model.matching import Matcher, sample
-from tailseg.model.nms import keep_within_levels
+from tailseg.structures import Proposals
 
 STRIDES = (4, 8, 16, 32, 64)
 RATIOS = (0.5, 1.0, 2.0)
 NO_STDS: Stds = (1.0, 1.0, 1.0, 1.0)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Proposals:
-    """Class-agnostic boxes of a batch, best first; P slots an image."""
-
-    boxes: Tensor  # (B, P, 4) float32, clipped to the image
-    scores: Tensor  # (B, P) objectness in [0, 1]
-    valid: Tensor  # (B, P) bool, False where NMS left fewer than P
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -59,19 +50,19 @@ class RPN(nn.Module):
 
     def __init__(
         self,
-        channels: int = 256,
+        channels: int,
         *,
-        anchor_scale: float = 8.0,
-        pre_nms_train: int = 2000,
-        pre_nms_test: int = 1000,
-        post_nms_train: int = 1000,
-        post_nms_test: int = 1000,
-        nms_iou: float = 0.7,
-        box_beta: float = 0.0,
-        inside_image: bool = False,
-        rounded_anchors: bool = False,
-        fitted_strides: bool = False,
-        size_divisor: int = 32,
+        anchor_scale: float,
+        pre_nms_train: int,
+        pre_nms_test: int,
+        post_nms_train: int,
+        post_nms_test: int,
+        nms_iou: float,
+        box_beta: float,
+        inside_image: bool,
+        rounded_anchors: bool,
+        fitted_strides: bool,
+        size_divisor: int,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
@@ -179,14 +170,20 @@ class RPN(nn.Module):
         return trained
 
     @torch.no_grad()
-    def propose(self, output: RpnOutput, image_hws: Tensor) -> Proposals:
-        """The best boxes of each image: top of each level, NMS within the level, best over all levels."""
+    def propose(self, output: RpnOutput, image_hws: Tensor, *, training: bool) -> Proposals:
+        """The best boxes of each image: top of each level, NMS within the level, best over all levels.
+
+        Args:
+            output: from `forward`.
+            image_hws: (B, 2) sizes before padding.
+            training: as many as in training, not as at test time.
+        """
         scores = output.logits.sigmoid()
         top_scores, top_boxes, sizes = [], [], []
         start = 0
         for size in output.level_sizes:
             stop = start + size
-            kept = min(self.pre_nms[self.training], size)
+            kept = min(self.pre_nms[training], size)
             best, index = scores[:, start:stop].topk(kept, dim=1)
             deltas = output.deltas[:, start:stop].gather(1, index.unsqueeze(2).expand(-1, -1, 4))
             top_boxes.append(decode(output.anchors[start:stop][index], deltas, NO_STDS))
@@ -197,7 +194,7 @@ class RPN(nn.Module):
         merged = torch.cat(top_scores, dim=1)
         valid = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
         keep = keep_within_levels(boxes, merged, valid, sizes, self.nms_iou)
-        best, index = merged.masked_fill(~keep, -1.0).topk(min(self.post_nms[self.training], merged.shape[1]), dim=1)
+        best, index = merged.masked_fill(~keep, -1.0).topk(min(self.post_nms[training], merged.shape[1]), dim=1)
         boxes = boxes.gather(1, index.unsqueeze(2).expand(-1, -1, 4))
         return Proposals(boxes=boxes, scores=best, valid=best >= 0)
 
@@ -258,10 +255,3 @@ class SparselyTrainedHead(torch.autograd.Function):
 def _cells(maps: Tensor) -> Tensor:
     """Maps (B, channels, h, w) as rows (B·h·w, channels)."""
     return maps.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def smooth_l1(predicted: Tensor, target: Tensor, beta: float) -> Tensor:
-    """Element-wise |x| - beta/2, or x²/(2·beta) where |x| < beta; beta 0 is L1."""
-    if beta == 0:
-        return (predicted - target).abs()
-    return F.smooth_l1_loss(predicted, target, reduction="none", beta=beta)

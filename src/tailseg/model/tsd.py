@@ -23,6 +23,7 @@ from tailseg.model.box_head import (
     build_classifier,
     build_regressor,
     classify,
+    float_deltas,
     own_deltas,
 )
 from tailseg.model.boxes import Stds, box_areas, decode
@@ -59,20 +60,20 @@ class TsdBoxHead(nn.Module):
         channels: int,
         classification: Classification,
         *,
-        width: int = 1024,
-        normalized: bool = False,
-        temperature: float = 20.0,
-        class_agnostic: bool = False,
-        stds: Stds = (0.1, 0.1, 0.2, 0.2),
-        box_beta: float = 0.0,
-        tau_norm: float = 0.0,
-        shift_width: int = 256,
-        gamma: float = 0.1,
-        class_margin: float = 0.3,
-        box_margin: float = 0.3,
-        constrain_classes: bool = True,
-        zero_init_shifts: bool = False,
-        detach_targets: bool = False,
+        width: int,
+        normalized: bool,
+        temperature: float,
+        class_agnostic: bool,
+        stds: Stds,
+        box_beta: float,
+        tau_norm: float,
+        shift_width: int,
+        gamma: float,
+        class_margin: float,
+        box_margin: float,
+        constrain_classes: bool,
+        zero_init_shifts: bool,
+        detach_targets: bool,
     ) -> None:
         super().__init__()
         self.classification = classification
@@ -119,7 +120,7 @@ class TsdBoxHead(nn.Module):
                 self.classification,
                 0.0 if self.training else self.tau_norm,
             ),
-            deltas=_deltas(self.regressor, self.box_branch(box_features)),
+            deltas=float_deltas(self.regressor(self.box_branch(box_features))),
             boxes=boxes + moves.repeat(1, 2),
             class_features=class_features,
             sibling=self._sibling(features, boxes) if self.training else None,
@@ -129,7 +130,7 @@ class TsdBoxHead(nn.Module):
         hidden = self.sibling_branch(features)
         return BoxPrediction(
             logits=self.sibling_classifier(hidden),
-            deltas=_deltas(self.sibling_regressor, hidden),
+            deltas=float_deltas(self.sibling_regressor(hidden)),
             boxes=boxes,
             class_features=features,
         )
@@ -211,12 +212,6 @@ def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
     width, height = sides.clamp(min=0).unbind(1)
     intersection = width * height
     return intersection / (box_areas(boxes) + box_areas(others) - intersection).clamp(min=1e-6)
-
-
-def _deltas(regressor: nn.Linear, hidden: Tensor) -> Tensor:
-    """Deltas (R, 1 or C, 4) of hidden features (R, width)."""
-    deltas: Tensor = at_least_float32(regressor(hidden)).unflatten(1, (-1, 4))
-    return deltas
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:

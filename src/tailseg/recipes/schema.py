@@ -66,11 +66,6 @@ class NeckRecipe(Section):
             raise ValueError(f"an FPN has no {keys}; set model.neck.kind=fpg, or leave out {keys}")
         return self
 
-    @property
-    def divisor(self) -> int:
-        """Pixels: images are padded to multiples of this, so that all levels of a grid halve exactly."""
-        return 64 if self.kind == "fpg" else 32
-
 
 class RpnRecipe(Section):
     """`tailseg.model.rpn.RPN`."""
@@ -98,7 +93,7 @@ class RpnRecipe(Section):
 
 
 class RoiPoolingRecipe(Section):
-    """`tailseg.layers.roi_pooling.RoIPooler`."""
+    """`tailseg.model.roi_features.RoIPooler`."""
 
     sampling_ratio: int = Field(0, ge=0)
     """Sampling points along each side of a cell; 0 takes as many as the cell has feature pixels."""

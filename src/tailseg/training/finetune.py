@@ -160,9 +160,7 @@ class Frozen:
     def _stages(self, batch: Batch) -> Iterator[ClassInputs]:
         detector = self.detector
         features = detector.seen(batch)
-        detector.rpn.train()  # for it a mode is a number of proposals, and nothing else
-        proposals = detector.rpn.propose(detector.rpn(features.pyramid), batch.image_hws)
-        detector.rpn.eval()
+        proposals = detector.rpn.propose(detector.rpn(features.pyramid), batch.image_hws, training=True)
         for number, stage in enumerate(_stages(detector), start=1):
             targets = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid)
             prediction = stage.box_head(features.pool(detector.box_pooler), targets.rois, targets.valid)
@@ -229,7 +227,7 @@ class Finetuning:
         self.trained: nn.Module = self.branches
         self.recipe = recipe
         self.sampler = sampler
-        self.images = SingleImages(dataset, recipe.model.neck.divisor)
+        self.images = SingleImages(dataset, detector.divisor)
         self.cache = FeatureCache(out / "features") if recipe.finetune.cache else None
 
     def prepare(self, epochs: range, fabric: Fabric, stop: Sequence[int], *, show: bool) -> bool:

@@ -45,6 +45,7 @@ class WholeDetector:
     def __init__(
         self, detector: Detector, recipe: Recipe, dataset: DetectionDataset, sampler: TrainSampler, *, pin_memory: bool
     ) -> None:
+        self.detector = detector
         self.trained: nn.Module = detector
         self.recipe = recipe
         self.dataset = dataset
@@ -57,7 +58,7 @@ class WholeDetector:
 
     def batches(self, start_step: int) -> Generator[Any, None, None]:
         """The training batches of this process from a step of the sampler on, without end."""
-        workers, divisor = self.recipe.data.workers, self.recipe.model.neck.divisor
+        workers, divisor = self.recipe.data.workers, self.detector.divisor
         loader = train_loader(
             self.dataset, self.sampler, start_step, workers, pin_memory=self.pin_memory, divisor=divisor
         )

@@ -320,7 +320,6 @@ class Run:
             world=self.fabric.world_size,
             barrier=self.fabric.barrier,
             autocast=self.recipe.training.precision == "bf16",
-            divisor=self.recipe.model.neck.divisor,
             show=show and self.is_main_process,
         )
         self.run_log.restart_clock()

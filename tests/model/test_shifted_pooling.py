@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from tailseg.layers.roi_pooling import roi_levels
-from tailseg.layers.shifted_pooling import pyramid_rows, shifted_roi_align
+from tailseg.model.roi_features import pyramid_rows, roi_levels, shifted_roi_align
 
 STRIDES = (4, 8, 16, 32)
 

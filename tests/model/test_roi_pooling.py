@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from tiny import made
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from tailseg.layers.roi_pooling import RoIPooler, planar, roi_levels
+from tailseg.model.roi_features import RoIPooler, planar, roi_levels
 
 
 def pyramid_of(channels: int = 2, side: int = 32) -> list[torch.Tensor]:
@@ -23,7 +24,7 @@ def some_rois() -> torch.Tensor:
 def test_recorded_features_levels_and_gradients(recorded, check, path):
     seen = 0
     for case, inputs, _, outputs in recorded("roi_align"):
-        pooler = RoIPooler(case["settings"]["output_size"], case["settings"]["strides"])
+        pooler = made(RoIPooler, case["settings"]["output_size"], case["settings"]["strides"])
         pyramid = [inputs[f"feature{i}"].clone().requires_grad_() for i in range(4)]
         levels = roi_levels(inputs["rois"][:, 1:], 4)
         check(case, "level", levels, outputs["level"])
@@ -52,7 +53,7 @@ def test_level_depends_on_area_alone():
 
 
 def test_order_of_rows_and_both_paths():
-    pyramid, rois, pooler = pyramid_of(), some_rois(), RoIPooler(3)
+    pyramid, rois, pooler = pyramid_of(), some_rois(), made(RoIPooler, 3)
     levels = roi_levels(rois[:, 1:], 4)
     assert sorted(set(levels.tolist())) == [0, 1, 2, 3]
     out = pooler(pyramid, rois)
@@ -66,7 +67,7 @@ def test_order_of_rows_and_both_paths():
 @pytest.mark.parametrize("sampling_ratio", [0, 1, 2, 3])
 def test_unaligned_features_and_gradients_equal_torchvisions(path, sampling_ratio):
     theirs = MultiScaleRoIAlign(["0", "1", "2", "3"], 5, sampling_ratio)  # its points stand at upper left corners
-    pooler, rois = RoIPooler(5, sampling_ratio=sampling_ratio, aligned=False), some_rois()
+    pooler, rois = made(RoIPooler, 5, sampling_ratio=sampling_ratio, aligned=False), some_rois()
     rois = torch.cat([rois, torch.tensor([[0.0, 30, 30, 30, 90], [1.0, 3, 200, 60, 230]])])  # flat; outside
     levels = roi_levels(rois[:, 1:], 4)
     assert sorted(set(levels.tolist())) == [0, 1, 2, 3]
@@ -104,7 +105,7 @@ def test_sampling_points_by_hand(path, sampling_ratio, aligned):
     pyramid, size = pyramid_of(channels=1), 3
     rois = torch.tensor([[0.0, 8, 13, 61, 40], [1.0, 5, 2, 130, 126], [1.0, -9, -3, 50, 61]])
     levels = [0, 1, 0]
-    pooler = RoIPooler(size, sampling_ratio=sampling_ratio, aligned=aligned)
+    pooler = made(RoIPooler, size, sampling_ratio=sampling_ratio, aligned=aligned)
     out = getattr(pooler, path)(pyramid, rois, torch.tensor(levels))
     for row, level in enumerate(levels):
         image, x1, y1, x2, y2 = (value / (4 << level) if i else value for i, value in enumerate(rois[row].tolist()))
@@ -127,7 +128,7 @@ def test_other_levels_add_nothing(sampling_ratio, aligned):
     """On a device a RoI meets the maps of all levels: what the others hold must not matter, infinities included."""
     pyramid, rois = pyramid_of(), some_rois()
     levels = roi_levels(rois[:, 1:], 4)
-    pooler = RoIPooler(4, sampling_ratio=sampling_ratio, aligned=aligned)
+    pooler = made(RoIPooler, 4, sampling_ratio=sampling_ratio, aligned=aligned)
     plain = pooler._at_every_level(pyramid, rois, levels)
     torch.testing.assert_close(plain, pooler._level_by_level(pyramid, rois, levels), rtol=1e-5, atol=1e-6)
     for level in range(4):
@@ -139,7 +140,10 @@ def test_other_levels_add_nothing(sampling_ratio, aligned):
 def test_constant_features_stay_constant_and_a_box_without_extent_gives_zero():
     pyramid = [torch.full_like(features, 7.0) for features in pyramid_of()]
     rois = torch.tensor([[0.0, 8, 8, 60, 70], [1, 5, 5, 5, 5]])
-    for out in (RoIPooler(7)(pyramid, rois), RoIPooler(7)._at_every_level(pyramid, rois, roi_levels(rois[:, 1:], 4))):
+    for out in (
+        made(RoIPooler, 7)(pyramid, rois),
+        made(RoIPooler, 7)._at_every_level(pyramid, rois, roi_levels(rois[:, 1:], 4)),
+    ):
         torch.testing.assert_close(out[0], torch.full_like(out[0], 7.0))
         assert (out[1] == 0).all()
 
@@ -149,16 +153,16 @@ def test_constant_features_stay_constant_and_a_box_without_extent_gives_zero():
 def test_no_rois(path, options):
     pyramid = [features.requires_grad_() for features in pyramid_of()]
     rois = torch.zeros(0, 5)
-    out = getattr(RoIPooler(7, **options), path)(pyramid, rois, roi_levels(rois[:, 1:], 4))
+    out = getattr(made(RoIPooler, 7, **options), path)(pyramid, rois, roi_levels(rois[:, 1:], 4))
     assert out.shape == (0, 2, 7, 7)
     out.sum().backward()
     assert all((features.grad == 0).all() for features in pyramid[:4])
 
 
 def test_features_of_low_precision_are_pooled_in_float32():
-    out = RoIPooler(7)([f.bfloat16() for f in pyramid_of()], some_rois())
+    out = made(RoIPooler, 7)([f.bfloat16() for f in pyramid_of()], some_rois())
     assert out.dtype == torch.float32
-    expected = RoIPooler(7)([f.bfloat16().float() for f in pyramid_of()], some_rois())
+    expected = made(RoIPooler, 7)([f.bfloat16().float() for f in pyramid_of()], some_rois())
     assert torch.equal(out, expected)
 
 

@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import nms
 
-from tailseg.model import nms as nms_module
-from tailseg.model.boxes import pairwise_iou
-from tailseg.model.nms import best_per_class, keep_within_levels, nms_within_groups
+from tailseg.model import boxes as nms_module
+from tailseg.model.boxes import best_per_class, keep_within_levels, nms_within_groups, pairwise_iou
 
 some = settings(derandomize=True, deadline=None, max_examples=30)
 
