@@ -54,7 +54,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the detector lies."""
+        """Device of the detector."""
         return self.detector.pixel_mean.device
 
     def predict(self, image: str | Path | Image.Image | Picture | Tensor) -> Detections:

@@ -186,12 +186,12 @@ class Compose:
 
 
 def fit_transform(short: int, long: int) -> Compose:
-    """What evaluation and prediction do to an image: fit it, nothing by chance."""
+    """Transform of evaluation and prediction: fit the image, nothing by chance."""
     return Compose((ResizeShortestEdge((short,), long),))
 
 
 def train_transform(recipe: DataRecipe) -> Compose:
-    """What training does to an image: resize, crop, mirror, all by chance."""
+    """Transform of training: resize, crop, mirror, all by chance."""
     resize: Transform = ResizeShortestEdge(recipe.short_edges, recipe.long_edge, from_reduced=True)
     if recipe.long_edges is not None:
         resize = ResizeLongestEdge(*recipe.long_edges, from_reduced=True)

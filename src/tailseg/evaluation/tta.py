@@ -82,7 +82,7 @@ def batch_of(picture: Image, transform: Compose, divisor: int) -> Batch:
 
 @torch.no_grad()
 def detect_views(detector: Detector, picture: Image, views: Sequence[View], divisor: int) -> Detections:
-    """What a detector finds in a picture, averaged over views of it (spec, section 25).
+    """Detections in a picture, averaged over views of it (spec, section 25).
 
     One plain view gives what `Detector.detect` gives for it: scores and masks to the bit, boxes to the rounding of
     their coordinates.
@@ -153,7 +153,7 @@ class ViewSeen:
         return self._onto_picture(found.boxes[found.valid]), found.scores[found.valid]
 
     def scored(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """What all stages make of boxes (K, 4): boxes (K, 1 or C, 4) and scores (K, C)."""
+        """Refine and classify boxes (K, 4) in all stages: boxes (K, 1 or C, 4) and scores (K, C)."""
         decoded, scores = self.detector.scored(self.features, self._rois(boxes), self.image_hws)
         return self._onto_picture(decoded), scores
 
@@ -205,7 +205,7 @@ class Tour:
         self.seen: ViewSeen | None = None
 
     def each(self, ask: Callable[[ViewSeen], tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-        """What ``ask`` gives for every view."""
+        """Call ``ask`` for every view; returns its results."""
         return [ask(self._go_to(view)) for view in self._round()]
 
     def mean(self, ask: Callable[[ViewSeen], tuple[Tensor, ...]]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What a box head learns its classes with: the number of logits, the loss and the scores live in one object.
+"""Classifications of a box head: the number of logits, the loss and the scores live in one object.
 
 So every loss swaps for every other without a head knowing which it has. Shape letters: R RoIs, C classes; label C is
 background. Unless a loss says otherwise it is divided by the number of valid RoIs, background included (spec,
@@ -20,7 +20,7 @@ PRIOR_001 = -6.906755  # ln(0.001 / 0.999): the bias at which a sigmoid starts a
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ClassStatistics:
-    """What the training annotations say of their classes.
+    """Counts of the classes in the training annotations.
 
     Raises:
         ValueError: the two counts are not of one shape (C,), or there are no images.

@@ -20,7 +20,7 @@ LARGEST_BY_PROBABILITY = 69.0  # -ln 1e-30: float32 holds smaller ones, with few
 
 
 def shifted_logits(logits: Tensor, labels: Tensor, strengths: Tensor, q: float, eps: float) -> Tensor:
-    """What Seesaw takes the softmax of: z_j + ln S_ij + a_i.
+    """Logits of Seesaw's softmax: z_j + ln S_ij + a_i.
 
     Args:
         logits: (N, C) float.

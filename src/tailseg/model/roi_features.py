@@ -1,4 +1,4 @@
-"""What the heads get to see of the images of a batch."""
+"""Features of a batch from which the heads pool their RoIs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a frozen model makes of every view of every image, on disk: one safetensors file each (see `finetune`).
+"""A frozen model's features of every view of every image, on disk: one safetensors file each (see `finetune`).
 
 A file is complete or not there, so a filling that is killed goes on where it was, and several processes can share it.
 """
@@ -44,7 +44,7 @@ class FeatureCache:
         self.folder = folder
 
     def path(self, index: int, seed: int) -> Path:
-        """Where the tensors of a sample lie."""
+        """Path of a sample's tensors."""
         return self.folder / str(index // IN_A_FOLDER) / f"{index}-{seed:016x}.safetensors"
 
     def require(self, about: Mapping[str, Any]) -> None:

@@ -46,7 +46,7 @@ INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 
 def class_statistics(train: Annotations) -> ClassStatistics:
-    """What a loss may know of the classes before training; images without objects are not trained on."""
+    """Counts of the classes that a loss may know before training; images without objects are not trained on."""
     return ClassStatistics(
         num_images=max(1, len(train) - train.report.empty_images),
         images=torch.tensor([category.image_count for category in train.categories]),
@@ -126,7 +126,7 @@ def train(
 
 
 class Run:
-    """What a training run holds: model, optimiser, position, log.
+    """State of a training run: model, optimiser, position, log.
 
     Args:
         fabric: launched.
@@ -236,7 +236,7 @@ class Run:
         self._since = (self.step, time.perf_counter())
 
     def prepare(self, stop: list[int], show: bool) -> bool:
-        """What has to be there before the first step; returns whether it is, or the run was told to stop meanwhile."""
+        """Fill the feature cache before the first step, if there is one; returns False if told to stop meanwhile."""
         if self.finetuning is None or self.finetuning.cache is None or self.step >= self.total_steps:
             return True
         accumulate, a_turn = self.recipe.training.accumulate, self.sampler.steps_per_epoch
@@ -246,7 +246,7 @@ class Run:
         return complete
 
     def batches(self) -> Generator[Any, None, None]:
-        """What the model learns from in each step, from this step on and without end."""
+        """Training batches from this step on, without end."""
         recipe, first = self.recipe, self.step * self.recipe.training.accumulate
         if self.finetuning is not None:
             return self.finetuning.batches(first)
@@ -384,7 +384,7 @@ class Run:
         self.fabric.barrier()
 
     def agreed(self, stop: list[int]) -> bool:
-        """Whether some process was told to stop; with several, asked when losses are logged, for it costs a wait."""
+        """Return whether some process was told to stop; several are asked only when losses are logged: asking waits."""
         if self.fabric.world_size == 1:
             return bool(stop)
         if self.step % self.recipe.training.log_steps:

@@ -123,7 +123,7 @@ def read_categories(path: Path) -> Table:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the file held and what was left out; each annotation is counted once, in this order."""
+    """Counts of the file's content and of what was left out; each annotation is counted once, in this order."""
 
     annotations: int  # in the file
     crowd: int  # iscrowd: kept in the columns, but out of training

@@ -34,7 +34,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """What was looked at in one split."""
+    """The parts of one split that are checked."""
 
     name: str
     annotations: Annotations
@@ -42,7 +42,7 @@ class Split:
     masks: MaskFacts
 
     def image(self, number: int) -> str:
-        """How a finding names an image."""
+        """Name of an image in a finding."""
         path = self.files[number].path
         return f"image {self.annotations.image_ids[number]}" + (f" ({path.name})" if path else "")
 
@@ -183,7 +183,7 @@ def _mask_findings(split: Split) -> list[Finding]:
 
 
 def _report_findings(split: Split) -> list[Finding]:
-    """What reading the file counted; it does not name the annotations."""
+    """Findings from the counts of reading the file; they do not name the annotations."""
     report, name = split.annotations.report, split.name
     unused = "left out of training" if name == "train" else "used as negatives"
     counts: list[tuple[Severity, int, str, str]] = [
