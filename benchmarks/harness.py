@@ -106,7 +106,7 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int:
 
 
 def _forget_peak() -> None:
-    """Let VmHWM begin anew, where the system can: making the model may have taken more than the call will."""
+    """Reset VmHWM, where the system can: making the model may have taken more than the call will."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -8,7 +8,7 @@ The report (section 1.2) gives HTC one mask head instead of three, without inter
 - one mask head: `table2/04-htc-lite`;
 - three mask heads: the same with a mask head in every stage;
 - HTC: three mask heads in a chain, each adding a 1x1 convolution of the one before it to its RoI features, trained on
-  RoIs drawn anew from its stage's refined boxes. HTC's semantic branch is left out, the context encoder left in.
+  RoIs drawn again from its stage's refined boxes. HTC's semantic branch is left out, the context encoder left in.
 
 All but the mask heads has the same random weights, so boxes are the same. Two things are as in a trained model: some
 proposals lie on the objects, so that there are RoIs to learn masks from (``--positives`` an image and stage, 128 at

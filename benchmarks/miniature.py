@@ -35,7 +35,7 @@ class Method:
     title: str
     settings: tuple[str, ...] = ()
     recipe: str = "demo/cross-entropy"
-    tested_from: str | None = None  # a row whose models are evaluated anew with `settings`
+    tested_from: str | None = None  # a row whose models are evaluated again with `settings`
     init_from: str | None = None  # a row whose models training starts from
 
 

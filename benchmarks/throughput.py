@@ -265,7 +265,7 @@ def compare(settings: Settings, names: tuple[str, ...], pairs: int, task: str, r
 
 def show(title: str, rows: dict[str, Any]) -> None:
     print(f"\n{title}")
-    heads = ("s/call", "(min-max)", "images/s", "CPU s/call", "GiB", "faster: clock", "CPU s", "than as it comes")
+    heads = ("s/call", "(min-max)", "images/s", "CPU s/call", "GiB", "faster: clock", "CPU s", "than with defaults")
     widths = (9, 16, 10, 12, 7, 21, 21, 21)
     print(f"  {'model':26}" + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True)))
     for name, row in rows.items():
@@ -337,7 +337,7 @@ def main() -> None:
     else:
         for task in options.tasks:
             pairs = 0 if task == "infer-untrained" else settings.pairs
-            # The model as it comes has its own weights, which nothing shifts.
+            # The model with default settings has its own weights, which nothing shifts.
             names = tuple(name for name in options.models if name != STOCK or task != "infer")
             result[task] = compare(settings, names, pairs, task.split("-")[0], options.repeats)
             harness.write_json(out, result)

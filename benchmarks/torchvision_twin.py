@@ -50,7 +50,7 @@ def build_twin(detector: Detector, image_hw: tuple[int, int]) -> MaskRCNN:
 
 
 def build_stock(detector: Detector, image_hw: tuple[int, int]) -> MaskRCNN:
-    """torchvision's model as it comes, for our classes, image size, score threshold and number of detections.
+    """torchvision's model with default settings, for our classes, image size, score threshold and number of detections.
 
     Without pretrained weights it trains all of its backbone, batch statistics included, on 2000 proposals; at test it
     keeps to 1000.

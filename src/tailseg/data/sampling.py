@@ -45,7 +45,7 @@ class RepeatFactors:
     """Image i about factors[i] times an epoch (LVIS paper, appendix B.2).
 
     ``ceil``: exactly ceil(factor) times, every epoch alike. ``stochastic``: floor or ceil, the latter with the
-    probability of the factor's fraction, anew each epoch. All images are rounded by one random number (systematic
+    probability of the factor's fraction, again each epoch. All images are rounded by one random number (systematic
     sampling over a random order), so that their sum is that of the factors, rounded down or up: every epoch has the
     sum rounded up, and where one image is missing, a random one is added.
     """

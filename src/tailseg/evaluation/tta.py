@@ -8,7 +8,7 @@ A view is the picture, mirrored or not, with its longer edge of some length. The
    means the best are kept as ever.
 3. What is kept goes into every view's mask heads. The masks' probabilities, and their IoU, are averaged.
 
-The maps of a view are the bulk of the memory, so only one view's exist at a time: they are computed anew for each of
+The maps of a view are the bulk of the memory, so only one view's exist at a time: they are computed again for each of
 the three rounds, in which nothing of a view outlives it but its proposals or its share of a sum. Every second round
 goes through the views backwards and so begins with the maps that are there: V views take 3·V - 2 passes.
 """

@@ -92,7 +92,7 @@ def start_from(path: Path, detector: Detector, recipe: Recipe, categories: Seque
     if recipe.finetune.enabled:
         branches = "; second branches " + _start_branches(detector, recipe, there=second_there)
     known = len(source) - source.count(-1)
-    classifier = "" if keep_classifier else "; the classifier starts anew, for it does not fit the recipe's loss"
+    classifier = "" if keep_classifier else "; the classifier starts again, for it does not fit the recipe's loss"
     return f"weights of {path} ({known} of {len(source)} classes known by name{classifier}){branches}"
 
 

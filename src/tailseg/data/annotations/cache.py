@@ -106,7 +106,7 @@ def mapped_columns(cache: Path) -> dict[str, NDArray[Any]]:
     try:
         return _map(cache)[1]
     except (_NotUsableError, OSError):
-        raise UserError(f"{cache}: the cached annotations are gone or broken; start again to make them anew") from None
+        raise UserError(f"{cache}: the cached annotations are gone or broken; start again to rebuild them") from None
 
 
 def content_key(path: Path) -> str:

@@ -35,7 +35,7 @@ class Table:
     first: int = 0  # the number of the first row in the file's list
 
     def fault(self, position: int, problem: str) -> UserError:
-        """The error for a row: file, row and ``problem``, which includes the mend."""
+        """The error for a row: file, row and ``problem``, which includes the fix."""
         row = self.rows[position]
         named = isinstance(row, dict) and isinstance(row.get("id"), (int, str))
         place = f"{self.kind} {row['id']!r}" if named else f"{self.kind} number {self.first + position + 1} of the list"
