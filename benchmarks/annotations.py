@@ -26,9 +26,10 @@ import subprocess
 import sys
 import tempfile
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkContext, SpawnContext
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import harness
 import lvis_size
@@ -98,12 +99,13 @@ def worker(data: Any, seed: int, samples: int, ready: Barrier, answer: Connectio
     ready.wait()
 
 
-def workers(path: Path, method: str) -> dict[str, list[int]]:
+def workers(path: Path, method: Literal["fork", "spawn"]) -> dict[str, list[int]]:
     """Private memory of eight workers that have read annotations, and of eight that have not."""
     from tailseg.data.annotations.annotations import load_annotations
 
     data = load_annotations(path, Path())
-    context = multiprocessing.get_context(method)
+    context: ForkContext | SpawnContext
+    context = multiprocessing.get_context("fork") if method == "fork" else multiprocessing.get_context("spawn")
     result = {}
     for name, samples in (("idle", 0), ("reading", SAMPLES)):
         ready = context.Barrier(WORKERS)
@@ -127,7 +129,7 @@ def beyond_idle(path: Path, method: str) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
     if done.returncode:
         sys.exit(done.stderr)
-    found = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found | {"beyond_idle": max(found["reading"]) - min(found["idle"])}
 
 

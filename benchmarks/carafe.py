@@ -39,7 +39,8 @@ class Nearest(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        y: Tensor = self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return y
 
 
 class Textbook(CarafeUpsample):
@@ -73,7 +74,7 @@ def step_of(name: str, options: argparse.Namespace) -> Callable[[], Tensor]:
 
     def step() -> Tensor:
         with torch.autocast(options.device, dtype=torch.bfloat16, enabled=options.precision == "bf16"):
-            out = layer(x)
+            out: Tensor = layer(x)
         torch.autograd.grad(out, (x, *layer.parameters()), upstream.to(out.dtype))
         return out.detach()
 

@@ -20,9 +20,10 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import harness
+import numpy as np
 import torch
 from miniature import gains, spread, table
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from tailseg.data.sources import known_categories, open_source
 from tailseg.data.transforms import fit_transform
 from tailseg.evaluation.evaluate import evaluate
 from tailseg.model.context import multilabel_average_precision
+from tailseg.model.detector import Detector
 from tailseg.predict import Model, load
 from tailseg.structures import Batch, Detections
 
@@ -56,7 +58,7 @@ class WithContext(nn.Module):
     What the encoder says is kept in ``seen``.
     """
 
-    def __init__(self, detector: nn.Module, given: dict[int, Tensor] | None = None) -> None:
+    def __init__(self, detector: Detector, given: dict[int, Tensor] | None = None) -> None:
         super().__init__()
         self.detector = detector
         self.given = given
@@ -72,6 +74,7 @@ class WithContext(nn.Module):
             self.seen.vectors |= zip(ids, own.cpu(), strict=True)
             return logits, own if self.given is None else torch.stack([self.given[i] for i in ids]).to(own)
 
+        assert self.detector.context is not None
         hook = self.detector.context.register_forward_hook(replaced)
         try:
             return self.detector.detect(batch)
@@ -107,7 +110,7 @@ def random_order(positives: Tensor, images: Tensor) -> Tensor:
 def presence(dataset: DetectionDataset, categories: list[int]) -> tuple[Tensor, Tensor]:
     """Which images contain each of these category ids, and of which that is known, both (N, C) bool."""
     annotations = dataset.annotations
-    columns = annotations.category_id_to_label(categories)
+    columns = annotations.category_id_to_label(np.array(categories, np.int64))
     present = torch.zeros(len(annotations), len(annotations.categories), dtype=torch.bool)
     known = torch.zeros_like(present)
     for image in range(len(annotations)):
@@ -125,8 +128,9 @@ def classification(seen: Seen, dataset: DetectionDataset, known: list[int | None
         known: (C,) the data's category id of each, None where it has none.
         groups: (C,) "r", "c" or "f" of each.
     """
-    labels = [label for label, category_id in enumerate(known) if category_id is not None]
-    present, counted = presence(dataset, [known[label] for label in labels])
+    numbered = [(label, category_id) for label, category_id in enumerate(known) if category_id is not None]
+    labels = [label for label, _ in numbered]
+    present, counted = presence(dataset, [category_id for _, category_id in numbered])
     logits = torch.stack([seen.logits[i] for i in dataset.annotations.image_ids.tolist()])[:, labels]
     members = {name: torch.tensor([groups[label] in own for label in labels]) for name, own in GROUPS.items()}
     return {
@@ -171,7 +175,7 @@ def measure(path: Path, data: str, split: str) -> dict[str, Any]:
     def scores(detector: WithContext) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             found = evaluate(
-                detector,
+                cast("Detector", detector),  # only `detect` is called, beside a module's own methods
                 dataset,
                 Path(folder),
                 device=model.device,
@@ -189,7 +193,7 @@ def measure(path: Path, data: str, split: str) -> dict[str, Any]:
     zeros = {image_id: torch.zeros_like(vector) for image_id, vector in vectors.items()}
     metrics["zeroed"] = scores(WithContext(model.detector, zeros))
     metrics["shuffled"] = scores(WithContext(model.detector, others(vectors)))
-    groups = [frequencies.get(category_id, "") for category_id in known]
+    groups = ["" if category_id is None else frequencies.get(category_id, "") for category_id in known]
     return {"classification": classification(own.seen, dataset, known, groups), "detection": metrics}
 
 

@@ -89,7 +89,7 @@ def measure(name: str, folder: Path, repeats: int) -> dict[str, Any]:
         rows["copy"].append(run(sys.executable, "-c", COPY, str(source), str(copy)))
     seconds = {key: [row[0] for row in values] for key, values in rows.items()}
     memory = {key: max(row[1] for row in values) for key, values in rows.items()}
-    result = {
+    result: dict[str, Any] = {
         "bytes": size,
         "seconds": {key: {"min": min(v), "median": statistics.median(v), "max": max(v)} for key, v in seconds.items()},
         "peak_bytes": memory,

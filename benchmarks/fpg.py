@@ -40,15 +40,16 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def necks_of(channels: int, device: torch.device) -> dict[str, nn.Module]:
     torch.manual_seed(0)
-    necks = {
+    necks: dict[str, nn.Module] = {
         "FPN": FPN(IN_CHANNELS, channels),
         "FPG": FPG(IN_CHANNELS, channels, pathways=9, deformable=False, carafe=False),
         "enhanced FPG": FPG(IN_CHANNELS, channels, pathways=9, deformable=True, carafe=True),
     }
     for layer in necks["enhanced FPG"].modules():
         if isinstance(layer, ModulatedDeformConv2d):
+            assert layer.conv_offset.bias is not None
             nn.init.normal_(layer.conv_offset.bias)  # taps that lie between cells, as learnt ones do
-    return {name: neck.to(device, memory_format=torch.channels_last) for name, neck in necks.items()}
+    return {name: neck.to(device).to(memory_format=torch.channels_last) for name, neck in necks.items()}
 
 
 def features_of(options: argparse.Namespace) -> list[Tensor]:

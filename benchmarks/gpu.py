@@ -157,7 +157,9 @@ def run_tests() -> dict[str, Any]:
 
 def outcomes(report: Path) -> dict[str, Any]:
     """Counts and names out of a JUnit report."""
-    passed, failed, skipped = [], [], []
+    passed: list[str] = []
+    failed: list[str] = []
+    skipped: list[str] = []
     for case in ElementTree.parse(report).iter("testcase"):
         name = f"{case.get('classname')}.{case.get('name')}"
         kinds = {child.tag for child in case}

@@ -11,7 +11,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class Times:
     processor: float
 
 
-def in_turn(cases: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[Times]]:
+def in_turn(cases: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[Times]]:
     """Times of every call, the cases taking turns (A B A B ...), so that a busy machine is busy for all of them."""
     times: dict[str, list[Times]] = {name: [] for name in cases}
     for _ in range(repeats):
@@ -106,7 +106,7 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int:
 
 
 def _forget_peak() -> None:
-    """Let VmHWM begin anew, where the system can: making the model may have taken more than the call will."""
+    """Reset VmHWM, where the system can: making the model may have taken more than the call will."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -8,7 +8,7 @@ The report (section 1.2) gives HTC one mask head instead of three, without inter
 - one mask head: `table2/04-htc-lite`;
 - three mask heads: the same with a mask head in every stage;
 - HTC: three mask heads in a chain, each adding a 1x1 convolution of the one before it to its RoI features, trained on
-  RoIs drawn anew from its stage's refined boxes. HTC's semantic branch is left out, the context encoder left in.
+  RoIs drawn again from its stage's refined boxes. HTC's semantic branch is left out, the context encoder left in.
 
 All but the mask heads has the same random weights, so boxes are the same. Two things are as in a trained model: some
 proposals lie on the objects, so that there are RoIs to learn masks from (``--positives`` an image and stage, 128 at
@@ -27,7 +27,8 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest import mock
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it
 
@@ -37,6 +38,7 @@ from losses import held_memory
 from throughput import LOGIT_DEVIATION, RATE, Settings, _count_rows, scene
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision_twin import stages_of
 
 from tailseg.layers.norm import BatchNorm2d
 from tailseg.layers.paste import encode_masks
@@ -85,7 +87,8 @@ class ChainedMaskHead(nn.Module):
 
     def forward(self, features: Tensor, labels: Tensor, live: Tensor | None = None) -> Tensor:
         """Logits (M, 28, 28) as `MaskHead.forward`; all heads before this one run too."""
-        return self.top(self._chained(features, live), labels)
+        logits: Tensor = self.top(self._chained(features, live), labels)
+        return logits
 
     def trunk(self, features: Tensor, last: Tensor | None, live: Tensor | None = None) -> Tensor:
         """Maps (M, channels, 14, 14) before the upsampling, given the previous head's."""
@@ -126,10 +129,12 @@ class HtcDetector(Detector):
         losses = self.rpn.loss(anchors, batch.image_hws, batch.boxes, batch.valid)
         proposals = self.rpn.propose(anchors, batch.image_hws, training=self.rpn.training)
         features = ImageFeatures(pyramid)
+        assert self.context is not None
         present, features.context = self.context(pyramid[-1], batch.image_hws)
         loss = self.context.loss(present, batch.labels, batch.valid, batch.absent)
         losses["context"] = loss * self.context_weight
-        for number, stage in enumerate(self.stages, start=1):
+        for number, stage in enumerate(stages_of(self), start=1):
+            assert stage.mask_head is not None
             targets = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid)
             prediction = stage.box_head(features.pool(self.box_pooler), targets.rois, targets.valid)
             own = {k: v * stage.weight for k, v in stage.box_head.loss(prediction, targets).items()}
@@ -142,9 +147,11 @@ class HtcDetector(Detector):
     def masks_of(self, features: ImageFeatures, rois: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         seen = features.pool(self.mask_pooler)(rois)
         last, masks = None, []
-        for stage in self.stages:
-            last = stage.mask_head.trunk(seen, last)
-            masks.append(stage.mask_head.top(last, labels).sigmoid())
+        for stage in stages_of(self):
+            head = stage.get_submodule("mask_head")
+            assert isinstance(head, ChainedMaskHead)
+            last = head.trunk(seen, last)
+            masks.append(head.top(last, labels).sigmoid())
         return torch.stack(masks).mean(dim=0), None
 
 
@@ -152,10 +159,11 @@ def htc_of(recipe: Recipe, classes: int) -> HtcDetector:
     """The detector of a recipe with HTC's mask heads; stages weigh masks as they weigh boxes."""
     parts, model = build_detector(recipe, classes), recipe.model
     stages: list[Stage] = []
-    head = None
-    for stage in parts.stages:
+    head: ChainedMaskHead | None = None
+    for stage in stages_of(parts):
         head = ChainedMaskHead(classes, head, **model.mask_head.model_dump())
-        stages.append(Stage(stage.sampler, stage.box_head, head, weight=stage.weight, mask_weight=stage.weight))
+        as_usual = cast("MaskHead", head)  # it is called as one, by `_mask_losses`
+        stages.append(Stage(stage.sampler, stage.box_head, as_usual, weight=stage.weight, mask_weight=stage.weight))
     return HtcDetector(
         parts.backbone,
         parts.neck,
@@ -183,8 +191,8 @@ def detectors_of(settings: Settings, batch: Batch, positives: int) -> tuple[dict
     }
     on_objects = jittered(batch.boxes, positives, batch.image_hws)
     for detector in detectors.values():
-        detector.to(settings.device, memory_format=torch.channels_last)
-        detector.rpn.propose = with_boxes(detector.rpn.propose, on_objects)
+        detector.to(settings.device).to(memory_format=torch.channels_last)
+        mock.patch.object(detector.rpn, "propose", with_boxes(detector.rpn.propose, on_objects)).start()
     shift_classifiers(detectors[ONE], batch, settings.pairs)
     shared = {name: value for name, value in detectors[ONE].state_dict().items() if "mask_head" not in name}
     for detector in detectors.values():
@@ -223,8 +231,8 @@ def with_boxes(propose: Callable[..., Proposals], boxes: Tensor) -> Callable[...
 def shift_classifiers(detector: Detector, batch: Batch, pairs: int) -> None:
     """Give every stage's classes logits of mean 0 over the RoIs, and background so much that ``pairs`` an image stay
     above the score threshold, as in a trained model, in which most of 1.2 million do not."""
-    layers = [stage.box_head.classifier for stage in detector.stages]
-    classification = detector.stages[-1].box_head.classification
+    layers = [stage.box_head.classifier for stage in stages_of(detector)]
+    classification = stages_of(detector)[-1].box_head.classification
     seen: list[Tensor] = []
     hooks = [layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output)) for layer in layers]
     detector.eval()
@@ -252,7 +260,7 @@ def shift_classifiers(detector: Detector, batch: Batch, pairs: int) -> None:
 def train_call(detector: Detector, recipe: Recipe, batch: Batch, settings: Settings) -> Callable[[], list[int]]:
     """A training step; returns the RoIs that each mask head has learnt from."""
     optimizer = build_optimizer(detector, changed(recipe, {"optimizer.lr": RATE}).optimizer)
-    rows = [_count_rows(stage.mask_head) for stage in detector.stages if stage.mask_head is not None]
+    rows = [_count_rows(stage.mask_head) for stage in stages_of(detector) if stage.mask_head is not None]
     for parameter in (p for p in detector.parameters() if p.requires_grad):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # makes the momentum, which belongs to no step
@@ -314,6 +322,7 @@ def context_calls(detector: Detector, batch: Batch, rois: list[tuple[int, int]],
 
     ``rois`` are the RoIs and the side of every pooling.
     """
+    assert detector.context is not None
     encoder: ContextEncoder = detector.context
     with torch.no_grad():
         coarsest = detector.features(batch)[-1]
@@ -338,7 +347,8 @@ def parameters(detector: Detector) -> dict[str, int]:
     def count(module: nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())
 
-    heads = [stage.mask_head for stage in detector.stages if stage.mask_head is not None]
+    assert detector.context is not None
+    heads = [stage.mask_head for stage in stages_of(detector) if stage.mask_head is not None]
     return {
         "all": count(detector),
         "mask_heads": count(nn.ModuleList(heads)),
@@ -437,8 +447,8 @@ def main() -> None:
         for kind in ("seconds", "processor_seconds"):
             row[f"share_of_{kind}"] = row[kind]["median"] / result[task][ONE][kind]["median"]
     share = counts[ONE]["context_encoder"] / counts[ONE]["all"]
-    times = " and ".join(f"{result['context'][t]['share_of_processor_seconds']:.1%} of CPU s to {t}" for t in TASKS)
-    print(f"\ncontext encoder: {counts[ONE]['context_encoder']:,} parameters ({share:.1%} of HTC-Lite's), {times}")
+    shares = " and ".join(f"{result['context'][t]['share_of_processor_seconds']:.1%} of CPU s to {t}" for t in TASKS)
+    print(f"\ncontext encoder: {counts[ONE]['context_encoder']:,} parameters ({share:.1%} of HTC-Lite's), {shares}")
     harness.write_json(options.out or harness.RESULTS / f"htc_lite-{options.device}.json", result)
 
 

@@ -25,6 +25,7 @@ import harness
 import numpy as np
 import torch
 from harness import Times
+from numpy.typing import NDArray
 from PIL import Image
 
 from tailseg.data import instaboost
@@ -55,6 +56,7 @@ def datasets(splits: DataSplits, mask_grid: int) -> dict[str, DetectionDataset]:
 def survive(images: int) -> dict[str, Any]:
     """Jitter random samples of the built-in set."""
     splits = open_source("synthetic", need=("train",))
+    assert splits.train is not None
     plain = datasets(splits, mask_grid=512)  # a cell a pixel, so that masks are known exactly
     augmented = {"long_edges": (96, 180), "crop": 112, "instaboost": 1.0}
     trained = {
@@ -121,12 +123,12 @@ def inside(boxes: torch.Tensor, height: int, width: int) -> bool:
 def cost(data: Path) -> dict[str, Any]:
     """Time each photograph of the training split."""
     cases = datasets(open_data(data, need=("train",)), mask_grid=112)
-    holes: list[Any] = []
+    holes: list[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]] = []
     ours = instaboost.inpaint
 
-    def recorded(*arguments: Any) -> Any:
-        holes.append(arguments)
-        return ours(*arguments)
+    def recorded(image: NDArray[np.uint8], hole: NDArray[np.uint8], seen: NDArray[np.bool_]) -> NDArray[np.uint8]:
+        holes.append((image, hole, seen))
+        return ours(image, hole, seen)
 
     times: dict[str, list[Times]] = {name: [] for name in (*cases, INPAINTING, OPENCV)}
     differing = seen_pixels = hole_pixels = 0

@@ -150,9 +150,12 @@ def kept_bytes(recipe: Recipe, num_classes: int, batch: int = 2, side: int = 128
         proposals = recipe.model.rpn.post_nms_train
         boxes, valid = torch.empty(batch, proposals, 4), torch.ones(batch, proposals, dtype=torch.bool)
         # How many boxes NMS leaves is not known without data.
-        detector.rpn.propose = lambda *_, **__: Proposals(boxes=boxes, scores=boxes[..., 0], valid=valid)
+        left = Proposals(boxes=boxes, scores=boxes[..., 0], valid=valid)
         own = {parameter.untyped_storage()._cdata for parameter in detector.parameters()}
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with (
+            mock.patch.object(detector.rpn, "propose", return_value=left),
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        ):
             losses = detector(_batch_without_data(batch, side, num_classes))
             total = sum(size for size, _ in seen.values())
             del losses

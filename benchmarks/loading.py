@@ -170,7 +170,9 @@ def enlarged(data: Path, factor: int, folder: Path) -> Path:
 
 def measure(data: Path, recipe: DataRecipe, options: argparse.Namespace, batches: int, repeats: int) -> dict[str, Any]:
     """All loaders in turn on one data set."""
-    ours = train_dataset(open_data(data, need=("train",)).train, recipe)
+    train = open_data(data, need=("train",)).train
+    assert train is not None
+    ours = train_dataset(train, recipe)
     sampler = TrainSampler(ours.aspect_groups, recipe.batch_per_device)
     cases: dict[str, Callable[[], Any]] = {OURS: partial(train_loader, ours, sampler, workers=options.workers)}
     resize: Any = ours.transform.transforms[0]
@@ -188,14 +190,14 @@ def measure(data: Path, recipe: DataRecipe, options: argparse.Namespace, batches
             times[name].append(taken)
             starts[name].append(start)
     rows: dict[str, Any] = {}
-    for name, taken in times.items():
-        rows[name] = row = harness.summary(taken, batches * recipe.batch_per_device)
+    for name, turns in times.items():
+        rows[name] = row = harness.summary(turns, batches * recipe.batch_per_device)
         row["first_batch_seconds"] = statistics.median(starts[name])
         print(
             f"  {row['images_per_second']:.0f} images/s, first batch after {row['first_batch_seconds']:.2f} s: {name}"
         )
         if name != OURS:
-            row["ours_is_faster_by"] = ratio = harness.speedup(times[OURS], taken)
+            row["ours_is_faster_by"] = ratio = harness.speedup(times[OURS], turns)
             clock, processor = ratio["clock"], ratio["processor"]["of_medians"]
             spread = f"{clock['smallest']:.2f} to {clock['largest']:.2f}"
             print(f"    tailseg: {clock['of_medians']:.2f} x as many ({spread}); by processor time {processor:.2f} x")

@@ -149,7 +149,7 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"min": min(values), "lower": lower, "median": median, "upper": upper, "max": max(values)}
 
 
-def held_memory(step: Step, device: torch.device) -> int:
+def held_memory(step: Callable[[], object], device: torch.device) -> int:
     """Most bytes that a call holds at once beyond what was there before it."""
     step()
     if device.type == "cuda":
@@ -161,7 +161,9 @@ def held_memory(step: Step, device: torch.device) -> int:
         trace = Path(folder) / "trace.json"
         profile.export_chrome_trace(str(trace))
         events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "[memory]"]
-    changes = [event["args"]["Bytes"] for event in sorted(events, key=lambda e: (e["ts"], e["args"]["Ev Idx"]))]
+    changes: list[int] = [
+        event["args"]["Bytes"] for event in sorted(events, key=lambda e: (e["ts"], e["args"]["Ev Idx"]))
+    ]
     return max(itertools.accumulate(changes))
 
 

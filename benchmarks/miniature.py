@@ -35,7 +35,7 @@ class Method:
     title: str
     settings: tuple[str, ...] = ()
     recipe: str = "demo/cross-entropy"
-    tested_from: str | None = None  # a row whose models are evaluated anew with `settings`
+    tested_from: str | None = None  # a row whose models are evaluated again with `settings`
     init_from: str | None = None  # a row whose models training starts from
 
 
@@ -146,7 +146,7 @@ def about(data: DataSplits, seeds: int, first_run: Path) -> dict[str, Any]:
     """What the runs of a table have in common: the data, the seeds, the images seen, the machine."""
     assert data.train is not None
     assert data.val is not None
-    frequencies = [category.frequency for category in data.train.categories]
+    frequencies: list[str] = [category.frequency for category in data.train.categories]
     lines = (first_run / "metrics.jsonl").read_text().splitlines()
     return {
         "data": {

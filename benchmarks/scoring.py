@@ -72,7 +72,8 @@ def generate(folder: Path, images: int, per_image: int, judged: float, seed: int
     common = 1 / np.arange(1, CLASSES + 1)
     common /= common.sum()
     order = rng.permutation(CLASSES) + 1
-    image_rows, annotations = [], []
+    image_rows: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     scores = [b"%.6f" % value for value in np.linspace(0, 1, 100_001)]
     with (folder / "part.0.json").open("wb") as even, (folder / "part.1.json").open("wb") as odd:
         even.write(b"[")
@@ -193,11 +194,12 @@ def measure(folder: Path, images: int, per_image: int, repeats: int, *, official
 
 def largest_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
     """Over all metrics; where nothing was measured ours is None and theirs -1."""
-    return max(
+    largest: float = max(
         abs((-1 if ours[kind][name] is None else ours[kind][name]) - value)
         for kind in theirs
         for name, value in theirs[kind].items()
     )
+    return largest
 
 
 def _range(values: list[float]) -> str:

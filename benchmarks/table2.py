@@ -57,7 +57,7 @@ def aside() -> dict[str, Method]:
 
 def sizes() -> dict[str, dict[str, int]]:
     """Parameters of every row at full size and in miniature, for C = 1203 and 120 classes."""
-    counts = {}
+    counts: dict[str, dict[str, int]] = {}
     for name in REPORT:
         counts[name] = {}
         for table_name, classes in (("table2", LVIS_CLASSES), ("demo-table2", 120)):

@@ -25,7 +25,7 @@ import harness
 import torch
 from profiling import profile
 from torch import Tensor
-from torchvision_twin import build_stock, build_twin, twin_inputs
+from torchvision_twin import build_stock, build_twin, stages_of, twin_inputs
 
 from tailseg.layers.paste import encode_masks
 from tailseg.model.build import build_detector
@@ -117,7 +117,7 @@ def our_detector(name: str, settings: Settings, pairs: int) -> tuple[Detector, R
     own = {k: v.shape for k, v in detector.state_dict().items() if not k.startswith("stages.0.box_head.class")}
     shared = {k: v for k, v in same.state_dict().items() if own.get(k) == v.shape}
     detector.load_state_dict(shared, strict=False)
-    detector = detector.to(settings.device, memory_format=torch.channels_last)
+    detector = detector.to(settings.device).to(memory_format=torch.channels_last)
     if pairs:
         shift_classifier(detector, scene(settings)[0].to(settings.device), pairs)
     return detector, recipe
@@ -127,7 +127,8 @@ def our_detector(name: str, settings: Settings, pairs: int) -> tuple[Detector, R
 def shift_classifier(detector: Detector, batch: Batch, pairs: int) -> None:
     """Give every class logits of mean 0 over the RoIs, and background so much that ``pairs`` an image stay above
     the score threshold, as in a trained model, in which most of 1.2 million do not."""
-    head, classes = detector.stages[0].box_head, detector.stages[0].sampler.num_classes
+    stage = stages_of(detector)[0]
+    head, classes = stage.box_head, stage.sampler.num_classes
     layer: Any = head.classifier
     detector.eval()
     deviation = _logits(detector, batch)[:, :classes].std(0).mean()
@@ -152,7 +153,8 @@ def shift_classifier(detector: Detector, batch: Batch, pairs: int) -> None:
 def _logits(detector: Detector, batch: Batch) -> Tensor:
     """Class logits (R, num_logits) of the proposals of a batch."""
     seen: list[Tensor] = []
-    hook = detector.stages[0].box_head.classifier.register_forward_hook(lambda _m, _i, output: seen.append(output))
+    classifier = stages_of(detector)[0].box_head.classifier
+    hook = classifier.register_forward_hook(lambda _m, _i, output: seen.append(output))
     detector.detect(batch)
     hook.remove()
     return seen[0].clone()
@@ -162,7 +164,9 @@ def our_case(name: str, settings: Settings, pairs: int) -> Case:
     detector, recipe = our_detector(name, settings, pairs)
     optimizer = build_optimizer(detector, changed(recipe, {"optimizer.lr": RATE}).optimizer)
     batch = scene(settings)[0].to(settings.device)
-    rows = _count_rows(detector.stages[-1].mask_head)
+    mask_head = stages_of(detector)[-1].mask_head
+    assert mask_head is not None
+    rows = _count_rows(mask_head)
 
     def train() -> int:
         detector.train()
@@ -261,7 +265,7 @@ def compare(settings: Settings, names: tuple[str, ...], pairs: int, task: str, r
 
 def show(title: str, rows: dict[str, Any]) -> None:
     print(f"\n{title}")
-    heads = ("s/call", "(min-max)", "images/s", "CPU s/call", "GiB", "faster: clock", "CPU s", "than as it comes")
+    heads = ("s/call", "(min-max)", "images/s", "CPU s/call", "GiB", "faster: clock", "CPU s", "than with defaults")
     widths = (9, 16, 10, 12, 7, 21, 21, 21)
     print(f"  {'model':26}" + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True)))
     for name, row in rows.items():
@@ -333,7 +337,7 @@ def main() -> None:
     else:
         for task in options.tasks:
             pairs = 0 if task == "infer-untrained" else settings.pairs
-            # The model as it comes has its own weights, which nothing shifts.
+            # The model with default settings has its own weights, which nothing shifts.
             names = tuple(name for name in options.models if name != STOCK or task != "infer")
             result[task] = compare(settings, names, pairs, task.split("-")[0], options.repeats)
             harness.write_json(out, result)

@@ -8,7 +8,9 @@ from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
-from tailseg.model.detector import Detector
+from tailseg.model.box_head import BoxHead
+from tailseg.model.detector import Detector, Stage
+from tailseg.model.fpn import FPN
 from tailseg.structures import Batch
 
 
@@ -19,7 +21,7 @@ def build_twin(detector: Detector, image_hw: tuple[int, int]) -> MaskRCNN:
     frozen in both. Differences that remain: torchvision freezes batch norm's scale and shift (we train them), takes
     2 x 2 samples a cell in RoIAlign (we take as many as the cell has pixels), and computes 1204 masks a RoI.
     """
-    rpn, sampler = detector.rpn, detector.stages[0].sampler
+    rpn, sampler = detector.rpn, stages_of(detector)[0].sampler
     backbone = resnet_fpn_backbone(
         backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
     )
@@ -48,7 +50,7 @@ def build_twin(detector: Detector, image_hw: tuple[int, int]) -> MaskRCNN:
 
 
 def build_stock(detector: Detector, image_hw: tuple[int, int]) -> MaskRCNN:
-    """torchvision's model as it comes, for our classes, image size, score threshold and number of detections.
+    """torchvision's model with default settings, for our classes, image size, score threshold and number of detections.
 
     Without pretrained weights it trains all of its backbone, batch statistics included, on 2000 proposals; at test it
     keeps to 1000.
@@ -56,7 +58,7 @@ def build_stock(detector: Detector, image_hw: tuple[int, int]) -> MaskRCNN:
     model: MaskRCNN = maskrcnn_resnet50_fpn(
         weights=None,
         weights_backbone=None,
-        num_classes=detector.stages[0].sampler.num_classes + 1,
+        num_classes=stages_of(detector)[0].sampler.num_classes + 1,
         min_size=min(image_hw),
         max_size=max(image_hw),
         box_score_thresh=detector.score_threshold,
@@ -65,13 +67,23 @@ def build_stock(detector: Detector, image_hw: tuple[int, int]) -> MaskRCNN:
     return model
 
 
+def stages_of(detector: Detector) -> list[Stage]:
+    """The stages as what they are: PyTorch's module list has items of any kind."""
+    return [stage for stage in detector.stages if isinstance(stage, Stage)]
+
+
 @torch.no_grad()
 def copy_weights(detector: Detector, twin: MaskRCNN) -> None:
     """Our weights into torchvision's modules; its background is class 0, ours the last."""
     stored = {k: v for k, v in detector.backbone.net.state_dict().items() if "num_batches" not in k}
     twin.backbone.body.load_state_dict(stored)
     neck, fpn = detector.neck, twin.backbone.fpn
-    heads, head, mask = twin.roi_heads, detector.stages[0].box_head, detector.stages[0].mask_head
+    stage = stages_of(detector)[0]
+    heads, head, mask = twin.roi_heads, stage.box_head, stage.mask_head
+    assert isinstance(neck, FPN)
+    assert isinstance(head, BoxHead)
+    assert head.fc2 is not None
+    assert mask is not None
     pairs: list[tuple[nn.Module, nn.Module]] = [
         *zip(neck.lateral_convs, (block[0] for block in fpn.inner_blocks), strict=True),
         *zip(neck.output_convs, (block[0] for block in fpn.layer_blocks), strict=True),

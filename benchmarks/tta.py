@@ -60,7 +60,8 @@ def picture_of(options: argparse.Namespace) -> Image:
     """Blots of colour."""
     height, width = options.picture
     noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+    picture: Image = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+    return picture
 
 
 def views_of(options: argparse.Namespace) -> list[View]:
@@ -111,7 +112,7 @@ def resident_memory(name: str, weights: Path, options: argparse.Namespace) -> in
     device = torch.device(options.device)
     detector = build_detector(recipe_of(options), options.classes)
     detector.load_state_dict(torch.load(weights))
-    detector = detector.to(device, memory_format=torch.channels_last).eval()
+    detector = detector.to(device).to(memory_format=torch.channels_last).eval()
     call = call_of(name, detector, options)
     if device.type == "cpu":
         return harness.peak_memory(call, device)

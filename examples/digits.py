@@ -3,7 +3,7 @@
     pip install tailseg scikit-learn && python examples/digits.py [--seeds N]
 
 The same network, with the same initial weights, batches, optimiser and number of steps, learns once with
-cross-entropy and once with Seesaw Loss. Each seed draws anew which digit is frequent and which is rare.
+cross-entropy and once with Seesaw Loss. Each seed draws again which digit is frequent and which is rare.
 """
 
 from __future__ import annotations

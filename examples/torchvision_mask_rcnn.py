@@ -11,11 +11,13 @@ import argparse
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from hotcoco import mask as rle
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from tailseg import NormalizedLinear, UserError
@@ -32,11 +34,12 @@ IMAGES, BATCH, PASSES = 8, 2, 6
 class SeesawPredictor(nn.Module):
     """In place of torchvision's predictor: a normalised classifier of C classes and objectness; its box regressor."""
 
-    def __init__(self, replaced: nn.Module, num_classes: int) -> None:
+    def __init__(self, replaced: FastRCNNPredictor, num_classes: int) -> None:
         super().__init__()
         self.classification = SeesawClassification(num_classes, p=0.8, q=0.0)
         self.cls_score = NormalizedLinear(replaced.cls_score.in_features, self.classification.num_logits)
         self.bbox_pred = replaced.bbox_pred
+        self.logits: Tensor | None = None  # of the step's RoIs, for the loss
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Logs of the scores (R, 1 + C), background first, and box deltas (R, 4 + 4C)."""
@@ -45,19 +48,22 @@ class SeesawPredictor(nn.Module):
         return scores.roll(1, dims=1).log(), self.bbox_pred(features)  # ... so the softmax of its logs is the row
 
 
-class SeesawRoIHeads(RoIHeads):
+class SeesawRoIHeads(RoIHeads):  # type: ignore[misc]  # torchvision has no types
     """torchvision's RoI heads with Seesaw Loss and objectness in place of cross-entropy."""
 
-    def select_training_samples(self, *args, **kwargs):
+    labels: Tensor | None
+
+    def select_training_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As in torchvision; the labels of the chosen RoIs are kept for the loss."""
         chosen = super().select_training_samples(*args, **kwargs)
         self.labels = torch.cat(chosen[2])
         return chosen
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As in torchvision, but for the classification loss."""
         detections, losses = super().forward(*args, **kwargs)
         if self.training:
+            assert self.labels is not None
             del losses["loss_classifier"]
             classification = self.box_predictor.classification
             labels = torch.where(self.labels == 0, classification.num_classes, self.labels - 1)
@@ -78,11 +84,13 @@ def use_seesaw(model: MaskRCNN, num_classes: int) -> MaskRCNN:
 def read(folder: Path, images: int) -> tuple[int, list[tuple[Tensor, dict[str, Tensor]]]]:
     """The number of classes, and the first training images (3, H, W) with torchvision's targets."""
     annotations = open_data(folder, need=("train",)).train
+    assert annotations is not None
     dataset = DetectionDataset(annotations, fit_transform(SIZES["min_size"], SIZES["max_size"]), drop_empty=True)
     pairs = []
     for sample in (dataset[index] for index in range(min(images, len(dataset)))):
-        found, image_hw = sample.instances, tuple(sample.image.shape[1:])
-        masks = rle.decode(encode_masks(found.masks / 255, found.mask_frames, image_hw)).transpose(2, 0, 1)  # (N, H, W)
+        found, (height, width) = sample.instances, sample.image.shape[1:]
+        codes = encode_masks(found.masks / 255, found.mask_frames, (height, width))
+        masks = rle.decode(codes).transpose(2, 0, 1)  # (N, H, W)
         target = {"boxes": found.boxes, "labels": found.labels + 1, "masks": torch.from_numpy(masks.copy())}
         pairs.append((sample.image / 255, target))
     return len(annotations.categories), pairs

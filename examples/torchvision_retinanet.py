@@ -28,7 +28,7 @@ SIZES = {"min_size": 160, "max_size": 256}  # pixels of an image's short and lon
 IMAGES, BATCH, PASSES = 8, 2, 6
 
 
-class SeesawHead(RetinaNetClassificationHead):
+class SeesawHead(RetinaNetClassificationHead):  # type: ignore[misc]  # torchvision has no types
     """torchvision's convolutions, for C class logits and one of objectness an anchor."""
 
     def __init__(self, in_channels: int, num_anchors: int, num_classes: int) -> None:
@@ -54,8 +54,8 @@ class SeesawHead(RetinaNetClassificationHead):
         logits, matched = head_outputs["cls_logits"].float(), torch.stack(matched_idxs)
         positive, judged = matched >= 0, matched != self.BETWEEN_THRESHOLDS
         labels = torch.cat([target["labels"][own[own >= 0]] for target, own in zip(targets, matched, strict=True)])
-        classes = self.seesaw(logits[positive][:, :-1], labels)
-        objectness = sigmoid_focal_loss(logits[judged][:, -1], positive[judged].float(), reduction="sum")
+        classes: Tensor = self.seesaw(logits[positive][:, :-1], labels)
+        objectness: Tensor = sigmoid_focal_loss(logits[judged][:, -1], positive[judged].float(), reduction="sum")
         return classes + objectness / max(len(labels), 1)
 
 
@@ -69,6 +69,7 @@ def use_seesaw(model: RetinaNet, num_classes: int) -> RetinaNet:
 def read(folder: Path, images: int) -> tuple[int, list[tuple[Tensor, dict[str, Tensor]]]]:
     """The number of classes, and the first training images (3, H, W) with torchvision's targets."""
     annotations = open_data(folder, need=("train",)).train
+    assert annotations is not None
     dataset = DetectionDataset(annotations, fit_transform(SIZES["min_size"], SIZES["max_size"]), drop_empty=True)
     samples = [dataset[index] for index in range(min(images, len(dataset)))]
     targets = [{"boxes": sample.instances.boxes, "labels": sample.instances.labels} for sample in samples]

@@ -12,6 +12,9 @@ import typer
 from tailseg.cli.main import app
 
 ROOT = Path(__file__).parents[1]
+OURS = re.compile(
+    r"https://(github\.com/tailseg/tailseg/(blob|tree)|raw\.githubusercontent\.com/tailseg/tailseg)/main/"
+)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -45,7 +48,19 @@ def test_the_loss_example_prints_what_the_readme_says():
     assert done.stdout.strip() == printed
 
 
+def links(page):
+    return re.findall(r"\]\(([^)#]+)", page.read_text())
+
+
 def test_links_between_the_pages_lead_somewhere():
     for page in PAGES:
-        targets = re.findall(r"\]\((?!http)([^)#]+)", page.read_text())
-        assert all((page.parent / target).exists() for target in targets), page
+        for link in links(page):
+            of_the_repository = OURS.match(link)
+            if of_the_repository:
+                assert (ROOT / link[of_the_repository.end() :]).exists(), (page, link)
+            elif not link.startswith("http"):
+                assert (page.parent / link).exists(), (page, link)
+
+
+def test_the_readme_has_no_relative_link():  # a package index shows it without the files beside it
+    assert [link for link in links(ROOT / "README.md") if not link.startswith("https://")] == []

@@ -1,8 +1,8 @@
-"""The one exception that is the user's to mend."""
+"""The one exception that is the user's to fix."""
 
 
 class UserError(ValueError):
-    """Input is at fault: the message is one sentence that names the file, the place and the mend.
+    """Input is at fault: the message is one sentence that names the file, the place and the fix.
 
     The command line prints the message on stderr, without a traceback, and exits with code 1.
     """

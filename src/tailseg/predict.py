@@ -55,7 +55,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the detector lies."""
+        """Device of the detector."""
         return self.detector.pixel_mean.device
 
     def predict(self, image: str | Path | Image.Image | Picture | Tensor) -> Detections:
@@ -93,7 +93,8 @@ def load(path: str | Path, device: str | torch.device | None = None, settings: S
     checkpoint = load_model(Path(path))
     for setting in settings:
         if not setting.startswith(AT_TEST_TIME):
-            raise UserError(f"--set {setting}: a trained model allows {', '.join(AT_TEST_TIME)}; train anew for others")
+            allowed = ", ".join(AT_TEST_TIME)
+            raise UserError(f"--set {setting}: a trained model allows {allowed}; train again for others")
     recipe = override(checkpoint.recipe, settings)
     idle = next((setting for setting in settings if setting.startswith("test.tta_") and not recipe.test.tta), None)
     if idle is not None:

@@ -1,4 +1,4 @@
-"""What flows between the stages: one dataclass each for ground truth, sample, batch and detections.
+"""Records that flow between the stages: one dataclass each for ground truth, sample, batch and detections.
 
 Boxes are float32 xyxy pixels of the image at hand, without the +1 convention; sizes are (height, width);
 labels are 0..C-1 with background = C. Shape letters: N objects, B images, G most objects of an image in the
@@ -101,7 +101,7 @@ class Proposals:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Detections:
-    """What the model found in one image, best score first."""
+    """Detections of one image, best score first."""
 
     image_hw: tuple[int, int]  # pixels, of the image that the boxes refer to
     boxes: Tensor  # (N, 4) float32, xyxy in pixels

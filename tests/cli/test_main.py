@@ -146,7 +146,7 @@ def test_eval_with_settings_of_the_test(trained: tuple[Path, Done], data: Path, 
     images = [row["image_id"] for row in orjson.loads((tmp_path / "detections.json").read_bytes())]
     assert 0 < len(images) == len(set(images))
     refused = tailseg("eval", model, "--data", data, "--out", tmp_path, "--set", "classifier.p=0")
-    assert_refused(refused, "classifier.p=0", "train anew")
+    assert_refused(refused, "classifier.p=0", "train again")
 
 
 def test_eval_and_score_agree(trained: tuple[Path, Done], data: Path, tmp_path: Path) -> None:

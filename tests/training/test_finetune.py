@@ -788,7 +788,7 @@ def test_a_cache_of_something_else_is_refused(
         train(recipe_of("seesaw", *settings), data, out, init=model("seesaw"), show=False)
     stop_at(-1)
     (out / "trainer.safetensors").unlink()  # as if killed before the first checkpoint
-    mend = "; remove the folder, and they are computed anew"
+    mend = "; remove the folder, and they are computed again"
     other = tmp_path / "other.safetensors"
     about = load_model(model("seesaw"))
     about.state["neck.lateral_convs.0.bias"][0] += 1e-6
@@ -841,7 +841,7 @@ def test_a_broken_file_of_the_cache(
         line = refused(out, "--resume", settings=(*settings, f"data.workers={workers}"))
         named = Path(line.partition(": ")[0])
         assert named in files
-        assert "cannot be read; remove it, and it is computed anew when the run is started again" in line
+        assert "cannot be read; remove it, and it is computed again when the run is started again" in line
     for file in files:
         file.write_bytes(whole[file])
     files[3].unlink()  # the mend

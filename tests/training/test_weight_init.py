@@ -219,7 +219,7 @@ def test_later_heads_without_classes_are_taken_whole(tmp_path: Path) -> None:
 def test_another_loss_starts_the_sibling_s_classifier_anew_too(tmp_path: Path) -> None:
     theirs = model_file(tmp_path / "m.safetensors", small(*LATER))
     before, after, sentence = started(tmp_path / "m.safetensors", plain_cross_entropy(*LATER), THEIRS)
-    assert "the classifier starts anew" in sentence
+    assert "the classifier starts again" in sentence
     anew = [
         f"stages.0.box_head.{name}.{part}"
         for name in ("classifier", "sibling_classifier")
@@ -245,7 +245,7 @@ def test_another_loss_or_form_starts_its_classifier_anew(
 ) -> None:
     theirs = model_file(tmp_path / "m.safetensors", small())
     before, after, sentence = started(tmp_path / "m.safetensors", recipe, names)
-    assert sentence.endswith("; the classifier starts anew, for it does not fit the recipe's loss)")
+    assert sentence.endswith("; the classifier starts again, for it does not fit the recipe's loss)")
     anew = [key for key in after if ".classifier." in key or ".classification." in key]
     assert len(anew) >= 2
     assert all(torch.equal(after[key], before[key]) for key in anew)
@@ -265,11 +265,11 @@ def test_group_softmax_keeps_its_classifier_for_the_same_categories_alone(tmp_pa
     theirs = model_file(tmp_path / "m.safetensors", recipe)
     _, after, sentence = started(tmp_path / "m.safetensors", recipe, THEIRS)
     assert [key for key in after if not torch.equal(after[key], theirs[key])] == []
-    assert "anew" not in sentence
+    assert "starts again" not in sentence
     # With other categories its groups are others, and so is what its further rows stand for.
     names = ("tie", "hot dog", "zebra", "cup", "stop sign")
     before, after, sentence = started(tmp_path / "m.safetensors", recipe, names)
-    assert "the classifier starts anew" in sentence
+    assert "the classifier starts again" in sentence
     for key in after:
         if ".classifier." in key or ".classification." in key:
             assert torch.equal(after[key], before[key]), key
@@ -297,7 +297,7 @@ def test_group_softmax_with_other_groups_starts_its_classifier_anew(tmp_path: Pa
     model_file(tmp_path / "m.safetensors", plain_cross_entropy("classifier.loss=group-softmax"))
     recipe = plain_cross_entropy("classifier.loss=group-softmax", "classifier.thresholds=[10, 20, 30]")
     before, after, sentence = started(tmp_path / "m.safetensors", recipe, THEIRS)
-    assert "anew" in sentence
+    assert "starts again" in sentence
     anew = [key for key in after if ".classifier." in key or ".classification." in key]
     assert all(torch.equal(after[key], before[key]) for key in anew)
 

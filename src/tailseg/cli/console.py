@@ -1,4 +1,4 @@
-"""What the commands share: the log and tables on the terminal."""
+"""Output that the commands share: the log and tables on the terminal."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def data_check(
         write_page(checkup, splits.train, page)
     if not checkup.usable():
         first = checkup.findings[0]
-        raise UserError(f"{data}: cannot be trained on: {first.count} {first.what} ({first.split}); {first.mend}")
+        raise UserError(f"{data}: cannot be trained on: {first.count} {first.what} ({first.split}); {first.fix}")
 
 
 def check_tables(checkup: Checkup) -> list[Table]:
@@ -122,7 +122,7 @@ def check_tables(checkup: Checkup) -> list[Table]:
         recipe.add_row(key, text)
 
     findings = Table(title="Findings")
-    for head in ("", "split", "number", "what", "mend"):
+    for head in ("", "split", "number", "what", "fix"):
         findings.add_column(head, justify="right" if head == "number" else "left")
     colours = {"error": "red", "warning": "yellow", "note": "dim"}
     for finding in checkup.findings:
@@ -130,7 +130,7 @@ def check_tables(checkup: Checkup) -> list[Table]:
         shown += ", ..." if len(finding.examples) > EXAMPLES else ""
         what = finding.what + (f": {shown}" if shown else "")
         severity = f"[{colours[finding.severity]}]{finding.severity}[/]"
-        findings.add_row(severity, finding.split, f"{finding.count:,}", escape(what), escape(finding.mend))
+        findings.add_row(severity, finding.split, f"{finding.count:,}", escape(what), escape(finding.fix))
     return [counts, groups, recipe, *([findings] if checkup.findings else [])]
 
 

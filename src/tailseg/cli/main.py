@@ -379,8 +379,8 @@ def main() -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         if error.filename is None and not full:
             raise  # no file of the user's: a fault of ours, whose traceback is wanted
-        mend = "make room" if full else "choose another path or change its rights"
-        print(f"tailseg: {error.filename or 'a file'}: {error.strerror}; {mend}", file=sys.stderr)
+        fix = "make room" if full else "choose another path or change its rights"
+        print(f"tailseg: {error.filename or 'a file'}: {error.strerror}; {fix}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -192,7 +192,7 @@ def draw_placement(box: Box, image_hw: tuple[int, int], rng: np.random.Generator
 
 
 def near_sides(box: Box, image_hw: tuple[int, int]) -> tuple[tuple[bool, bool], tuple[bool, bool]]:
-    """Whether a box is near the (left, right) and the (upper, lower) side: less than ten pixels are between."""
+    """Return whether a box is within ten pixels of the (left, right) and the (upper, lower) side of the image."""
     height, width = image_hw
     x0, y0, x1, y1 = box
     return (x0 < NEAR, x1 > width - NEAR), (y0 < NEAR, y1 > height - NEAR)
@@ -218,7 +218,7 @@ class _Patch:
 
 
 def _window(box: Box) -> tuple[slice, slice]:
-    """What indexes the box in an image."""
+    """Slices that select the box in an image."""
     return slice(box[1], box[3]), slice(box[0], box[2])
 
 
@@ -241,7 +241,7 @@ def _union(bitmaps: Sequence[Bitmap], box: Box) -> NDArray[np.uint8]:
 
 
 def _warped(source: NDArray[np.uint8], at: Box, placement: Placement, window: Box, **how: int) -> NDArray[np.uint8]:
-    """What a window of the new image shows of ``source``, the pixels of the old one in the box ``at``."""
+    """The window of the new image, filled from ``source``, the pixels of the old one in the box ``at``."""
     matrix = placement.inverse()
     matrix[:, 2] += matrix[:, :2] @ window[:2] - at[:2]
     size = (window[2] - window[0], window[3] - window[1])
@@ -391,7 +391,7 @@ def heat_map(
     centre: tuple[int, int],
     fixed: tuple[bool, bool],
 ) -> tuple[NDArray[np.float64], tuple[int, int]]:
-    """How much a group's surroundings would look like its own, if it were moved.
+    """Heat of a group's possible shifts: the similarity of the surroundings there to its own.
 
     Ring i = 1, 2, 3 is what i dilations of the group by a square of 3 x 3 cells add to i - 1, as far as it is inside
     the image. With B the background and w = (0.4, 0.35, 0.25), the distance of a shift t from where the group is now is

@@ -91,7 +91,7 @@ Pairs = list[tuple[int, int]]  # (index, seed) of each sample of a batch
 
 @dataclass(frozen=True, slots=True)
 class TrainPlan:
-    """What `TrainSampler.iterate` gives from a step on, as often as it is asked."""
+    """The batches of `TrainSampler.iterate` from a step on, as often as they are asked for."""
 
     sampler: TrainSampler
     start_step: int
@@ -163,7 +163,7 @@ def plan_loader(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> BatchLoader[B]:
-    """What ``join`` makes of the items of each batch of a plan.
+    """Load the items of each batch of a plan, and join them.
 
     Args:
         dataset: gives an item for an (index, seed).

@@ -1,4 +1,4 @@
-"""Which images a training step sees: a plan that is a function of the seed and the step alone.
+"""Choice of the images of each training step: a plan that is a function of the seed and the step alone.
 
 How often an image is due in an epoch is decided by one of three draws (`EveryImage`, `RepeatFactors`, `ClassAware`);
 `TrainSampler` shuffles, batches and shares out what they give. Letters: n images of the data set, C classes.
@@ -45,7 +45,7 @@ class RepeatFactors:
     """Image i about factors[i] times an epoch (LVIS paper, appendix B.2).
 
     ``ceil``: exactly ceil(factor) times, every epoch alike. ``stochastic``: floor or ceil, the latter with the
-    probability of the factor's fraction, anew each epoch. All images are rounded by one random number (systematic
+    probability of the factor's fraction, again each epoch. All images are rounded by one random number (systematic
     sampling over a random order), so that their sum is that of the factors, rounded down or up: every epoch has the
     sum rounded up, and where one image is missing, a random one is added.
     """
@@ -102,7 +102,7 @@ class ClassAware:
 def image_class_pairs(
     annotations: Annotations, images: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which classes each image holds, crowds left out.
+    """Pairs of an image and a class that it holds, crowds left out.
 
     Args:
         annotations: the file.
@@ -125,7 +125,7 @@ def image_class_pairs(
 def repeat_factors(
     annotations: Annotations, threshold: float, images: NDArray[np.int64] | None = None
 ) -> NDArray[np.float64]:
-    """How often repeat factor sampling wants each image (spec, section 23).
+    """Repeat factor of each image (spec, section 23).
 
     f(c) = images that hold c / n; r(c) = max(1, sqrt(threshold / f(c))); r(image) = the largest of its classes', 1 for
     an image without any.
@@ -148,7 +148,7 @@ def repeat_factors(
 
 
 def epoch_draw(annotations: Annotations, images: NDArray[np.int64], recipe: DataRecipe) -> Draw:
-    """How often the recipe's sampler wants each of the training images, given by their positions in the file."""
+    """The draw of the recipe's sampler over the training images, given by their positions in the file."""
     if recipe.sampler == "repeat-factor":
         return RepeatFactors(repeat_factors(annotations, recipe.repeat_threshold, images), recipe.repeat_rounding)
     if recipe.sampler == "class-aware":
@@ -257,7 +257,7 @@ class TrainSampler:
 
     @staticmethod
     def _views_of(batches: NDArray[np.int64], epoch: int, views: int) -> NDArray[np.int64]:
-        """Which of its views each place of an epoch's batches shows.
+        """Choose the view of the image at each place of an epoch's batches.
 
         The next one wherever an image occurs again, over the epochs too where it occurs as often in each: so all of
         them come equally often, and none twice while another has not come.

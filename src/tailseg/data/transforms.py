@@ -101,7 +101,7 @@ def _resized(image: Image, instances: Instances, image_hw: tuple[int, int]) -> t
 
 @dataclass(frozen=True, slots=True)
 class RandomCrop:
-    """Cut out a square of ``side`` pixels at a place drawn anew; an axis that is shorter stays whole (spec, section 2).
+    """Cut out a square of ``side`` pixels at a random place; an axis that is shorter stays whole (spec, section 2).
 
     Objects that are cut get the box around what is left of their mask; those of which nothing is left are dropped.
     """
@@ -186,12 +186,12 @@ class Compose:
 
 
 def fit_transform(short: int, long: int) -> Compose:
-    """What evaluation and prediction do to an image: fit it, nothing by chance."""
+    """Transform of evaluation and prediction: fit the image, nothing by chance."""
     return Compose((ResizeShortestEdge((short,), long),))
 
 
 def train_transform(recipe: DataRecipe) -> Compose:
-    """What training does to an image: resize, crop, mirror, all by chance."""
+    """Transform of training: resize, crop, mirror, all by chance."""
     resize: Transform = ResizeShortestEdge(recipe.short_edges, recipe.long_edge, from_reduced=True)
     if recipe.long_edges is not None:
         resize = ResizeLongestEdge(*recipe.long_edges, from_reduced=True)

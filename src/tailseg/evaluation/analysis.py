@@ -1,4 +1,4 @@
-"""What lies behind the AP: kinds of errors, calibration, confusions, and AP against training frequency."""
+"""Analysis of an AP: kinds of errors, calibration, confusions, and AP against training frequency."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def _ignored(objects: Objects) -> Flags:
 
 
 def _match_all(truth: GroundTruth, columns: ResultColumns, group: NDArray[np.int64]) -> tuple[Flags, Flags]:
-    """Which detections match an object, and which match one to be ignored, (A, T, N) each.
+    """Flags of detections that match an object, and of those that match one to be ignored, (A, T, N) each.
 
     Args:
         truth: read with masks.

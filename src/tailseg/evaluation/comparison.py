@@ -47,7 +47,7 @@ class Stat:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What the contender gains on the baseline in one metric."""
+    """The contender's gain on the baseline in one metric."""
 
     points: float | None  # percentage points, None where either has no value
     outcome: Outcome

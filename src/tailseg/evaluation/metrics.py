@@ -36,7 +36,7 @@ FIXED_AP_DETECTIONS = 10_000  # of each class over the whole set, by Dave et al.
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreOptions:
-    """What is measured, and on which detections."""
+    """Options of scoring: the metrics, and the detections that count."""
 
     max_dets: int = 300  # the best of each image that count
     fixed_ap: bool = False  # instead, the best 10,000 of each class over all images (Dave et al., 2021)

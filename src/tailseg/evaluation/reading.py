@@ -35,7 +35,7 @@ _SEAM = re.compile(rb"\}\s*,\s*\{")  # between two rows
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Known:
-    """What an annotation file says that rows are checked against; rows name images and classes by id."""
+    """The parts of an annotation file that rows are checked against; rows name images and classes by id."""
 
     image_ids: NDArray[np.int64]  # (I,) ascending
     image_hws: NDArray[np.int64]  # (I, 2) pixels
@@ -55,7 +55,7 @@ class Known:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cut:
-    """Which detections count: the best ``limit`` of each image, or of each class over all images."""
+    """Limit of the detections that count: the best ``limit`` of each image, or of each class over all images."""
 
     limit: int = 300
     per_class: bool = False
@@ -186,7 +186,7 @@ def _row_lists(detections: Path | list[Row], source: str) -> Iterator[list[Row]]
 
 
 def _last_seam(text: bytes) -> re.Match[bytes] | None:
-    """Where the last row ends that is followed by another. In a row's own lists or strings it may be wrong."""
+    """Find the end of the last row that is followed by another. Within a row's lists or strings it may be wrong."""
     seam = None
     for seam in _SEAM.finditer(text, max(0, len(text) - _WINDOW)):  # noqa: B007
         pass
@@ -194,7 +194,7 @@ def _last_seam(text: bytes) -> re.Match[bytes] | None:
 
 
 def _closed(text: bytes) -> bool:
-    """Whether every brace and every string is closed, but for braces within strings."""
+    """Return whether every brace and every string is closed; braces within strings do not count."""
     plain = text.replace(rb"\\", b"").replace(rb"\"", b"")
     return plain.count(b"{") == plain.count(b"}") and plain.count(b'"') % 2 == 0
 
@@ -252,7 +252,7 @@ class Rows:
     first: int = 0  # number of the first row
 
     def place(self, index: int) -> str:
-        """Where the row at position ``index`` stands."""
+        """Name of the row at position ``index``: its file and number."""
         return f"{self.source}: row {self.first + index}"
 
     def whole_numbers(self, key: str) -> NDArray[np.int64]:
@@ -351,7 +351,7 @@ def _columns(rows: Rows, known: Known, with_boxes: bool, with_box_scores: bool, 
 
 
 def positions(ids: NDArray[np.int64], known: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Where each id stands among the known ones, which ascend; and which ids are not among them."""
+    """Position of each id among the known ones, which ascend; and a flag for each id that is not among them."""
     places = np.searchsorted(known, ids)
     strange = places == len(known)
     strange[~strange] = known[places[~strange]] != ids[~strange]
@@ -401,7 +401,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_box(value: Any) -> bool:
-    """Whether a value read from a file is four finite numbers."""
+    """Return whether a value read from a file is four finite numbers."""
     return isinstance(value, list | tuple | np.ndarray) and len(value) == 4 and all(map(_is_number, value))
 
 

@@ -8,7 +8,7 @@ A view is the picture, mirrored or not, with its longer edge of some length. The
    means the best are kept as ever.
 3. What is kept goes into every view's mask heads. The masks' probabilities, and their IoU, are averaged.
 
-The maps of a view are the bulk of the memory, so only one view's exist at a time: they are computed anew for each of
+The maps of a view are the bulk of the memory, so only one view's exist at a time: they are computed again for each of
 the three rounds, in which nothing of a view outlives it but its proposals or its share of a sum. Every second round
 goes through the views backwards and so begins with the maps that are there: V views take 3·V - 2 passes.
 """
@@ -126,7 +126,7 @@ class ViewSeen:
         return self._onto_picture(found.boxes[found.valid]), found.scores[found.valid]
 
     def scored(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """What all stages make of boxes (K, 4): boxes (K, 1 or C, 4) and scores (K, C)."""
+        """Refine and classify boxes (K, 4) in all stages: boxes (K, 1 or C, 4) and scores (K, C)."""
         decoded, scores = self.detector.scored(self.features, self._rois(boxes), self.image_hws)
         return self._onto_picture(decoded), scores
 
@@ -178,7 +178,7 @@ class Tour:
         self.seen: ViewSeen | None = None
 
     def each(self, ask: Callable[[ViewSeen], tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-        """What ``ask`` gives for every view."""
+        """Call ``ask`` for every view; returns its results."""
         return [ask(self._go_to(view)) for view in self._round()]
 
     def mean(self, ask: Callable[[ViewSeen], tuple[Tensor, ...]]) -> list[Tensor]:

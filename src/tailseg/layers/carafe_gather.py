@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Which inputs an output is summed from; ``up`` or ``down`` is 1."""
+    """The window of inputs that an output is summed from; ``up`` or ``down`` is 1."""
 
     kernel_size: int
     groups: int
@@ -67,7 +67,7 @@ def grad_kernels(grad: Tensor, x: Tensor, kernels: Tensor, window: Window) -> Te
 
 
 def sum_dtype(x: Tensor, kernels: Tensor) -> torch.dtype:
-    """What products of the two are summed in: float32 at least."""
+    """Data type in which products of the two are summed: float32 at least."""
     return torch.promote_types(torch.promote_types(x.dtype, kernels.dtype), torch.float32)
 
 
@@ -102,7 +102,7 @@ def _maps(rows: Tensor, like: Tensor, height: int, width: int) -> Tensor:
 
 
 def _outer(vertical: Tensor, horizontal: Tensor) -> tuple[Tensor, Tensor]:
-    """What holds along each side, (h, A) and (w, B), as it broadcasts to (h, w, A, B)."""
+    """Values along each side, (h, A) and (w, B), with shapes that broadcast to (h, w, A, B)."""
     return vertical[:, None, :, None], horizontal[None, :, None, :]
 
 

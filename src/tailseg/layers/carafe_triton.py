@@ -121,7 +121,7 @@ def _last(maps: Tensor) -> Tensor:
 
 
 def _sizes(x: Tensor, kernels: Tensor, window: Window) -> tuple[tuple[int, ...], dict[str, int]]:
-    """What every kernel is told: heights, widths, channels; and the window."""
+    """Arguments of every kernel: heights, widths, channels; and the window."""
     about = {"k": window.kernel_size, "groups": window.groups, "up": window.up, "down": window.down}
     return (*x.shape[2:], *kernels.shape[2:], x.shape[1]), about
 

@@ -162,7 +162,7 @@ class ModulatedDeformConv2d(nn.Module):
         return out
 
     def extra_repr(self) -> str:
-        """What `repr` says beside the parts."""
+        """Settings that `repr` shows beside the parts."""
         out_channels, in_channels = self.weight.shape[:2]
         padding = "same" if self.same else self.padding
         return f"{in_channels} a group, {out_channels}, {self.kernel_size}, stride={self.stride}, padding={padding}"

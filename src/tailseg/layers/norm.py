@@ -62,7 +62,7 @@ def batch_norm(
 
 
 def several_processes() -> bool:
-    """Whether `torch.distributed` is initialised with more than one process."""
+    """Return whether `torch.distributed` is initialised with more than one process."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
@@ -190,7 +190,7 @@ class BatchNormAct2d(TimmBatchNormAct2d):  # type: ignore[misc]
 
 
 def _is_special(norm: BatchNorm2d | BatchNormAct2d, x: Tensor, rows: Tensor | None) -> bool:
-    """Whether PyTorch's own batch norm is not enough."""
+    """Return whether PyTorch's own batch norm is not enough."""
     if not norm.training:
         return False
     if norm.synchronize and several_processes():
@@ -245,7 +245,7 @@ def synchronize(module: nn.Module) -> None:
 
 
 def count_learning(module: nn.Module) -> int:
-    """How many batch norms of images ``module.train()`` leaves in training mode, which frozen ones are not.
+    """Count the batch norms of images that ``module.train()`` leaves in training mode; frozen ones are not.
 
     Every mode is put back.
     """

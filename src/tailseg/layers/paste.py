@@ -101,7 +101,7 @@ def _mix(low: NDArray[np.float32], high: NDArray[np.float32], share: NDArray[np.
 def _axis_samples(
     start: float, end: float, pixels: int, cells: int
 ) -> tuple[int, NDArray[np.int64], NDArray[np.float32]]:
-    """Where the pixel centres in [start, end] fall on a grid of ``cells`` padded by one zero at both ends.
+    """Positions of the pixel centres in [start, end] on a grid of ``cells`` padded by one zero at both ends.
 
     Outside the box a sample is less than half of a probability, hence never 0.5: those pixels are left out.
 

@@ -1,4 +1,4 @@
-"""Whether Triton kernels can be used."""
+"""Check for Triton."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from importlib.util import find_spec
 
 @cache
 def has_triton() -> bool:
-    """Whether kernels can be compiled: CUDA builds of PyTorch for Linux bring Triton along."""
+    """Return whether kernels can be compiled: CUDA builds of PyTorch for Linux bring Triton along."""
     return find_spec("triton") is not None

@@ -1,4 +1,4 @@
-"""What a box head learns its classes with: the number of logits, the loss and the scores live in one object.
+"""Classifications of a box head: the number of logits, the loss and the scores live in one object.
 
 So every loss swaps for every other without a head knowing which it has. Shape letters: R RoIs, C classes; label C is
 background. Unless a loss says otherwise it is divided by the number of valid RoIs, background included (spec,

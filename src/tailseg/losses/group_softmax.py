@@ -18,7 +18,7 @@ class GroupSoftmaxClassification(Classification):
 
     Of the RoIs of other groups, a foreground group with n own RoIs counts a random others_ratio · n (all, if they are
     fewer; none if n = 0), lest "others" be learnt alone. The background group counts all. The random choice is made
-    with torch's own generator of the logits' device, anew at every call.
+    with torch's own generator of the logits' device, again at every call.
 
     Args:
         num_classes: C.

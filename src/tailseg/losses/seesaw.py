@@ -98,7 +98,7 @@ class SeesawLoss(nn.Module):
         self.register_buffer("counts", torch.zeros(num_classes, dtype=count_dtype))
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """Settings that `print` shows."""
         return f"{self.num_classes}, p={self.p:g}, q={self.q:g}, reduction={self.reduction!r}"
 
     def forward(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -181,7 +181,7 @@ class SeesawLoss(nn.Module):
             )
 
     def _explained(self, error: Exception, labels: Tensor) -> Exception:
-        """What to raise instead of PyTorch's own error: it names the label if that is what is wrong."""
+        """The error to raise instead of PyTorch's own: it names the label if that is what is wrong."""
         if labels.device.type != "cpu":
             return error
         wrong = ((labels < 0) | (labels >= self.num_classes)).nonzero().flatten()

@@ -20,7 +20,7 @@ LARGEST_BY_PROBABILITY = 69.0  # -ln 1e-30: float32 holds smaller ones, with few
 
 
 def shifted_logits(logits: Tensor, labels: Tensor, strengths: Tensor, q: float, eps: float) -> Tensor:
-    """What Seesaw takes the softmax of: z_j + ln S_ij + a_i.
+    """Logits of Seesaw's softmax: z_j + ln S_ij + a_i.
 
     Args:
         logits: (N, C) float.
@@ -49,7 +49,7 @@ def plain_seesaw(logits: Tensor, labels: Tensor, strengths: Tensor, q: float, ep
 
 
 def _gradient(grad: Tensor, logits: Tensor, labels: Tensor, strengths: Tensor, q: float, eps: float) -> Tensor:
-    """The gradient made anew from the logits, itself differentiable: for second derivatives and second passes."""
+    """The gradient computed again from the logits, itself differentiable: for second derivatives and second passes."""
     prob = shifted_logits(logits, labels, strengths, q, eps).softmax(dim=1)
     weight = grad.to(prob.dtype).unsqueeze(1)
     return (prob * weight).scatter_add(1, labels.unsqueeze(1), -weight).to(logits.dtype)

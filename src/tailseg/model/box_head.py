@@ -73,7 +73,7 @@ class RoISampler(nn.Module):
 
 
 class Pool(Protocol):
-    """What a head gets to see of the images: features of whatever RoIs it asks for."""
+    """RoI pooling of a batch, as a head is given it: features of any RoIs that it asks for."""
 
     def __call__(self, rois: Tensor, shifts: Tensor | None = None) -> Tensor:
         """Features (R, channels, 7, 7) of RoIs (R, 5), with the shifts of `tailseg.model.roi_features` if given."""
@@ -81,7 +81,7 @@ class Pool(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class BoxPrediction:
-    """What a box head says of R RoIs."""
+    """A box head's output for R RoIs."""
 
     logits: Tensor  # (R, num_logits)
     deltas: Tensor  # (R, 1 or C, 4) float32

@@ -58,7 +58,7 @@ class ContextEncoder(nn.Module):
         nn.init.constant_(self.classifier.bias, RARE_PRIOR)
 
     def forward(self, coarsest: Tensor, image_hws: Tensor, stride: int = 64) -> tuple[Tensor, Tensor]:
-        """Which classes are in the images, and the context of their RoIs.
+        """Predict the classes in the images, and the context vectors for their RoIs.
 
         Args:
             coarsest: (B, channels, h, w), the pyramid's last level.

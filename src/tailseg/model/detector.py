@@ -170,7 +170,7 @@ class Detector(nn.Module):
         ]
 
     def seen(self, batch: Batch) -> ImageFeatures:
-        """What the heads get to see of a batch: P2..P6 and, if there is a context encoder, its vectors."""
+        """Compute the features that the heads pool from: P2..P6 and, if there is a context encoder, its vectors."""
         pyramid = self.features(batch)
         context = None if self.context is None else self.context(pyramid[-1], batch.image_hws)[1]
         return ImageFeatures(pyramid, context)

@@ -15,7 +15,7 @@ EPS = 1e-7  # added to areas, in pixels, and to the share ρ
 
 
 class MaskIouHead(nn.Module):
-    """Three 3x3 convolutions, one of stride 2, and three fully connected layers whose last rows belong to classes.
+    """Four 3x3 convolutions, the last of stride 2, and three fully connected layers, the last with one row a class.
 
     Args:
         in_channels: of the RoI feature, that of the mask head.

@@ -22,7 +22,7 @@ NO_STDS: Stds = (1.0, 1.0, 1.0, 1.0)
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class RpnOutput:
-    """What the RPN says of every anchor; A anchors over all levels, finest level first."""
+    """The RPN's output for every anchor; A anchors over all levels, finest level first."""
 
     logits: Tensor  # (B, A) float32 objectness
     deltas: Tensor  # (B, A, 4) float32

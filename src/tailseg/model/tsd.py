@@ -180,7 +180,7 @@ class TsdBoxHead(nn.Module):
 
 
 def progressive_gaps(values: Tensor, sibling: Tensor, margin: float) -> Tensor:
-    """How far values (R,) in [0, 1] stay behind the sibling's (R,): max(0, sib + min(1 - sib, m) - value).
+    """Gaps (R,) of values (R,) in [0, 1] to the sibling's (R,) plus a margin: max(0, sib + min(1 - sib, m) - value).
 
     The sibling's get no gradient.
     """

@@ -50,7 +50,7 @@ REPORT = {
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a row costs at full size, C = 1203."""
+    """Cost of a row at full size, C = 1203."""
 
     parameters: int
     teraflops: float  # of one image of 832 x 1344 pixels at test time; a multiplication with its addition counts two

@@ -68,7 +68,7 @@ def _from_file(path: Path, chain: tuple[Path, ...]) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{place}: not valid YAML; mend the file") from error
+        raise UserError(f"{path}{place}: not valid YAML; fix the file") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of recipe keys; see `tailseg recipes show small/seesaw`")
     parent = values.pop("extends", None)

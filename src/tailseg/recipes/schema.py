@@ -243,7 +243,7 @@ class ModelRecipe(Section):
 
 
 class ClassifierRecipe(Section):
-    """What the box head learns its classes with: what all losses share. `loss` chooses the section's other keys."""
+    """Classification of the box head: the keys that all losses share. `loss` chooses the section's other keys."""
 
     loss: str
     normalized: bool = False
@@ -287,7 +287,7 @@ class EqlV2Recipe(ClassifierRecipe):
     mu: float = Field(0.8, ge=0)
     """Gradient ratio at its middle."""
     alpha: float = Field(4.0, ge=0)
-    """How much more than 1 a positive gradient can weigh."""
+    """Largest addition to a positive gradient's weight of 1."""
 
 
 class GroupSoftmaxRecipe(ClassifierRecipe):
@@ -490,7 +490,7 @@ class FinetuneRecipe(Section):
     start: Literal["copy", "random"] = "copy"
     """The new branch starts as the trained one, or from random weights."""
     views: int | None = Field(None, ge=1)
-    """How many different augmentations of an image there are; by default every time another."""
+    """Number of different augmentations of an image; by default a new one every time."""
     cache: bool = False
     """Keep the frozen part's features of every view of every image on disk, instead of computing them each epoch."""
 

@@ -1,4 +1,4 @@
-"""What a frozen model makes of every view of every image, on disk: one safetensors file each (see `finetune`).
+"""A frozen model's features of every view of every image, on disk: one safetensors file each (see `finetune`).
 
 A file is complete or not there, so a filling that is killed goes on where it was, and several processes can share it.
 """
@@ -44,7 +44,7 @@ class FeatureCache:
         self.folder = folder
 
     def path(self, index: int, seed: int) -> Path:
-        """Where the tensors of a sample lie."""
+        """Path of a sample's tensors."""
         return self.folder / str(index // IN_A_FOLDER) / f"{index}-{seed:016x}.safetensors"
 
     def require(self, about: Mapping[str, Any]) -> None:
@@ -56,13 +56,13 @@ class FeatureCache:
         except (OSError, ValueError):
             raise UserError(
                 f"{self.folder}: its about.json is missing or broken, so nothing tells what these features were made "
-                "with; remove the folder, and they are computed anew"
+                "with; remove the folder, and they are computed again"
             ) from None
         changed = [key for key, value in about.items() if key not in found or found[key] != value]
         if changed:
             raise UserError(
                 f"{self.folder}: holds features made with another {changed[0]}; remove the folder, and they are "
-                "computed anew"
+                "computed again"
             )
 
     def claim(self, about: Mapping[str, Any]) -> None:
@@ -95,7 +95,7 @@ class FeatureCache:
                 return {name: file.get_tensor(name) for name in names}
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"{path}: this file of the feature cache cannot be read; remove it, and it is computed anew when the "
+                f"{path}: this file of the feature cache cannot be read; remove it, and it is computed again when the "
                 "run is started again (with --resume if it had begun to train)"
             ) from error
 

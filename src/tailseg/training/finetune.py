@@ -57,7 +57,7 @@ GOING_ON, STOPPED, IN_TROUBLE = 0, 1, 2
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ClassInputs:
-    """What one branch learns from."""
+    """Inputs and labels of one branch."""
 
     features: Tensor  # (R, F) float32, or bfloat16 where the branches compute in it
     labels: Tensor  # (R,) int64 in [0, C], C = background
@@ -66,7 +66,7 @@ class ClassInputs:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class BranchInputs:
-    """What the branches learn from, stage by stage."""
+    """Inputs and labels of the branches, stage by stage."""
 
     stages: tuple[ClassInputs, ...]
 
@@ -148,7 +148,7 @@ class Frozen:
 
     @torch.no_grad()
     def __call__(self, batch: Batch, seed: int) -> BranchInputs:
-        """What the branches see of one image: proposals, sampled RoIs and refined boxes as in training.
+        """Compute the branches' inputs of one image: proposals, sampled RoIs and refined boxes as in training.
 
         Args:
             batch: of one image.
@@ -210,7 +210,7 @@ class SingleImages(Dataset[SingleImage]):
 
 
 class Finetuning:
-    """What a run of a recipe with `finetune.enabled` has besides the usual: a frozen model, and perhaps a cache.
+    """The parts of a run that only recipes with `finetune.enabled` have: a frozen model, and perhaps a cache.
 
     Args:
         detector: with second branches, on its device; all but those is frozen from now on.
@@ -241,7 +241,7 @@ class Finetuning:
             logger.info("Removed the feature cache (%s); a longer schedule would fill it again.", readable(size))
 
     def batches(self, start_step: int) -> Generator[BranchInputs, None, None]:
-        """What the branches see of the training batches of this process, without end, from ``start_step``."""
+        """The branches' inputs of the training batches of this process, without end, from ``start_step``."""
         plan, workers = TrainPlan(self.sampler, start_step), self.recipe.data.workers
         if self.cache is not None:
             yield from read_ahead(partial(self._cached, self.cache), plan, workers)

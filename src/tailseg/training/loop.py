@@ -79,7 +79,7 @@ def train(
         The scores of the last evaluation (process 0; None elsewhere).
 
     Raises:
-        UserError: something about data, folder, recipe or checkpoint is the user's to mend.
+        UserError: something about data, folder, recipe or checkpoint is the user's to fix.
         KeyboardInterrupt: after Ctrl-C, when everything has been saved.
     """
     if resume and init is not None:

@@ -26,7 +26,7 @@ def scaled_rate(recipe: OptimizerRecipe, images_a_step: int) -> float:
 
 
 def rate_factor(step: int, steps_per_epoch: int, recipe: ScheduleRecipe) -> float:
-    """What the base rate is multiplied with in the step of this index (from 0): warm-up, then milestones."""
+    """Factor of the base learning rate in the step of this index (from 0): warm-up, then milestones."""
     factor = math.prod(recipe.gamma for m in recipe.milestones if step >= m * steps_per_epoch)
     if step < recipe.warmup_steps:
         factor *= recipe.warmup_factor + (1 - recipe.warmup_factor) * step / recipe.warmup_steps

@@ -1,4 +1,4 @@
-"""Where a run's weights come from: another model of ours, class by class where the classes differ.
+"""Initial weights of a run from another model of ours, class by class where the classes differ.
 
 So is fine-tuning begun, of all weights or (recipe section `finetune`) of second classification branches alone.
 """
@@ -109,7 +109,7 @@ def start_from(path: Path, detector: Detector, recipe: Recipe, categories: Seque
     if recipe.finetune.enabled:
         branches = "; second branches " + _start_branches(detector, recipe, there=second_there)
     known = len(source) - source.count(-1)
-    classifier = "" if keep_classifier else "; the classifier starts anew, for it does not fit the recipe's loss"
+    classifier = "" if keep_classifier else "; the classifier starts again, for it does not fit the recipe's loss"
     return f"weights of {path} ({known} of {len(source)} classes known by name{classifier}){branches}"
 
 
@@ -142,7 +142,7 @@ def _their_labels(ours: Sequence[Category], theirs: Sequence[Category]) -> list[
 def _same_classifier(
     recipe: Recipe, checkpoint: Checkpoint, own: Mapping[str, Tensor], classes: int, *, same: bool
 ) -> bool:
-    """Whether logits mean the same there: loss, normalisation, and the logits that are no classes."""
+    """Return whether logits mean the same there: loss, normalisation, and the logits that are no classes."""
     ours, other = recipe.classifier, checkpoint.recipe.classifier
     if (ours.loss, ours.normalized) != (other.loss, other.normalized):
         return False

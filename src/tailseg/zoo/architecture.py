@@ -1,4 +1,4 @@
-"""What a detector's tensors, under our names, say of its architecture."""
+"""A detector's architecture, read from its tensors under our names."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def _shape(state: State, key: str, dims: int) -> tuple[int, ...]:
 
 
 def _count(state: State, template: str) -> int:
-    """How many of the template's keys there are in a row, from 0 on."""
+    """Count the template's keys that are there in a row, from 0 on."""
     number = 0
     while template.format(number) in state:
         number += 1

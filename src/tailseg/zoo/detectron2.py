@@ -53,7 +53,7 @@ FIXED: dict[str, Any] = {  # what a recipe cannot say otherwise
 }
 NO_CONFIGURATION = (
     "has no config.yaml beside it: what its tensors do not show is taken from detectron2's model zoo (order and scale "
-    "of the colours, strides, thresholds, image sizes); put the run's config.yaml there, or mend it with --set"
+    "of the colours, strides, thresholds, image sizes); put the run's config.yaml there, or fix it with --set"
 )
 
 
@@ -76,7 +76,7 @@ def read_detectron2(path: Path) -> ForeignModel:
     except UserError:
         raise
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise UserError(f"{source}: holds what detectron2 would not take ({error}); mend or remove it") from error
+        raise UserError(f"{source}: holds what detectron2 would not take ({error}); fix or remove it") from error
     if config is None or _blue_first(config):
         change(state, "backbone.net.conv1.weight", lambda weight: weight.flip(1))
     return ForeignModel(
@@ -140,7 +140,7 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     try:
         config = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as detectron2's configuration; mend or remove it") from error
+        raise UserError(f"{path}: cannot be read as detectron2's configuration; fix or remove it") from error
     return config if isinstance(config, dict) and isinstance(config.get("MODEL"), dict) else None
 
 

@@ -26,7 +26,7 @@ CASCADE = {  # what Cascade Mask R-CNN has otherwise than Mask R-CNN (spec, sect
 }
 NO_CONFIGURATION = (
     "carries no configuration: what its tensors do not show is taken from mmdetection's published configurations for "
-    "LVIS (thresholds, image sizes, pixel mean, normalised layers); mend it with --set where yours differs"
+    "LVIS (thresholds, image sizes, pixel mean, normalised layers); fix it with --set where yours differs"
 )
 
 

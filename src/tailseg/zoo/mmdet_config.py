@@ -29,7 +29,7 @@ UPSAMPLING = {  # what the mask head's, a transposed convolution or CARAFE, must
 
 @dataclass(frozen=True, slots=True)
 class Conventions:
-    """What a configuration says that tensors do not show."""
+    """Settings of a configuration that tensors do not show."""
 
     values: dict[str, Any]  # nested like a recipe, without its classifier
     classifier: dict[str, Any]  # recipe values of the classifier

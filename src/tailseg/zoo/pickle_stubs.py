@@ -1,4 +1,4 @@
-"""What a name in a pickle becomes: something of ours that notes what was asked for, and does nothing.
+"""Stand-ins for the names in a pickle: objects of ours that note what was asked for, and do nothing.
 
 Two fences, each enough by itself against a file that wants to run code: stand-ins do nothing, and a name that is
 neither data nor a class makes the whole file refused (`stand_in`).
@@ -56,7 +56,7 @@ class Name(_Inert):
         self.call = call
 
     def __call__(self, *args: Any) -> Any:
-        """What the pickle gets for calling it."""
+        """Return a stand-in for the result of the call."""
         return _foreign_class(self.name)() if self.call is None else self.call(*args)
 
 
@@ -328,7 +328,7 @@ _OWN_WORLD = sys.stdlib_module_names | {"torch", "numpy"}
 
 
 def stand_in(path: Path, module: str, name: str) -> Any:
-    """What a name becomes; a name that could only be there to be run makes the whole file refused.
+    """The stand-in for a name; a name that could only be there to be run makes the whole file refused.
 
     Harmless are the names listed above and, of third parties, those spelt as a class.
     """

@@ -84,7 +84,7 @@ class Unpickler(pickle.Unpickler):
         self.storages: dict[str, Storage] = {}  # by key
 
     def find_class(self, module: str, name: str, /) -> Any:
-        """What a name stands for; called by the unpickler."""
+        """The stand-in for a name; called by the unpickler."""
         return stand_in(self.path, module, name)
 
     def persistent_load(self, pid: Any, /) -> Any:

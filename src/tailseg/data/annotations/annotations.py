@@ -111,7 +111,7 @@ class Annotations:
         return ImageFolder(self.images_dir)
 
     def image_path(self, image: int) -> Path:
-        """Where the ``image``-th image lies.
+        """Path of the ``image``-th image.
 
         Raises:
             UserError: it has no name, is not in the image folder, or its name leads out of it.

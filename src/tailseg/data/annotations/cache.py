@@ -56,7 +56,7 @@ class _NotUsableError(Exception):
 
 
 def cache_folder() -> Path:
-    """Where everything lies that can be made again: ``$TAILSEG_CACHE``, else ``~/.cache/tailseg``."""
+    """Folder of everything that can be made again: ``$TAILSEG_CACHE``, else ``~/.cache/tailseg``."""
     root = os.environ.get("TAILSEG_CACHE")
     return Path(root) if root else Path.home() / ".cache" / "tailseg"
 
@@ -106,7 +106,7 @@ def mapped_columns(cache: Path) -> dict[str, NDArray[Any]]:
     try:
         return _map(cache)[1]
     except (_NotUsableError, OSError):
-        raise UserError(f"{cache}: the cached annotations are gone or broken; start again to make them anew") from None
+        raise UserError(f"{cache}: the cached annotations are gone or broken; start again to rebuild them") from None
 
 
 def content_key(path: Path) -> str:
@@ -139,7 +139,7 @@ def _in_memory(parsed: Parsed) -> Stored:
 
 
 def _identity(status: os.stat_result) -> list[int]:
-    """What changes when a file does: size, times (of content and of inode, in ns), inode and device."""
+    """Properties that change when a file does: size, times (of content and of inode, in ns), inode and device."""
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
 
 

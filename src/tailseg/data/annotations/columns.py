@@ -68,7 +68,7 @@ class IdLists:
 
 
 def _bounds(starts: NDArray[np.int64], row: int) -> tuple[int, int]:
-    """Where a row starts and stops (IndexError beyond the last, so that one can iterate)."""
+    """Start and stop of a row (IndexError beyond the last, so that one can iterate)."""
     count = len(starts) - 1
     if not -count <= row < count:
         raise IndexError(f"expected a row below {count}, received {row}")

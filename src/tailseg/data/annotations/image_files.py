@@ -1,4 +1,4 @@
-"""Where an image of an annotation file lies on disk."""
+"""Paths of an annotation file's images on disk."""
 
 from __future__ import annotations
 

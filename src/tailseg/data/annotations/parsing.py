@@ -35,7 +35,7 @@ class Table:
     first: int = 0  # the number of the first row in the file's list
 
     def fault(self, position: int, problem: str) -> UserError:
-        """The error for a row: file, row and ``problem``, which includes the mend."""
+        """The error for a row: file, row and ``problem``, which includes the fix."""
         row = self.rows[position]
         named = isinstance(row, dict) and isinstance(row.get("id"), (int, str))
         place = f"{self.kind} {row['id']!r}" if named else f"{self.kind} number {self.first + position + 1} of the list"
@@ -123,7 +123,7 @@ def read_categories(path: Path) -> Table:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the file held and what was left out; each annotation is counted once, in this order."""
+    """Counts of the file's content and of what was left out; each annotation is counted once, in this order."""
 
     annotations: int  # in the file
     crowd: int  # iscrowd: kept in the columns, but out of training

@@ -80,7 +80,7 @@ def _pack(values: list[list[Any]]) -> dict[str, NDArray[Any]] | None:
 
 
 def _polygon_fault(value: Any) -> str | None:
-    """What is wrong with one polygon."""
+    """Say what is wrong with one polygon."""
     if type(value) is not list or not set(map(type, value)) <= {int, float}:
         return f"a polygon is {short(value)}; it must be a flat list of numbers x0, y0, x1, y1, ..."
     if len(value) < 6 or len(value) % 2:
@@ -110,7 +110,7 @@ def _compressed(value: dict[str, Any]) -> tuple[bytes, list[int]]:
 
 
 def _rle_faults(codes: list[bytes], sizes: NDArray[np.int32]) -> dict[int, str]:
-    """What is wrong with compressed RLEs: broken ones, and those that do not cover ``sizes`` (N, 2)."""
+    """Faults of compressed RLEs by index: broken ones, and those that do not cover ``sizes`` (N, 2)."""
     pixels = sizes.astype(np.int64).prod(axis=1)
     try:
         runs, first = rle_runs(codes)

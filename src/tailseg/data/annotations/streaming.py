@@ -171,7 +171,7 @@ class _Source:
         self.drop(1)
 
     def _end(self, *, in_list: bool) -> int:
-        """Where the value in front ends; in a list: the last complete element of the buffer, or all of them."""
+        """Find the end of the value in front; in a list: of the buffer's last complete element, or of all of them."""
         while True:
             places, depths = brackets(self.buffer)
             if in_list and (closed := np.flatnonzero(depths < 0)).size:
@@ -227,7 +227,7 @@ class _Source:
 
 
 def brackets(text: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where the brackets outside of strings are, and how many are open after each; ``text`` begins outside of one."""
+    """Positions of the brackets outside of strings, and the number open after each; ``text`` begins outside of one."""
     places = np.flatnonzero(np.frombuffer(text.translate(_MARKS), np.bool_))
     kinds = np.frombuffer(text, np.uint8)[places]
     if b"\\" in text:

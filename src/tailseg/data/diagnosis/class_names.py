@@ -53,7 +53,7 @@ def _variants(name: str) -> set[str]:
 
 
 def _one_letter(a: str, b: str) -> bool:
-    """Whether one letter inserted, deleted, replaced, or two neighbours exchanged make ``b`` of ``a``."""
+    """Return whether one letter inserted, deleted, replaced, or two neighbours exchanged make ``b`` of ``a``."""
     if len(a) > len(b):
         a, b = b, a
     start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(a))

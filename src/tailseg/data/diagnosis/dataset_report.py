@@ -1,4 +1,4 @@
-"""What one must know of a data set before training: facts, and findings with a severity and a mend."""
+"""Report on a data set before training: facts, and findings with a severity and a fix."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Checkup:
     findings: tuple[Finding, ...]  # errors first
 
     def usable(self) -> bool:
-        """Whether training can begin."""
+        """Return whether training can begin."""
         return all(finding.severity != "error" for finding in self.findings)
 
     def as_json(self) -> dict[str, Any]:

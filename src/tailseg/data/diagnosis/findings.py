@@ -27,14 +27,19 @@ class Finding:
     severity: Severity  # error: training would stop; warning: results suffer; note: good to know
     split: str  # "train", "val", or "" for both
     what: str
-    mend: str
+    fix: str
     count: int
     examples: tuple[str, ...]  # all of them
+
+    @property
+    def mend(self) -> str:
+        """The `fix`, under the name that the HTML page still reads."""
+        return self.fix
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """What was looked at in one split."""
+    """The parts of one split that are checked."""
 
     name: str
     annotations: Annotations
@@ -42,7 +47,7 @@ class Split:
     masks: MaskFacts
 
     def image(self, number: int) -> str:
-        """How a finding names an image."""
+        """Name of an image in a finding."""
         path = self.files[number].path
         return f"image {self.annotations.image_ids[number]}" + (f" ({path.name})" if path else "")
 
@@ -65,9 +70,9 @@ def all_findings(looked: Sequence[Split], scale: Mapping[str, float]) -> tuple[F
     return tuple(sorted((f for f in findings if f.count), key=lambda f: (order.index(f.severity), -f.count)))
 
 
-def _finding(severity: Severity, split: str, what: str, mend: str, examples: Iterable[str]) -> Finding:
+def _finding(severity: Severity, split: str, what: str, fix: str, examples: Iterable[str]) -> Finding:
     named = tuple(examples)
-    return Finding(severity, split, what, mend, len(named), named)
+    return Finding(severity, split, what, fix, len(named), named)
 
 
 def _class_findings(train: Annotations, val: Annotations) -> list[Finding]:
@@ -87,7 +92,7 @@ def _class_findings(train: Annotations, val: Annotations) -> list[Finding]:
             "warning",
             "val",
             "classes with training but no validation images: their AP is not measured",
-            "divide the data anew with `tailseg data split`, or add images",
+            "divide the data again with `tailseg data split`, or add images",
             no_val,
         ),
         _finding("warning", "", "categories that differ in spelling only", "make them one category", alike),
@@ -111,9 +116,9 @@ def _shared(looked: Sequence[Split]) -> list[Finding]:
             across.append(text)
         else:
             within[splits.pop()].append(text)
-    mend = "remove them from one split: scores on images that were trained on mean nothing"
+    fix = "remove them from one split: scores on images that were trained on mean nothing"
     return [
-        _finding("warning", "", "images that are in both splits", mend, across),
+        _finding("warning", "", "images that are in both splits", fix, across),
         *(
             _finding("note", name, "images with equal content", "keep one of each", texts)
             for name, texts in within.items()
@@ -124,8 +129,8 @@ def _shared(looked: Sequence[Split]) -> list[Finding]:
 def _scale_findings(scale: Mapping[str, float]) -> list[Finding]:
     share = scale[f"under_{TINY[0]}"]
     text = f"{share:.0%} of the objects have a side under {TINY[0]} pixels at the recipe's resolution"
-    mend = "raise data.short_edges, data.test_short_edge and data.long_edge"
-    return [_finding("warning", "train", text, mend, ["all"] if share >= TINY_SHARE else [])]
+    fix = "raise data.short_edges, data.test_short_edge and data.long_edge"
+    return [_finding("warning", "train", text, fix, ["all"] if share >= TINY_SHARE else [])]
 
 
 def _file_findings(split: Split) -> list[Finding]:
@@ -183,7 +188,7 @@ def _mask_findings(split: Split) -> list[Finding]:
 
 
 def _report_findings(split: Split) -> list[Finding]:
-    """What reading the file counted; it does not name the annotations."""
+    """Findings from the counts of reading the file; they do not name the annotations."""
     report, name = split.annotations.report, split.name
     unused = "left out of training" if name == "train" else "used as negatives"
     counts: list[tuple[Severity, int, str, str]] = [
@@ -198,7 +203,7 @@ def _report_findings(split: Split) -> list[Finding]:
         ("note", report.crowd, "crowds: not trained on, ignored in evaluation", "no action needed"),
         ("note", report.empty_images, f"images without objects: {unused}", "no action needed"),
     ]
-    found = [Finding(severity, name, what, mend, count, ()) for severity, count, what, mend in counts]
+    found = [Finding(severity, name, what, fix, count, ()) for severity, count, what, fix in counts]
     if name == "train":
         small = split.images(split.annotations.image_hws.min(axis=1) < MIN_TRAIN_SIDE)
         what = f"images with a side under {MIN_TRAIN_SIDE} pixels: left out of training"

@@ -1,4 +1,4 @@
-"""What the image files themselves say: readable, of the stated size, turned by EXIF, the same as another."""
+"""Checks of the image files themselves: readable, of the stated size, turned by EXIF, the same as another."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what a complete file has near it
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What is known of an image file without decoding it."""
+    """Facts about an image file that are known without decoding it."""
 
     path: Path | None  # None: not found
     problem: str | None = None  # a sentence, if it is missing or broken

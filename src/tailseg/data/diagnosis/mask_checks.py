@@ -21,7 +21,7 @@ TURNED_SHARE = 0.5  # of an image's masks that must fit after a turn, for the im
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskFacts:
-    """Which annotations (N) and images (I) are odd; crowds count nowhere."""
+    """Flags of odd annotations (N) and images (I); crowds count nowhere."""
 
     empty: Flags  # (N,) no pixel of the mask lies in the image
     disagreeing: Flags  # (N,) the box is not that of the mask, and no turn explains it

@@ -42,7 +42,7 @@ def convert(
 
 
 def image_note(linked: bool) -> str:
-    """What the images of the new folder are."""
+    """The note on the images of the new folder: hard links or copies."""
     return "images are hard links to the source's files" if linked else "images are copies"
 
 

@@ -1,4 +1,4 @@
-"""What all readers of other tools' data share: text and JSON, image sizes, and the way from objects to LVIS rows."""
+"""Parts that all readers of other tools' data share: text and JSON, image sizes, conversion of objects to LVIS rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DECIMALS = 3  # of written coordinates, in pixels
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a reader found."""
+    """A reader's result."""
 
     categories: list[Row]  # id and name
     parts: dict[str, Part]  # "train", and "val" if the source has one

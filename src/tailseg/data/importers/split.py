@@ -18,7 +18,7 @@ from tailseg.errors import UserError
 def stratified_validation(
     pairs: NDArray[np.int64], image_count: int, class_count: int, share: float, seed: int
 ) -> NDArray[np.bool_]:
-    """Which images go to validation: iterative stratification (Sechidis et al. 2011), the rarest class first.
+    """Choose the images of validation by iterative stratification (Sechidis et al. 2011), the rarest class first.
 
     A class in one image stays in training; one in n >= 2 images sends max(1, round(share * n)) of them to validation
     as far as the choices made for rarer classes allow, so a small set gives validation more than its share. Every class

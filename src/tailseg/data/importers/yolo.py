@@ -142,8 +142,8 @@ def _images(config: Path, content: dict[str, Any], split: str) -> list[Path]:
 
 
 def _located(config: Path, base: object, entry: str) -> Path:
-    """Where an entry of the YAML file leads: below its `path`, below the file's folder, or, as Roboflow writes, from
-    a folder beside it. Only what lies in the file's own folder counts.
+    """Path of an entry of the YAML file: below its `path`, below the file's folder, or, as Roboflow writes, from a
+    folder beside it. Only what lies in the file's own folder counts.
     """
     root = config.parent
     starts = [root / base, root] if isinstance(base, str) else [root]

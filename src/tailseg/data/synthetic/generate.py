@@ -45,7 +45,7 @@ LOOK_ALIKE_NEGATIVES, OTHER_NEGATIVES = 4, 4  # classes an image
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSettings:
-    """What to draw; the same settings give the same bytes.
+    """Settings of the built-in data set; the same settings give the same bytes.
 
     Raises:
         UserError: where a number is out of its range.
@@ -202,7 +202,7 @@ def _write_split(
 
 
 def _image_row(scene: Scene, kinds: list[ObjectClass], ids: list[int], rng: np.random.Generator) -> dict[str, Any]:
-    """What LVIS says of an image beside its id and file."""
+    """LVIS's fields of an image besides its id and file."""
     known = {label for label, annotated in zip(scene.labels, scene.annotated, strict=True) if annotated}
     left_out = {label for label, annotated in zip(scene.labels, scene.annotated, strict=True) if not annotated}
     return {
@@ -322,7 +322,7 @@ def write_synthetic(
 
 
 def default_synthetic_folder(settings: SyntheticSettings) -> Path:
-    """Where these settings are kept: in ``$TAILSEG_CACHE``, else in ``~/.cache/tailseg``."""
+    """The folder where a data set of these settings is kept: in ``$TAILSEG_CACHE``, else in ``~/.cache/tailseg``."""
     identity = orjson.dumps([VERSION, asdict(settings)], option=orjson.OPT_SORT_KEYS)
     name = f"synthetic-{hashlib.sha256(identity).hexdigest()[:12]}"
     return cache_folder() / name

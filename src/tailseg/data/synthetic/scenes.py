@@ -1,4 +1,4 @@
-"""What the built-in data set shows: classes made of a shape, a colour and a texture, and pictures of them.
+"""Scenes of the built-in data set: classes made of a shape, a colour and a texture, and pictures of them.
 
 All sizes that people would see are relative to the picture, so a larger picture shows the same objects with
 more pixels. Everything is a function of its arguments and the generator it is given.
@@ -118,7 +118,7 @@ TEXTURES: dict[str, Texture] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectClass:
-    """What all objects of a class have in common."""
+    """A class: the look that all its objects have in common."""
 
     shape: str
     colour: str
@@ -130,7 +130,7 @@ class ObjectClass:
         return f"{self.texture}_{self.colour}_{self.shape}"
 
     def differs_by_one(self, other: ObjectClass) -> bool:
-        """Whether the two are look-alikes: equal but for one property."""
+        """Return whether the two are look-alikes: equal but for one property."""
         same = (self.shape == other.shape, self.colour == other.colour, self.texture == other.texture)
         return sum(same) == 2
 
