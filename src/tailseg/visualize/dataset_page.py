@@ -19,8 +19,8 @@ from tailseg.data.diagnosis.dataset_report import GROUPS, Checkup, object_sides
 from tailseg.data.diagnosis.mask_checks import image_of_rows
 from tailseg.errors import UserError
 from tailseg.visualize.charts import STYLE, add_legend, new_figure, to_svg
+from tailseg.visualize.colours import PALETTE
 from tailseg.visualize.comparison_page import CSS
-from tailseg.visualize.draw import PALETTE
 
 GROUP_COLOURS = {"r": "#d55e00", "c": "#b58900", "f": "#3a87c8"}
 CLASSES_SHOWN, CROPS = 24, 3  # of the gallery: classes, and pictures of each
