@@ -23,7 +23,7 @@ CROP_SIDE, MARGIN = 220, 0.35  # pixels of a picture's longer side; surroundings
 def rarest_classes(checkup: Checkup, train: Annotations) -> Iterator[tuple[ClassRow, list[bytes]]]:
     """The rarest classes that have objects, the rarest first, each with its largest objects outlined.
 
-    Returns:
+    Yields:
         Up to 24 classes with up to three JPEG files each; images that cannot be read are left out.
     """
     rows = sorted((row for row in checkup.classes if row.train_instances), key=lambda row: (row.train_images, row.id))
