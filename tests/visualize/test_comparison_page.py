@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from tailseg.errors import UserError
-from tailseg.evaluation.comparison import Stat, difference
-from tailseg.visualize.charts import class_points, method_colour, smoothed
-from tailseg.visualize.comparison_page import results_markdown, summary, verdict, write_report
+from tailseg.evaluation.comparison import Stat, difference, results_markdown, summary, verdict
+from tailseg.visualize.comparison_charts import class_points, method_colour, smoothed
+from tailseg.visualize.comparison_page import write_report
 
 BASE = {
     "AP": 0.2,

@@ -1,8 +1,8 @@
 """Pictures of detections and of ground truth: translucent masks, outlines, boxes and labels that can be read.
 
 Everything goes through `draw`, which takes a list of `Drawn` records in the pixels of the picture that it
-draws on. Colours are those of Okabe and Ito, which the common forms of colour blindness keep apart; a class
-always has the same colour, and its name is written beside it, so no meaning hangs on colour alone.
+draws on. The classes of a picture have different colours, and their names are written beside them, so no meaning
+hangs on colour alone.
 """
 
 from __future__ import annotations
@@ -22,21 +22,10 @@ from torch import Tensor
 
 from tailseg.layers.paste import mask_crop
 from tailseg.structures import Detections, Instances
+from tailseg.visualize.colours import Colour, class_colours, text_colour
 from tailseg.visualize.label_placement import place_labels
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
-Colour = tuple[int, int, int]
-
-# Okabe & Ito, "Color universal design", without black, which dark photographs swallow.
-PALETTE: tuple[Colour, ...] = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-)
 SMALL_SIDE, ENLARGED_SIDE, LONGEST_SIDE = 320, 480, 4096  # pixels
 FILL_OPACITY = 0.3
 
@@ -50,11 +39,6 @@ class Drawn:
     origin: tuple[int, int]  # (y, x) of the crop's first pixel
     text: str
     colour: Colour
-
-
-def class_colour(label: int) -> Colour:
-    """RGB of class ``label``; neighbouring labels differ."""
-    return PALETTE[label % len(PALETTE)]
 
 
 def enlargement(image_hw: tuple[int, int]) -> int:
@@ -132,12 +116,13 @@ def draw_objects(
     """
     _require_picture(image)
     factor = scale or enlargement(image.shape[:2])
+    colours = class_colours(labels.tolist())
     drawn = []
     for box, label, mask in zip(boxes.tolist(), labels.tolist(), masks, strict=True):
         top, left, crop = _tight(mask)
         x0, y0, x1, y1 = (factor * value for value in box)
-        text, colour = _readable(names[label]), class_colour(label)
-        drawn.append(Drawn((x0, y0, x1, y1), _enlarge_mask(crop, factor), (factor * top, factor * left), text, colour))
+        text, finer = _readable(names[label]), _enlarge_mask(crop, factor)
+        drawn.append(Drawn((x0, y0, x1, y1), finer, (factor * top, factor * left), text, colours[label]))
     return draw(_enlarge(image, factor), drawn)
 
 
@@ -226,13 +211,14 @@ def _draw_grids(
     # The grid is sampled at the enlarged picture's own pixels: an outline of the finest detail it holds.
     larger = _enlarge(image, factor)
     height, width = larger.shape[:2]
+    colours = class_colours(labels.tolist())
     drawn = []
     for box, label, grid, frame, text in zip(
         (factor * boxes).tolist(), labels.tolist(), grids.cpu(), factor * frames.cpu(), texts, strict=True
     ):
         crop, (top, left) = mask_crop(grid, frame, (height, width))
         mask = np.asarray(crop, dtype=bool)
-        drawn.append(Drawn(tuple(box), mask, (int(top), int(left)), text, class_colour(label)))
+        drawn.append(Drawn(tuple(box), mask, (int(top), int(left)), text, colours[label]))
     return draw(larger, drawn)
 
 
@@ -315,17 +301,6 @@ def _draw_labels(canvas: Picture, objects: Sequence[Drawn]) -> Picture:
         pen.rectangle((left, top, right - 1, bottom - 1), fill=item.colour, outline=rim)
         pen.text((left + padding, top + padding // 2), text, font=font, fill=text_colour(item.colour))
     return np.array(picture)
-
-
-def text_colour(plate: Colour) -> Colour:
-    """Black or white, whichever has the higher contrast on ``plate`` (WCAG 2 relative luminance)."""
-    linear = [
-        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
-        for value in (channel / 255 for channel in plate)
-    ]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    white_contrast, black_contrast = 1.05 / (luminance + 0.05), (luminance + 0.05) / 0.05
-    return (255, 255, 255) if white_contrast > black_contrast else (0, 0, 0)
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

@@ -1,0 +1,56 @@
+"""The shell of the pages: what it escapes, what it refuses, and that nothing is fetched."""
+
+import base64
+import re
+
+import jinja2
+import pytest
+from markupsafe import Markup
+
+from tailseg.visualize.charts import new_figure, to_svg
+from tailseg.visualize.page import ENVIRONMENT, data_uri, render
+
+KIND = {"name": "<Mask>", "charts": [{"chart": Markup("<svg></svg>"), "caption": "a < b"}], "confusions": []}
+
+
+def test_text_is_escaped_and_charts_stand_as_they_are():
+    page = render("analysis.html", kinds=[KIND | {"confusions": [{"object": "<b>", "found": '"&', "count": 2}]}])
+    assert "<h2>&lt;Mask&gt; AP</h2>" in page
+    assert "<svg></svg>" in page
+    assert "a &lt; b" in page
+    assert '<td class="text">&lt;b&gt;</td><td class="text">&#34;&amp;</td><td>2</td>' in page
+
+
+def test_content_that_is_missing_is_an_error():
+    with pytest.raises(jinja2.UndefinedError, match="kinds"):
+        render("analysis.html")
+    with pytest.raises(jinja2.UndefinedError, match="title"):
+        render("page.html")
+
+
+def test_no_template_fetches_or_runs_anything():
+    names = ENVIRONMENT.list_templates()
+    assert {"analysis.html", "comparison.html", "dataset.html", "macros.html", "page.css", "page.html"} == set(names)
+    for name in names:
+        source = ENVIRONMENT.loader.get_source(ENVIRONMENT, name)[0]
+        assert not re.search(r"https?:|<script|<link|@import|url\(|\bon\w+=", source), name
+        assert "|safe" not in source.replace(" ", ""), name
+
+
+def test_pictures_are_their_own_address():
+    address = data_uri(b"\x89PNG", "image/png")
+    assert address.startswith("data:image/png;base64,")
+    assert base64.b64decode(address.partition(",")[2]) == b"\x89PNG"
+
+
+def test_a_chart_takes_the_colour_of_the_text_and_escapes_its_description():
+    with new_figure() as (figure, axes):
+        axes.set_xlabel("x")
+        svg = to_svg(figure, "a chart", 'less < more & "so"')
+    assert isinstance(svg, Markup)
+    assert 'aria-label="less &lt; more &amp; &#34;so&#34;"' in svg
+    assert "currentColor" in svg
+    assert ">x</text>" in svg  # as text, not as outlines
+    identifiers = re.findall(r' id="([^"]*)"', svg)
+    assert identifiers
+    assert all(identifier.startswith("a-chart-") for identifier in identifiers)
