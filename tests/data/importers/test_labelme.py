@@ -7,7 +7,8 @@ from foreign_files import attempt, converted, fault, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailseg.data.importers.labelme import parse_shape
+from tailseg.data.importers.labelme import parse_shape, read_labelme
+from tailseg.errors import UserError
 
 
 def labelme(root: Path, name: str, shapes, **changes) -> Path:
@@ -89,3 +90,24 @@ def test_labelme_any_shape_is_read_or_refused(value):
         assert polygon.shape[1] == 2
         assert len(polygon) >= 3
         assert np.isfinite(polygon).all()
+
+
+def test_a_rectangle_by_hand():
+    name, corners = parse_shape(shape(kind="rectangle", points=((30, 20), (5, 8))), "w")
+    assert name == "cat"
+    assert corners.tolist() == [[5, 8], [30, 8], [30, 20], [5, 20]]
+    _, drawn = parse_shape({"label": "x", "points": [[1, 2], [3.5, 4], [5, 6]]}, "w")  # a polygon if it does not say
+    assert drawn.tolist() == [[1, 2], [3.5, 4], [5, 6]]
+
+
+def test_a_folder_without_files(tmp_path):
+    with pytest.raises(UserError, match=f"^{tmp_path}: there is no labelme file .*; check the folder"):
+        read_labelme(tmp_path)
+
+
+def test_images_in_another_folder_and_with_backslashes(tmp_path):
+    labelme(tmp_path, "a", [shape()], imagePath="pictures\\b.jpg")
+    picture(tmp_path / "pictures" / "b.jpg")
+    found = read_labelme(tmp_path).parts["train"]
+    assert found.files == [tmp_path / "pictures" / "b.jpg"]
+    assert found.images[0]["file_name"] == "pictures/b.jpg"

@@ -6,7 +6,8 @@ from foreign_files import attempt, converted, fault, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailseg.data.importers.voc import parse_voc_object, parse_xml
+from tailseg.data.importers.voc import parse_voc_object, parse_xml, read_voc
+from tailseg.errors import UserError
 
 
 def box(name="cat", xmin="11", ymin="11", xmax="30", ymax="20"):
@@ -78,3 +79,37 @@ def test_voc_corners(xmin, ymin, width, height):
     _, corners = parse_voc_object(item, "place")
     assert corners.min(axis=0).tolist() == [xmin - 1, ymin - 1]
     assert np.ptp(corners, axis=0).tolist() == [width, height]
+
+
+def test_xml_beside_its_images(tmp_path):
+    for split, name in (("train", "a"), ("val", "b")):
+        picture(tmp_path / split / f"{name}.png")
+        (tmp_path / split / f"{name}.xml").write_text(f"<annotation>{box()}</annotation>")  # says neither name nor size
+    found = read_voc(tmp_path)
+    assert {split: part.files for split, part in found.parts.items()} == {
+        "train": [tmp_path / "train" / "a.png"],
+        "val": [tmp_path / "val" / "b.png"],
+    }
+
+
+def test_without_lists_all_annotations_are_for_training(tmp_path):
+    found = read_voc(voc(tmp_path, {"a": box(), "b": box("owl")}))
+    assert [len(part.images) for part in found.parts.values()] == [2]
+    assert [row["name"] for row in found.categories] == ["cat", "owl"]
+
+
+def test_folders_without_annotations_or_images(tmp_path):
+    with pytest.raises(UserError, match=rf"^{tmp_path}: there is no annotation \(.xml\) in it; check the folder"):
+        read_voc(tmp_path)
+    (voc(tmp_path, {"a": box()}) / "JPEGImages" / "a.jpg").unlink()
+    with pytest.raises(UserError, match=r"a\.xml: its image 'a\.jpg' is not in JPEGImages or beside it; put it there"):
+        read_voc(tmp_path)
+
+
+def test_a_size_that_is_not_the_images(tmp_path):
+    path = voc(tmp_path, {"a": box()}) / "Annotations" / "a.xml"
+    path.write_text(path.read_text().replace("<width>80", "<width>81"))
+    with pytest.raises(UserError, match=r"a\.xml: it says 81 x 40 pixels but .* has 80 x 40"):
+        read_voc(tmp_path)
+    path.write_text(path.read_text().replace("<width>81", "<width>0"))  # stands for: not known
+    assert read_voc(tmp_path).parts["train"].images[0]["width"] == 80

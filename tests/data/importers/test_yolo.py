@@ -8,8 +8,9 @@ from foreign_files import attempt, converted, fault, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailseg.data.importers.yolo import parse_labels
+from tailseg.data.importers.yolo import parse_labels, read_yolo
 from tailseg.data.sources import open_source
+from tailseg.errors import UserError
 
 TRIANGLE = "0.25 0.25 0.75 0.25 0.25 0.75"
 
@@ -178,3 +179,48 @@ def test_real_photographs_to_yolo_and_back(shared, tmp_path):
         assert np.abs(before.boxes[single] - after.boxes[rows]).max() < 1.5  # COCO's own boxes are off by up to a pixel
         for one, other in zip(single, rows, strict=True):
             assert np.abs(before.segmentation(one)[0] - after.segmentation(other)[0]).max() < 0.01
+
+
+def test_a_box_is_its_four_corners_and_edges_are_cut():
+    (label, corners, is_box), (_, polygon, drawn) = parse_labels(
+        "1 0.5 0.5 0.5 0.25\r\n\n 0 -0.005 0 1.009 0 1 1 ", "f", ["a", "b"]
+    )
+    assert (label, is_box, drawn) == (1, True, False)
+    assert corners.tolist() == [[0.25, 0.375], [0.75, 0.375], [0.75, 0.625], [0.25, 0.625]]
+    assert polygon.tolist() == [[0, 0], [1, 0], [1, 1]]
+    assert parse_labels("", "f", ["a"]) == parse_labels(" \n\r\n", "f", ["a"]) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("a: [", "not valid YAML at line 1; write the entries train, val and names"),
+        ("- a", "expected the entries train, val and names; check the file"),
+        ("names: {0: a, 2: b}", "'names' must be a list of class names, or map 0, 1, 2, ... to them"),
+        ("names: [a, 3]", "'names' must be a list of class names"),
+        ("names: []", "'names' must be a list of class names"),
+        ("names: [a]\ntrain: train.txt", "train has no images; check the folder it names"),
+    ],
+)
+def test_a_yaml_file_at_fault(tmp_path, text, sentence):
+    path = tmp_path / "mine.yml"  # the only one: it need not be called data.yaml
+    path.write_text(text)
+    (tmp_path / "train.txt").write_text("\n")
+    with pytest.raises(UserError) as caught:
+        read_yolo(tmp_path)
+    assert str(caught.value).startswith(f"{path}: {sentence}")
+
+
+def test_a_list_that_names_no_file(tmp_path):
+    (tmp_path / "data.yaml").write_text("names: [a]\ntrain: [train.txt]")
+    (tmp_path / "train.txt").write_text("\n./a.jpg\n")
+    with pytest.raises(UserError, match=r"train\.txt: line 2: .*a\.jpg does not exist; put the image there or remove"):
+        read_yolo(tmp_path)
+
+
+def test_only_the_last_folder_called_images_holds_labels(tmp_path):
+    root = tmp_path / "images" / "set"
+    yolo(root, {"images/1": f"0 {TRIANGLE}", "val/1": ""}, train="images/images")
+    os.makedirs(root / "images" / "labels")
+    os.rename(root / "labels" / "images" / "1.txt", root / "images" / "labels" / "1.txt")
+    assert len(read_yolo(root).parts["train"].annotations) == 1
