@@ -1,8 +1,14 @@
 import shutil
 
+import numpy as np
 import pytest
 from checked_data import HEIGHT, SOUND, SOUND_VAL, WIDTH, checkup, finding, polygon_of, row, texts, write
 from PIL import Image
+
+from tailseg.data.annotations.annotations import load_annotations
+from tailseg.data.diagnosis.findings import Split, all_findings
+from tailseg.data.diagnosis.image_checks import FileFacts
+from tailseg.data.diagnosis.mask_checks import check_masks
 
 
 def test_a_sound_set_has_nothing_to_remark(tmp_path):
@@ -88,3 +94,93 @@ def test_odd_annotations(tmp_path):
     for text in ("does not meet", "without area", "under a pixel", "crowds"):
         assert finding(found, text).count == 1
     assert found.usable()
+
+
+def split_of(folder, name, rows, files=None, names=("cat", "owl")):
+    """What was looked at in a split, with sound files unless others are given."""
+    write(folder, rows, names=names)
+    annotations = load_annotations(folder / "train.json", folder / "images")
+    sound = FileFacts(folder / "images" / "1.png", stored_hw=(HEIGHT, WIDTH))
+    return Split(name, annotations, files or [sound] * len(annotations), check_masks(annotations))
+
+
+NO_TINY = {"under_8": 0.0}
+
+
+def named(found):
+    return {(f.severity, f.split, f.what.split(":")[0]): (f.count, f.examples) for f in found}
+
+
+def test_images_and_annotations_are_named(tmp_path):
+    files = [FileFacts(tmp_path / "deep" / "a.jpg"), FileFacts(None, "gone"), *[FileFacts(tmp_path / "b.jpg")] * 2]
+    split = split_of(tmp_path, "train", [row(7, 4), row(9, 1)], files)
+    assert [split.image(i) for i in range(2)] == ["image 1 (a.jpg)", "image 2"]
+    assert split.images(np.array([True, False, False, True])) == ["image 1 (a.jpg)", "image 4 (b.jpg)"]
+    assert split.rows(np.array([True, True])) == ["annotation 9", "annotation 7"]  # in the order of their images
+    assert split.images(np.zeros(4, np.bool_)) == []
+
+
+def test_errors_come_first_and_the_most_frequent_of_each(tmp_path):
+    files = [FileFacts(None, "gone"), FileFacts(tmp_path / "a", "broken"), FileFacts(tmp_path / "b", "broken")]
+    files.append(FileFacts(tmp_path / "c", stored_hw=(HEIGHT, WIDTH), orientation=3))
+    rows = [row(1, 1), row(2, 1), row(3, 2, iscrowd=1)]
+    looked = [split_of(tmp_path / "t", "train", rows, files), split_of(tmp_path / "v", "val", SOUND)]
+    found = all_findings(looked, NO_TINY)
+    assert [(f.severity, f.count) for f in found] == [
+        ("error", 2),
+        ("error", 1),
+        ("warning", 1),
+        ("warning", 1),
+        ("note", 3),
+        ("note", 1),
+        ("note", 1),
+    ]
+    assert all(f.mend and f.what for f in found)
+    assert named(found)["note", "train", "images with a camera orientation (EXIF)"] == (1, ("image 4 (c)",))
+
+
+def test_names_that_are_alike(tmp_path):
+    names = ("stop sign", "Stop_Sign", "cup", "cups")
+    rows = [row(i, i, category=i) for i in range(1, 5)]
+    looked = [split_of(tmp_path / name, name, rows, names=names) for name in ("train", "val")]
+    found = named(all_findings(looked, NO_TINY))
+    assert found == {
+        ("warning", "", "categories that differ in spelling only"): (1, ("stop sign / Stop_Sign",)),
+        ("note", "", "category names one letter or a plural apart"): (1, ("cup / cups",)),
+    }
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.0, False), (0.199, False), (0.2, True), (1.0, True)])
+def test_tiny_objects_are_told_from_a_fifth_on(tmp_path, share, told):
+    looked = [split_of(tmp_path / name, name, SOUND) for name in ("train", "val")]
+    found = all_findings(looked, {"under_8": share})
+    assert [f.what for f in found] == [
+        f"{share:.0%} of the objects have a side under 8 pixels at the recipe's resolution"
+    ] * told
+
+
+def test_a_file_three_times_is_one_finding(tmp_path):
+    folder = write(tmp_path, SOUND, SOUND_VAL)
+    for name in ("2", "3", "12"):
+        shutil.copy(folder / "images/1.png", folder / f"images/{name}.png")
+    found = checkup(folder)
+    across = finding(found, "in both splits")
+    assert across.examples == ("train image 1 (1.png) = val image 12 (12.png) and 2 more",)
+    assert "images with equal content" not in texts(found)
+
+
+def test_small_images_are_left_out_of_training_only(tmp_path):
+    sizes = {1: (60, 31), 2: (60, 32), 11: (20, 20)}
+    rows, val = (
+        [row(i, i, (1, 1, 9, 9), i % 2 + 1) for i in range(1, 5)],
+        [row(i, i + 10, (1, 1, 9, 9), i) for i in (1, 2)],
+    )
+    found = checkup(write(tmp_path, rows, val, sizes=sizes))
+    small = finding(found, "images with a side under 32 pixels: left out of training")
+    assert (small.severity, small.split, small.examples) == ("note", "train", ("image 1 (1.png)",))
+
+
+def test_images_without_objects_in_each_split(tmp_path):
+    found = checkup(write(tmp_path, SOUND[1:], SOUND_VAL[1:]))
+    assert finding(found, "images without objects: left out of training", "train").count == 1
+    assert finding(found, "images without objects: used as negatives", "val").count == 1

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 
 from tailseg.data.annotations.annotations import load_annotations
-from tailseg.data.diagnosis.mask_checks import check_masks, iou, mask_boxes
+from tailseg.data.diagnosis.mask_checks import check_masks, image_of_rows, iou, mask_boxes
 
 
 @pytest.mark.parametrize("turn", ["transposed", "clockwise", "counter-clockwise", "stretched"])
@@ -78,3 +78,99 @@ def test_overlap_by_hand():
     b = np.array([[1, 1, 3, 3], [5, 5, 6, 6], [0, 0, 0, 0], [0, 0, 1, 1]])
     assert iou(a, b).tolist() == [1 / 7, 0, 0, 0]
     assert iou(np.empty((0, 4)), np.empty((0, 4))).shape == (0,)
+
+
+def annotations_of(folder, rows):
+    write(folder, rows)
+    return load_annotations(folder / "train.json", folder / "images")
+
+
+def coded(x, y, w, h):
+    bitmap = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
+    bitmap[y : y + h, x : x + w] = 1
+    code = coco.encode(bitmap)
+    return {"size": code["size"], "counts": code["counts"].decode()}
+
+
+def test_boxes_of_polygons_and_codes_by_hand(tmp_path):
+    rows = [
+        row(1, 2, segmentation=[[1.5, 2, 9, 2, 9, 30.25], [20, 0, 21, 0, 21, 3]]),
+        row(2, 1, segmentation=coded(3, 4, 5, 6)),
+        row(3, 2, segmentation=coded(0, 0, 0, 0)),
+        row(4, 4, segmentation=[[-5, -6, 70, 1, 2, 3]]),
+    ]
+    annotations = annotations_of(tmp_path, rows)
+    assert annotations.annotation_ids.tolist() == [2, 1, 3, 4]
+    assert image_of_rows(annotations).tolist() == [0, 1, 1, 3]
+    expected = [[3, 4, 8, 10], [1.5, 0, 21, 30.25], [np.nan] * 4, [-5, -6, 70, 3]]
+    np.testing.assert_array_equal(mask_boxes(annotations), expected)
+
+
+def test_no_annotations_at_all(tmp_path):
+    annotations = annotations_of(tmp_path, [])
+    assert mask_boxes(annotations).shape == (0, 4)
+    facts = check_masks(annotations)
+    assert [flags.shape for flags in (facts.empty, facts.disagreeing, facts.duplicate, facts.beyond)] == [(0,)] * 4
+    assert facts.turned.tolist() == [False] * 4
+
+
+def test_crowds_and_thin_objects_count_nowhere(tmp_path):
+    far, out = [polygon_of((30, 20, 9, 9))], [polygon_of((70, 20, 9, 9))]
+    for changes in ({"iscrowd": 1}, {"bbox": [1, 1, 0.5, 9]}):
+        rows = [row(1, 1), row(2, 1, **changes), row(3, 2, (1, 1, 90, 9), segmentation=far, **changes)]
+        rows.append(row(4, 3, (1, 1, 9, 9), segmentation=out, **changes))
+        facts = check_masks(annotations_of(tmp_path / str(len(changes)), rows))
+        assert not np.concatenate([facts.empty, facts.disagreeing, facts.duplicate, facts.beyond, facts.turned]).any()
+
+
+@pytest.mark.parametrize(
+    ("box", "mask", "disagrees"),
+    [
+        ((10, 10, 20, 20), (12, 10, 20, 20), False),  # two pixels are allowed
+        ((10, 10, 2, 2), (12, 12, 2, 2), False),  # also where nothing overlaps
+        ((10, 10, 20, 20), (13, 10, 20, 20), True),  # overlap of 17 / 23
+        ((10, 5, 40, 30), (10, 5, 37, 30), False),  # three pixels, but an overlap of 37 / 40
+        ((10, 10, 20, 20), (10, 10, 20, 14), True),
+        ((50, 10, 30, 20), (50, 10, 10, 20), False),  # compared within the image
+    ],
+)
+def test_when_a_box_fits_its_mask(tmp_path, box, mask, disagrees):
+    rows = [row(1, 1, box, segmentation=[polygon_of(mask)]), row(2, 1), row(3, 1, (1, 1, 9, 9))]
+    facts = check_masks(annotations_of(tmp_path, rows))
+    assert facts.disagreeing.tolist() == [disagrees, False, False]
+
+
+def test_boxes_beyond_the_image(tmp_path):
+    boxes = [(-2, 0, 9, 9), (-3, 0, 9, 9), (0, -3, 9, 9), (53, 0, 9, 9), (54, 0, 9, 9), (0, 34, 9, 9)]
+    facts = check_masks(annotations_of(tmp_path, [row(i, 1, box) for i, box in enumerate(boxes)]))
+    assert facts.beyond.tolist() == [False, True, True, False, True, True]
+
+
+def test_repetitions_are_of_one_image_class_and_box(tmp_path):
+    rows = [
+        row(1, 1, (1, 1, 9, 9)),
+        row(2, 2, (1, 1, 9, 9)),  # another image
+        row(3, 2, (1, 1, 9, 9), category=2),  # another class
+        row(4, 2, (1.3, 1, 9, 9.4)),  # the same in whole pixels
+        row(5, 2, (1, 1, 9, 9)),
+        row(6, 2, (2, 1, 9, 9)),
+    ]
+    annotations = annotations_of(tmp_path, rows)
+    repeated = annotations.annotation_ids[check_masks(annotations).duplicate]
+    assert repeated.tolist() == [4, 5]
+
+
+quads = st.tuples(*[st.integers(0, 20)] * 2, *[st.integers(0, 9)] * 2).map(
+    lambda q: (q[0], q[1], q[0] + q[2], q[1] + q[3])
+)
+
+
+@settings(derandomize=True, deadline=None)
+@given(quads, quads)
+def test_overlap_is_that_of_pixels(one, other):
+    def pixels(quad):
+        return {(x, y) for x in range(quad[0], quad[2]) for y in range(quad[1], quad[3])}
+
+    union = len(pixels(one) | pixels(other))
+    expected = len(pixels(one) & pixels(other)) / union if union else 0
+    assert iou(np.array([one], np.float64), np.array([other], np.float64))[0] == pytest.approx(expected)
