@@ -161,7 +161,7 @@ def written(folder, data):
     return path
 
 
-@settings(derandomize=True, deadline=None)
+@settings(derandomize=True, deadline=None, max_examples=50)
 @given(
     st.lists(st.integers(-5, 5) | st.integers(-(2**63), 2**63 - 1), unique=True, max_size=8),
     st.lists(st.integers(-5, 5), max_size=8),

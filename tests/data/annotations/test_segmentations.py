@@ -198,7 +198,7 @@ codes = st.fixed_dictionaries(
 polygons = st.lists(st.lists(number, min_size=5, max_size=9) | anything, max_size=3)
 
 
-@settings(derandomize=True, deadline=None, max_examples=120)
+@settings(derandomize=True, deadline=None, max_examples=80)
 @given(st.lists(polygons | codes | anything, max_size=5))
 def test_any_value_is_read_or_refused(values):
     columns, faults = columns_of(values)

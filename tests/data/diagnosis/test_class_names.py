@@ -89,7 +89,7 @@ def one_edit(a: str, b: str) -> bool:
     return b in made
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=120)
 @given(st.lists(st.text("abx", min_size=5, max_size=8), min_size=2, max_size=6, unique=True))
 def test_one_letter_apart_is_what_one_edit_makes(names):
     """Without an s no name is a plural, and distinct names of lower-case letters have distinct spellings."""
