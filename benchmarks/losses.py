@@ -97,7 +97,7 @@ def classification_step(name: str, size: tuple[int, int], device: torch.device) 
     classification = kind(classes, **(known if kind.needs_statistics else {})).to(device).train()
     logits, labels = inputs(samples, classification.num_logits, classes, device)
     valid = torch.ones_like(labels, dtype=torch.bool)
-    return with_backward(lambda: sum(classification.loss(logits, labels, valid).values()), logits)
+    return with_backward(lambda: torch.stack(list(classification.loss(logits, labels, valid).values())).sum(), logits)
 
 
 def with_backward(forward: Step, logits: Tensor) -> Step:

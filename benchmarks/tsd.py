@@ -34,6 +34,7 @@ from tailseg.losses import CrossEntropyClassification
 from tailseg.model.box_head import ROI_SIZE, BoxHead, RoITargets
 from tailseg.model.roi_features import ImageFeatures, RoIPooler, pyramid_rows, shifted_roi_align
 from tailseg.model.tsd import TsdBoxHead
+from tailseg.recipes.schema import CrossEntropyRecipe, StageRecipe, TsdRecipe
 
 STRIDES = (4, 8, 16, 32)
 Heads = dict[str, BoxHead | TsdBoxHead]
@@ -71,11 +72,19 @@ def targets_of(rois: int, size: tuple[int, int], classes: int, device: torch.dev
 
 def heads_of(channels: int, classes: int, width: int, device: torch.device) -> Heads:
     torch.manual_seed(0)
-    heads: Heads = {}
-    for name, kind in (("box head", BoxHead), ("TSD", TsdBoxHead)):
-        classification = CrossEntropyClassification(classes)
-        heads[name] = kind(channels, classification, width=width, class_agnostic=True, box_beta=1.0).to(device)
-    return heads
+    classifier = CrossEntropyRecipe()
+    options: dict[str, Any] = {
+        "width": width,
+        "class_agnostic": True,
+        "box_beta": 1.0,
+        "stds": StageRecipe().stds,
+        "normalized": classifier.normalized,
+        "temperature": classifier.temperature,
+        "tau_norm": 0.0,
+    }
+    plain = BoxHead(channels, CrossEntropyClassification(classes), convs=0, **options)
+    tsd = TsdBoxHead(channels, CrossEntropyClassification(classes), **options, **TsdRecipe().model_dump())
+    return {"box head": plain.to(device), "TSD": tsd.to(device)}
 
 
 def training_step(head: BoxHead | TsdBoxHead, pyramid: list[Tensor], targets: RoITargets) -> Callable[[], object]:

@@ -1,14 +1,16 @@
-"""Which of a model's classes a data set has, by name."""
+"""From what stands behind --data to a data set, and which of a model's classes it has, by name."""
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
 
 import orjson
 import pytest
+from annotation_files import content
 
 from tailseg.data.annotations.annotations import Annotations, Category
-from tailseg.data.sources import known_categories, open_source, same_name
+from tailseg.data.sources import known_categories, open_data, open_source, same_name
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.errors import UserError
 
@@ -16,12 +18,12 @@ from tailseg.errors import UserError
 def annotations_of(folder: Path, names: list[str], first_id: int = 10) -> Annotations:
     """A validation file with these categories, their ids three apart, out of order."""
     write_synthetic(folder, SyntheticSettings(classes=4, train_images=1, val_images=2, size=64))
-    content = orjson.loads((folder / "val.json").read_bytes())
-    content["categories"] = [
+    written = orjson.loads((folder / "val.json").read_bytes())
+    written["categories"] = [
         {"id": first_id + 3 * i, "name": name, "frequency": "f"} for i, name in reversed(list(enumerate(names)))
     ]
-    content["annotations"] = [row | {"category_id": first_id} for row in content["annotations"]]
-    (folder / "val.json").write_bytes(orjson.dumps(content))
+    written["annotations"] = [row | {"category_id": first_id} for row in written["annotations"]]
+    (folder / "val.json").write_bytes(orjson.dumps(written))
     val = open_source(str(folder), need=("val",)).val
     assert val is not None
     return val
@@ -104,3 +106,61 @@ def test_the_very_name_comes_before_another_spelling(tmp_path: Path, caplog: pyt
 def test_ids_of_the_model_do_not_matter(annotations: Annotations) -> None:
     swapped = [replace(category, id=29 - category.id) for category in annotations.categories]
     assert known_categories(annotations, swapped, "m") == [10, 13, 16, 19]
+
+
+def make_splits(folder, val=None):
+    (folder / "images").mkdir()
+    (folder / "train.json").write_text(json.dumps(content()))
+    (folder / "val.json").write_text(json.dumps(val or content([])))
+
+
+def test_open_data_from_a_folder_and_from_yaml(tmp_path):
+    make_splits(tmp_path)
+    splits = open_data(tmp_path, rare_max=0)
+    assert splits.name == tmp_path.name
+    assert [c.frequency for c in splits.val.categories] == ["c", "r", "c"]  # those of the training images
+    (tmp_path / "pets.yaml").write_text("train: train.json\nval: val.json\nimages: images\n")
+    again = open_data(str(tmp_path / "pets.yaml"), need=("val",), rare_max=0)
+    assert again.name == "pets"
+    assert again.val.path == tmp_path / "val.json"
+    assert again.val.categories == splits.val.categories
+    (tmp_path / "val.json").unlink()
+    assert open_data(tmp_path, need=("train",)).val is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("trian: a.json", "unknown entry 'trian'; did you mean 'train'"),
+        ("train: 3", "train is 3; it must be a path"),
+        ("- a", "expected the entries"),
+        ("a: [", "not valid YAML at line"),
+        ("train: train.json\nval: val.json", "the entry 'images' is missing"),
+        ("train: train.json\nval: gone.json\nimages: images", r"gone\.json does not exist"),
+        ("train: train.json\nval: val.json\nimages: val.json", r"val\.json is not a folder"),
+    ],
+)
+def test_bad_yaml(tmp_path, text, expected):
+    make_splits(tmp_path)
+    (tmp_path / "d.yaml").write_text(text)
+    with pytest.raises(UserError, match=rf"d\.yaml: .*{expected}"):
+        open_data(tmp_path / "d.yaml")
+
+
+def test_missing_pieces_of_a_folder(tmp_path):
+    make_splits(tmp_path)
+    (tmp_path / "val.json").unlink()
+    with pytest.raises(UserError, match=r"val\.json does not exist; it should be an annotation file"):
+        open_data(tmp_path)
+    with pytest.raises(UserError, match="no such folder or file"):
+        open_data(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="expected a folder or a YAML file"):
+        open_data(tmp_path / "train.json")
+
+
+def test_splits_need_the_same_categories(tmp_path):
+    val = content([])
+    val["categories"][1]["name"] = "lynx"
+    make_splits(tmp_path, val)
+    with pytest.raises(UserError, match=r"category 2 is 'cat' in .*train\.json but 'lynx' in .*val\.json"):
+        open_data(tmp_path)

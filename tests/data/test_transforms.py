@@ -2,6 +2,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from coco_masks import full_bitmap, polygon
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import rasterise
@@ -247,3 +248,34 @@ def test_clip_boxes():
 def test_nonsense_is_refused(make):
     with pytest.raises(ValueError, match="received"):
         make()
+
+
+def test_boxes_from_masks_are_the_extent_of_the_covered_cells():
+    masks = torch.zeros(3, 10, 10, dtype=torch.uint8)
+    masks[0, 2:5, 3:9] = 255
+    masks[1, 4, 4] = 127  # not half covered
+    masks[2, :, :] = 200
+    frames = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 10], [-2, -4, 18, 36]], dtype=torch.float32)
+    boxes = boxes_from_masks(masks, frames)
+    assert boxes.tolist() == [[3, 2, 9, 5], [0, 0, 0, 0], [-2, -4, 18, 36]]
+    clipped = boxes_from_masks(masks, frames, window=(0, 0, 4.5, 4))
+    assert clipped.tolist() == [[3, 2, 4.5, 4], [0, 0, 0, 0], [0, 0, 4.5, 4]]
+    assert boxes_from_masks(masks[:0], frames[:0]).shape == (0, 4)
+
+
+def test_boxes_from_masks_leave_out_the_margin_beyond_the_image():
+    outer = np.array([0, 0, 30, 0, 30, 20, 0, 20], np.float32)  # the whole image
+    mask, frame = rasterise([outer], (20, 30), 50)
+    boxes = boxes_from_masks(torch.from_numpy(mask)[None], torch.from_numpy(frame)[None], window=(0, 0, 30, 20))
+    assert boxes.tolist() == [[0, 0, 30, 20]]
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(st.lists(polygon, min_size=1, max_size=2), st.integers(0, 60), st.integers(0, 60))
+def test_boxes_in_a_window_are_those_of_the_cropped_bitmap(polygons, left, top):
+    window = (left, top, left + 35, top + 25)
+    mask, frame = rasterise([p.astype(np.float32) for p in polygons], (90, 100), 112)
+    box = boxes_from_masks(torch.from_numpy(mask)[None], torch.from_numpy(frame)[None], window)[0].tolist()
+    ys, xs = np.nonzero(full_bitmap(polygons, (90, 100))[top : top + 25, left : left + 35])
+    expected = [xs.min() + left, ys.min() + top, xs.max() + 1 + left, ys.max() + 1 + top] if len(xs) else [0] * 4
+    assert box == pytest.approx(expected, abs=1e-3)

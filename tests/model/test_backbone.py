@@ -217,7 +217,7 @@ def test_batch_norm_keeps_its_statistics_but_learns_scale_and_shift(name, batch)
     ("name", "options"),
     [("no_such_network", None), ("resnet18", {"no_such_option": 1}), ("vit_tiny_patch16_224", None)],
 )
-def test_unusable_networks_are_the_users_to_mend(name, options):
+def test_unusable_networks_are_the_users_to_fix(name, options):
     with pytest.raises(UserError, match=rf"model\.backbone.*'{name}'"):
         made(Backbone, name, options=options)
 

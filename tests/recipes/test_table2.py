@@ -1,14 +1,16 @@
-"""The rows of Table 2: at full size a step and an inference each, in miniature whole runs of the real command."""
+"""The rows of Table 2: what each changes, a step and an inference at full size, miniature runs of the real command."""
 
 import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import Result
+from recipe_stages import CASCADE, plain_stage
 from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
@@ -19,15 +21,135 @@ from tailseg.evaluation.tta import detect_views, views_of
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.recipes.ladder import REPORT, costs
-from tailseg.recipes.resolve import resolve
+from tailseg.recipes.resolve import BUILT_IN, resolve
 from tailseg.recipes.schema import Recipe
-from tailseg.recipes.values import override
+from tailseg.recipes.values import diff, override
 from tailseg.structures import Batch, Detections
 from tailseg.training.finetune import Branches, Frozen, join
 from tailseg.training.loop import Run
 
 ROWS = tuple(REPORT)
 CLASSES = 1203  # of LVIS v1
+
+# ---------------------------------------------------------------------------------------------------------
+# What each row changes
+
+
+def steps(proposals: int, *, full_size: bool) -> dict[str, list[tuple[str, object, object]]]:
+    """What each row of table 2 changes of the one before (spec, sections 12 to 15, 20, 21 and 27).
+
+    The miniature has class-agnostic boxes and a bound on its gradients from the start.
+    """
+    return {
+        "02-sync-bn": [("model.backbone.train_norm", False, True), ("model.mask_head.norm", False, True)],
+        "03-carafe": [("model.mask_head.upsample", "deconv", "carafe")],
+        "04-htc-lite": [
+            ("model.rpn.post_nms_train", proposals, 2 * proposals),
+            ("model.rpn.box_beta", 0.0, pytest.approx(1 / 9)),
+            ("model.rpn.inside_image", False, True),
+            *([("model.box_head.class_agnostic", False, True)] if full_size else []),
+            ("model.box_head.box_beta", 0.0, 1.0),
+            ("model.box_head.low_quality", True, False),
+            ("model.context.weight", 0.0, 3.0),
+            ("model.context.norm", False, True),
+            ("model.stages", [plain_stage()], CASCADE),
+        ],
+        "05-tsd": [
+            ("model.stages", CASCADE, [stage | {"tsd": True} for stage in CASCADE]),
+            *([("optimizer.clip", None, 35.0)] if full_size else []),
+        ],
+        "06-mask-scoring": [("model.mask_iou.weight", 0.0, 0.5)],
+        "08-neck": [
+            ("model.neck.kind", "fpn", "fpg"),
+            *([] if full_size else [("model.neck.pathways", 9, 5)]),
+            ("model.neck.deformable", False, True),
+            ("model.neck.carafe", False, True),
+        ],
+        "10-seesaw": [
+            ("model.tsd.constrain_classes", True, False),
+            ("classifier.loss", "cross-entropy", "seesaw"),
+            ("classifier.normalized", False, True),
+            ("classifier.objectness", None, True),
+            ("classifier.p", None, 0.8),
+            ("classifier.q", None, 0.0),
+        ],
+        **(LARGE if full_size else SMALL),
+    }
+
+
+LARGE = {
+    "07-augmentation": [
+        ("data.test_short_edge", 800, 1280),
+        ("data.long_edge", 1333, 1280),
+        ("data.long_edges", None, [768, 1792]),
+        ("data.crop", None, 1280),
+        ("data.instaboost", 0.0, 0.5),
+        ("schedule.epochs", 24, 45),
+        ("schedule.milestones", [16, 22], [30, 40]),
+    ],
+    "09-backbone": [
+        ("model.backbone.name", "resnet50", "resnest200e"),
+        ("model.backbone.deformable_stages", [], [2, 3, 4]),
+        ("model.pixel_mean", [123.675, 116.28, 103.53], [123.68, 116.779, 103.939]),
+        ("model.pixel_std", [58.395, 57.12, 57.375], [58.393, 57.12, 57.375]),
+    ],
+    "11-finetune": [
+        ("data.sampler", "random", "repeat-factor"),
+        ("schedule.epochs", 45, 12),
+        ("schedule.milestones", [30, 40], [8, 11]),
+        ("finetune.enabled", False, True),
+    ],
+    "12-tta": [("test.tta", False, True)],
+}
+SMALL = {
+    "07-augmentation": [
+        ("data.long_edges", None, [77, 179]),
+        ("data.crop", None, 128),
+        ("data.instaboost", 0.0, 0.5),
+    ],
+    "09-backbone": [
+        ("model.backbone.name", "tf_efficientnet_lite0", "tf_efficientnet_lite2"),
+    ],
+    "11-finetune": [
+        ("data.sampler", "random", "repeat-factor"),
+        ("data.repeat_threshold", 0.001, 0.02),
+        ("schedule.epochs", 3, 1),
+        ("schedule.milestones", [2], []),
+        ("finetune.enabled", False, True),
+    ],
+    "12-tta": [
+        ("test.tta", False, True),
+        ("test.tta_long_edges", [1200, 1400, 1600, 1800, 2000], [120, 140, 160, 180, 200]),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [("table2", steps(1000, full_size=True)), ("demo-table2", steps(200, full_size=False))],
+)
+def test_every_row_of_table_2_is_one_step(table: str, expected: dict[str, list[tuple[str, object, object]]]) -> None:
+    names = [name.split("/")[1] for name in BUILT_IN if name.startswith((f"{table}/0", f"{table}/1"))]
+    assert names == ["01-mask-rcnn", *sorted(expected)]
+    assert names == list(REPORT)
+    for before, name in pairwise(names):
+        assert diff(resolve(f"{table}/{before}"), resolve(f"{table}/{name}")) == expected[name], name
+
+
+def test_where_the_rows_of_table_2_start() -> None:
+    """Mask R-CNN with cross-entropy, trained twice as long; in miniature with narrow heads for what comes."""
+    assert diff(resolve("table1/cross-entropy"), resolve("table2/01-mask-rcnn")) == [
+        ("schedule.epochs", 12, 24),
+        ("schedule.milestones", [8, 11], [16, 22]),
+    ]
+    changed = {key for key, _, _ in diff(resolve("demo/cross-entropy"), resolve("demo-table2/01-mask-rcnn"))}
+    narrow = {"model.tsd.shift_width", "model.mask_iou.channels", "model.mask_iou.width"}
+    assert changed == narrow | {"optimizer.lr", "optimizer.clip"}
+    for table in ("table2", "demo-table2"):
+        model = resolve(f"{table}/01-mask-rcnn").model
+        assert [model.mask_iou.weight, model.context.weight] == [0, 0]
+        assert [stage.tsd for stage in model.stages] == [False]
+
 
 # ---------------------------------------------------------------------------------------------------------
 # Parameters, by hand

@@ -788,16 +788,16 @@ def test_a_cache_of_something_else_is_refused(
         train(recipe_of("seesaw", *settings), data, out, init=model("seesaw"), show=False)
     stop_at(-1)
     (out / "trainer.safetensors").unlink()  # as if killed before the first checkpoint
-    mend = "; remove the folder, and they are computed again"
+    fix = "; remove the folder, and they are computed again"
     other = tmp_path / "other.safetensors"
     about = load_model(model("seesaw"))
     about.state["neck.lateral_convs.0.bias"][0] += 1e-6
     save_model(other, about.state, about.recipe, about.categories, step=0)
     line = refused(out, "--init", other, settings=settings)
-    assert line == f"{out / 'features'}: holds features made with another frozen model{mend}"
+    assert line == f"{out / 'features'}: holds features made with another frozen model{fix}"
     for changed in ("data.flip=0.25", "model.box_head.rois=16", "training.precision=bf16"):
         line = refused(out, "--init", model("seesaw"), settings=(*settings, changed))
-        assert line == f"{out / 'features'}: holds features made with another {changed.partition('=')[0]}{mend}"
+        assert line == f"{out / 'features'}: holds features made with another {changed.partition('=')[0]}{fix}"
     (tmp_path / "moved").mkdir()
     content = json.loads((folder / "train.json").read_text())
     content["annotations"][0]["bbox"][2] -= 1
@@ -811,7 +811,7 @@ def test_a_cache_of_something_else_is_refused(
     (out / "features" / "about.json").write_text("{")
     assert "its about.json is missing or broken" in refused(out, "--init", model("seesaw"), settings=settings)
     (out / "features" / "about.json").unlink()
-    assert mend in refused(out, "--init", model("seesaw"), settings=settings)
+    assert fix in refused(out, "--init", model("seesaw"), settings=settings)
 
 
 def test_a_broken_file_of_the_cache(
@@ -844,7 +844,7 @@ def test_a_broken_file_of_the_cache(
         assert "cannot be read; remove it, and it is computed again when the run is started again" in line
     for file in files:
         file.write_bytes(whole[file])
-    files[3].unlink()  # the mend
+    files[3].unlink()  # the fix
     train(recipe_of("seesaw", *settings), data, out, resume=True, show=False)
     train(recipe_of("seesaw", *settings), data, tmp_path / "whole", init=model("seesaw"), show=False)
     assert differing(out, tmp_path / "whole", "trainer.safetensors") == []

@@ -270,7 +270,7 @@ def test_page_without_curves_categories_and_values(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["methods", "budget", "dataset", "command"])
-def test_incomplete_results_are_the_users_to_mend(winning, tmp_path, key):
+def test_incomplete_results_are_the_users_to_fix(winning, tmp_path, key):
     broken = copy.deepcopy(winning)
     del broken[key]
     with pytest.raises(UserError, match=key):

@@ -49,7 +49,7 @@ def _finding(finding: Finding) -> dict[str, str]:
         "split": finding.split,
         "count": f"{finding.count:,}",
         "what": finding.what,
-        "mend": finding.mend,
+        "fix": finding.fix,
         "examples": examples if finding.examples else "",
     }
 

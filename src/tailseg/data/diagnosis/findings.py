@@ -31,11 +31,6 @@ class Finding:
     count: int
     examples: tuple[str, ...]  # all of them
 
-    @property
-    def mend(self) -> str:
-        """The `fix`, under the name that the HTML page still reads."""
-        return self.fix
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:

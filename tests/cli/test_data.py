@@ -1,0 +1,60 @@
+import base64
+import json
+import re
+from io import BytesIO
+
+from checked_data import SOUND, SOUND_VAL, row, write
+from PIL import Image
+from typer.testing import CliRunner
+
+from tailseg.cli.main import app
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["data", *map(str, arguments)])
+
+
+def test_real_photographs_through_the_command(shared, tmp_path):
+    page, out = tmp_path / "page.html", tmp_path / "check.json"
+    done = run("check", shared / "data" / "coco128-lvis", "--json", out, "--html", page, "--quiet")
+    assert done.exit_code == 0, done.output
+    content = json.loads(out.read_text())
+    assert content["usable"]
+    assert (
+        content["splits"]["train"] | {"annotations": 684, "images": 103, "categories_with_objects": 71}
+        == (content["splits"]["train"])
+    )
+    assert [content["groups"][name]["classes"] for name in ("rare", "common", "frequent")] == [39, 32, 9]
+    counts = {f["what"].split(":")[0]: f["count"] for f in content["findings"]}
+    assert counts["classes without training images"] == 9
+    assert counts["images without objects"] == 2
+    assert "tailseg train small/seesaw" in done.output
+    text = page.read_text()
+    assert text.count("<svg") == 4
+    assert "http://" not in re.sub(r'xmlns[^=]*="[^"]*"|<!DOCTYPE[^>]*>', "", text).replace("http://www.w3.org", "")
+    pictures = re.findall(r"data:image/jpeg;base64,([^\"]+)", text)
+    assert 24 <= len(pictures) <= 72
+    sides = [max(Image.open(BytesIO(base64.b64decode(picture))).size) for picture in pictures]
+    assert set(sides) == {220}
+
+
+def test_data_that_cannot_be_used(tmp_path):
+    folder = write(tmp_path, SOUND, SOUND_VAL)
+    (folder / "images" / "1.png").unlink()
+    done = run("check", folder, "--quiet")
+    assert done.exit_code == 1
+    assert str(done.exception).startswith(f"{folder}: cannot be trained on: 1 images that are not there (train);")
+    assert "Findings" in done.output  # told in full before
+
+
+def test_convert_and_split_commands(tmp_path):
+    folder = write(tmp_path / "src", [row(i, i) for i in range(1, 5)], SOUND_VAL)
+    (folder / "val.json").unlink()
+    done = run("split", folder, tmp_path / "one", "--val", "0.25", "--quiet")
+    assert done.exit_code == 0, done.output
+    assert "3 training images with 3 objects, 1 validation images with 1" in done.output
+    assert run("convert", "coco", folder, tmp_path / "two").exit_code == 0
+    assert run("check", tmp_path / "two", "--quiet").exit_code == 0
+    assert run("convert", "tfrecord", folder, tmp_path / "three").exit_code == 2
+    assert run("split", folder, tmp_path / "three", "--val", "1").exit_code == 2
+    assert "not empty" in str(run("split", folder, tmp_path / "one").exception)

@@ -1,0 +1,148 @@
+import os
+from contextlib import suppress
+
+import pytest
+from annotation_files import content, load
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tailseg.data.annotations.image_files import ImageFolder, candidate_names
+from tailseg.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("entry", "place"),
+    [
+        ({"file_name": "a.jpg"}, "a.jpg"),
+        ({"file_name": "deep/a.jpg"}, "deep/a.jpg"),
+        ({"file_name": "a.jpg"}, "val2017/a.jpg"),
+        ({"coco_url": "http://images/train2017/a.jpg"}, "a.jpg"),
+        ({"coco_url": "http://images/train2017/a.jpg"}, "train2017/a.jpg"),
+        ({"file_name": "gone.jpg", "coco_url": "http://images/test2017/a.jpg"}, "test2017/a.jpg"),
+        ({"file_name": "COCO_train2014_000000000009.jpg"}, "train2017/000000000009.jpg"),
+        ({"file_name": "COCO_val2014_000000000009.jpg"}, "COCO_val2014_000000000009.jpg"),
+    ],
+)
+def test_images_are_found(tmp_path, entry, place):
+    path = tmp_path / "images" / place
+    path.parent.mkdir(parents=True)
+    path.touch()
+    data = load(tmp_path, content([], images=[{"id": 1, "height": 4, "width": 5, **entry}]))
+    data.check_images()
+    assert data.image_path(0) == path
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.jpg", "/etc/passwd", "deep/../../secret.jpg", "..\\secret.jpg", "C:/x.jpg"]
+)
+def test_names_that_climb_out_are_refused(tmp_path, name):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "secret.jpg").touch()
+    data = load(tmp_path, content([], images=[{"id": 1, "height": 4, "width": 5, "file_name": name}]))
+    with pytest.raises(UserError, match="image 1 leads out of the image folder"):
+        data.image_path(0)
+
+
+def test_links_may_not_lead_out_but_folders_may_be_links(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "store" / "sub").mkdir(parents=True)
+    for name in ("secret.jpg", "store/5.jpg", "store/sub/1.jpg"):
+        (tmp_path / name).touch()
+    os.symlink(tmp_path / "secret.jpg", tmp_path / "images" / "1.jpg")
+    os.symlink(tmp_path / "store", tmp_path / "images" / "train2017")
+    data = load(tmp_path)
+    assert data.image_path(0) == tmp_path / "images" / "train2017" / "5.jpg"
+    with pytest.raises(UserError, match=r"image 1: .*1\.jpg is a link that leads out"):
+        data.image_path(1)
+    os.symlink(tmp_path, tmp_path / "images" / "up")
+    nested = content([], images=[{"id": 1, "height": 4, "width": 5, "file_name": "up/secret.jpg"}])
+    with pytest.raises(UserError, match="is a link that leads out"):
+        load(tmp_path, nested).image_path(0)
+
+
+@pytest.mark.parametrize(
+    ("file_name", "coco_url", "names"),
+    [
+        (None, None, []),
+        ("", "", []),
+        ("a.jpg", None, ["a.jpg"]),
+        ("COCO_val2014_000000000009.jpg", None, ["COCO_val2014_000000000009.jpg", "000000000009.jpg"]),  # LVIS v0.5
+        ("sub/COCO_test2014_000000000009.jpg", None, ["sub/COCO_test2014_000000000009.jpg", "000000000009.jpg"]),
+        ("COCO_val2014_9.jpg", None, ["COCO_val2014_9.jpg"]),
+        ("COCO_val2014_000000000009.png", None, ["COCO_val2014_000000000009.png"]),
+        (None, "http://images/train2017/a.jpg", ["a.jpg", "train2017/a.jpg"]),  # LVIS v1
+        (None, "a.jpg", ["a.jpg", "a.jpg"]),
+        ("b.jpg", "http://x/val2017/a.jpg", ["b.jpg", "a.jpg", "val2017/a.jpg"]),
+    ],
+)
+def test_names_that_an_image_may_have(file_name, coco_url, names):
+    assert candidate_names(file_name, coco_url) == names
+
+
+def folder_of(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return ImageFolder(root)
+
+
+def test_the_first_name_and_the_upper_folder_come_first(tmp_path):
+    folder = folder_of(tmp_path, "b.jpg", "train2017/a.jpg", "val2017/a.jpg", "val2017/c.jpg", "deep/er/d.jpg")
+    assert folder.find(["a.jpg", "b.jpg"], "w") == tmp_path / "train2017/a.jpg"
+    assert folder.find(["x.jpg", "b.jpg"], "w") == tmp_path / "b.jpg"
+    assert folder.find(["c.jpg"], "w") == tmp_path / "val2017/c.jpg"
+    assert folder.find(["deep/er/d.jpg"], "w") == tmp_path / "deep/er/d.jpg"
+    assert folder.find(["val2017/c.jpg"], "w") == tmp_path / "val2017/c.jpg"
+    for names in ([], ["x.jpg"], ["d.jpg"], ["deep/er"], ["deep/x.jpg"]):
+        assert folder.find(names, "w") is None
+
+
+def test_a_folder_that_is_not_there_or_empty_has_nothing(tmp_path):
+    for folder in (ImageFolder(tmp_path / "gone"), ImageFolder(tmp_path)):
+        assert folder.find(["a.jpg", "train2017/a.jpg"], "w") is None
+
+
+def test_a_folder_is_listed_once(tmp_path):
+    folder = folder_of(tmp_path, "a.jpg")
+    assert folder.find(["b.jpg"], "w") is None
+    (tmp_path / "b.jpg").touch()
+    assert folder.find(["b.jpg"], "w") is None
+    assert ImageFolder(tmp_path).find(["b.jpg"], "w") == tmp_path / "b.jpg"
+
+
+def test_links_within_the_folder_are_followed(tmp_path):
+    root = tmp_path / "images"
+    folder = folder_of(root, "real/a.jpg", "train2017/b.jpg")
+    os.symlink("real/a.jpg", root / "a.jpg")
+    os.symlink(root / "real", root / "other")
+    os.symlink("../train2017/b.jpg", root / "real" / "b.jpg")
+    assert folder.find(["a.jpg"], "w") == root / "a.jpg"
+    assert folder.find(["other/a.jpg"], "w") == root / "other/a.jpg"
+    assert folder.find(["real/b.jpg"], "w") == root / "real/b.jpg"
+
+
+def test_a_linked_folder_of_images_is_the_root(tmp_path):
+    folder_of(tmp_path / "store", "a.jpg")
+    os.symlink(tmp_path / "store", tmp_path / "images")
+    assert ImageFolder(tmp_path / "images").find(["a.jpg"], "w") == tmp_path / "images/a.jpg"
+
+
+@pytest.mark.parametrize("name", ["..", "../a", "a/../b", "a\\..\\b", "/a", "\\\\host\\a", "c:a", "Z:\\a"])
+def test_no_name_climbs_out_even_if_an_earlier_one_is_not_there(tmp_path, name):
+    with pytest.raises(UserError) as caught:
+        ImageFolder(tmp_path).find(["x.jpg", name], "f.json: image 3")
+    expected = f"f.json: image 3 leads out of the image folder ({name!r}); give a path inside of it"
+    assert str(caught.value) == expected
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(st.builds("".join, st.lists(st.sampled_from(["a", "..", ".", "/", "\\", "up", "out", ":"]), max_size=7)))
+def test_what_is_found_lies_inside_whatever_the_name(tmp_path_factory, name):
+    root = tmp_path_factory.mktemp("set") / "images"
+    folder = folder_of(root, "a", "b/a")
+    folder_of(root.parent, "secret", "a")
+    os.symlink(root.parent, root / "up")
+    os.symlink(root.parent / "secret", root / "out")
+    with suppress(UserError):
+        found = folder.find([name], "w")
+        assert found is None or found.resolve().is_relative_to(root.resolve())

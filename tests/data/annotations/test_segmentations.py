@@ -1,0 +1,226 @@
+import numpy as np
+import pytest
+from annotation_files import SQUARE, annotation, content, fault, load
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco
+
+from tailseg.data.annotations.segmentations import segmentation_columns, short
+from tailseg.errors import UserError
+
+
+@pytest.mark.parametrize(("number", "kind"), [(12.34, np.float32), (12.345, np.float64), (1 / 3, np.float64)])
+def test_coordinates_come_back_to_the_last_digit(tmp_path, number, kind):
+    polygons = [[number, 1.1, 30.3, 2.2, 7.7, 33.33]]
+    data = load(tmp_path, content([annotation(1), annotation(2, segmentation=polygons)]))
+    assert data.segmentations.coordinates.dtype == kind
+    assert [polygon.tolist() for polygon in data.segmentation(1)] == polygons
+
+
+def test_polygons_and_both_kinds_of_rle(tmp_path):
+    bitmap = np.asfortranarray(np.zeros((40, 50), np.uint8))
+    bitmap[3:9, 4:20] = 1
+    code = coco.encode(bitmap)["counts"]
+    runs = [163] + [6, 34] * 15 + [6, 2000 - 163 - 40 * 15 - 6]
+    rows = [
+        annotation(1, segmentation=[SQUARE, [1, 2, 3, 4.25, 5, 6]]),
+        annotation(2, segmentation={"size": [40, 50], "counts": code.decode()}),
+        annotation(3, segmentation={"size": [40, 50], "counts": runs}),
+        annotation(4, segmentation=[SQUARE]),
+    ]
+    data = load(tmp_path, content(rows))
+    assert [p.tolist() for p in data.segmentation(0)] == [SQUARE, [1, 2, 3, 4.25, 5, 6]]
+    assert data.segmentation(1) == data.segmentation(2) == code
+    assert [p.tolist() for p in data.segmentation(3)] == [SQUARE]
+
+
+BAD = {
+    "two points": (
+        content([annotation(3, segmentation=[[1, 2, 3, 4]])]),
+        "annotation 3: a polygon has 4 coord",
+    ),
+    "odd": (
+        content([annotation(3, segmentation=[SQUARE, [1, 2, 3, 4, 5, 6, 7]])]),
+        "a polygon has 7 coordinates",
+    ),
+    "no polygon": (content([annotation(3, segmentation=[])]), "annotation 3: segmentation is empty"),
+    "empty polygon": (
+        content([annotation(3, segmentation=[[]])]),
+        "annotation 3: a polygon has 0 coordinates",
+    ),
+    "flat": (
+        content([annotation(3, segmentation=SQUARE)]),
+        "annotation 3: a polygon is 10; it must be a flat",
+    ),
+    "points": (
+        content([annotation(3, segmentation=[[[1, 2], [3, 4], [5, 6]]])]),
+        "annotation 3: a polygon is",
+    ),
+    "words": (content([annotation(3, segmentation=[["1", 2, 3, 4, 5, 6]])]), "annotation 3: a polygon is"),
+    "wild": (
+        content([annotation(3, segmentation=[[1e9, 2, 3, 4, 5, 6]])]),
+        "annotation 3: a polygon has a coord",
+    ),
+    "no segmentation": (content([annotation(3, segmentation=None)]), "annotation 3: segmentation is None"),
+    "rle sum": (
+        content([annotation(3, segmentation={"size": [40, 50], "counts": [1, 2]})]),
+        "that sum to 40 x 50",
+    ),
+    "rle short": (
+        content([annotation(3, segmentation={"size": [40, 50], "counts": "02"})]),
+        "covers 2 pixels",
+    ),
+    "rle code": (
+        content([annotation(3, segmentation={"size": [40, 50], "counts": "z"})]),
+        "not a compressed RLE",
+    ),
+    "rle none": (content([annotation(3, segmentation={"size": [40, 50]})]), "counts are None"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_named(tmp_path, name):
+    data, expected = BAD[name]
+    message = fault(tmp_path, data)
+    with pytest.raises(UserError, match=expected):
+        raise UserError(message)
+
+
+def columns_of(values):
+    """The columns and faults of segmentations, as rows of a file hold them."""
+    return segmentation_columns([{"segmentation": value} for value in values])
+
+
+def test_no_rows_at_all():
+    columns, faults = segmentation_columns([])
+    assert faults == {}
+    assert columns["rle_hws"].shape == (0, 2)
+    assert all(column.size == 0 for column in columns.values())
+
+
+SENTENCES = [
+    (None, "segmentation is None; it must be a list of polygons or an RLE object"),
+    ("x" * 99, f"segmentation is '{'x' * 56}...; it must be a list of polygons or an RLE object"),
+    ([], "segmentation is empty; give at least one polygon, or remove the annotation"),
+    ([SQUARE, 5], "a polygon is 5; it must be a flat list of numbers x0, y0, x1, y1, ..."),
+    (
+        [[1, 2, 3, 4, 5, None]],
+        "a polygon is [1, 2, 3, 4, 5, None]; it must be a flat list of numbers x0, y0, x1, y1, ...",
+    ),
+    ([[1, 2, 3, 4]], "a polygon has 4 coordinates; it needs at least three points, an x and a y each"),
+    ([SQUARE, [1, 2, 3, 4, 5, 6, 7]], "a polygon has 7 coordinates; it needs at least three points, an x and a y each"),
+    ([[1, 2, 3, 4, 5, -70_000]], "a polygon has a coordinate beyond 65535 pixels; give pixels of the image"),
+    ({"counts": "0"}, "the RLE's size is None; it must be the image's height and width"),
+    ({"size": [40.0, 50], "counts": "0"}, "the RLE's size is [40.0, 50]; it must be the image's height and width"),
+    ({"size": [40], "counts": "0"}, "the RLE's size is [40]; it must be the image's height and width"),
+    ({"size": [0, 50], "counts": []}, "the RLE's size is [0, 50]; sides must be 1 to 65535 pixels"),
+    ({"size": [40, 10**9], "counts": []}, "the RLE's size is [40, 1000000000]; sides must be 1 to 65535 pixels"),
+    ({"size": [4, 5]}, "the RLE's counts are None; they must be a string or a list of run lengths"),
+    ({"size": [4, 5], "counts": ""}, "the RLE's counts are ''; they must be a string or a list of run lengths"),
+    *(
+        (
+            {"size": [4, 5], "counts": counts},
+            "the RLE's counts must be whole numbers that sum to 4 x 5 pixels; encode the mask again",
+        )
+        for counts in ([], [19], [21], [10.0, 10], [True, 19], ["20"], [-1, 21])
+    ),
+    ({"size": [4, 5], "counts": "z"}, "not a compressed RLE; encode the mask again"),
+    ({"size": [4, 5], "counts": "é"}, "not a compressed RLE; encode the mask again"),
+    ({"size": [4, 5], "counts": "PPPPPPPPPP1"}, "a run of the RLE is too long; encode the mask again"),
+    ({"size": [4, 5], "counts": "O"}, "a run of the RLE is negative; encode the mask again"),
+    ({"size": [4, 5], "counts": "9:"}, "the RLE covers 19 pixels but the image has 4 x 5; encode the mask again"),
+]
+
+
+@pytest.mark.parametrize(("value", "sentence"), SENTENCES)
+def test_each_fault_has_its_sentence_and_spares_the_others(value, sentence):
+    whole = {"size": [4, 5], "counts": [3, 17]}
+    columns, faults = columns_of([[SQUARE], value, whole, [SQUARE, SQUARE]])
+    assert list(faults) == [1]
+    assert faults[1] == sentence
+    assert columns["polygon_counts"].tolist() == [1, 0, 0, 2]
+    assert columns["coordinates"].tolist() == SQUARE * 3
+    assert columns["rle_hws"][2].tolist() == [4, 5]
+    assert columns["rle_lengths"][[0, 3]].tolist() == [0, 0]
+
+
+def test_a_missing_segmentation_is_told_from_an_empty_one():
+    _, faults = segmentation_columns([{}, {"segmentation": None}])
+    assert faults[0] == "segmentation is missing; it must be a list of polygons or an RLE object"
+    assert faults[1].startswith("segmentation is None")
+
+
+bitmaps = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
+    lambda hw: st.lists(st.booleans(), min_size=hw[0] * hw[1], max_size=hw[0] * hw[1]).map(
+        lambda bits: np.array(bits, np.uint8).reshape(hw)
+    )
+)
+
+
+def run_list(bitmap):
+    """The uncompressed counts of a bitmap, column by column, zeros first."""
+    flat = bitmap.ravel(order="F")
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
+    return [0, *runs] if flat[0] else runs
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(st.lists(st.tuples(bitmaps, st.booleans()), max_size=5))
+def test_codes_of_both_kinds_are_those_of_pycocotools(objects):
+    values, expected = [], []
+    for bitmap, as_list in objects:
+        code = coco.encode(np.asfortranarray(bitmap))
+        expected.append((code["counts"], list(bitmap.shape)))
+        values.append({"size": list(bitmap.shape), "counts": run_list(bitmap) if as_list else code["counts"].decode()})
+    columns, faults = columns_of(values)
+    assert faults == {}
+    assert columns["rle_bytes"].tobytes() == b"".join(code for code, _ in expected)
+    assert columns["rle_lengths"].tolist() == [len(code) for code, _ in expected]
+    assert columns["rle_hws"].tolist() == [size for _, size in expected]
+
+
+number = st.integers(-3, 50) | st.floats(-9, 60_000, allow_nan=False)
+anything = st.recursive(
+    st.none() | st.booleans() | number | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=8) | st.dictionaries(st.sampled_from(["size", "counts"]), inner),
+    max_leaves=12,
+)
+codes = st.fixed_dictionaries(
+    {},
+    optional={
+        "size": st.lists(st.integers(0, 5), min_size=2, max_size=2) | anything,
+        "counts": st.text(st.characters(min_codepoint=48, max_codepoint=112), max_size=6)
+        | st.lists(st.integers(0, 9), max_size=4)
+        | anything,
+    },
+)
+polygons = st.lists(st.lists(number, min_size=5, max_size=9) | anything, max_size=3)
+
+
+@settings(derandomize=True, deadline=None, max_examples=80)
+@given(st.lists(polygons | codes | anything, max_size=5))
+def test_any_value_is_read_or_refused(values):
+    columns, faults = columns_of(values)
+    assert columns["polygon_counts"].sum() == len(columns["polygon_lengths"])
+    assert columns["polygon_lengths"].sum() == len(columns["coordinates"])
+    assert columns["rle_lengths"].sum() == len(columns["rle_bytes"])
+    for i, value in enumerate(values):
+        if i in faults:
+            assert "\n" not in faults[i]
+            assert columns["polygon_counts"][i] == 0
+        elif isinstance(value, list):
+            assert columns["polygon_counts"][i] == len(value) > 0
+        else:
+            height, width = columns["rle_hws"][i].tolist()
+            start = columns["rle_lengths"][:i].sum()
+            code = columns["rle_bytes"][start : start + columns["rle_lengths"][i]].tobytes()
+            assert (
+                coco.decode({"size": [height, width], "counts": code}).shape == (height, width) == tuple(value["size"])
+            )
+
+
+def test_a_value_is_shown_in_sixty_letters():
+    assert short([1, "a"]) == "[1, 'a']"
+    assert short("x" * 58) == repr("x" * 58)
+    assert (len(short("x" * 59)), short("x" * 59)[-4:]) == (60, "x...")

@@ -1,0 +1,186 @@
+import shutil
+
+import numpy as np
+import pytest
+from checked_data import HEIGHT, SOUND, SOUND_VAL, WIDTH, checkup, finding, polygon_of, row, texts, write
+from PIL import Image
+
+from tailseg.data.annotations.annotations import load_annotations
+from tailseg.data.diagnosis.findings import Split, all_findings
+from tailseg.data.diagnosis.image_checks import FileFacts
+from tailseg.data.diagnosis.mask_checks import check_masks
+
+
+def test_a_sound_set_has_nothing_to_remark(tmp_path):
+    found = checkup(write(tmp_path, SOUND, SOUND_VAL))
+    assert found.findings == ()
+    assert found.usable()
+    assert found.splits["train"]["images"] == 4
+    assert [(c.name, c.train_images, c.val_images) for c in found.classes] == [("cat", 2, 1), ("owl", 2, 1)]
+
+
+def test_classes_without_images(tmp_path):
+    rows = [*SOUND, row(5, 1, (30, 1, 9, 9), 3)]
+    found = checkup(write(tmp_path, rows, SOUND_VAL, ("cat", "owl", "seal", "hen")))
+    assert finding(found, "without training images").examples == ("hen",)
+    assert finding(found, "no validation images").examples == ("seal",)
+    assert found.usable()
+
+
+def test_nothing_to_train_on(tmp_path):
+    found = checkup(write(tmp_path, [], SOUND_VAL))
+    assert not found.usable()
+    assert found.findings[0].what == "no annotation to train on"
+
+
+def test_files_that_are_missing_broken_cut_or_of_another_size(tmp_path):
+    folder = write(tmp_path, SOUND, SOUND_VAL)
+    images = folder / "images"
+    (images / "1.png").unlink()
+    (images / "2.png").write_bytes(b"")
+    (images / "3.png").write_bytes((images / "3.png").read_bytes()[:-300])
+    Image.new("RGB", (WIDTH, HEIGHT + 1)).save(images / "4.png")
+    found = checkup(folder)
+    assert not found.usable()
+    assert "'1.png' is not in" in finding(found, "not there").examples[0]
+    broken = finding(found, "cannot be read")
+    assert broken.count == 2
+    assert "2.png: the file is empty" in broken.examples[0]
+    assert "3.png: the image is broken" in broken.examples[1]
+    assert finding(found, "another size").examples == ("image 4 (4.png): 60 x 41, stated 60 x 40",)
+    assert [f.severity for f in found.findings] == ["error"] * 3
+
+
+@pytest.mark.parametrize("stated", ["as shown", "as stored"])
+def test_camera_orientation(tmp_path, stated):
+    size = (HEIGHT, WIDTH) if stated == "as shown" else (WIDTH, HEIGHT)
+    folder = write(tmp_path, SOUND, SOUND_VAL, sizes={1: size})
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "images" / "1.png", exif=exif)
+    found = checkup(folder)
+    assert finding(found, "camera orientation").count == 1
+    assert ("annotated as stored" in " ".join(texts(found))) == (stated == "as stored")
+    assert found.usable()
+
+
+def test_equal_images_within_and_across_splits(tmp_path):
+    folder = write(tmp_path, SOUND, SOUND_VAL)
+    shutil.copy(folder / "images/1.png", folder / "images/2.png")
+    shutil.copy(folder / "images/3.png", folder / "images/11.png")
+    found = checkup(folder)
+    assert finding(found, "in both splits").examples == ("train image 3 (3.png) = val image 11 (11.png)",)
+    assert finding(found, "equal content").examples == ("train image 1 (1.png) = train image 2 (2.png)",)
+
+
+def test_odd_annotations(tmp_path):
+    rows = [
+        *SOUND,
+        row(5, 1, (30, 20, 10, 10), segmentation=[polygon_of((1, 1, 8, 8))]),  # the mask is elsewhere
+        row(6, 2, (40, 20, 10, 10), segmentation=[polygon_of((70, 20, 10, 10))]),  # the mask is outside the image
+        row(7, 2, (10.2, 10, 20, 15)),  # repeats annotation 2
+        row(8, 2, (10, 10, 20, 15), category=2),  # another class: no repetition
+        row(9, 3, (50, 30, 20, 20)),  # reaches beyond
+        row(10, 3, (100, 30, 20, 20)),  # outside
+        row(11, 3, (1, 1, 5, 5), area=0),
+        row(12, 3, (1, 1, 0.5, 5)),
+        row(13, 4, (20, 5, 9, 9), iscrowd=1),
+    ]
+    found = checkup(write(tmp_path, rows, SOUND_VAL))
+    assert finding(found, "do not fit their masks").examples == ("annotation 5",)
+    assert finding(found, "without a pixel").examples == ("annotation 6",)
+    assert finding(found, "repeat another").examples == ("annotation 7",)
+    assert finding(found, "reach beyond").examples == ("annotation 9",)
+    for text in ("does not meet", "without area", "under a pixel", "crowds"):
+        assert finding(found, text).count == 1
+    assert found.usable()
+
+
+def split_of(folder, name, rows, files=None, names=("cat", "owl")):
+    """What was looked at in a split, with sound files unless others are given."""
+    write(folder, rows, names=names)
+    annotations = load_annotations(folder / "train.json", folder / "images")
+    sound = FileFacts(folder / "images" / "1.png", stored_hw=(HEIGHT, WIDTH))
+    return Split(name, annotations, files or [sound] * len(annotations), check_masks(annotations))
+
+
+NO_TINY = {"under_8": 0.0}
+
+
+def named(found):
+    return {(f.severity, f.split, f.what.split(":")[0]): (f.count, f.examples) for f in found}
+
+
+def test_images_and_annotations_are_named(tmp_path):
+    files = [FileFacts(tmp_path / "deep" / "a.jpg"), FileFacts(None, "gone"), *[FileFacts(tmp_path / "b.jpg")] * 2]
+    split = split_of(tmp_path, "train", [row(7, 4), row(9, 1)], files)
+    assert [split.image(i) for i in range(2)] == ["image 1 (a.jpg)", "image 2"]
+    assert split.images(np.array([True, False, False, True])) == ["image 1 (a.jpg)", "image 4 (b.jpg)"]
+    assert split.rows(np.array([True, True])) == ["annotation 9", "annotation 7"]  # in the order of their images
+    assert split.images(np.zeros(4, np.bool_)) == []
+
+
+def test_errors_come_first_and_the_most_frequent_of_each(tmp_path):
+    files = [FileFacts(None, "gone"), FileFacts(tmp_path / "a", "broken"), FileFacts(tmp_path / "b", "broken")]
+    files.append(FileFacts(tmp_path / "c", stored_hw=(HEIGHT, WIDTH), orientation=3))
+    rows = [row(1, 1), row(2, 1), row(3, 2, iscrowd=1)]
+    looked = [split_of(tmp_path / "t", "train", rows, files), split_of(tmp_path / "v", "val", SOUND)]
+    found = all_findings(looked, NO_TINY)
+    assert [(f.severity, f.count) for f in found] == [
+        ("error", 2),
+        ("error", 1),
+        ("warning", 1),
+        ("warning", 1),
+        ("note", 3),
+        ("note", 1),
+        ("note", 1),
+    ]
+    assert all(f.fix and f.what for f in found)
+    assert named(found)["note", "train", "images with a camera orientation (EXIF)"] == (1, ("image 4 (c)",))
+
+
+def test_names_that_are_alike(tmp_path):
+    names = ("stop sign", "Stop_Sign", "cup", "cups")
+    rows = [row(i, i, category=i) for i in range(1, 5)]
+    looked = [split_of(tmp_path / name, name, rows, names=names) for name in ("train", "val")]
+    found = named(all_findings(looked, NO_TINY))
+    assert found == {
+        ("warning", "", "categories that differ in spelling only"): (1, ("stop sign / Stop_Sign",)),
+        ("note", "", "category names one letter or a plural apart"): (1, ("cup / cups",)),
+    }
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.0, False), (0.199, False), (0.2, True), (1.0, True)])
+def test_tiny_objects_are_told_from_a_fifth_on(tmp_path, share, told):
+    looked = [split_of(tmp_path / name, name, SOUND) for name in ("train", "val")]
+    found = all_findings(looked, {"under_8": share})
+    assert [f.what for f in found] == [
+        f"{share:.0%} of the objects have a side under 8 pixels at the recipe's resolution"
+    ] * told
+
+
+def test_a_file_three_times_is_one_finding(tmp_path):
+    folder = write(tmp_path, SOUND, SOUND_VAL)
+    for name in ("2", "3", "12"):
+        shutil.copy(folder / "images/1.png", folder / f"images/{name}.png")
+    found = checkup(folder)
+    across = finding(found, "in both splits")
+    assert across.examples == ("train image 1 (1.png) = val image 12 (12.png) and 2 more",)
+    assert "images with equal content" not in texts(found)
+
+
+def test_small_images_are_left_out_of_training_only(tmp_path):
+    sizes = {1: (60, 31), 2: (60, 32), 11: (20, 20)}
+    rows, val = (
+        [row(i, i, (1, 1, 9, 9), i % 2 + 1) for i in range(1, 5)],
+        [row(i, i + 10, (1, 1, 9, 9), i) for i in (1, 2)],
+    )
+    found = checkup(write(tmp_path, rows, val, sizes=sizes))
+    small = finding(found, "images with a side under 32 pixels: left out of training")
+    assert (small.severity, small.split, small.examples) == ("note", "train", ("image 1 (1.png)",))
+
+
+def test_images_without_objects_in_each_split(tmp_path):
+    found = checkup(write(tmp_path, SOUND[1:], SOUND_VAL[1:]))
+    assert finding(found, "images without objects: left out of training", "train").count == 1
+    assert finding(found, "images without objects: used as negatives", "val").count == 1

@@ -1,0 +1,147 @@
+import os
+
+import numpy as np
+import pytest
+from checked_data import HEIGHT, SOUND, WIDTH, write
+from PIL import Image
+
+from tailseg.data.annotations.annotations import load_annotations
+from tailseg.data.diagnosis import image_checks
+from tailseg.data.diagnosis.image_checks import EDGE, FileFacts, file_facts, look_at_files, same_content, steps
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(tmp_path, SOUND) / "images"
+
+
+@pytest.fixture
+def annotations(folder):
+    """Four images of noise, 1.png to 4.png."""
+    return load_annotations(folder.parent / "train.json", folder)
+
+
+def replace(annotations, folder, name, **how):
+    """Another picture for the first image, in a file of another name."""
+    (folder / "1.png").unlink()
+    noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+    Image.fromarray(noise).save(folder / name, **how)
+    os.rename(folder / name, folder / "1.png")
+    return file_facts(annotations, 0)
+
+
+def test_a_sound_file(annotations, folder):
+    facts = file_facts(annotations, 2)
+    assert (facts.path, facts.problem, facts.orientation) == (folder / "3.png", None, 1)
+    assert facts.stored_hw == facts.shown_hw == (HEIGHT, WIDTH)
+    assert facts.complete
+    assert len(facts.fingerprint) == 16
+
+
+@pytest.mark.parametrize("orientation", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_orientations(annotations, folder, name, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    facts = replace(annotations, folder, name, exif=exif)
+    assert facts.problem is None
+    assert facts.orientation == (orientation if 1 <= orientation <= 8 else 1)
+    assert facts.stored_hw == (HEIGHT, WIDTH)
+    assert facts.shown_hw == ((WIDTH, HEIGHT) if 5 <= orientation <= 8 else (HEIGHT, WIDTH))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.gif"])
+def test_a_whole_file_is_complete(annotations, folder, name):
+    assert replace(annotations, folder, name).complete
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_a_file_that_lacks_its_end(annotations, folder, name):
+    """Its header is sound; only decoding, which such a file always gets, tells that it is broken."""
+    assert replace(annotations, folder, name).complete
+    content = (folder / "1.png").read_bytes()
+    (folder / "1.png").write_bytes(content[: len(content) // 2])
+    facts = file_facts(annotations, 0)
+    assert (facts.problem, facts.complete, facts.stored_hw) == (None, False, (HEIGHT, WIDTH))
+
+
+def test_files_that_are_missing_empty_or_no_images(annotations, folder):
+    (folder / "1.png").unlink()
+    (folder / "2.png").write_bytes(b"")
+    (folder / "3.png").write_text("hello\n")
+    missing, empty, text = (file_facts(annotations, i) for i in range(3))
+    assert missing.path is None
+    assert "image 1: '1.png' is not in" in missing.problem
+    assert empty.problem == f"{folder / '2.png'}: the file is empty; replace it"
+    assert text.problem.startswith(f"{folder / '3.png'}: cannot be read (")
+    assert text.problem.endswith("); replace it")
+    for facts in (missing, empty, text):
+        assert "\n" not in facts.problem
+        assert facts.fingerprint == b""
+
+
+def test_doubtful_files_are_decoded_whatever_the_sample(annotations, folder, monkeypatch):
+    content = (folder / "4.png").read_bytes()
+    (folder / "4.png").write_bytes(content[:-300])
+    (folder / "2.png").unlink()
+    monkeypatch.setattr(image_checks, "DECODED", 0)
+    advanced = []
+    found = look_at_files(annotations, advanced.append)
+    assert [facts.problem is None for facts in found] == [True, False, True, False]
+    assert found[3].problem.startswith(f"{folder / '4.png'}: the image is broken")
+    assert found[3].path == folder / "4.png"
+    assert advanced == [1, 2, 3, 4, 5]  # four looked at, one decoded
+    assert steps(annotations) == 4
+
+
+def test_a_sample_is_decoded(annotations, folder):
+    """Its end is there, but the pixels are not: nothing but decoding shows it."""
+    content = bytearray((folder / "3.png").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 40] = bytes(40)
+    (folder / "3.png").write_bytes(content)
+    advanced = []
+    found = look_at_files(annotations, advanced.append)
+    assert file_facts(annotations, 2).complete
+    assert [facts.problem is None for facts in found] == [True, True, False, True]
+    assert advanced == list(range(1, steps(annotations) + 1))
+
+
+def files(folder, *contents):
+    """Facts of files with this content, which same_content compares."""
+    found = []
+    for i, content in enumerate(contents):
+        path = folder / f"{content[:1].hex()}-{i}"
+        path.write_bytes(content)
+        ends = content[:EDGE] + content[-EDGE:]
+        found.append(FileFacts(path, fingerprint=len(content).to_bytes(8, "little") + ends))
+    return found
+
+
+def test_equal_content_is_found_across_splits(tmp_path):
+    train, val = files(tmp_path, b"a", b"b", b"a", b"c"), files(tmp_path, b"x", b"a", b"c")
+    places = same_content({"train": train, "val": val})
+    assert list(places.values()) == [[("train", 0), ("train", 2), ("val", 1)], [("train", 3), ("val", 2)]]
+
+
+def test_equal_ends_are_not_equal_content(tmp_path):
+    end = bytes(EDGE)
+    group = files(tmp_path, end + b"1" + end, end + b"2" + end, end + b"1" + end)
+    assert len({facts.fingerprint for facts in group}) == 1
+    assert list(same_content({"train": group}).values()) == [[("train", 0), ("train", 2)]]
+
+
+def test_files_that_could_not_be_read_are_equal_to_none(tmp_path):
+    broken = [FileFacts(None, "gone"), FileFacts(tmp_path / "x", "broken")]
+    assert same_content({"train": broken, "val": broken}) == {}
+    assert same_content({}) == {}
+
+
+def test_fingerprints_tell_length_and_ends(annotations, folder):
+    before = [file_facts(annotations, i).fingerprint for i in range(4)]
+    assert len(set(before)) == 4
+    (folder / "2.png").write_bytes((folder / "1.png").read_bytes())
+    assert file_facts(annotations, 1).fingerprint == before[0]
+    with (folder / "2.png").open("ab") as file:
+        file.write(b"x")
+    assert file_facts(annotations, 1).fingerprint != before[0]

@@ -1,0 +1,206 @@
+import numpy as np
+import pytest
+from coco_masks import full_bitmap, polygon
+from foreign_files import picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tailseg.data.importers.foreign import (
+    IMAGE_SUFFIXES,
+    Objects,
+    files_below,
+    image_size,
+    read_bytes,
+    read_object,
+    read_text,
+    rectangle,
+    source_by_names,
+    source_of,
+    split_folders,
+)
+from tailseg.errors import UserError
+
+# ---------------------------------------------------------------------------------------------------------
+# Sizes of images
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_size_is_that_of_the_image_as_shown(tmp_path, orientation):
+    path = picture(tmp_path / "a.jpg", (80, 40), orientation)
+    shown, stored = ((80, 40), (40, 80)) if orientation > 4 else ((40, 80), (40, 80))
+    assert image_size(path, "w") == shown
+    assert image_size(path, "w", shown) == shown
+    assert image_size(path, "w", stored) == stored  # annotated without looking at the camera's orientation
+
+
+def test_a_size_that_is_neither_shown_nor_stored(tmp_path):
+    path = picture(tmp_path / "a.jpg", (80, 40), 6)
+    with pytest.raises(UserError) as caught:
+        image_size(path, "a.xml", (41, 80))
+    assert str(caught.value) == f"a.xml: it says 80 x 41 pixels but {path} has 40 x 80; correct one of them"
+    upright = picture(tmp_path / "b.png", (80, 40))
+    with pytest.raises(UserError, match=r"it says 40 x 80 pixels but .*b\.png has 80 x 40; correct one of them"):
+        image_size(upright, "w", (80, 40))
+
+
+def test_images_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"^w: .*gone\.jpg does not exist; put the image there"):
+        image_size(tmp_path / "gone.jpg", "w")
+    for name, content in (("empty.jpg", b""), ("text.jpg", b"hello"), ("cut.png", b"\x89PNG\r\n\x1a\n" + bytes(9))):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=rf"^w: .*{name} cannot be read as an image \(.*\); replace it") as caught:
+            image_size(tmp_path / name, "w")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="cannot be read as an image"):
+        image_size(tmp_path, "w")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Folders and files
+
+
+@pytest.mark.parametrize(
+    ("folders", "found"),
+    [
+        ((), {"train": ""}),
+        (("train", "val"), {"train": "train", "val": "val"}),
+        (("training", "validation"), {"train": "training", "val": "validation"}),
+        (("train2017", "val2017"), {"train": "train2017", "val": "val2017"}),
+        (("train", "train2017", "valid", "val"), {"train": "train", "val": "val"}),
+        (("train", "test"), {"train": "train"}),
+        (("val",), {"train": ""}),  # a set without training folder is one whole
+        (("Train",), {"train": ""}),
+    ],
+)
+def test_folders_of_splits(tmp_path, folders, found):
+    for name in folders:
+        (tmp_path / name).mkdir()
+    assert split_folders(tmp_path) == {split: tmp_path / name for split, name in found.items()}
+
+
+def test_a_file_called_train_is_no_folder(tmp_path):
+    (tmp_path / "train").touch()
+    assert split_folders(tmp_path) == {"train": tmp_path}
+
+
+def test_files_below_a_folder_in_order(tmp_path):
+    names = ("b.jpg", "a.JPG", "deep/er/c.png", "d.txt", "deep/e.jpeg")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.jpg").mkdir()
+    found = [str(path.relative_to(tmp_path)) for path in files_below(tmp_path, IMAGE_SUFFIXES)]
+    assert found == ["a.JPG", "b.jpg", "deep/e.jpeg", "deep/er/c.png"]
+    assert list(files_below(tmp_path, ())) == []
+    assert list(files_below(tmp_path / "gone", IMAGE_SUFFIXES)) == []
+
+
+def test_links_below_a_folder(tmp_path):
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    inside.mkdir()
+    outside.mkdir()
+    (outside / "a.jpg").touch()
+    (inside / "b.jpg").touch()
+    (inside / "again.jpg").symlink_to("b.jpg")
+    (inside / "folder").symlink_to(outside)  # not looked into
+    assert [path.name for path in files_below(inside, (".jpg",))] == ["again.jpg", "b.jpg"]
+    (inside / "c.jpg").symlink_to(outside / "a.jpg")
+    with pytest.raises(UserError, match=rf"^{inside}: {inside / 'c.jpg'} leads out of {inside}; put the file itself"):
+        list(files_below(inside, (".jpg",)))
+
+
+def test_bytes_text_and_objects_of_a_file(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes('\ufeff{"é": [1]}'.encode())
+    assert read_text(path) == '{"é": [1]}'
+    assert read_object(path) == {"é": [1]}
+    assert read_bytes(path)[:3] == b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    ("read", "content", "sentence"),
+    [
+        (read_bytes, None, "no such file; check the path"),
+        (read_text, b"\xff", "it is not a UTF-8 text; save it as one"),
+        (read_object, b"", "not valid JSON: .* at line 1, column 1; write it again"),
+        (read_object, b'{"a":\n x}', "not valid JSON: .* at line 2, column 2; write it again"),
+        (read_object, b"[1]", "expected a JSON object, found a list; check the file"),
+        (read_object, b"null", "expected a JSON object, found a NoneType; check the file"),
+    ],
+)
+def test_files_at_fault_are_named(tmp_path, read, content, sentence):
+    path = tmp_path / "a"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{path}: {sentence}"):
+        read(path)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(UserError, match=rf"^{tmp_path}: cannot be read \(.*\); check the path and its rights"):
+        read_bytes(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# From objects to rows
+
+
+def objects_of(path, *objects, image_hw=(40, 80)):
+    return Objects(path, image_hw, [name for name, _ in objects], [polygons for _, polygons in objects])
+
+
+def test_rows_are_numbered_through_all_splits(tmp_path):
+    square, wide = rectangle(10, 5, 20, 15), rectangle(60, 30, 99, 39)
+    objects = {
+        "train": [objects_of(tmp_path / "t" / "a.jpg", ("owl", [square]), ("cat", [square, wide]))],
+        "val": [objects_of(tmp_path / "v" / "a.jpg", ("owl", [wide])), objects_of(tmp_path / "v" / "b.jpg")],
+    }
+    found = source_of(objects, tmp_path, ["cat", "owl", "hen"], ["a note"])
+    assert found.categories == [{"id": 1, "name": "cat"}, {"id": 2, "name": "owl"}, {"id": 3, "name": "hen"}]
+    assert found.notes == ["a note"]
+    train, val = found.parts["train"], found.parts["val"]
+    assert train.images == [{"id": 1, "file_name": "t/a.jpg", "height": 40, "width": 80}]
+    assert [row["id"] for row in val.images] == [2, 3]
+    assert val.files == [tmp_path / "v" / "a.jpg", tmp_path / "v" / "b.jpg"]
+    rows = [*train.annotations, *val.annotations]
+    assert [(row["id"], row["image_id"], row["category_id"], row["iscrowd"]) for row in rows] == [
+        (1, 1, 2, 0),
+        (2, 1, 1, 0),
+        (3, 2, 2, 0),
+    ]
+    assert (rows[0]["bbox"], rows[0]["area"]) == ([10, 5, 10, 10], 100)
+    assert (rows[1]["bbox"], rows[1]["area"]) == ([10, 5, 70, 34], 100 + 20 * 9)  # cut at the image's edge
+    assert rows[2]["segmentation"] == [[60, 30, 99, 30, 99, 39, 60, 39]]  # as drawn
+
+
+def test_categories_that_occur_in_the_order_of_names(tmp_path):
+    square = [rectangle(1, 1, 5, 5)]
+    objects = {"train": [objects_of(tmp_path / "a.jpg", ("b", square), ("a", square), ("b", square))]}
+    found = source_by_names(objects, tmp_path, [])
+    assert [row["name"] for row in found.categories] == ["a", "b"]
+    with pytest.raises(UserError, match=f"^{tmp_path}: no file in it has an object; check the folder"):
+        source_by_names({"train": [objects_of(tmp_path / "a.jpg")]}, tmp_path, [])
+    with pytest.raises(UserError, match=f"^{tmp_path}: there is no image in it; check the folder"):
+        source_of({"train": []}, tmp_path, ["a"], [])
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(st.lists(polygon, min_size=1, max_size=3))
+def test_areas_are_pixels_and_boxes_are_cut(tmp_path_factory, polygons):
+    """The area is that of COCO's own bitmap; the box is that of the corners within the image."""
+    path = tmp_path_factory.getbasetemp() / "a.jpg"
+    objects = {"train": [objects_of(path, ("a", [p.reshape(-1, 2) for p in polygons]), image_hw=(90, 100))]}
+    (row,) = source_of(objects, path.parent, ["a"], []).parts["train"].annotations
+    assert row["segmentation"] == [p.tolist() for p in polygons]
+    assert row["area"] == full_bitmap(polygons, (90, 100)).sum()
+    corners = np.concatenate(polygons).reshape(-1, 2).clip(0, (100, 90))
+    x, y, width, height = row["bbox"]
+    assert [x, y] == pytest.approx(corners.min(axis=0))
+    assert [x + width, y + height] == pytest.approx(corners.max(axis=0))
+
+
+def test_coordinates_are_written_with_three_decimals(tmp_path):
+    objects = {"train": [objects_of(tmp_path / "a.jpg", ("a", [np.array([[1 / 3, 2], [9, 2.00049], [9, 9]])]))]}
+    (row,) = source_of(objects, tmp_path, ["a"], []).parts["train"].annotations
+    assert row["segmentation"] == [[0.333, 2, 9, 2, 9, 9]]
+    assert row["bbox"] == [0.333, 2, 8.667, 7]

@@ -1,0 +1,174 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+from foreign_files import picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tailseg.data.importers.writer import Part, new_folder, new_names, require_inside, write_parts
+from tailseg.errors import UserError
+
+CATEGORIES = [{"id": 3, "name": "cat", "synset": "cat.n.01"}, {"id": 8, "name": "owl"}]
+
+
+def part_of(root, *names, annotations=()):
+    images = [{"id": i, "file_name": name, "height": 40, "width": 80} for i, name in enumerate(names)]
+    return Part(images, [picture(root / name) for name in names], list(annotations))
+
+
+def row(image, category, **changes):
+    return {"image_id": image, "category_id": category} | changes
+
+
+def test_both_splits_with_the_groups_of_training(tmp_path):
+    annotations = [row(image, 3) for image in range(11)] + [row(0, 3), row(1, 8, iscrowd=1)]
+    train = part_of(tmp_path / "src", *(f"train/{i}.jpg" for i in range(11)), annotations=annotations)
+    val = part_of(tmp_path / "src", "val/a.jpg", annotations=[row(0, 8)])
+    done = []
+    assert write_parts(tmp_path / "out", CATEGORIES, {"train": train, "val": val}, done.append)
+    assert done == list(range(1, 13))
+    assert sorted(os.listdir(tmp_path / "out")) == ["images", "train.json", "val.json"]
+    content = json.loads((tmp_path / "out/train.json").read_text())
+    assert content["images"] == train.images
+    assert content["annotations"] == annotations
+    assert content["categories"] == [
+        {**CATEGORIES[0], "frequency": "c", "image_count": 11, "instance_count": 12},
+        {**CATEGORIES[1], "frequency": "r", "image_count": 0, "instance_count": 1},  # a crowd is no image of a class
+    ]
+    of_val = json.loads((tmp_path / "out/val.json").read_text())["categories"]
+    assert [(r["frequency"], r["image_count"]) for r in of_val] == [("c", 0), ("r", 1)]
+    assert os.path.samefile(tmp_path / "out/images/train/3.jpg", tmp_path / "src/train/3.jpg")
+
+
+def test_a_set_without_annotations(tmp_path):
+    write_parts(tmp_path / "out", CATEGORIES, {"train": part_of(tmp_path, "a.jpg")})
+    content = json.loads((tmp_path / "out/train.json").read_text())
+    assert [r["instance_count"] for r in content["categories"]] == [0, 0]
+
+
+def test_a_link_of_the_source_becomes_its_file(tmp_path):
+    part = part_of(tmp_path / "src", "a.jpg")
+    (tmp_path / "src" / "b.jpg").symlink_to("a.jpg")
+    part.files[0] = tmp_path / "src" / "b.jpg"
+    assert write_parts(tmp_path / "out", CATEGORIES, {"train": part})
+    assert not (tmp_path / "out/images/a.jpg").is_symlink()
+    assert os.path.samefile(tmp_path / "out/images/a.jpg", tmp_path / "src/a.jpg")
+
+
+def test_the_same_picture_in_both_splits_is_placed_once(tmp_path):
+    part = part_of(tmp_path / "src", "a.jpg")
+    assert write_parts(tmp_path / "out", CATEGORIES, {"train": part, "val": part})
+    assert os.listdir(tmp_path / "out" / "images") == ["a.jpg"]
+
+
+def test_after_one_failed_link_all_are_copies(tmp_path, monkeypatch):
+    tries = []
+
+    def refuse(*arguments):
+        tries.append(arguments)
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    part = part_of(tmp_path / "src", "a.jpg", "b.jpg")
+    assert not write_parts(tmp_path / "out", CATEGORIES, {"train": part})
+    assert len(tries) == 1
+    for name in ("a.jpg", "b.jpg"):
+        copy, source = tmp_path / "out/images" / name, tmp_path / "src" / name
+        assert copy.read_bytes() == source.read_bytes()
+        assert not os.path.samefile(copy, source)
+
+
+@pytest.mark.parametrize("missing", ["image", "category"])
+def test_a_failure_leaves_nothing_behind(tmp_path, missing):
+    part = part_of(tmp_path / "src", "a.jpg", "b.jpg", annotations=[row(0, 3)])
+    if missing == "image":
+        part.files[1].unlink()
+    categories = CATEGORIES if missing == "image" else [{"name": "no id"}]
+    with pytest.raises((OSError, KeyError)):
+        write_parts(tmp_path / "out", categories, {"train": part})
+    assert os.listdir(tmp_path) == ["src"]
+
+
+def test_a_folder_appears_whole(tmp_path):
+    out = tmp_path / "deep" / "out"
+    with new_folder(out) as folder:
+        (folder / "a").write_text("1")
+        assert not out.exists()
+        assert folder.parent.parent == out.parent  # on the same file system, so that it can be moved
+    assert (out / "a").read_text() == "1"
+    assert os.listdir(out.parent) == ["out"]
+
+
+def test_an_interruption_leaves_nothing_behind(tmp_path):
+    def interrupted():
+        with new_folder(tmp_path / "out") as folder:
+            (folder / "a").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_place_that_is_taken(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with new_folder(tmp_path / "empty") as folder:  # may be there already
+        (folder / "a").touch()
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "empty", tmp_path / "file"):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(UserError, match=f"^{out} is there already and is not empty; name a new folder or remove"):
+            new_folder(out).__enter__()
+        assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(
+        UserError, match=rf"^no folder can be made at {tmp_path / 'file/out'}: .*; choose another place"
+    ):
+        new_folder(tmp_path / "file" / "out").__enter__()
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        ([], []),
+        (["a.jpg", "images/train/b.jpg"], ["a.jpg", "train/b.jpg"]),
+        (["train/images/a.jpg", "valid/images/a.jpg"], ["train/a.jpg", "valid/a.jpg"]),
+        (["JPEGImages/a.jpg"], ["a.jpg"]),
+        (["images/a.jpg", "a.jpg"], ["images/a.jpg", "a.jpg"]),  # two files would have one name
+        (["images/a.jpg", "images/a.jpg"], ["a.jpg", "a.jpg"]),  # the same file twice has one
+        (["Images/a.jpg"], ["Images/a.jpg"]),
+    ],
+)
+def test_names_in_the_new_folder(files, names):
+    assert new_names([Path("/root") / name for name in files], Path("/root")) == names
+
+
+folders = st.lists(st.sampled_from(["images", "JPEGImages", "a", "b"]), max_size=3)
+paths = st.lists(st.builds(lambda parts, name: "/".join([*parts, name]), folders, st.sampled_from(["x.jpg", "y.jpg"])))
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(paths)
+def test_different_files_get_different_names(files):
+    names = new_names([Path("/root") / name for name in files], Path("/root"))
+    assert len(set(zip(files, names, strict=True))) == len(set(files)) == len(set(names))
+    assert all(not name.startswith("/") and ".." not in name for name in names)
+
+
+def test_only_what_lies_inside_is_taken(tmp_path):
+    root = tmp_path / "root"
+    picture(root / "a" / "b.jpg")
+    picture(tmp_path / "c.jpg")
+    (root / "link.jpg").symlink_to(tmp_path / "c.jpg")
+    (root / "up").symlink_to(tmp_path)
+    (root / "in.jpg").symlink_to("a/b.jpg")
+    (tmp_path / "root2").mkdir()
+    for path in (root, root / "a" / "b.jpg", root / "in.jpg", root / "a" / ".." / "x", root / "not there"):
+        assert require_inside(path, root, "w") == path
+    for path in (root / "link.jpg", root / "up" / "c.jpg", root / ".." / "c.jpg", tmp_path / "root2", Path("/etc")):
+        with pytest.raises(UserError) as caught:
+            require_inside(path, root, "f.txt: line 3")
+        assert str(caught.value) == f"f.txt: line 3: {path} leads out of {root}; put the file itself there"
+    (tmp_path / "linked").symlink_to(root)
+    assert require_inside(tmp_path / "linked" / "a" / "b.jpg", tmp_path / "linked", "w")
