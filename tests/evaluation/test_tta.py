@@ -443,8 +443,8 @@ def test_a_view_without_proposals_still_has_its_say(monkeypatch: pytest.MonkeyPa
     propose = detector.rpn.propose
     widths: list[int] = []
 
-    def only_of_the_small_one(output: Any, image_hws: Tensor) -> Proposals:
-        own = propose(output, image_hws)
+    def only_of_the_small_one(output: Any, image_hws: Tensor, *, training: bool) -> Proposals:
+        own = propose(output, image_hws, training=training)
         widths.append(int(image_hws[0, 1]))
         small = torch.tensor(widths[-1] == 64)
         return Proposals(boxes=own.boxes, scores=own.scores, valid=own.valid & small)

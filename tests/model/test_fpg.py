@@ -13,6 +13,7 @@ from tailseg.layers import norm
 from tailseg.layers.carafe import CarafeDownsample
 from tailseg.layers.deform_conv import ModulatedDeformConv2d
 from tailseg.model.fpg import FPG
+from tailseg.model.fpn import FPN
 
 IN_CHANNELS, CHANNELS = (3, 4, 5, 6), 4
 ENHANCED = {"deformable": True, "carafe": True}
@@ -301,3 +302,8 @@ def test_no_images(form):
     assert [tuple(out.shape) for out in pyramid] == [(0, CHANNELS, 32 >> i, 48 >> i) for i in range(5)]
     sum(out.sum() for out in pyramid).backward()
     assert all(not p.grad.any() for p in neck.parameters())
+
+
+def test_images_are_padded_so_that_all_levels_halve_exactly():
+    """P6 is the fifth level: a side is a multiple of 2^5 for an FPN that rounds up, of 2^6 for the grid."""
+    assert (FPN.divisor, FPG.divisor) == (32, 64)

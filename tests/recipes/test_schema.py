@@ -182,4 +182,3 @@ def test_what_just_fits() -> None:
     assert ScheduleRecipe(milestones=()).milestones == ()
     assert DataRecipe(long_edges=(32, 32)).long_edges == (32, 32)
     assert FinetuneRecipe(cache=True, views=1).cache
-    assert [NeckRecipe().divisor, NeckRecipe(kind="fpg", pathways=3).divisor] == [32, 64]

@@ -224,3 +224,8 @@ def test_a_value_is_shown_in_sixty_letters():
     assert short([1, "a"]) == "[1, 'a']"
     assert short("x" * 58) == repr("x" * 58)
     assert (len(short("x" * 59)), short("x" * 59)[-4:]) == (60, "x...")
+
+
+def test_a_coordinate_a_little_too_large_is_a_fault_not_a_crash():
+    _, faults = segmentation_columns([{"segmentation": [[65535.001, 2, 3, 4, 5, 6]]}])
+    assert faults == {0: "a polygon has a coordinate beyond 65535 pixels; give pixels of the image"}

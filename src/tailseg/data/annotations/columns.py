@@ -98,6 +98,7 @@ class Segmentations:
         start, stop = _bounds(self.rle_starts, row)
         if stop > start:
             return self.rle_bytes[start:stop].tobytes()
+        row %= len(self)
         bounds = self.polygon_starts[self.first_polygon[row] : self.first_polygon[row + 1] + 1]
         own = in_full(self.coordinates[bounds[0] : bounds[-1]])
         return [own[a:b] for a, b in pairwise(bounds - bounds[0])]

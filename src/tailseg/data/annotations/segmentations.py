@@ -85,7 +85,7 @@ def _polygon_fault(value: Any) -> str | None:
         return f"a polygon is {short(value)}; it must be a flat list of numbers x0, y0, x1, y1, ..."
     if len(value) < 6 or len(value) % 2:
         return f"a polygon has {len(value)} coordinates; it needs at least three points, an x and a y each"
-    if not max(map(abs, np.array(value, np.float32))) <= MAX_SIDE:
+    if not max(map(abs, value)) <= MAX_SIDE:
         return f"a polygon has a coordinate beyond {MAX_SIDE} pixels; give pixels of the image"
     return None
 
