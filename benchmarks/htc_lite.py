@@ -126,11 +126,11 @@ class HtcDetector(Detector):
         """Named scalar losses; of each stage the boxes come first, then masks of RoIs drawn from its refined boxes."""
         pyramid = self.features(batch)
         anchors = self.rpn(pyramid)
-        losses = self.rpn.loss(anchors, batch.image_hws, batch.boxes, batch.valid)
-        proposals = self.rpn.propose(anchors, batch.image_hws, training=self.rpn.training)
+        losses = self.rpn.loss(anchors, batch.image_sizes, batch.boxes, batch.valid)
+        proposals = self.rpn.propose(anchors, batch.image_sizes, training=self.rpn.training)
         features = ImageFeatures(pyramid)
         assert self.context is not None
-        present, features.context = self.context(pyramid[-1], batch.image_hws)
+        present, features.context = self.context(pyramid[-1], batch.image_sizes)
         loss = self.context.loss(present, batch.labels, batch.valid, batch.absent)
         losses["context"] = loss * self.context_weight
         for number, stage in enumerate(stages_of(self), start=1):
@@ -138,13 +138,13 @@ class HtcDetector(Detector):
             targets = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid)
             prediction = stage.box_head(features.pool(self.box_pooler), targets.rois, targets.valid)
             own = {k: v * stage.weight for k, v in stage.box_head.loss(prediction, targets).items()}
-            proposals = self.refined(stage, prediction, targets, batch)
+            proposals = self.refine_proposals(stage, prediction, targets, batch)
             drawn = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid)
-            own |= self._mask_losses(stage, stage.mask_head, features, drawn, batch, judged=False)
+            own |= self._mask_losses(stage, stage.mask_head, features, drawn, batch, with_mask_iou=False)
             losses |= {f"stage{number}.{name}": value for name, value in own.items()}
         return losses
 
-    def masks_of(self, features: ImageFeatures, rois: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def predict_masks(self, features: ImageFeatures, rois: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         seen = features.pool(self.mask_pooler)(rois)
         last, masks = None, []
         for stage in stages_of(self):
@@ -189,7 +189,7 @@ def detectors_of(settings: Settings, batch: Batch, positives: int) -> tuple[dict
         THREE: build_detector(every_stage, settings.classes),
         HTC: htc_of(recipe, settings.classes),
     }
-    on_objects = jittered(batch.boxes, positives, batch.image_hws)
+    on_objects = jittered(batch.boxes, positives, batch.image_sizes)
     for detector in detectors.values():
         detector.to(settings.device).to(memory_format=torch.channels_last)
         mock.patch.object(detector.rpn, "propose", with_boxes(detector.rpn.propose, on_objects)).start()
@@ -202,13 +202,13 @@ def detectors_of(settings: Settings, batch: Batch, positives: int) -> tuple[dict
     return detectors, recipe
 
 
-def jittered(boxes: Tensor, number: int, image_hws: Tensor) -> Tensor:
+def jittered(boxes: Tensor, number: int, image_sizes: Tensor) -> Tensor:
     """Boxes (B, P, 4) beside the objects' (B, G, 4), which count as P + G = ``number`` positives together."""
     count = max(number - boxes.shape[1], 0)
     near = boxes[:, torch.arange(count) % boxes.shape[1]]
     generator = torch.Generator().manual_seed(2)
     moves = (2 * torch.rand(near.shape, generator=generator) - 1).to(near) * JITTER
-    return clip(near + moves * (near[..., 2:] - near[..., :2]).repeat(1, 1, 2), image_hws)
+    return clip(near + moves * (near[..., 2:] - near[..., :2]).repeat(1, 1, 2), image_sizes)
 
 
 def with_boxes(propose: Callable[..., Proposals], boxes: Tensor) -> Callable[..., Proposals]:
@@ -334,7 +334,7 @@ def context_calls(detector: Detector, batch: Batch, rois: list[tuple[int, int]],
     def call() -> None:
         encoder.train(train)
         with torch.set_grad_enabled(train):
-            logits, context = encoder(coarsest, batch.image_hws)
+            logits, context = encoder(coarsest, batch.image_sizes)
             sums = [maps + context[own][:, :, None, None] for maps, own in zip(pooled, images, strict=True)]
             if train:
                 loss = encoder.loss(logits, batch.labels, batch.valid, batch.absent)

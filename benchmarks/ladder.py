@@ -57,9 +57,9 @@ def count(recipe: Recipe, num_classes: int, image_hw: tuple[int, int] = IMAGE_HW
             context = None if detector.context is None else detector.context(pyramid[-1], hws)[1]
         features = ImageFeatures(pyramid, context)
         with torch.no_grad(), heads:
-            detector.scored(features, torch.empty(recipe.model.rpn.post_nms_test, 5), hws)
+            detector.predict_boxes(features, torch.empty(recipe.model.rpn.post_nms_test, 5), hws)
             found = recipe.test.max_detections
-            detector.masks_of(features, torch.empty(found, 5), torch.empty(found, dtype=torch.int64))
+            detector.predict_masks(features, torch.empty(found, 5), torch.empty(found, dtype=torch.int64))
     if not recipe.test.tta:
         return parameters, float(trunk.get_total_flops() + heads.get_total_flops())
     ratio = image_hw[0] / image_hw[1]
@@ -167,8 +167,8 @@ def _batch_without_data(batch: int, side: int, classes: int, objects: int = 12) 
     boxes = torch.empty(batch, objects, 4)
     return Batch(
         images=torch.empty(batch, 3, side, side, dtype=torch.uint8),
-        image_hws=sizes,
-        original_hws=sizes,
+        image_sizes=sizes,
+        original_sizes=sizes,
         image_ids=sizes[:, 0],
         boxes=boxes,
         labels=torch.empty(batch, objects, dtype=torch.int64),

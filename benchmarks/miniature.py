@@ -154,7 +154,7 @@ def about(data: DataSplits, seeds: int, first_run: Path) -> dict[str, Any]:
             "classes_by_frequency": {group: frequencies.count(group) for group in "rcf"},
             "train_images": len(data.train),
             "val_images": len(data.val),
-            "size": int(data.train.image_hws.max()),
+            "size": int(data.train.image_sizes.max()),
         },
         "seeds": seeds,
         "images_seen": BATCH * json.loads(lines[-1])["step"],

@@ -31,7 +31,7 @@ SITES = {  # part -> (owner within the detector, its method)
     "mask pooling": ("mask_pooler", "forward"),
     "mask head": ("stages.0.mask_head", "forward"),
 }
-FUNCTIONS = {"mask targets": "mask_targets", "mask loss": "mask_loss", "class NMS": "best_per_class"}
+FUNCTIONS = {"mask targets": "mask_targets", "mask loss": "mask_loss", "class NMS": "multiclass_nms"}
 
 
 class Clock:

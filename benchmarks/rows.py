@@ -88,13 +88,13 @@ def raise_threshold(detector: Detector, batch: Batch, settings: Settings) -> Non
     """Let about ``settings.pairs`` (box, class) pairs an image score above the threshold."""
     detector.eval()
     with settings.autocast():
-        features = detector.seen(batch)
+        features = detector.extract_features(batch)
         boxes = detector.rpn.propose(
-            detector.rpn(features.pyramid), batch.image_hws, training=detector.rpn.training
+            detector.rpn(features.pyramid), batch.image_sizes, training=detector.rpn.training
         ).boxes
         image = torch.arange(len(batch), device=boxes.device).view(-1, 1, 1).expand(-1, boxes.shape[1], 1)
         rois = torch.cat([image.to(boxes), boxes], dim=2).flatten(0, 1)
-        _, scores = detector.scored(features, rois, batch.image_hws)
+        _, scores = detector.predict_boxes(features, rois, batch.image_sizes)
     wanted = min(settings.pairs * len(batch), scores.numel())
     detector.score_threshold = float(scores.flatten().topk(wanted).values[-1])
 
@@ -104,7 +104,7 @@ def inference(detector: Detector, recipe: Recipe, settings: Settings) -> tuple[C
     views = views_of(recipe.test)
     images = 1 if views else settings.batch
     batch = batch_of(settings, images)
-    batch = replace(batch, original_hws=batch.image_hws // 2)
+    batch = replace(batch, original_sizes=batch.image_sizes // 2)
     raise_threshold(detector, batch, settings)
     picture = batch.images[0, :, ::2, ::2].permute(1, 2, 0).contiguous().cpu().numpy()
 

@@ -85,8 +85,8 @@ def scene(settings: Settings) -> tuple[Batch, list[Tensor]]:
     sizes = torch.tensor([settings.size]).expand(count, 2)
     batch = Batch(
         images=torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator),
-        image_hws=sizes,
-        original_hws=sizes,
+        image_sizes=sizes,
+        original_sizes=sizes,
         image_ids=torch.arange(count),
         boxes=boxes,
         labels=torch.randint(0, settings.classes, (count, objects), generator=generator),

@@ -37,13 +37,13 @@ def build_twin(detector: Detector, image_hw: tuple[int, int]) -> MaskRCNN:
         rpn_post_nms_top_n_train=rpn.post_nms[True],
         rpn_post_nms_top_n_test=rpn.post_nms[False],
         rpn_nms_thresh=rpn.nms_iou,
-        rpn_batch_size_per_image=rpn.slots,
-        rpn_positive_fraction=rpn.max_positive / rpn.slots,
+        rpn_batch_size_per_image=rpn.num_samples,
+        rpn_positive_fraction=rpn.max_positive / rpn.num_samples,
         box_score_thresh=detector.score_threshold,
         box_nms_thresh=detector.nms_iou,
         box_detections_per_img=detector.max_detections,
-        box_batch_size_per_image=sampler.slots,
-        box_positive_fraction=sampler.max_positive / sampler.slots,
+        box_batch_size_per_image=sampler.num_samples,
+        box_positive_fraction=sampler.max_positive / sampler.num_samples,
     )
     copy_weights(detector, twin)
     return twin

@@ -63,7 +63,7 @@ def targets_of(rois: int, size: tuple[int, int], classes: int, device: torch.dev
         "labels": torch.where(positive, labels, classes),
         "positive": positive,
         "valid": torch.ones_like(positive),
-        "given": torch.zeros_like(positive),
+        "is_ground_truth": torch.zeros_like(positive),
         "objects": torch.zeros_like(labels),
         "boxes": torch.where(positive.unsqueeze(1), moved, boxes),
     }

@@ -78,7 +78,7 @@ def trained_like(options: argparse.Namespace) -> Detector:
     settings = Settings(
         device=options.device,
         batch=1,
-        size=(int(largest.image_hws[0, 0]), int(largest.image_hws[0, 1])),
+        size=(int(largest.image_sizes[0, 0]), int(largest.image_sizes[0, 1])),
         classes=options.classes,
         precision=options.precision,
         pairs=options.pairs,

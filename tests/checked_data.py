@@ -40,7 +40,7 @@ def write(folder, train, val=(), names=("cat", "owl"), sizes=None):
     return folder
 
 
-def checkup(folder):
+def report(folder):
     return check_data(str(folder), open_source(str(folder), show=False, look_for_images=False), RECIPE)
 
 

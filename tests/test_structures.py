@@ -82,8 +82,8 @@ def test_fields_cannot_be_added_or_replaced():
 def test_moving_keeps_values():
     batch = Batch(
         images=torch.randint(0, 255, (2, 3, 4, 5), dtype=torch.uint8),
-        image_hws=torch.tensor([[4, 5], [3, 2]]),
-        original_hws=torch.tensor([[8, 10], [3, 2]]),
+        image_sizes=torch.tensor([[4, 5], [3, 2]]),
+        original_sizes=torch.tensor([[8, 10], [3, 2]]),
         image_ids=torch.tensor([7, 9]),
         boxes=torch.rand(2, 1, 4),
         labels=torch.tensor([[3], [0]]),

@@ -67,8 +67,8 @@ class Batch:
     """Samples of a step, padded right and bottom to one size; ground truth is padded to G rows."""
 
     images: Tensor  # (B, 3, H, W) uint8 RGB, 0 in the padding
-    image_hws: Tensor  # (B, 2) int64, sizes before padding
-    original_hws: Tensor  # (B, 2) int64, sizes of the image files
+    image_sizes: Tensor  # (B, 2) int64, sizes before padding
+    original_sizes: Tensor  # (B, 2) int64, sizes of the image files
     image_ids: Tensor  # (B,) int64
     boxes: Tensor  # (B, G, 4) float32
     labels: Tensor  # (B, G) int64

@@ -135,7 +135,7 @@ def write_detections(path: Path, data: DataSplits, kept: set[int]) -> str:
     assert data.val is not None
     val, rows = data.val, []
     for image in range(len(val)):
-        height, width = val.image_hws[image].tolist()
+        height, width = val.image_sizes[image].tolist()
         for row in val.rows(image):
             x1, y1, x2, y2 = val.boxes[row].tolist()
             segmentation = val.segmentation(int(row))

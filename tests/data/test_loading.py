@@ -63,8 +63,8 @@ def test_collate_pads_right_and_below():
     assert batch.images[0, :, :40, :50].unique().tolist() == [7]
     assert int(batch.images[0].sum()) == 7 * 3 * 40 * 50  # nothing but zeros around it
     assert int(batch.images[1].sum()) == 9 * 3 * 33 * 70
-    assert batch.image_hws.tolist() == [[40, 50], [33, 70]]
-    assert batch.original_hws.tolist() == [[80, 100], [66, 140]]
+    assert batch.image_sizes.tolist() == [[40, 50], [33, 70]]
+    assert batch.original_sizes.tolist() == [[80, 100], [66, 140]]
     assert batch.image_ids.tolist() == [7, 9]
     assert batch.valid.tolist() == [[True, True], [False, False]]
     assert batch.labels.tolist() == [[5, 6], [0, 0]]

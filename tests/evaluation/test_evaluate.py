@@ -61,7 +61,7 @@ class Oracle(nn.Module):
         self.modes.append(self.training)
         self.sizes.append(len(batch))
         self.padded.append(tuple(batch.images.shape[2:]))
-        assert batch.image_hws.tolist() == [[96, 96]] * len(batch)
+        assert batch.image_sizes.tolist() == [[96, 96]] * len(batch)
         return [self._answer(int(image_id)) for image_id in batch.image_ids]
 
     def _answer(self, image_id: int) -> Detections:

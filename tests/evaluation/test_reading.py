@@ -57,7 +57,7 @@ def row(**changes) -> dict:
 def known(**changes) -> Known:
     about = {
         "image_ids": np.array([1, 2]),
-        "image_hws": np.array([[32, 48], [10, 10]]),
+        "image_sizes": np.array([[32, 48], [10, 10]]),
         "category_ids": np.array([7, 9]),
         "judged": np.ones((2, 2), dtype=bool),
     }

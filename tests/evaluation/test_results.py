@@ -148,7 +148,7 @@ def test_masks_with_scores_of_their_own_keep_the_box_score_beside_it(tmp_path):
         assert row | {"score": 0} == other | {"score": 0}  # boxes, masks and their order are the same
     known = Known(
         image_ids=np.array([5, 8, 9]),
-        image_hws=np.array([[32, 48]] * 3),
+        image_sizes=np.array([[32, 48]] * 3),
         category_ids=np.array(CATEGORY_IDS),
         judged=np.ones((3, 3), dtype=bool),
     )

@@ -27,7 +27,7 @@ from tailseg.cli.main import app, main
 from tailseg.data.loading import batch_of
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.data.transforms import fit_transform
-from tailseg.evaluation.tta import View, ViewSeen, detect_views, pooled, views_of
+from tailseg.evaluation.tta import View, ViewFeatures, detect_views, pooled, views_of
 from tailseg.model.backbone import Backbone
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
@@ -219,7 +219,7 @@ def overlap(one: list[float], other: list[float]) -> float:
 @torch.no_grad()
 def proposals_of(detector: Detector, batch: Batch) -> list[tuple[float, list[float]]]:
     found = detector.rpn.propose(
-        detector.rpn(detector.seen(batch).pyramid), batch.image_hws, training=detector.rpn.training
+        detector.rpn(detector.extract_features(batch).pyramid), batch.image_sizes, training=detector.rpn.training
     )
     return list(zip(found.scores[found.valid].tolist(), found.boxes[found.valid].tolist(), strict=True))
 
@@ -255,7 +255,7 @@ def test_one_plain_view_is_plain_detection(detector: Detector) -> None:
     """Of a size that has another ratio in each axis; scores and masks are the same to the bit."""
     view = View(97, mirrored=False)
     batch = batch_of(PICTURE, fit_transform(97, 97), 32)
-    assert batch.image_hws.tolist() == [[71, 97]]
+    assert batch.image_sizes.tolist() == [[71, 97]]
     proposals = proposals_of(detector, batch)
     assert len(best_first(proposals, 0.7)) < len(proposals)  # NMS over all levels at once would drop some
     expected = detector.detect(batch)[0]
@@ -307,7 +307,7 @@ def test_the_same_view_three_times_is_the_view() -> None:
         scores=torch.linspace(1, 0, len(apart)).unsqueeze(0),
         valid=torch.ones(1, len(apart), dtype=torch.bool),
     )
-    detector.rpn.propose = lambda _output, _image_hws, **_: few
+    detector.rpn.propose = lambda _output, _image_sizes, **_: few
     once, thrice = (detect_views(detector, PICTURE, [view] * many) for many in (1, 3))
     assert torch.equal(thrice.labels, once.labels)
     compare(thrice, once, rtol=1e-5, atol=1e-6)
@@ -322,17 +322,17 @@ def test_pixels_of_views(height: int, width: int, edge: int, divisor: int) -> No
     theirs = [batch_of(mirror(picture), View(edge, side).transform, divisor) for side in (True, False)]
     for ours, other in zip((plain, mirrored), theirs, strict=True):
         assert torch.equal(ours.images, other.images)
-        assert torch.equal(ours.image_hws, other.image_hws)
-        assert ours.original_hws.tolist() == [[height, width]]
-        h, w = ours.image_hws[0].tolist()
+        assert torch.equal(ours.image_sizes, other.image_sizes)
+        assert ours.original_sizes.tolist() == [[height, width]]
+        h, w = ours.image_sizes[0].tolist()
         assert max(h, w) == edge
         assert abs(min(h, w) - max(min(height, width) * edge / max(height, width), 1)) <= 0.5
         assert [side % divisor for side in ours.images.shape[2:]] == [0, 0]
         assert not ours.images[:, :, h:].any()
         assert not ours.images[:, :, :, w:].any()
         assert not ours.valid.any()
-    resized = cv2.resize(picture, plain.image_hws[0].tolist()[::-1], interpolation=cv2.INTER_LINEAR)
-    h, w = plain.image_hws[0].tolist()
+    resized = cv2.resize(picture, plain.image_sizes[0].tolist()[::-1], interpolation=cv2.INTER_LINEAR)
+    h, w = plain.image_sizes[0].tolist()
     assert np.array_equal(plain.images[0, :, :h, :w].permute(1, 2, 0).numpy(), resized)
 
 
@@ -350,14 +350,14 @@ class Parrot:
         )
         self.rpn = lambda _pyramid: None
         self.rpn.propose = lambda _output, _hws, **_: shown  # type: ignore[attr-defined]
-        batch: Any = SimpleNamespace(image_hws=torch.tensor([hw]), original_hws=torch.tensor([picture_hw]))
+        batch: Any = SimpleNamespace(image_sizes=torch.tensor([hw]), original_sizes=torch.tensor([picture_hw]))
         own: Any = self
-        self.view = ViewSeen(own, batch, mirrored)
+        self.view = ViewFeatures(own, batch, mirrored)
 
     def seen(self, batch: Batch) -> Any:
         return SimpleNamespace(pyramid=[])
 
-    def scored(self, features: Any, rois: Tensor, image_hws: Tensor) -> tuple[Tensor, Tensor]:
+    def scored(self, features: Any, rois: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
         self.rois = rois
         return rois[:, None, 1:], rois[:, :1]
 
@@ -372,7 +372,7 @@ def test_boxes_by_hand(mirrored: bool, expected: list[list[float]]) -> None:
     parrot = Parrot(boxes, mirrored, (30, 50), (60, 100))
     found, _ = parrot.view.proposals()
     assert found.tolist() == expected
-    laid_back, _ = parrot.view.scored(found)
+    laid_back, _ = parrot.view.predict_boxes(found)
     assert parrot.rois.tolist() == [[0, *box] for box in boxes.tolist()]
     assert laid_back.tolist() == [[box] for box in expected]
 
@@ -395,7 +395,7 @@ def test_there_and_back_a_box_is_the_same(
     assert bool((found >= 0).all())
     assert bool((found <= torch.tensor([width, height, width, height])).all())
     assert bool((found[:, 2:] >= found[:, :2]).all())
-    again, _ = parrot.view.scored(found)
+    again, _ = parrot.view.predict_boxes(found)
     assert torch.equal(parrot.rois[:, 1:], inside)
     torch.testing.assert_close(again[:, 0], found)
 
@@ -419,7 +419,7 @@ def test_pool_by_hand() -> None:
 
 def test_without_proposals(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     none = Proposals(boxes=torch.zeros(1, 3, 4), scores=-torch.ones(1, 3), valid=torch.zeros(1, 3, dtype=torch.bool))
-    monkeypatch.setattr(detector.rpn, "propose", lambda _output, _image_hws, **_: none)
+    monkeypatch.setattr(detector.rpn, "propose", lambda _output, _image_sizes, **_: none)
     require_empty(detect_views(detector, PICTURE, VIEWS), detector)
     require_empty(detect_views(detector, PICTURE, VIEWS[1:2]), detector)
 
@@ -443,9 +443,9 @@ def test_a_view_without_proposals_still_has_its_say(monkeypatch: pytest.MonkeyPa
     propose = detector.rpn.propose
     widths: list[int] = []
 
-    def only_of_the_small_one(output: Any, image_hws: Tensor, *, training: bool) -> Proposals:
-        own = propose(output, image_hws, training=training)
-        widths.append(int(image_hws[0, 1]))
+    def only_of_the_small_one(output: Any, image_sizes: Tensor, *, training: bool) -> Proposals:
+        own = propose(output, image_sizes, training=training)
+        widths.append(int(image_sizes[0, 1]))
         small = torch.tensor(widths[-1] == 64)
         return Proposals(boxes=own.boxes, scores=own.scores, valid=own.valid & small)
 
@@ -487,19 +487,19 @@ def test_in_bfloat16(detector: Detector) -> None:
 def test_passes_and_what_is_kept_of_a_view(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """V views take 3·V - 2 passes, large ones first, and when one begins the maps of the one before are gone."""
     detector = detector_of(*WHOLE)
-    seen, made = [], ViewSeen.__init__
+    seen, made = [], ViewFeatures.__init__
     alive: list[weakref.ref] = []
 
-    def remember(self: ViewSeen, *arguments: Any) -> None:
+    def remember(self: ViewFeatures, *arguments: Any) -> None:
         assert not any(ref() is not None for ref in alive)
         made(self, *arguments)
         alive[:] = map(weakref.ref, self.features.pyramid)
-        seen.append((int(self.image_hws[0, 1]), self.mirrored))
+        seen.append((int(self.image_sizes[0, 1]), self.mirrored))
 
     def forgotten(*_: Any) -> None:
         assert not any(ref() is not None for ref in alive)
 
-    monkeypatch.setattr(ViewSeen, "__init__", remember)
+    monkeypatch.setattr(ViewFeatures, "__init__", remember)
     hook = detector.backbone.register_forward_pre_hook(forgotten)
     with calls(detector.backbone) as passes:
         detect_views(detector, PICTURE, VIEWS[:many])

@@ -9,7 +9,7 @@ from tiny import made
 from torch import Tensor
 
 from tailseg.model import matching
-from tailseg.model.boxes import best_per_class, keep_within_levels, nms_within_groups
+from tailseg.model.boxes import keep_within_levels, multiclass_nms, nms_within_groups
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.model.roi_features import RoIPooler
@@ -51,8 +51,8 @@ def scene() -> Batch:
     sizes = torch.tensor([[128, 160], [120, 144]])
     return Batch(
         images=torch.randint(0, 256, (2, 3, 128, 160), dtype=torch.uint8, generator=generator),
-        image_hws=sizes,
-        original_hws=sizes * 2,
+        image_sizes=sizes,
+        original_sizes=sizes * 2,
         image_ids=torch.arange(2),
         boxes=boxes,
         labels=torch.randint(0, CLASSES, (2, 5), generator=generator),
@@ -73,9 +73,9 @@ def random_boxes(count: int, seed: int) -> Tensor:
 @pytest.mark.usefixtures("same_lottery")
 def test_training_step_equals_the_cpu(recipe):
     model, batch = detector(recipe).train(), scene()
-    proposals = model.rpn.propose(model.rpn(model.features(batch)), batch.image_hws, training=model.rpn.training)
+    proposals = model.rpn.propose(model.rpn(model.features(batch)), batch.image_sizes, training=model.rpn.training)
 
-    def same_proposals(output: RpnOutput, _image_hws: Tensor, **_: object) -> Proposals:
+    def same_proposals(output: RpnOutput, _image_sizes: Tensor, **_: object) -> Proposals:
         # Scores that differ in the last bit would change places, and sampling goes by place.
         moved = {f.name: getattr(proposals, f.name).to(output.logits.device) for f in fields(proposals)}
         return Proposals(**moved)
@@ -136,7 +136,7 @@ def test_best_per_class_equals_the_cpu():
     scores = torch.rand(400, 9, generator=torch.Generator().manual_seed(7))
     how = {"score_threshold": 0.05, "iou": 0.5, "limit": 100}
     for ours, theirs in zip(
-        best_per_class(boxes.cuda(), scores.cuda(), **how), best_per_class(boxes, scores, **how), strict=True
+        multiclass_nms(boxes.cuda(), scores.cuda(), **how), multiclass_nms(boxes, scores, **how), strict=True
     ):
         assert torch.equal(ours.cpu(), theirs)
 

@@ -62,8 +62,8 @@ def scene() -> Batch:
     sizes = torch.tensor([[192, 224], [184, 208]])
     return Batch(
         images=torch.randint(0, 256, (2, 3, 192, 224), dtype=torch.uint8, generator=generator),
-        image_hws=sizes,
-        original_hws=sizes * 2,
+        image_sizes=sizes,
+        original_sizes=sizes * 2,
         image_ids=torch.arange(2),
         boxes=boxes,
         labels=torch.randint(0, CLASSES, (2, 5), generator=generator),
@@ -92,11 +92,11 @@ def test_training_step_equals_the_cpu(row):
     with torch.no_grad():
         theirs.eval()
         proposals = theirs.rpn.propose(
-            theirs.rpn(theirs.features(batch)), batch.image_hws, training=theirs.rpn.training
+            theirs.rpn(theirs.features(batch)), batch.image_sizes, training=theirs.rpn.training
         )
         theirs.train()
 
-    def same_proposals(output: RpnOutput, _image_hws: Tensor, **_: object) -> Proposals:
+    def same_proposals(output: RpnOutput, _image_sizes: Tensor, **_: object) -> Proposals:
         moved = {f.name: getattr(proposals, f.name).to(output.logits.device) for f in fields(proposals)}
         return Proposals(**moved)
 

@@ -35,7 +35,7 @@ def two_images() -> tuple[Proposals, torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_sampler_labels_every_candidate():
     proposals, boxes, labels, valid = two_images()
-    targets = made(RoISampler, HALF, num_classes=7, slots=512, max_positive=128)(proposals, boxes, labels, valid)
+    targets = made(RoISampler, HALF, num_classes=7, num_samples=512, max_positive=128)(proposals, boxes, labels, valid)
     assert targets.rois.shape == (14, 5)
     assert targets.rois[:, 0].tolist() == [0] * 7 + [1] * 7
     assert targets.positive.tolist() == [True] * 4 + [False] * 3 + [True] * 2 + [False] * 5
@@ -58,7 +58,7 @@ def test_sampler_labels_every_candidate():
 def test_sampler_limits():
     proposals, boxes, labels, valid = two_images()
     torch.manual_seed(0)
-    targets = made(RoISampler, HALF, num_classes=7, slots=4, max_positive=1)(proposals, boxes, labels, valid)
+    targets = made(RoISampler, HALF, num_classes=7, num_samples=4, max_positive=1)(proposals, boxes, labels, valid)
     assert targets.positive.tolist() == [True, False, False, False] * 2
     assert targets.valid.tolist() == [True] * 4 + [True] * 3 + [False]
 
@@ -86,7 +86,7 @@ def some_targets() -> RoITargets:
         labels=torch.tensor([1, 0, 2, 2]),
         positive=torch.tensor([True, True, False, False]),
         valid=torch.tensor([True, True, True, False]),
-        given=torch.zeros(4, dtype=torch.bool),
+        is_ground_truth=torch.zeros(4, dtype=torch.bool),
         objects=torch.zeros(4, dtype=torch.int64),
         boxes=boxes,
     )
@@ -127,7 +127,7 @@ def test_no_positive_gives_no_box_loss():
         labels=torch.full((4,), 2),
         positive=torch.zeros(4, dtype=torch.bool),
         valid=torch.zeros(4, dtype=torch.bool),
-        given=targets.given,
+        is_ground_truth=targets.is_ground_truth,
         objects=targets.objects,
         boxes=targets.rois[:, 1:],
     )
@@ -162,7 +162,8 @@ def test_no_rois(agnostic):
     assert (prediction.logits.shape, prediction.deltas.shape) == ((0, 4), (0, 1 if agnostic else 3, 4))
     none = torch.zeros(0, dtype=torch.int64)
     targets = RoITargets(
-        rois=torch.zeros(0, 5), labels=none, positive=none.bool(), valid=none.bool(), given=none.bool(), objects=none,
+        rois=torch.zeros(0, 5), labels=none, positive=none.bool(), valid=none.bool(), objects=none,
+        is_ground_truth=none.bool(),
         boxes=torch.zeros(0, 4),
     )  # fmt: skip
     losses = head.loss(prediction, targets)

@@ -31,14 +31,14 @@ def test_recorded_coder(recorded, check):
     seen = 0
     for case, inputs, _, outputs in recorded("box_coder"):
         stds = tuple(case["settings"]["stds"])
-        image_hws = torch.tensor([case["settings"]["image_shape"]])
+        image_sizes = torch.tensor([case["settings"]["image_shape"]])
         boxes = inputs["decode_boxes"]
         check(case, "encoded", encode(inputs["boxes"], inputs["targets"], stds), outputs["encoded"])
         decoded = decode(boxes, inputs["deltas"], stds)
         check(case, "decoded", decoded, outputs["decoded"])
-        check(case, "decoded_clipped", clip(decoded[None], image_hws)[0], outputs["decoded_clipped"])
+        check(case, "decoded_clipped", clip(decoded[None], image_sizes)[0], outputs["decoded_clipped"])
         per_class = decode(boxes[:, None], inputs["class_deltas"].view(len(boxes), -1, 4), stds)
-        clipped = clip(per_class[None], image_hws)[0].flatten(1)
+        clipped = clip(per_class[None], image_sizes)[0].flatten(1)
         check(case, "decoded_per_class", clipped, outputs["decoded_per_class"])
         seen += 1
     assert seen == 4

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torchvision.ops import nms
 
 from tailseg.model import boxes as nms_module
-from tailseg.model.boxes import best_per_class, keep_within_levels, nms_within_groups, pairwise_iou
+from tailseg.model.boxes import keep_within_levels, multiclass_nms, nms_within_groups, pairwise_iou
 
 some = settings(derandomize=True, deadline=None, max_examples=30)
 
@@ -34,7 +34,7 @@ def test_recorded_detections(recorded, check):
             continue
         about = case["settings"]
         scores = inputs["scores"][:, :-1]
-        boxes, best, labels, rows = best_per_class(
+        boxes, best, labels, rows = multiclass_nms(
             inputs["boxes"].view(len(scores), -1, 4),
             scores,
             score_threshold=about["score_thr"],
@@ -134,7 +134,7 @@ def test_prefixes_give_the_detections_of_all_pairs(first, seed, rois, agnostic, 
     scores = torch.randperm(rois * classes, generator=generator).view(rois, classes) / max(rois * classes, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nms_module, "FIRST_CANDIDATES", first)
-        found, best, labels, rows = best_per_class(boxes, scores, score_threshold=threshold, iou=0.4, limit=limit)
+        found, best, labels, rows = multiclass_nms(boxes, scores, score_threshold=threshold, iou=0.4, limit=limit)
     assert list(zip(best.tolist(), labels.tolist(), rows.tolist(), strict=True)) == every_pair(
         boxes, scores, threshold, 0.4, limit
     )
@@ -150,7 +150,7 @@ def test_small_boxes_are_dropped(min_size, kept, agnostic):
     boxes[2] = torch.tensor([0.0, 0.0, 9.0, 0.01])  # beside larger coordinates 0.01 would be rounded
     boxes = boxes[:, None] if agnostic else boxes[:, None].repeat(1, 2, 1)
     scores = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4], [0.55, 0.45]])
-    _, best, labels, rows = best_per_class(boxes, scores, score_threshold=0.0, iou=0.5, limit=50, min_size=min_size)
+    _, best, labels, rows = multiclass_nms(boxes, scores, score_threshold=0.0, iou=0.5, limit=50, min_size=min_size)
     assert set(rows.tolist()) == kept
     assert sorted(zip(rows.tolist(), labels.tolist(), strict=True)) == [(r, c) for r in sorted(kept) for c in (0, 1)]
     assert torch.equal(best, scores[rows, labels])
@@ -160,21 +160,21 @@ def test_a_small_box_is_dropped_before_it_suppresses_and_for_its_class_alone():
     boxes = torch.tensor([[[0.0, 0, 2, 30], [0, 0, 20, 30]], [[0.0, 0, 2.1, 30], [0, 0, 20, 29]]])
     scores = torch.tensor([[0.9, 0.8], [0.7, 0.6]])
     find = {"score_threshold": 0.1, "iou": 0.5, "limit": 9}
-    _, _, labels, rows = best_per_class(boxes, scores, **find)
+    _, _, labels, rows = multiclass_nms(boxes, scores, **find)
     assert list(zip(rows.tolist(), labels.tolist(), strict=True)) == [(0, 0), (0, 1)]
-    found, _, labels, rows = best_per_class(boxes, scores, **find, min_size=2)
+    found, _, labels, rows = multiclass_nms(boxes, scores, **find, min_size=2)
     assert list(zip(rows.tolist(), labels.tolist(), strict=True)) == [(0, 1), (1, 0)]
     assert torch.equal(found, boxes[rows, labels])
-    none = best_per_class(boxes, scores, **find, min_size=1000)
+    none = multiclass_nms(boxes, scores, **find, min_size=1000)
     assert [len(part) for part in none] == [0, 0, 0, 0]
 
 
 def test_nothing_survives():
     none = torch.zeros(0, dtype=torch.int64)
     assert nms_within_groups(torch.zeros(0, 4), torch.zeros(0), none, 0.5).tolist() == []
-    parts = best_per_class(torch.zeros(0, 3, 4), torch.zeros(0, 3), score_threshold=0.1, iou=0.5, limit=5)
+    parts = multiclass_nms(torch.zeros(0, 3, 4), torch.zeros(0, 3), score_threshold=0.1, iou=0.5, limit=5)
     assert [p.shape for p in parts] == [(0, 4), (0,), (0,), (0,)]
-    low = best_per_class(torch.zeros(2, 1, 4), torch.zeros(2, 3), score_threshold=0.1, iou=0.5, limit=5)
+    low = multiclass_nms(torch.zeros(2, 1, 4), torch.zeros(2, 3), score_threshold=0.1, iou=0.5, limit=5)
     assert [len(p) for p in low] == [0, 0, 0, 0]
     empty = torch.zeros(2, 0)
     assert keep_within_levels(torch.zeros(2, 0, 4), empty, empty.bool(), [0, 0], 0.5).shape == (2, 0)

@@ -41,8 +41,8 @@ def test_recorded(recorded, check, name):
     case, inputs, state, outputs = next(c for c in recorded("head_global_context") if c[0]["name"] == name)
     encoder = encoder_of(case["settings"]["build"], state)
     feature = inputs["feature"].clone().requires_grad_()
-    image_hws = torch.tensor([feature.shape[2:]] * 2) * 64  # without padding
-    logits, context = encoder(feature, image_hws)
+    image_sizes = torch.tensor([feature.shape[2:]] * 2) * 64  # without padding
+    logits, context = encoder(feature, image_sizes)
     check(case, "logits", logits, outputs["logits"])
     check(case, "context", context[:, :, None, None], outputs["context"])
     labels, valid = padded_labels(inputs["labels"], case["settings"]["labels_per_image"])
@@ -91,8 +91,8 @@ def test_batch_norm_follows_every_convolution(residual):
 def test_pooling_by_hand():
     cells = torch.arange(12.0).view(1, 1, 3, 4).repeat(5, 1, 1, 1)  # 0..3, 4..7, 8..11; centres at 32, 96, 160, 224
     # Nothing outside; the second column's centre on the border; just before it; smaller than half a cell; one row.
-    image_hws = torch.tensor([[192, 256], [192, 96], [192, 95], [20, 30], [50, 200]])
-    means = mean_inside(cells, image_hws, 64)[:, 0]
+    image_sizes = torch.tensor([[192, 256], [192, 96], [192, 95], [20, 30], [50, 200]])
+    means = mean_inside(cells, image_sizes, 64)[:, 0]
     assert means.tolist() == [5.5, (0 + 1 + 4 + 5 + 8 + 9) / 6, 4, 0, 1]
 
 
@@ -101,8 +101,8 @@ def test_an_image_without_padding_is_pooled_as_a_whole():
     for k in range(1, 50):  # multiples of 32 pixels, to which batches are padded; the last level halves by rounding up
         cells = (k + 1) // 2
         own = maps[:, :, :cells, : cells + 3]
-        image_hws = torch.tensor([[32 * k, 32 * (k + 6)]])
-        torch.testing.assert_close(mean_inside(own, image_hws, 64), own.mean(dim=(2, 3)), rtol=1e-12, atol=1e-12)
+        image_sizes = torch.tensor([[32 * k, 32 * (k + 6)]])
+        torch.testing.assert_close(mean_inside(own, image_sizes, 64), own.mean(dim=(2, 3)), rtol=1e-12, atol=1e-12)
 
 
 def test_the_context_does_not_depend_on_the_padding():
@@ -111,9 +111,9 @@ def test_the_context_does_not_depend_on_the_padding():
     torch.nn.init.zeros_(encoder.convs[0].weight)  # a 1x1 kernel: 3x3 ones see one cell across the image's border
     torch.nn.init.normal_(encoder.convs[0].weight[:, :, 1, 1])
     feature = torch.randn(1, 4, 5, 6)
-    image_hws = torch.tensor([[300, 380]])
-    alone = encoder(feature, image_hws)
-    padded = encoder(F.pad(feature, (0, 3, 0, 7), value=9.0), image_hws)
+    image_sizes = torch.tensor([[300, 380]])
+    alone = encoder(feature, image_sizes)
+    padded = encoder(F.pad(feature, (0, 3, 0, 7), value=9.0), image_sizes)
     for a, b in zip(alone, padded, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
@@ -202,21 +202,21 @@ def test_gradients_in_float64():
     for residual in (False, True):
         encoder = made(ContextEncoder, 2, 3, convs=2, residual=residual).double()
         feature = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
-        image_hws = torch.tensor([[192, 100], [90, 192]])
-        assert torch.autograd.gradcheck(lambda x, e=encoder, hws=image_hws: e(x, hws), feature)
+        image_sizes = torch.tensor([[192, 100], [90, 192]])
+        assert torch.autograd.gradcheck(lambda x, e=encoder, hws=image_sizes: e(x, hws), feature)
 
 
 def test_low_precision_gives_float32_near_the_exact_result():
     torch.manual_seed(0)
     encoder = made(ContextEncoder, 32, 20)
     torch.nn.init.normal_(encoder.classifier.weight, std=0.2)
-    feature, image_hws = torch.randn(2, 32, 5, 7), torch.tensor([[320, 448], [200, 300]])
+    feature, image_sizes = torch.randn(2, 32, 5, 7), torch.tensor([[320, 448], [200, 300]])
     with torch.autocast("cpu", torch.bfloat16):
-        low = encoder(feature.bfloat16(), image_hws)
+        low = encoder(feature.bfloat16(), image_sizes)
         loss = encoder.loss(
             low[0], torch.tensor([[3], [4]]), torch.ones(2, 1, dtype=torch.bool), torch.ones(2, 20).bool()
         )
-    exact = encoder.double()(feature.double(), image_hws)
+    exact = encoder.double()(feature.double(), image_sizes)
     assert loss.dtype == torch.float32
     for ours, theirs in zip(low, exact, strict=True):
         assert ours.dtype == torch.float32

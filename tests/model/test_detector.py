@@ -80,8 +80,8 @@ def batch_of(images: list[Tensor], sizes: list[tuple[int, int]], **truth: Tensor
     }
     return Batch(
         images=torch.stack([F.pad(i, (0, width - i.shape[2], 0, height - i.shape[1])) for i in images]),
-        image_hws=torch.tensor([i.shape[1:] for i in images]),
-        original_hws=torch.tensor(sizes),
+        image_sizes=torch.tensor([i.shape[1:] for i in images]),
+        original_sizes=torch.tensor(sizes),
         image_ids=torch.arange(n),
         **(empty | truth),
     )
@@ -150,7 +150,7 @@ def test_batch_norm_and_frozen_stages_do_not_move():
 def test_a_seed_decides_the_losses():
     def losses(seed: int) -> list[float]:
         detector = small_detector().train()
-        detector.stages[0].sampler.slots, detector.stages[0].sampler.max_positive = 12, 3
+        detector.stages[0].sampler.num_samples, detector.stages[0].sampler.max_positive = 12, 3
         torch.manual_seed(seed)
         return [value.item() for value in detector(small_batch()).values()]
 
@@ -159,7 +159,7 @@ def test_a_seed_decides_the_losses():
 
 
 def test_the_form_for_devices_needs_no_objects(monkeypatch):
-    monkeypatch.setattr(detector_module, "live_rows", lambda valid: torch.arange(valid.numel()))
+    monkeypatch.setattr(detector_module, "rows_to_compute", lambda valid: torch.arange(valid.numel()))
     detector = small_detector().train()
     losses = detector(small_batch(objects=False))
     assert losses["mask"].item() == 0
@@ -229,7 +229,7 @@ def test_unused_proposals_give_no_detections(monkeypatch):
     boxes = torch.tensor([[0.0, 0, 30, 40], [50, 20, 90, 60]]).repeat(2, 1, 1)
     valid = torch.tensor([[True, False], [False, False]])
     proposals = Proposals(boxes=boxes, scores=torch.ones(2, 2), valid=valid)
-    monkeypatch.setattr(detector.rpn, "propose", lambda output, image_hws, **_: proposals)
+    monkeypatch.setattr(detector.rpn, "propose", lambda output, image_sizes, **_: proposals)
     found = detector.detect(small_batch())
     assert [len(f) for f in found] == [5, 0]  # a box for every class
     assert found[0].boxes[:, 0].max() < 60  # image files are twice as large; the unused box starts at 100
@@ -254,7 +254,7 @@ def test_neighbours_in_a_batch_do_not_change_detections():
         Batch(**{
             name: getattr(alone, name)
             for name in ("images", "image_ids", "boxes", "labels", "valid", "masks", "mask_frames", "absent")
-        }, image_hws=torch.tensor([[50, 96]]), original_hws=torch.tensor([[50, 96]]))
+        }, image_sizes=torch.tensor([[50, 96]]), original_sizes=torch.tensor([[50, 96]]))
     )[0]  # fmt: skip
     torch.testing.assert_close(together.boxes, alone.boxes, rtol=1e-4, atol=1e-3)
     assert torch.equal(together.labels, alone.labels)
@@ -387,7 +387,7 @@ class TestCascade:
         batch = small_batch()
         detector(batch)
         for targets in drawn:
-            given = targets.given & targets.valid
+            given = targets.is_ground_truth & targets.valid
             assert given.sum() == 3
             assert targets.positive[given].all()
             for image in range(2):
@@ -404,7 +404,7 @@ class TestCascade:
         deltas = torch.zeros(len(targets.rois), 1, 4, requires_grad=True)
         none = torch.zeros(0)
         prediction = BoxPrediction(logits=none, deltas=deltas, boxes=targets.rois[:, 1:], class_features=none)
-        refined = detector.refined(stage, prediction, targets, batch)
+        refined = detector.refine_proposals(stage, prediction, targets, batch)
         assert not refined.boxes.requires_grad
         # No deltas: the proposals come back, cut to their images, and neither padding nor ground truth with them.
         assert refined.boxes[0][refined.valid[0]].sort(0).values.tolist() == [[0, 0, 30, 40], [50, 20, 90, 60]]
@@ -422,7 +422,7 @@ class TestCascade:
         found = detector.detect(batch)
         with torch.no_grad():
             pyramid = detector.features(batch)
-            proposals = detector.rpn.propose(detector.rpn(pyramid), batch.image_hws, training=detector.rpn.training)
+            proposals = detector.rpn.propose(detector.rpn(pyramid), batch.image_sizes, training=detector.rpn.training)
             for image, (hw, factor) in enumerate((((64, 90), 2.0), ((50, 96), 1.0))):
                 boxes = proposals.boxes[image][proposals.valid[image]]
                 logits = []
@@ -460,7 +460,7 @@ class TestCascade:
     def test_no_proposal_is_a_normal_case(self, monkeypatch):
         detector = cascade().eval()
         none = Proposals(boxes=torch.zeros(2, 3, 4), scores=torch.zeros(2, 3), valid=torch.zeros(2, 3).bool())
-        monkeypatch.setattr(detector.rpn, "propose", lambda output, image_hws, **_: none)
+        monkeypatch.setattr(detector.rpn, "propose", lambda output, image_sizes, **_: none)
         assert [len(found) for found in detector.detect(small_batch())] == [0, 0]
         losses = detector.train()(small_batch(objects=False))  # no RoI at all
         sum(losses.values()).backward()
@@ -490,7 +490,7 @@ class TestCascade:
 
     def test_the_form_for_devices_gives_the_same_losses(self, monkeypatch):
         plain = cascade().train()(small_batch())
-        monkeypatch.setattr(detector_module, "live_rows", lambda valid: torch.arange(valid.numel()))
+        monkeypatch.setattr(detector_module, "rows_to_compute", lambda valid: torch.arange(valid.numel()))
         detector = cascade().train()
         for pooler in (detector.box_pooler, detector.mask_pooler):
             monkeypatch.setattr(pooler, "_level_by_level", pooler._at_every_level)
@@ -527,7 +527,7 @@ def test_a_stage_without_mask_weight_has_no_mask_head():
         pyramid = detector.features(small_batch())
         rois, labels = torch.tensor([[0.0, 3, 4, 40, 50], [1, 0, 0, 30, 30]]), torch.tensor([1, 4])
         own = detector.stages[1].mask_head(detector.mask_pooler(pyramid, rois), labels).sigmoid()
-        masks, ious = detector.masks_of(ImageFeatures(pyramid), rois, labels)
+        masks, ious = detector.predict_masks(ImageFeatures(pyramid), rois, labels)
         torch.testing.assert_close(masks, own)
         assert ious is None
 
@@ -568,7 +568,7 @@ def test_small_boxes_are_no_detections(monkeypatch):
         torch.nn.init.zeros_(stage.box_head.regressor.weight)  # boxes stay where they are
     boxes = torch.tensor([[[0.0, 0, 30, 40], [50, 20, 55, 60], [10, 10, 60, 16]]]).repeat(2, 1, 1)
     proposals = Proposals(boxes=boxes, scores=torch.ones(2, 3), valid=torch.ones(2, 3).bool())
-    monkeypatch.setattr(detector.rpn, "propose", lambda output, image_hws, **_: proposals)
+    monkeypatch.setattr(detector.rpn, "propose", lambda output, image_sizes, **_: proposals)
     counts = {}
     for size in (None, 0.0, 4.9, 5.0, 6.0, 40.0):
         detector.min_size = size

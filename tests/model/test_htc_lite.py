@@ -64,8 +64,8 @@ def batch_of(*objects: int) -> Batch:
     masks[:, :, 2:8, 2:8] = 255
     return Batch(
         images=images,
-        image_hws=torch.tensor(HWS),
-        original_hws=torch.tensor([(128, 180), (50, 96)]),
+        image_sizes=torch.tensor(HWS),
+        original_sizes=torch.tensor([(128, 180), (50, 96)]),
         image_ids=torch.arange(2),
         boxes=boxes * valid[..., None],
         labels=torch.tensor([[0, 3], [4, 1]]) * valid,
@@ -91,7 +91,9 @@ def run(detector: Detector, batch: Batch, training: bool) -> object:
 
 
 def propose(boxes: Tensor, valid: Tensor) -> Callable[..., Proposals]:
-    return lambda _output, _image_hws, **_: Proposals(boxes=boxes, scores=torch.zeros_like(boxes[..., 0]), valid=valid)
+    return lambda _output, _image_sizes, **_: Proposals(
+        boxes=boxes, scores=torch.zeros_like(boxes[..., 0]), valid=valid
+    )
 
 
 def moved(boxes: Tensor, deltas: Tensor, stds: tuple[float, ...], hws: Tensor) -> Tensor:
@@ -124,8 +126,8 @@ class TestContext:
             calls(last.mask_head) as masks,
         ):
             run(detector, batch_of(2, 1), training)
-        ((coarsest, image_hws), (_, vectors)) = encoded[0]
-        assert image_hws.tolist() == [[64, 90], [50, 96]]  # in pixels of the network, without the padding
+        ((coarsest, image_sizes), (_, vectors)) = encoded[0]
+        assert image_sizes.tolist() == [[64, 90], [50, 96]]  # in pixels of the network, without the padding
         assert torch.equal(coarsest, necks[0][1][-1])
         assert vectors.shape == (2, 16)
         assert (vectors[0] - vectors[1]).abs().max() > 0.01 * vectors.abs().max()
@@ -392,14 +394,14 @@ class TestTsd:
             sides = (rois[:, 2:] - rois[:, :2]).double()
             whole = rois.double() + (0.1 * shifts[0][1].double() * sides).repeat(1, 2)
             assert (whole - rois).abs().median() > 0.1
-            image_hws = torch.tensor(HWS)[targets.rois[:, 0].long()]
-            expected = moved(whole, before[0][1].deltas[:, 0], STDS[t - 1], image_hws)
+            image_sizes = torch.tensor(HWS)[targets.rois[:, 0].long()]
+            expected = moved(whole, before[0][1].deltas[:, 0], STDS[t - 1], image_sizes)
             handed = proposals.valid.flatten()
             assert handed.sum() > 20
             ours = proposals.boxes.flatten(0, 1)
             assert not ours.requires_grad
             torch.testing.assert_close(ours[handed].double(), expected[handed], rtol=1e-4, atol=1e-3)
-            assert torch.equal(handed, targets.valid & ~targets.given)
+            assert torch.equal(handed, targets.valid & ~targets.is_ground_truth)
             assert torch.isin(ours[handed], torch.tensor([0.0, 64, 90, 50, 96])).any()  # some were cut
 
     @pytest.mark.parametrize("classifier", [SEESAW, CROSS_ENTROPY])
@@ -412,16 +414,16 @@ class TestTsd:
         predictions = [seen[0][1] for seen in (one, two, three)]
         rois = three[0][0][1]
         image = rois[:, 0].long()
-        image_hws = torch.tensor(HWS)[image]
+        image_sizes = torch.tensor(HWS)[image]
         for t in (1, 2):
             before, seen = predictions[t - 1], (one, two, three)[t][0][0][1]
-            expected = moved(before.boxes, before.deltas[:, 0], STDS[t - 1], image_hws)
+            expected = moved(before.boxes, before.deltas[:, 0], STDS[t - 1], image_sizes)
             torch.testing.assert_close(seen[:, 1:].double(), expected, rtol=1e-4, atol=1e-3)
         mean = sum(p.logits.double() for p in predictions) / 3
         scores = mean.softmax(1)[:, :CLASSES]
         if classifier == SEESAW:  # C classes, then object and background
             scores = mean[:, :CLASSES].softmax(1) * mean[:, CLASSES:].softmax(1)[:, :1]
-        boxes = moved(predictions[2].boxes, predictions[2].deltas[:, 0], STDS[2], image_hws)
+        boxes = moved(predictions[2].boxes, predictions[2].deltas[:, 0], STDS[2], image_sizes)
         for i, factor in ((0, 2.0), (1, 1.0)):
             rows, labels = ((scores > 1e-4) & (image == i).unsqueeze(1)).nonzero().T
             kept = batched_nms(boxes[rows].float(), scores[rows, labels].float(), labels, 0.5)[:40]
@@ -575,8 +577,8 @@ class TestWhole:
         detector = detector_of(WHOLE, *SEESAW)
         found = detector.rpn.propose
 
-        def some(output: RpnOutput, image_hws: Tensor, *, training: bool) -> Proposals:
-            proposals = found(output, image_hws, training=training)
+        def some(output: RpnOutput, image_sizes: Tensor, *, training: bool) -> Proposals:
+            proposals = found(output, image_sizes, training=training)
             return replace(proposals, valid=proposals.valid & (torch.arange(proposals.valid.shape[1]) % 3 > 0))
 
         monkeypatch.setattr(detector.rpn, "propose", some)
@@ -594,7 +596,7 @@ class TestWhole:
         together = run(detector, both, False)[1]
         own = {
             name: getattr(both, name)[1:]
-            for name in ("images", "image_hws", "original_hws", "image_ids", "boxes", "labels", "valid", "masks")
+            for name in ("images", "image_sizes", "original_sizes", "image_ids", "boxes", "labels", "valid", "masks")
         }
         rest = {"mask_frames": both.mask_frames[1:], "absent": both.absent[1:]}
         alone = run(detector, replace(both, **own, **rest), False)[0]
@@ -605,6 +607,6 @@ class TestWhole:
 
 def as_on_devices(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the ways that do not wait for a device to count."""
-    monkeypatch.setattr(detector_module, "live_rows", lambda valid: torch.arange(valid.numel()))
+    monkeypatch.setattr(detector_module, "rows_to_compute", lambda valid: torch.arange(valid.numel()))
     for pooler in (detector.box_pooler, detector.mask_pooler):
         monkeypatch.setattr(pooler, "_level_by_level", pooler._at_every_level)

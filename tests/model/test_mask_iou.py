@@ -67,9 +67,9 @@ def test_recorded_targets_and_loss(recorded, check):
     case, inputs, _, outputs = next(c for c in recorded("head_mask_scoring") if c[0]["name"] == "targets")
     bitmaps, own, rois = inputs["masks"], inputs["assigned"], inputs["proposals"]
     grids, frames = stored(bitmaps, max(bitmaps.shape[1:]))  # a cell is a pixel
-    image_hws = torch.tensor([bitmaps.shape[1:]]).expand(len(own), 2)
+    image_sizes = torch.tensor([bitmaps.shape[1:]]).expand(len(own), 2)
     probabilities, wanted = inputs["mask_logits"].sigmoid(), inputs["mask_targets"]
-    targets = mask_iou_targets(probabilities, wanted, rois, grids[own], frames[own], image_hws)
+    targets = mask_iou_targets(probabilities, wanted, rois, grids[own], frames[own], image_sizes)
     check(case, "iou_targets", targets, outputs["iou_targets"])
     predicted = inputs["predicted_iou"].clone().requires_grad_()
     loss = 0.5 * mask_iou_loss(predicted, targets, torch.ones(len(own), dtype=torch.bool))
@@ -156,8 +156,8 @@ def test_targets_by_hand():
 def test_the_threshold_is_a_probability():
     grid, frame = torch.full((2, 5, 5), 255, dtype=torch.uint8), torch.tensor([[0.0, 0.0, 10.0, 10.0]]).expand(2, 4)
     masks = torch.tensor([0.5, 0.501]).view(2, 1, 1).expand(2, 28, 28)  # logits 0 and 0.004
-    image_hws = torch.tensor([[10, 10]]).expand(2, 2)
-    targets = mask_iou_targets(masks, torch.ones(2, 28, 28), frame, grid, frame, image_hws)
+    image_sizes = torch.tensor([[10, 10]]).expand(2, 2)
+    targets = mask_iou_targets(masks, torch.ones(2, 28, 28), frame, grid, frame, image_sizes)
     torch.testing.assert_close(targets, torch.tensor([0.0, 1.0]), rtol=1e-5, atol=0)
 
 
@@ -211,14 +211,14 @@ def test_shares_of_objects_larger_than_the_grid():
     bitmaps[0, 10:90, 30:130] = torch.rand(80, 100) < 0.6  # at the right and at the bottom; 20 cells of 4 x 5 pixels
     bitmaps[0, [10, 89], 30] = bitmaps[0, 10, 129] = 1
     grids, frames = stored(bitmaps, 20)
-    image_hws = torch.tensor([[90, 130]])
+    image_sizes = torch.tensor([[90, 130]])
     on_cells = torch.tensor([[40.0, 18.0, 85.0, 50.0]])
-    share = share_inside(on_cells, grids, frames, image_hws)
+    share = share_inside(on_cells, grids, frames, image_sizes)
     assert share.item() == pytest.approx(share_of_bitmap(bitmaps[0], on_cells[0].tolist()), rel=2e-3)  # 1/255 a cell
     across = torch.tensor([[42.0, 19.0, 87.0, 53.0]])
-    share = share_inside(across, grids, frames, image_hws)
+    share = share_inside(across, grids, frames, image_sizes)
     assert share.item() == pytest.approx(share_of_bitmap(bitmaps[0], across[0].tolist()), rel=0.03)
-    scaled = [part * 2 for part in (across, frames, image_hws)]
+    scaled = [part * 2 for part in (across, frames, image_sizes)]
     torch.testing.assert_close(share_inside(scaled[0], grids, *scaled[1:]), share)
 
 
@@ -229,24 +229,24 @@ def test_targets_are_overlaps_of_whole_masks():
     grids, frames = stored(bitmap, 112)
     rois = torch.tensor([[18.0, 13.0, 46.0, 41.0]])  # 28 x 28 pixels, so that cells are pixels
     wanted = mask_targets(rois, grids, frames)
-    image_hws = torch.tensor([[64, 96]])
-    ours = mask_iou_targets(torch.ones(1, 28, 28), wanted, rois, grids, frames, image_hws)
+    image_sizes = torch.tensor([[64, 96]])
+    ours = mask_iou_targets(torch.ones(1, 28, 28), wanted, rois, grids, frames, image_sizes)
     overlap = 28 * (41 - 20)
     assert ours.item() == pytest.approx(overlap / (28 * 28 + 28 * 56 - overlap), rel=1e-5)
     masks = torch.rand(1, 28, 28, requires_grad=True)
-    assert not mask_iou_targets(masks, wanted, rois, grids, frames, image_hws).requires_grad
+    assert not mask_iou_targets(masks, wanted, rois, grids, frames, image_sizes).requires_grad
 
 
 def test_empty_slots_have_finite_targets():
     # What a device computes for slots without an object: frames without extent, RoIs and masks of any kind.
     rois = torch.tensor([[0.0, 0.0, 50.0, 60.0], [5.0, 5.0, 5.0, 5.0], [0.0, 0.0, 0.0, 0.0]])
     grids = torch.zeros(3, 12, 12, dtype=torch.uint8)
-    frames, image_hws = torch.zeros(3, 4), torch.tensor([[60, 80], [60, 80], [0, 0]])
+    frames, image_sizes = torch.zeros(3, 4), torch.tensor([[60, 80], [60, 80], [0, 0]])
     wanted = torch.zeros(3, 28, 28)
     for filled in (0.0, 1.0):
         masks = torch.full((3, 28, 28), filled)
-        assert (mask_iou_targets(masks, wanted, rois, grids, frames, image_hws) == 0).all()
-    odd = mask_iou_targets(torch.ones(3, 28, 28), torch.ones(3, 28, 28), rois, grids + 255, frames, image_hws)
+        assert (mask_iou_targets(masks, wanted, rois, grids, frames, image_sizes) == 0).all()
+    odd = mask_iou_targets(torch.ones(3, 28, 28), torch.ones(3, 28, 28), rois, grids + 255, frames, image_sizes)
     assert torch.isfinite(odd).all()
 
 

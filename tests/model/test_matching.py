@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tailseg.model import matching
 from tailseg.model.boxes import pairwise_iou
-from tailseg.model.detector import live_rows
+from tailseg.model.detector import rows_to_compute
 from tailseg.model.matching import IGNORED, NEGATIVE, Matcher, sample
 
 
@@ -148,7 +148,7 @@ def random_matches(seed: int, n: int, positive: float, ignored: float) -> torch.
     n=st.integers(0, 60),
     positive=st.floats(0, 1),
     ignored=st.floats(0, 0.5),
-    slots=st.integers(1, 40),
+    num_samples=st.integers(1, 40),
     share=st.floats(0, 1),
 )
 def test_sample_keeps_its_promises(seed, n, positive, ignored, slots, share):
@@ -185,8 +185,8 @@ def test_sample_is_uniform():
 
 def test_live_rows():
     valid = torch.tensor([[True, False, True], [False, False, True]])
-    assert live_rows(valid).tolist() == [0, 2, 5]
-    assert live_rows(valid[:0]).tolist() == []
+    assert rows_to_compute(valid).tolist() == [0, 2, 5]
+    assert rows_to_compute(valid[:0]).tolist() == []
     # A device is not asked for the number of rows: all are live there.
-    elsewhere = live_rows(valid.to("meta"))
+    elsewhere = rows_to_compute(valid.to("meta"))
     assert (elsewhere.shape, elsewhere.device.type) == ((6,), "meta")

@@ -271,7 +271,7 @@ def test_the_sampler_gets_the_anchors_of_an_object(monkeypatch):
     seen = {}
 
     def remember(matched: Tensor, slots: int, most: int) -> Sampled:
-        seen.update(matched=matched, slots=slots, most=most)
+        seen.update(matched=matched, num_samples=slots, most=most)
         return real(matched, slots, most)
 
     real = rpn_module.sample
@@ -287,8 +287,8 @@ def test_limits_of_proposals(training):
     rpn, output = small_rpn()
     rpn.pre_nms, rpn.post_nms = {True: 50, False: 20}, {True: 90, False: 30}
     rpn.train(training)
-    image_hws = torch.tensor([[64, 96], [40, 90]])
-    proposals = rpn.propose(output, image_hws, training=rpn.training)
+    image_sizes = torch.tensor([[64, 96], [40, 90]])
+    proposals = rpn.propose(output, image_sizes, training=rpn.training)
     assert proposals.boxes.shape == (2, 90 if training else 30, 4)
     assert not proposals.boxes.requires_grad
     for image in range(2):
@@ -297,7 +297,7 @@ def test_limits_of_proposals(training):
         assert valid.any()
         assert torch.equal(valid, torch.arange(len(valid)) < valid.sum())  # best first, unused slots last
         assert (scores.diff() <= 0).all()
-        limits = torch.tensor([*image_hws[image].flip(0), *image_hws[image].flip(0)])
+        limits = torch.tensor([*image_sizes[image].flip(0), *image_sizes[image].flip(0)])
         assert (boxes >= 0).all()
         assert (boxes <= limits).all()
         assert (boxes[:, 2:] > boxes[:, :2]).all()

@@ -81,7 +81,7 @@ def some_targets(classes: int = 3) -> RoITargets:
         labels=torch.where(positive, torch.arange(12) % classes, classes),
         positive=positive,
         valid=valid,
-        given=torch.zeros(12, dtype=torch.bool),
+        is_ground_truth=torch.zeros(12, dtype=torch.bool),
         objects=torch.zeros(12, dtype=torch.int64),
         boxes=torch.where(positive.unsqueeze(1), moved, boxes),
     )
@@ -167,7 +167,7 @@ def recorded_targets(recorded):
         labels=torch.where(positive, labels, 5),
         positive=positive,
         valid=torch.ones_like(positive),
-        given=torch.zeros_like(positive),
+        is_ground_truth=torch.zeros_like(positive),
         objects=torch.zeros(rows, dtype=torch.int64),
         boxes=torch.cat([boxes, rois[positives:, 1:]]),
     )

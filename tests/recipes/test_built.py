@@ -22,8 +22,8 @@ def batch() -> Batch:
     side = 30
     return Batch(
         images=torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8),
-        image_hws=torch.full((2, 2), 64),
-        original_hws=torch.full((2, 2), 128),
+        image_sizes=torch.full((2, 2), 64),
+        original_sizes=torch.full((2, 2), 128),
         image_ids=torch.tensor([1, 2]),
         boxes=torch.tensor([[[4.0, 4, 40, 40], [30, 30, 60, 60]], [[0, 0, 0, 0], [0, 0, 0, 0]]]),
         labels=torch.tensor([[0, 4], [0, 0]]),

@@ -316,8 +316,8 @@ def scene() -> Batch:
     sizes = torch.tensor([[96, 128], [92, 120]])
     return Batch(
         images=torch.randint(0, 256, (2, 3, 96, 128), dtype=torch.uint8, generator=generator),
-        image_hws=sizes,
-        original_hws=2 * sizes,
+        image_sizes=sizes,
+        original_sizes=2 * sizes,
         image_ids=torch.arange(2),
         boxes=boxes,
         labels=torch.randint(0, CLASSES, (2, 4), generator=generator),
@@ -370,7 +370,7 @@ def detections(detector: Detector, recipe: Recipe) -> list[Detections]:
     batch, views = scene(), views_of(recipe.test)
     if not views:
         return detector.detect(batch)
-    pictures = [pixels[:, :h, :w] for pixels, (h, w) in zip(batch.images, batch.image_hws.tolist(), strict=True)]
+    pictures = [pixels[:, :h, :w] for pixels, (h, w) in zip(batch.images, batch.image_sizes.tolist(), strict=True)]
     twice = [picture.repeat_interleave(2, 1).repeat_interleave(2, 2) for picture in pictures]
     arrays = [picture.permute(1, 2, 0).contiguous().numpy() for picture in twice]
     return [detect_views(detector, array, views) for array in arrays]

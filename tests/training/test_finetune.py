@@ -265,10 +265,10 @@ def test_the_result_is_a_model_like_any_other(data: DataSplits, model: Model, tm
     assert data.val is not None
     batch = collate([DetectionDataset(data.val, recipe_transform(recipe), drop_empty=False, mask_grid=28)[0]])
     rois = torch.tensor([[0.0, 3, 4, 40, 50], [0, 10, 10, 30, 20]])
-    boxes, scores = ours.detector.scored(ours.detector.seen(batch), rois, batch.image_hws)
-    expected_boxes, first = alone.scored(alone.seen(batch), rois, batch.image_hws)
+    boxes, scores = ours.detector.predict_boxes(ours.detector.extract_features(batch), rois, batch.image_sizes)
+    expected_boxes, first = alone.predict_boxes(alone.extract_features(batch), rois, batch.image_sizes)
     stage = ours.detector.stages[0]
-    features = ours.detector.seen(batch).pool(ours.detector.box_pooler)(rois).flatten(1)
+    features = ours.detector.extract_features(batch).pool(ours.detector.box_pooler)(rois).flatten(1)
     second = stage.second_branch.classification.scores(stage.second_branch(features))[:, :-1]
     torch.testing.assert_close(boxes, expected_boxes, rtol=0, atol=0)
     torch.testing.assert_close(scores, (first + second) / 2)
@@ -296,10 +296,11 @@ def test_copies_leave_the_scores_of_the_model_as_they_are(
     assert isinstance(ours.stages[0].box_head, TsdBoxHead if "row-6" in kind else BoxHead)
     batch = collate([run.dataset[0], run.dataset[1]])
     with torch.no_grad():
-        proposals = plain.rpn.propose(plain.rpn(plain.features(batch)), batch.image_hws, training=plain.rpn.training)
+        proposals = plain.rpn.propose(plain.rpn(plain.features(batch)), batch.image_sizes, training=plain.rpn.training)
         rois = torch.cat([torch.cat([torch.full((20, 1), float(i)), proposals.boxes[i]], dim=1) for i in range(2)])
         (boxes, scores), (their_boxes, their_scores) = (
-            detector.scored(detector.seen(batch), rois, batch.image_hws) for detector in (ours, plain)
+            detector.predict_boxes(detector.extract_features(batch), rois, batch.image_sizes)
+            for detector in (ours, plain)
         )
     assert bits(boxes) == bits(their_boxes)
     assert bits(scores) == bits(their_scores)

@@ -119,8 +119,8 @@ def scene(step: int, kind: str) -> Batch:
     sizes = torch.tensor([128, 128]).expand(4, 2)
     return Batch(
         images=torch.randint(0, 256, (4, 3, 128, 128), dtype=torch.uint8, generator=generator),
-        image_hws=sizes,
-        original_hws=sizes,
+        image_sizes=sizes,
+        original_sizes=sizes,
         image_ids=torch.arange(4),
         boxes=boxes,
         labels=torch.randint(0, CLASSES, (4, OBJECTS), generator=generator),
@@ -177,7 +177,7 @@ def steps(folder: Path, data: Path, devices: int) -> None:
     splits, results = open_source(str(data)), {}
     for kind in KINDS:
         run = Run(fabric, recipe, splits, folder / kind, 0)
-        run.detector.rpn.propose = lambda _output, image_hws, **_: same_proposals(image_hws)
+        run.detector.rpn.propose = lambda _output, image_sizes, **_: same_proposals(image_sizes)
         results[kind] = watch(run)
         run.start(resume=False)
         for step in range(STEPS):

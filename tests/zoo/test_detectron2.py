@@ -224,8 +224,8 @@ def batch_of(image: Tensor) -> Batch:
     sizes = torch.tensor([image.shape[1:]])
     return Batch(
         images=image[None],
-        image_hws=sizes,
-        original_hws=sizes,
+        image_sizes=sizes,
+        original_sizes=sizes,
         image_ids=torch.zeros(1, dtype=torch.int64),
         boxes=torch.zeros(1, 1, 4),
         labels=torch.zeros(1, 1, dtype=torch.int64),

@@ -89,8 +89,8 @@ def batch_of(images: list[Tensor], sizes: list[tuple[int, int]], **truth: Tensor
     }
     return Batch(
         images=torch.stack([F.pad(i, (0, width - i.shape[2], 0, height - i.shape[1])) for i in images]),
-        image_hws=torch.tensor([i.shape[1:] for i in images]),
-        original_hws=torch.tensor(sizes),
+        image_sizes=torch.tensor([i.shape[1:] for i in images]),
+        original_sizes=torch.tensor(sizes),
         image_ids=torch.arange(n),
         **(empty | truth),
     )
@@ -114,7 +114,7 @@ class TestRecordedTestRun:
     def test_pixels_and_pyramid(self, run, check):
         case, outputs, batch, _, detector = run
         with torch.no_grad():
-            check(case, "tensor", detector.normalized(batch.images, batch.image_hws), outputs["tensor"])
+            check(case, "tensor", detector.normalized(batch.images, batch.image_sizes), outputs["tensor"])
             for i, features in enumerate(detector.features(batch), start=2):
                 check(case, f"p{i}", features, outputs[f"p{i}"])
                 expected = outputs[f"p{i}"]
@@ -124,7 +124,7 @@ class TestRecordedTestRun:
     def test_proposals(self, run):
         case, outputs, batch, pyramid, detector = run
         with torch.no_grad():
-            found = detector.rpn.propose(detector.rpn(pyramid), batch.image_hws, training=detector.rpn.training)
+            found = detector.rpn.propose(detector.rpn(pyramid), batch.image_sizes, training=detector.rpn.training)
         rows, columns = matched_rows(found.boxes[0], outputs["proposals"], PIXELS)
         assert found.valid.all()
         assert len(rows) >= case["tolerance"]["proposals"]["share"] * 1000
@@ -138,7 +138,9 @@ class TestRecordedTestRun:
         for stage in detector.stages:
             stage.box_head.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
         with torch.no_grad():
-            (boxes,), (scores,), (labels,) = detector._detect_boxes(ImageFeatures(pyramid), proposals, batch.image_hws)
+            (boxes,), (scores,), (labels,) = detector._detect_boxes(
+                ImageFeatures(pyramid), proposals, batch.image_sizes
+            )
         self.assert_detections(outputs, boxes, scores, labels, "boxes")
         tolerance = case["tolerance"]
         if len(seen) == 1:
@@ -168,7 +170,7 @@ class TestRecordedTestRun:
         kept = case["settings"]["masks_kept"]
         with torch.no_grad():
             rois, labels = with_image(outputs["boxes"][:kept]), outputs["labels"][:kept]
-            masks, _ = detector.masks_of(ImageFeatures(pyramid), rois, labels)
+            masks, _ = detector.predict_masks(ImageFeatures(pyramid), rois, labels)
         assert (masks - outputs["mask_probs"]).abs().max() <= MASKS
 
     def test_end_to_end(self, run):
@@ -257,7 +259,7 @@ class TestRecordedTrainingStep:
         )
         monkeypatch.setattr(rpn_module, "sample", recorded_anchors)
         monkeypatch.setattr(box_head_module, "sample", evenly)
-        monkeypatch.setattr(detector.rpn, "propose", lambda output, image_hws, **_: proposals)
+        monkeypatch.setattr(detector.rpn, "propose", lambda output, image_sizes, **_: proposals)
         return detector.train()
 
     @staticmethod
@@ -321,7 +323,7 @@ class TestRecordedTrainingStep:
 
     def test_the_form_for_devices_gives_the_same(self, run, batch, detector, monkeypatch):
         _, _, _, outputs = run
-        monkeypatch.setattr(detector_module, "live_rows", lambda valid: torch.arange(valid.numel()))
+        monkeypatch.setattr(detector_module, "rows_to_compute", lambda valid: torch.arange(valid.numel()))
         for pooler in (detector.box_pooler, detector.mask_pooler):
             monkeypatch.setattr(pooler, "_level_by_level", pooler._at_every_level)
         losses = detector(batch)

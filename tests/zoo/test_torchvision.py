@@ -84,8 +84,8 @@ def batch_of(picture: Tensor) -> Batch:
     height, width = picture.shape[1:]
     return Batch(
         images=nn.functional.pad(picture, (0, -width % 32, 0, -height % 32))[None],
-        image_hws=torch.tensor([[height, width]]),
-        original_hws=torch.tensor([[height, width]]),
+        image_sizes=torch.tensor([[height, width]]),
+        original_sizes=torch.tensor([[height, width]]),
         image_ids=torch.zeros(1, dtype=torch.int64),
         boxes=torch.zeros(1, 1, 4),
         labels=torch.zeros(1, 1, dtype=torch.int64),
@@ -117,7 +117,7 @@ def test_same_features_proposals_and_detections(norm, tmp_path):
         for own, their in zip(features, pyramid.values(), strict=True):
             assert (own - their).abs().max() <= FEATURES * their.abs().max()
         own = ours.detector.rpn.propose(
-            ours.detector.rpn(features), batch.image_hws, training=ours.detector.rpn.training
+            ours.detector.rpn(features), batch.image_sizes, training=ours.detector.rpn.training
         )
     assert int(own.valid.sum()) == len(proposals)
     # Those whose scores agree to six digits may change places, so each looks for its partner.

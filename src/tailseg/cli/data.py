@@ -15,7 +15,7 @@ from tailseg.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tailseg.data.diagnosis.dataset_report import Checkup
+    from tailseg.data.diagnosis.dataset_report import DatasetReport
     from tailseg.data.importers.writer import Part
 
 EXAMPLES = 4  # of a finding on the terminal
@@ -67,45 +67,45 @@ def data_check(
     rare_max, common_max = resolved.data.rare_max, resolved.data.common_max
     splits = open_source(data, rare_max=rare_max, common_max=common_max, show=not quiet, look_for_images=False)
     with progress_bar("looking at images", file_steps(splits), show=not quiet) as advance:
-        checkup = check_data(data, splits, resolved, advance)
-    for table in check_tables(checkup):
+        report = check_data(data, splits, resolved, advance)
+    for table in check_tables(report):
         print_table(table)
-    typer.echo(f"To begin: {checkup.suggestion['command']}\n  ({checkup.suggestion['reason']})")
+    typer.echo(f"To begin: {report.suggestion['command']}\n  ({report.suggestion['reason']})")
     if json is not None:
-        json.write_bytes(orjson.dumps(checkup.as_json(), option=orjson.OPT_INDENT_2))
+        json.write_bytes(orjson.dumps(report.as_json(), option=orjson.OPT_INDENT_2))
     if page is not None:
         from tailseg.visualize.dataset_page import write_page
 
         assert splits.train is not None
-        write_page(checkup, splits.train, page)
-    if not checkup.usable():
-        first = checkup.findings[0]
+        write_page(report, splits.train, page)
+    if not report.usable():
+        first = report.findings[0]
         raise UserError(f"{data}: cannot be trained on: {first.count} {first.what} ({first.split}); {first.fix}")
 
 
-def check_tables(checkup: Checkup) -> list[Table]:
-    """The checkup for a terminal: counts, classes by frequency, resolution and sampling, findings."""
+def check_tables(report: DatasetReport) -> list[Table]:
+    """The report for a terminal: counts, classes by frequency, resolution and sampling, findings."""
     from rich.markup import escape
     from rich.table import Table
 
     counts = Table(title="Data")
     counts.add_column("")
-    for split in checkup.splits:
+    for split in report.splits:
         counts.add_column(split, justify="right")
-    for key in checkup.splits["train"]:
-        counts.add_row(key.replace("_", " "), *(f"{row[key]:,}" for row in checkup.splits.values()))
+    for key in report.splits["train"]:
+        counts.add_row(key.replace("_", " "), *(f"{row[key]:,}" for row in report.splits.values()))
 
     groups = Table(title="Classes by training images")
     for head in ("", "classes", "train objects", "val objects"):
         groups.add_column(head, justify="right" if head else "left")
-    for name, row in checkup.groups.items():
+    for name, row in report.groups.items():
         groups.add_row(name, *(f"{value:,}" for value in row.values()))
 
-    scale, sampling, memory = checkup.scale, checkup.sampling, checkup.memory
+    scale, sampling, memory = report.scale, report.sampling, report.memory
     under = ", ".join(f"{scale[f'under_{side}']:.1%} under {side}" for side in (8, 16, 32))
-    ranked = [row.train_images for row in checkup.classes]
+    ranked = [row.train_images for row in report.classes]
     curve = ", ".join(f"{ranked[int(share * (len(ranked) - 1))]:,}" for share in (0, 0.25, 0.5, 0.75, 1))
-    recipe = Table(title=f"With {checkup.recipe}", show_header=False)
+    recipe = Table(title=f"With {report.recipe}", show_header=False)
     rows = {
         "long tail": f"{curve} training images (most frequent class, quartiles, rarest)",
         "object sides": f"median {scale['median_side']:.0f} pixels in {scale['short_edge']:g} x "
@@ -125,13 +125,13 @@ def check_tables(checkup: Checkup) -> list[Table]:
     for head in ("", "split", "number", "what", "fix"):
         findings.add_column(head, justify="right" if head == "number" else "left")
     colours = {"error": "red", "warning": "yellow", "note": "dim"}
-    for finding in checkup.findings:
+    for finding in report.findings:
         shown = ", ".join(shorten(text, 100, placeholder=" ...") for text in finding.examples[:EXAMPLES])
         shown += ", ..." if len(finding.examples) > EXAMPLES else ""
         what = finding.what + (f": {shown}" if shown else "")
         severity = f"[{colours[finding.severity]}]{finding.severity}[/]"
         findings.add_row(severity, finding.split, f"{finding.count:,}", escape(what), escape(finding.fix))
-    return [counts, groups, recipe, *([findings] if checkup.findings else [])]
+    return [counts, groups, recipe, *([findings] if report.findings else [])]
 
 
 @data_app.command("convert")

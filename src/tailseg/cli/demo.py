@@ -195,7 +195,7 @@ def _annotated(annotations: Annotations) -> dict[int, _Objects]:
         rows = annotations.rows(image)
         if len(rows) == 0:
             continue
-        height, width = annotations.image_hws[image].tolist()
+        height, width = annotations.image_sizes[image].tolist()
         masks = [_decode(annotations.segmentation(row), height, width) for row in rows]
         truth[image] = _Objects(annotations.boxes[rows], annotations.labels[rows], np.stack(masks))
     return truth
@@ -217,7 +217,7 @@ def _best_detections(annotations: Annotations, path: Path, truth: dict[int, _Obj
             rows[image].append(row)
     best = {}
     for image, kept in rows.items():
-        height, width = annotations.image_hws[image].tolist()
+        height, width = annotations.image_sizes[image].tolist()
         boxes = np.array([row["bbox"] for row in kept], np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         ids = np.array([row["category_id"] for row in kept], np.int64)

@@ -133,7 +133,7 @@ class DetectionDataset(Dataset[Sample]):
         self.mask_grid = mask_grid
         self.instaboost = instaboost
         self.with_objects = with_objects
-        hws = annotations.image_hws
+        hws = annotations.image_sizes
         kept = np.ones(len(annotations), np.bool_)
         if drop_empty:
             starts = np.concatenate([[0], np.cumsum(annotations.trained)])[annotations.first_annotation]
@@ -156,7 +156,7 @@ class DetectionDataset(Dataset[Sample]):
         """
         index, seed = item if isinstance(item, tuple) else (item, 0)
         position = int(self.image_indices[index])
-        height, width = self.annotations.image_hws[position].tolist()
+        height, width = self.annotations.image_sizes[position].tolist()
         objects = self._objects(position)
         chance = self.instaboost.chance(seed) if self.instaboost is not None and len(objects) > 0 else None
         reduction = 1 if chance is not None else self.transform.reduction((height, width), seed)
@@ -186,7 +186,7 @@ class DetectionDataset(Dataset[Sample]):
         """The pixels in the orientation that the annotations were made in, reduced or (if no JPEG) whole."""
         path = self.annotations.image_path(position)
         decoded, reduced = _decode(path, reduction)
-        height, width = self.annotations.image_hws[position].tolist()
+        height, width = self.annotations.image_sizes[position].tolist()
         image = to_rgb(decoded, path, upright=True)
         true_h, true_w = image.shape[0] * reduced, image.shape[1] * reduced
         if (true_h, true_w) == (height, width):
@@ -202,7 +202,7 @@ class DetectionDataset(Dataset[Sample]):
         """The objects of an image, as annotated, boxes clipped to it."""
         annotations = self.annotations
         rows = annotations.rows(position) if self.with_objects else np.zeros(0, np.int64)
-        height, width = annotations.image_hws[position].tolist()
+        height, width = annotations.image_sizes[position].tolist()
         return Objects(
             boxes=clip_boxes(torch.from_numpy(annotations.boxes[rows]), (height, width)).numpy(),
             labels=annotations.labels[rows],

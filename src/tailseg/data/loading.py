@@ -41,8 +41,8 @@ def collate(samples: list[Sample], divisor: int = 32) -> Batch:
         flags[: len(sample.instances)] = True
     return Batch(
         images=images,
-        image_hws=torch.tensor(hws),
-        original_hws=torch.tensor([s.original_hw for s in samples]),
+        image_sizes=torch.tensor(hws),
+        original_sizes=torch.tensor([s.original_hw for s in samples]),
         image_ids=torch.tensor([s.image_id for s in samples]),
         boxes=_padded([s.instances.boxes for s in samples], rows),
         labels=_padded([s.instances.labels for s in samples], rows),

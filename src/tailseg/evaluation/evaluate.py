@@ -127,7 +127,7 @@ def evaluate(
 
 def _whole_picture(batch: Batch) -> Image:
     """The picture (H, W, 3) of a batch of one, as the file has it."""
-    height, width = batch.original_hws[0].tolist()
+    height, width = batch.original_sizes[0].tolist()
     if batch.images.shape != (1, 3, height, width):
         received = f"{tuple(batch.images.shape[2:])} for a file of {(height, width)}"
         raise ValueError(f"views are made of images as the files have them; received one of {received}")

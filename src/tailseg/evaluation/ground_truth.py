@@ -73,12 +73,12 @@ def ground_truth_of(
     judged[objects.image, objects.category] = True
     known = Known(
         image_ids=annotations.image_ids[order],
-        image_hws=annotations.image_hws[order],
+        image_sizes=annotations.image_sizes[order],
         category_ids=category_ids,
         judged=judged,
     )
     dataset = COCO.from_arrays(
-        [_scored_image(i, known.image_hws[i], absent[i], not_exhaustive[i]) for i in range(len(order))],
+        [_scored_image(i, known.image_sizes[i], absent[i], not_exhaustive[i]) for i in range(len(order))],
         [{"id": label + 1, "name": category.name} for label, category in enumerate(annotations.categories)],
         objects.image + 1,
         objects.category + 1,
@@ -97,7 +97,7 @@ def ground_truth_of(
 
 
 def _run_lengths(annotations: Annotations, of_row: NDArray[np.int64]) -> NDArray[np.object_]:
-    hws = annotations.image_hws.tolist()
+    hws = annotations.image_sizes.tolist()
     codes = (run_lengths(annotations.segmentation(row), tuple(hws[i])) for row, i in enumerate(of_row.tolist()))
     return np.fromiter(codes, dtype=object, count=len(of_row))
 

@@ -38,7 +38,7 @@ class Known:
     """The parts of an annotation file that rows are checked against; rows name images and classes by id."""
 
     image_ids: NDArray[np.int64]  # (I,) ascending
-    image_hws: NDArray[np.int64]  # (I, 2) pixels
+    image_sizes: NDArray[np.int64]  # (I, 2) pixels
     category_ids: NDArray[np.int64]  # (K,) ascending
     judged: NDArray[np.bool_]  # (I, K) the class was annotated in the image, or verified absent
 
@@ -49,7 +49,7 @@ class Known:
 
     def codes_at(self, images: NDArray[np.int64], counts: NDArray[np.object_]) -> list[Any]:
         """Run lengths of masks in the images at these positions, as run-length codes."""
-        sizes = self.image_hws.tolist()  # shared: one list an image, not one a mask
+        sizes = self.image_sizes.tolist()  # shared: one list an image, not one a mask
         return [{"size": sizes[i], "counts": c} for i, c in zip(images.tolist(), counts.tolist(), strict=True)]
 
 
@@ -290,18 +290,18 @@ class Rows:
                 raise UserError(f"{place} is {_short(row[key])}, expected {expected}")
         raise UserError(f"{self.source}: {key} must be {expected} in every row")
 
-    def masks(self, image_hws: NDArray[np.int64]) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
+    def masks(self, image_sizes: NDArray[np.int64]) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
         """The segmentations' run lengths (polygons are rasterised), and their areas in pixels."""
         try:
             masks = [row["segmentation"] for row in self.rows]
             sizes = np.asarray([mask["size"] for mask in masks]).reshape(-1, 2)
             counts = [mask["counts"] for mask in masks]
-            sound = sizes.dtype.kind == "i" and bool((sizes == image_hws).all())
+            sound = sizes.dtype.kind == "i" and bool((sizes == image_sizes).all())
         except (KeyError, TypeError, ValueError):
             sound = not self.rows
         if not sound:  # polygons, or a fault to be named
             masks = []
-            for index, (row, image_hw) in enumerate(zip(self.rows, image_hws.tolist(), strict=True)):
+            for index, (row, image_hw) in enumerate(zip(self.rows, image_sizes.tolist(), strict=True)):
                 if "segmentation" not in row:
                     raise UserError(f"{self.place(index)} has no 'segmentation'; score boxes alone or add masks")
                 masks.append(_to_rle(row["segmentation"], image_hw, self._mask_place(index)))
@@ -336,7 +336,7 @@ def _columns(rows: Rows, known: Known, with_boxes: bool, with_box_scores: bool, 
     judged = known.judged[image, category]
     counts = areas = None
     if with_masks:
-        counts, areas = rows.masks(known.image_hws[image])
+        counts, areas = rows.masks(known.image_sizes[image])
         counts[~judged] = None
     return ResultColumns(
         images=image,

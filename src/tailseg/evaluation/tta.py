@@ -70,11 +70,11 @@ def detect_views(detector: Detector, picture: Image, views: Sequence[View]) -> D
         Detections on the detector's device, in pixels of the picture, best score first. The detector's `min_size`, if
         it has one, is in these pixels too.
     """
-    tour = Tour(detector, picture, views)
-    proposals = pooled(tour.each(ViewSeen.proposals), detector.rpn.nms_iou, detector.rpn.post_nms[False])
+    cache = ViewCache(detector, picture, views)
+    proposals = pooled(cache.each(ViewFeatures.proposals), detector.rpn.nms_iou, detector.rpn.post_nms[False])
     # The means of all boxes and classes get no name, under which they would wait for the last round to end.
-    boxes, scores, labels, _ = detector.best(*tour.mean(lambda seen: seen.scored(proposals)))
-    masks, *ious = tour.mean(lambda seen: seen.masks(boxes, labels))
+    boxes, scores, labels, _ = detector.select_detections(*cache.mean(lambda seen: seen.predict_boxes(proposals)))
+    masks, *ious = cache.mean(lambda seen: seen.masks(boxes, labels))
     return Detections(
         image_hw=(picture.shape[0], picture.shape[1]),
         boxes=boxes.float(),
@@ -101,7 +101,7 @@ def pooled(proposals: Sequence[tuple[Tensor, Tensor]], iou: float, limit: int) -
     return boxes[kept[:limit]]
 
 
-class ViewSeen:
+class ViewFeatures:
     """A view with what the heads get to see of it, and what the detector says of boxes in it.
 
     Boxes come and go in pixels of the picture and in float64: there and back, coordinates are the same float32 as
@@ -115,30 +115,30 @@ class ViewSeen:
 
     def __init__(self, detector: Detector, batch: Batch, mirrored: bool) -> None:
         self.detector = detector
-        self.image_hws, self.picture_hws = batch.image_hws, batch.original_hws  # (1, 2) each
+        self.image_sizes, self.picture_hws = batch.image_sizes, batch.original_sizes  # (1, 2) each
         self.mirrored = mirrored
-        self.features = detector.seen(batch)
+        self.features = detector.extract_features(batch)
 
     def proposals(self) -> tuple[Tensor, Tensor]:
         """The RPN's boxes (P, 4) and scores (P,), best first."""
         rpn = self.detector.rpn
-        found = rpn.propose(rpn(self.features.pyramid), self.image_hws, training=False)
+        found = rpn.propose(rpn(self.features.pyramid), self.image_sizes, training=False)
         return self._onto_picture(found.boxes[found.valid]), found.scores[found.valid]
 
-    def scored(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_boxes(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Refine and classify boxes (K, 4) in all stages: boxes (K, 1 or C, 4) and scores (K, C)."""
-        decoded, scores = self.detector.scored(self.features, self._rois(boxes), self.image_hws)
+        decoded, scores = self.detector.predict_boxes(self.features, self._rois(boxes), self.image_sizes)
         return self._onto_picture(decoded), scores
 
     def masks(self, boxes: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         """Probabilities (n, 28, 28) over boxes (n, 4) of classes (n,), and if the detector judges masks, IoU (n,)."""
-        masks, ious = self.detector.masks_of(self.features, self._rois(boxes), labels)
+        masks, ious = self.detector.predict_masks(self.features, self._rois(boxes), labels)
         masks = masks.flip(-1) if self.mirrored else masks
         return (masks,) if ious is None else (masks, ious)
 
     def _rois(self, boxes: Tensor) -> Tensor:
         """Boxes (K, 4) of the picture as RoIs (K, 5) float32 in the view."""
-        inside = boxes * _sides(self.image_hws) / _sides(self.picture_hws)
+        inside = boxes * _sides(self.image_sizes) / _sides(self.picture_hws)
         if self.mirrored:
             self._mirror(inside)
         return torch.cat([inside.new_zeros(len(inside), 1), inside], dim=1).float()
@@ -150,12 +150,12 @@ class ViewSeen:
             self._mirror(boxes)
         # Not by their quotient: it would be rounded, and a box at the edge would come back a little off it.
         boxes *= _sides(self.picture_hws)
-        boxes /= _sides(self.image_hws)
+        boxes /= _sides(self.image_sizes)
         return boxes
 
     def _mirror(self, boxes: Tensor) -> None:
         """Exchange left and right of boxes (..., 4) of the view, in place; the padding is no part of it."""
-        boxes[..., 0::2] = self.image_hws[0, 1] - boxes[..., [2, 0]]
+        boxes[..., 0::2] = self.image_sizes[0, 1] - boxes[..., [2, 0]]
 
 
 def _sides(hws: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ def _sides(hws: Tensor) -> Tensor:
     return hws.flip(1).repeat(1, 2)[0]
 
 
-class Tour:
+class ViewCache:
     """Rounds through the views of a picture, each beginning with the view that the last one ended with.
 
     Args:
@@ -175,13 +175,13 @@ class Tour:
         # The largest first: in memory that was theirs, others find room.
         self.order = sorted(views, key=lambda view: -view.long_edge)
         self.at: View | None = None
-        self.seen: ViewSeen | None = None
+        self.seen: ViewFeatures | None = None
 
-    def each(self, ask: Callable[[ViewSeen], tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    def each(self, ask: Callable[[ViewFeatures], tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
         """Call ``ask`` for every view; returns its results."""
         return [ask(self._go_to(view)) for view in self._round()]
 
-    def mean(self, ask: Callable[[ViewSeen], tuple[Tensor, ...]]) -> list[Tensor]:
+    def mean(self, ask: Callable[[ViewFeatures], tuple[Tensor, ...]]) -> list[Tensor]:
         """The means over the views of the tensors that ``ask`` gives."""
         sums: list[Tensor] = []
         for view in self._round():
@@ -204,7 +204,7 @@ class Tour:
         self.order.reverse()
         return order
 
-    def _go_to(self, view: View) -> ViewSeen:
+    def _go_to(self, view: View) -> ViewFeatures:
         """The view's maps, computed unless they are there."""
         if self.seen is None or view is not self.at:
             self.seen = None  # before there are others
@@ -212,7 +212,7 @@ class Tour:
             if device.type == "cpu":
                 _return_freed_memory()
             batch = batch_of(self.picture, view.transform, self.detector.divisor)
-            self.seen = ViewSeen(self.detector, batch.to(device), view.mirrored)
+            self.seen = ViewFeatures(self.detector, batch.to(device), view.mirrored)
             self.at = view
         return self.seen
 

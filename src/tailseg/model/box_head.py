@@ -27,8 +27,8 @@ class RoITargets:
     rois: Tensor  # (R, 5): image, x1, y1, x2, y2
     labels: Tensor  # (R,) int64 in [0, C], C = background
     positive: Tensor  # (R,) bool
-    valid: Tensor  # (R,) bool, False in slots that could not be filled
-    given: Tensor  # (R,) bool: the RoI is a ground-truth box, put among the proposals
+    valid: Tensor  # (R,) bool, False in rows that could not be filled
+    is_ground_truth: Tensor  # (R,) bool: the RoI is a ground-truth box, put among the proposals
     objects: Tensor  # (R,) int64 position in the batch's flattened (B·G) objects; 0 where not positive
     boxes: Tensor  # (R, 4) box of that object; the RoI itself where not positive
 
@@ -39,15 +39,15 @@ class RoISampler(nn.Module):
     Args:
         matcher: thresholds of the assignment.
         num_classes: C.
-        slots: RoIs an image.
+        num_samples: RoIs an image.
         max_positive: most positives among them.
     """
 
-    def __init__(self, matcher: Matcher, num_classes: int, *, slots: int, max_positive: int) -> None:
+    def __init__(self, matcher: Matcher, num_classes: int, *, num_samples: int, max_positive: int) -> None:
         super().__init__()
         self.matcher = matcher
         self.num_classes = num_classes
-        self.slots = slots
+        self.num_samples = num_samples
         self.max_positive = max_positive
 
     @torch.no_grad()
@@ -55,18 +55,18 @@ class RoISampler(nn.Module):
         """Sample among the proposals and the ground-truth boxes (B, G, 4) themselves, which are put in front."""
         candidates = torch.cat([boxes, proposals.boxes], dim=1)
         usable = torch.cat([valid, proposals.valid], dim=1)
-        drawn = sample(self.matcher(candidates, usable, boxes, valid), self.slots, self.max_positive)
-        batch, slots = drawn.index.shape
+        drawn = sample(self.matcher(candidates, usable, boxes, valid), self.num_samples, self.max_positive)
+        batch, num_samples = drawn.index.shape
         rois = candidates.gather(1, drawn.index.unsqueeze(2).expand(-1, -1, 4))
         own_boxes = boxes.gather(1, drawn.matched.unsqueeze(2).expand(-1, -1, 4))
         image = torch.arange(batch, device=boxes.device).unsqueeze(1)
         positive = drawn.positive
         return RoITargets(
-            rois=torch.cat([image.expand(-1, slots).unsqueeze(2).to(rois), rois], dim=2).flatten(0, 1),
+            rois=torch.cat([image.expand(-1, num_samples).unsqueeze(2).to(rois), rois], dim=2).flatten(0, 1),
             labels=torch.where(positive, labels.gather(1, drawn.matched), self.num_classes).flatten(),
             positive=positive.flatten(),
             valid=drawn.valid.flatten(),
-            given=(drawn.index < boxes.shape[1]).flatten(),
+            is_ground_truth=(drawn.index < boxes.shape[1]).flatten(),
             objects=torch.where(positive, drawn.matched + image * boxes.shape[1], 0).flatten(),
             boxes=torch.where(positive.unsqueeze(2), own_boxes, rois).flatten(0, 1),
         )

@@ -73,9 +73,9 @@ def decode(boxes: Tensor, deltas: Tensor, stds: Stds) -> Tensor:
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
-def clip(boxes: Tensor, image_hws: Tensor) -> Tensor:
-    """Boxes (B, ..., 4) clipped to their images of size ``image_hws`` (B, 2) (height, width)."""
-    limits = image_hws.flip(-1).repeat(1, 2).to(boxes.dtype)  # (B, 4): w, h, w, h
+def clip(boxes: Tensor, image_sizes: Tensor) -> Tensor:
+    """Boxes (B, ..., 4) clipped to their images of size ``image_sizes`` (B, 2) (height, width)."""
+    limits = image_sizes.flip(-1).repeat(1, 2).to(boxes.dtype)  # (B, 4): w, h, w, h
     limits = limits.view(-1, *([1] * (boxes.dim() - 2)), 4)
     return torch.minimum(boxes.clamp(min=0), limits)
 
@@ -171,7 +171,7 @@ def _keep_in_one_call(boxes: Tensor, scores: Tensor, valid: Tensor, level_sizes:
     return keep & valid
 
 
-def best_per_class(
+def multiclass_nms(
     boxes: Tensor, scores: Tensor, *, score_threshold: float, iou: float, limit: int, min_size: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The ``limit`` best (box, class) pairs of an image after NMS within each class (spec, section 24).

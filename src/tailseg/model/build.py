@@ -97,7 +97,7 @@ def _build_stage(recipe: Recipe, stage: StageRecipe, num_classes: int, statistic
             hidden_layers=len(box_head.class_layers),
             **of_classes,
         )
-    sampler = RoISampler(matcher, num_classes, slots=box.rois, max_positive=box.max_positive)
+    sampler = RoISampler(matcher, num_classes, num_samples=box.rois, max_positive=box.max_positive)
     return Stage(
         sampler,
         box_head,

@@ -57,12 +57,12 @@ class ContextEncoder(nn.Module):
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.constant_(self.classifier.bias, RARE_PRIOR)
 
-    def forward(self, coarsest: Tensor, image_hws: Tensor, stride: int = 64) -> tuple[Tensor, Tensor]:
+    def forward(self, coarsest: Tensor, image_sizes: Tensor, stride: int = 64) -> tuple[Tensor, Tensor]:
         """Predict the classes in the images, and the context vectors for their RoIs.
 
         Args:
             coarsest: (B, channels, h, w), the pyramid's last level.
-            image_hws: (B, 2) int, pixels, sizes before padding.
+            image_sizes: (B, 2) int, pixels, sizes before padding.
             stride: pixels from one cell of the level to the next.
 
         Returns:
@@ -76,7 +76,7 @@ class ContextEncoder(nn.Module):
             for number in range(len(self.convs)):
                 hidden = F.relu(self._convolve(number, hidden), inplace=True)
         with torch.autocast(hidden.device.type, enabled=False):
-            context = mean_inside(hidden.to(self.classifier.weight.dtype), image_hws, stride)
+            context = mean_inside(hidden.to(self.classifier.weight.dtype), image_sizes, stride)
             return self.classifier(context), context
 
     def _convolve(self, number: int, x: Tensor) -> Tensor:
@@ -110,19 +110,19 @@ class ContextEncoder(nn.Module):
         return (entropies * known).sum() / known.sum().clamp(min=1)
 
 
-def mean_inside(maps: Tensor, image_hws: Tensor, stride: int) -> Tensor:
+def mean_inside(maps: Tensor, image_sizes: Tensor, stride: int) -> Tensor:
     """Mean (B, channels) of maps (B, channels, h, w) over the cells whose centre lies in the image or on its border.
 
     So the vector depends on the image and not on the padding that the other images of its batch bring about. The border
     counts since an image of 32·k pixels needs no padding, and for odd k its last cell at stride 64 is centred there.
-    The first row and column always count. ``image_hws`` is (B, 2) in pixels.
+    The first row and column always count. ``image_sizes`` is (B, 2) in pixels.
     """
 
     def inside(cells: int, extent: Tensor) -> Tensor:
         index = torch.arange(cells, device=maps.device)
         return (index == 0) | (stride * (2 * index + 1) <= 2 * extent.unsqueeze(1))
 
-    rows, columns = (inside(cells, image_hws[:, i]) for i, cells in enumerate(maps.shape[2:]))
+    rows, columns = (inside(cells, image_sizes[:, i]) for i, cells in enumerate(maps.shape[2:]))
     weights = (rows.unsqueeze(2) & columns.unsqueeze(1)).to(maps.dtype)
     return (maps * weights.unsqueeze(1)).sum(dim=(2, 3)) / weights.sum(dim=(1, 2)).unsqueeze(1)
 

@@ -19,7 +19,7 @@ from tailseg.model import box_head as box_heads
 from tailseg.model import mask_head as mask_heads
 from tailseg.model.backbone import Backbone
 from tailseg.model.box_head import BoxHead, BoxPrediction, ClassBranch, RoISampler, RoITargets
-from tailseg.model.boxes import best_per_class, clip
+from tailseg.model.boxes import clip, multiclass_nms
 from tailseg.model.context import ContextEncoder
 from tailseg.model.fpg import FPG
 from tailseg.model.fpn import FPN
@@ -125,11 +125,11 @@ class Detector(nn.Module):
         """Named scalar losses of a step; their sum is the objective."""
         pyramid = self.features(batch)
         anchors = self.rpn(pyramid)
-        losses = self.rpn.loss(anchors, batch.image_hws, batch.boxes, batch.valid)
-        proposals = self.rpn.propose(anchors, batch.image_hws, training=True)
+        losses = self.rpn.loss(anchors, batch.image_sizes, batch.boxes, batch.valid)
+        proposals = self.rpn.propose(anchors, batch.image_sizes, training=True)
         context = None
         if self.context is not None:
-            present, context = self.context(pyramid[-1], batch.image_hws)
+            present, context = self.context(pyramid[-1], batch.image_sizes)
             loss = self.context.loss(present, batch.labels, batch.valid, batch.absent)
             losses["context"] = loss * self.context_weight
         features = ImageFeatures(pyramid, context)
@@ -139,24 +139,24 @@ class Detector(nn.Module):
             prediction = stage.box_head(features.pool(self.box_pooler), targets.rois, targets.valid)
             own = {k: v * stage.weight for k, v in stage.box_head.loss(prediction, targets).items()}
             if stage.mask_head is not None:
-                own |= self._mask_losses(stage, stage.mask_head, features, targets, batch, judged=last)
+                own |= self._mask_losses(stage, stage.mask_head, features, targets, batch, with_mask_iou=last)
             losses |= own if len(self.stages) == 1 else {f"stage{number}.{k}": v for k, v in own.items()}
             if not last:
-                proposals = self.refined(stage, prediction, targets, batch)
+                proposals = self.refine_proposals(stage, prediction, targets, batch)
         return losses
 
     @torch.no_grad()
     def detect(self, batch: Batch) -> list[Detections]:
         """Detections of each image, in pixels of the image file, best score first."""
-        features = self.seen(batch)
-        proposals = self.rpn.propose(self.rpn(features.pyramid), batch.image_hws, training=False)
-        boxes, scores, labels = self._detect_boxes(features, proposals, batch.image_hws)
+        features = self.extract_features(batch)
+        proposals = self.rpn.propose(self.rpn(features.pyramid), batch.image_sizes, training=False)
+        boxes, scores, labels = self._detect_boxes(features, proposals, batch.image_sizes)
         counts = [len(found) for found in labels]
         rois = torch.cat([torch.cat([b.new_full((len(b), 1), i), b], dim=1) for i, b in enumerate(boxes)])
-        all_masks, ious = self.masks_of(features, rois, torch.cat(labels))
+        all_masks, ious = self.predict_masks(features, rois, torch.cat(labels))
         masks = all_masks.split(counts)
         mask_scores = None if ious is None else (torch.cat(scores) * ious).split(counts)
-        factors = (batch.original_hws / batch.image_hws).flip(1).repeat(1, 2).to(rois)
+        factors = (batch.original_sizes / batch.image_sizes).flip(1).repeat(1, 2).to(rois)
         return [
             Detections(
                 image_hw=(int(hw[0]), int(hw[1])),
@@ -166,23 +166,23 @@ class Detector(nn.Module):
                 masks=masks[i],
                 mask_scores=None if mask_scores is None else mask_scores[i],
             )
-            for i, hw in enumerate(batch.original_hws.tolist())
+            for i, hw in enumerate(batch.original_sizes.tolist())
         ]
 
-    def seen(self, batch: Batch) -> ImageFeatures:
+    def extract_features(self, batch: Batch) -> ImageFeatures:
         """Compute the features that the heads pool from: P2..P6 and, if there is a context encoder, its vectors."""
         pyramid = self.features(batch)
-        context = None if self.context is None else self.context(pyramid[-1], batch.image_hws)[1]
+        context = None if self.context is None else self.context(pyramid[-1], batch.image_sizes)[1]
         return ImageFeatures(pyramid, context)
 
     def features(self, batch: Batch) -> list[Tensor]:
         """P2..P6 of the batch, channels_last."""
-        return list(self.neck(self.backbone(self.normalized(batch.images, batch.image_hws))))
+        return list(self.neck(self.backbone(self.normalized(batch.images, batch.image_sizes))))
 
-    def normalized(self, images: Tensor, image_hws: Tensor) -> Tensor:
+    def normalized(self, images: Tensor, image_sizes: Tensor) -> Tensor:
         """(B, 3, H, W) float32 with mean 0 and deviation 1; 0 in the padding."""
-        rows = torch.arange(images.shape[2], device=images.device) < image_hws[:, :1]
-        columns = torch.arange(images.shape[3], device=images.device) < image_hws[:, 1:]
+        rows = torch.arange(images.shape[2], device=images.device) < image_sizes[:, :1]
+        columns = torch.arange(images.shape[3], device=images.device) < image_sizes[:, 1:]
         inside = (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
         pixels = images.float().contiguous(memory_format=torch.channels_last)
         return torch.where(inside, (pixels - self.pixel_mean) / self.pixel_std, 0.0)
@@ -191,11 +191,11 @@ class Detector(nn.Module):
         return cast("Iterator[Stage]", iter(self.stages))
 
     @torch.no_grad()
-    def refined(self, stage: Stage, prediction: BoxPrediction, targets: RoITargets, batch: Batch) -> Proposals:
+    def refine_proposals(self, stage: Stage, prediction: BoxPrediction, targets: RoITargets, batch: Batch) -> Proposals:
         """The next stage's proposals: this stage's RoIs moved by what it says, without the objects put among them."""
         shape = (len(batch), -1)
-        boxes = clip(stage.box_head.decode(prediction).view(*shape, 4), batch.image_hws)
-        valid = (targets.valid & ~targets.given).view(shape)
+        boxes = clip(stage.box_head.decode(prediction).view(*shape, 4), batch.image_sizes)
+        valid = (targets.valid & ~targets.is_ground_truth).view(shape)
         return Proposals(boxes=boxes, scores=torch.zeros_like(boxes[..., 0]), valid=valid)
 
     def _mask_losses(
@@ -206,18 +206,18 @@ class Detector(nn.Module):
         targets: RoITargets,
         batch: Batch,
         *,
-        judged: bool,
+        with_mask_iou: bool,
     ) -> dict[str, Tensor]:
-        """Losses of the positives' own masks and, if ``judged``, of what the mask-IoU head thinks of them.
+        """Losses of the positives' own masks and, if ``with_mask_iou``, of what the mask-IoU head thinks of them.
 
-        Positives come first, so only the first slots can hold any.
+        Positives come first, so only the first rows of an image can hold any.
         """
-        front = min(stage.sampler.max_positive, stage.sampler.slots)
-        slots = targets.positive.shape[0] // len(batch)
-        could = targets.positive.clone().view(len(batch), slots)[:, :front]
-        offsets = torch.arange(len(batch), device=could.device).unsqueeze(1) * slots
+        front = min(stage.sampler.max_positive, stage.sampler.num_samples)
+        num_samples = targets.positive.shape[0] // len(batch)
+        could = targets.positive.clone().view(len(batch), num_samples)[:, :front]
+        offsets = torch.arange(len(batch), device=could.device).unsqueeze(1) * num_samples
         positions = (offsets + torch.arange(could.shape[1], device=could.device)).flatten()
-        rows = positions[live_rows(could)]
+        rows = positions[rows_to_compute(could)]
         weights = targets.positive[rows]
         labels = torch.where(weights, targets.labels[rows], 0)
         rois = targets.rois[rows]
@@ -227,30 +227,32 @@ class Detector(nn.Module):
         grids, frames = batch.masks.flatten(0, 1)[objects], batch.mask_frames.flatten(0, 1)[objects]
         goal = mask_targets(rois[:, 1:], grids, frames)
         losses = {"mask": mask_loss(logits, goal, weights) * stage.mask_weight}
-        if judged and self.mask_iou is not None:
+        if with_mask_iou and self.mask_iou is not None:
             masks = logits.sigmoid()
-            image_hws = batch.image_hws[rois[:, 0].long()]
-            wanted = mask_iou_targets(masks, goal, rois[:, 1:], grids, frames, image_hws)
+            image_sizes = batch.image_sizes[rois[:, 0].long()]
+            wanted = mask_iou_targets(masks, goal, rois[:, 1:], grids, frames, image_sizes)
             loss = mask_iou_loss(self.mask_iou(seen, masks, labels), wanted, weights)
             losses["mask_iou"] = loss * self.mask_iou_weight
         return losses
 
     def _detect_boxes(
-        self, features: ImageFeatures, proposals: Proposals, image_hws: Tensor
+        self, features: ImageFeatures, proposals: Proposals, image_sizes: Tensor
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Boxes (n, 4) in network pixels, scores (n,) and labels (n,) of each image."""
-        slots = proposals.valid.shape[1]
-        rows = live_rows(proposals.valid)
-        image, valid = rows // slots, proposals.valid.flatten()[rows]
+        num_samples = proposals.valid.shape[1]
+        rows = rows_to_compute(proposals.valid)
+        image, valid = rows // num_samples, proposals.valid.flatten()[rows]
         boxes = proposals.boxes.flatten(0, 1)[rows]
-        decoded, scores = self.scored(features, torch.cat([image.unsqueeze(1).to(boxes), boxes], dim=1), image_hws)
+        decoded, scores = self.predict_boxes(
+            features, torch.cat([image.unsqueeze(1).to(boxes), boxes], dim=1), image_sizes
+        )
         found: list[tuple[Tensor, ...]] = []
-        for i in range(len(image_hws)):
+        for i in range(len(image_sizes)):
             own = (image == i) & valid
-            found.append(self.best(decoded[own], scores[own]))
+            found.append(self.select_detections(decoded[own], scores[own]))
         return [f[0] for f in found], [f[1] for f in found], [f[2] for f in found]
 
-    def scored(self, features: ImageFeatures, rois: Tensor, image_hws: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_boxes(self, features: ImageFeatures, rois: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
         """RoIs (K, 5) through all stages: their boxes (K, 1 or C, 4), clipped, and their class scores (K, C)."""
         image = rois[:, 0].long()
         all_logits, second_logits = [], []
@@ -259,7 +261,7 @@ class Detector(nn.Module):
             all_logits.append(prediction.logits)
             if stage.second_branch is not None:
                 second_logits.append(stage.second_branch(prediction.class_features))
-            decoded = clip(stage.box_head.decode(prediction), image_hws[image])
+            decoded = clip(stage.box_head.decode(prediction), image_sizes[image])
             if number < len(self.stages):
                 rois = torch.cat([rois[:, :1], decoded[:, 0]], dim=1)
         # Not the scores but the logits of the stages are averaged, and turned into scores once; of two branches, the
@@ -270,9 +272,9 @@ class Detector(nn.Module):
             scores = (scores + second) / 2
         return decoded, scores[:, :-1]
 
-    def best(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The detections of an image among boxes (K, 1 or C, 4) with scores (K, C): see `best_per_class`."""
-        return best_per_class(
+    def select_detections(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The detections of an image among boxes (K, 1 or C, 4) with scores (K, C): see `multiclass_nms`."""
+        return multiclass_nms(
             boxes,
             scores,
             score_threshold=self.score_threshold,
@@ -281,7 +283,7 @@ class Detector(nn.Module):
             min_size=self.min_size,
         )
 
-    def masks_of(self, features: ImageFeatures, rois: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def predict_masks(self, features: ImageFeatures, rois: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Probabilities (n, 28, 28) of each RoI's own class, averaged over the mask heads, and their IoU (n,)."""
         seen = features.pool(self.mask_pooler)(rois)
         heads = [stage.mask_head for stage in self._stages() if stage.mask_head is not None]
@@ -289,7 +291,7 @@ class Detector(nn.Module):
         return masks, None if self.mask_iou is None else self.mask_iou(seen, masks, labels).clamp(0, 1)
 
 
-def live_rows(valid: Tensor) -> Tensor:
+def rows_to_compute(valid: Tensor) -> Tensor:
     """Positions (K,) of the True entries of ``valid`` (any shape, flattened), for work that a row costs dearly.
 
     On CPU only the True ones. On a device all of them: their number would have to be waited for, so the caller

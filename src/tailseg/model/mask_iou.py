@@ -79,7 +79,7 @@ class MaskIouHead(nn.Module):
 
 @torch.no_grad()
 def mask_iou_targets(
-    masks: Tensor, targets: Tensor, rois: Tensor, grids: Tensor, frames: Tensor, image_hws: Tensor
+    masks: Tensor, targets: Tensor, rois: Tensor, grids: Tensor, frames: Tensor, image_sizes: Tensor
 ) -> Tensor:
     """IoU of each predicted mask with the whole mask of its object, which may reach beyond the RoI.
 
@@ -92,12 +92,12 @@ def mask_iou_targets(
         rois: (M, 4) RoIs, xyxy in pixels.
         grids: (M, S, S) uint8 masks of the matched objects (see `Instances`).
         frames: (M, 4) rectangles that the grids cover, in pixels.
-        image_hws: (M, 2) pixels, size of each RoI's image without padding.
+        image_sizes: (M, 2) pixels, size of each RoI's image without padding.
 
     Returns:
         (M,) in [0, 1], in the dtype of ``frames``; 0 where the masks share no cell.
     """
-    shares = share_inside(rois, grids, frames, image_hws)
+    shares = share_inside(rois, grids, frames, image_sizes)
     predicted, wanted = masks > THRESHOLD, targets > 0.5
     overlap = (predicted & wanted).sum(dim=(1, 2))
     whole = wanted.sum(dim=(1, 2)) / (shares + EPS)
@@ -105,7 +105,7 @@ def mask_iou_targets(
     return overlap / (predicted.sum(dim=(1, 2)) + whole - overlap).clamp(min=0.5)
 
 
-def share_inside(rois: Tensor, grids: Tensor, frames: Tensor, image_hws: Tensor) -> Tensor:
+def share_inside(rois: Tensor, grids: Tensor, frames: Tensor, image_sizes: Tensor) -> Tensor:
     """ρ: the share of an object's area in its image that lies inside the RoI.
 
     As in the original the RoI's corners are truncated to whole pixels, and it has at least one pixel. Only what lies in
@@ -116,7 +116,7 @@ def share_inside(rois: Tensor, grids: Tensor, frames: Tensor, image_hws: Tensor)
         rois: (M, 4) xyxy in pixels.
         grids: (M, S, S) uint8 coverage.
         frames: (M, 4) xyxy in pixels, what the whole grids cover; without extent in padding.
-        image_hws: (M, 2) pixels.
+        image_sizes: (M, 2) pixels.
 
     Returns:
         (M,) in [0, 1], in the dtype of ``frames``; 0 where the image shows nothing of the object.
@@ -125,7 +125,7 @@ def share_inside(rois: Tensor, grids: Tensor, frames: Tensor, image_hws: Tensor)
     steps = torch.arange(side + 1, device=frames.device)
     cell = (frames[:, 2:] - frames[:, :2]) / side
     edges = frames[:, :2, None] + cell.unsqueeze(2) * steps  # (M, 2, S + 1): x, y
-    limit = image_hws.flip(1).unsqueeze(2).to(frames.dtype)
+    limit = image_sizes.flip(1).unsqueeze(2).to(frames.dtype)
     edges = edges.clamp(min=0).minimum(limit)  # a cell beyond the image shrinks to nothing
     low, high = edges[..., :-1], edges[..., 1:]
     corners = rois.to(frames.dtype).trunc()

@@ -75,7 +75,7 @@ class Matcher:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Sampled:
-    """A fixed number S of priors an image: positives first, then negatives, then unused slots."""
+    """A fixed number S of priors an image: positives first, then negatives, then unused rows."""
 
     index: Tensor  # (B, S) int64, position among the priors
     matched: Tensor  # (B, S) int64, the object of a positive, 0 elsewhere
@@ -83,15 +83,15 @@ class Sampled:
     valid: Tensor  # (B, S) bool: positive or negative; False where priors ran out
 
 
-def sample(matched: Tensor, slots: int, max_positive: int) -> Sampled:
-    """Draw up to ``slots`` priors an image uniformly, at most ``max_positive`` of them positive.
+def sample(matched: Tensor, num_samples: int, max_positive: int) -> Sampled:
+    """Draw up to ``num_samples`` priors an image uniformly, at most ``max_positive`` of them positive.
 
     Args:
         matched: (B, N) from `Matcher`.
-        slots: S.
+        num_samples: S.
         max_positive: most positives; what they leave is filled with negatives.
     """
-    slots = min(slots, matched.shape[1])
+    num_samples = min(num_samples, matched.shape[1])
     is_positive, is_negative = matched >= 0, matched == NEGATIVE
     lottery = torch.rand(matched.shape, device=matched.device)
     keys = torch.where(is_positive, lottery, -1.0)
@@ -100,7 +100,7 @@ def sample(matched: Tensor, slots: int, max_positive: int) -> Sampled:
     priority = torch.where(is_negative, lottery, -1.0).scatter(1, winners, torch.where(drawn >= 0, 2 + drawn, -1.0))
     # A slot won by a key of -1 is not a positive: give negatives among such winners their lottery ticket back.
     priority = torch.where(is_negative, lottery, priority)
-    rank, index = priority.topk(slots, dim=1)
+    rank, index = priority.topk(num_samples, dim=1)
     positive = rank >= 2
     own = torch.where(positive, matched.gather(1, index), 0)
     return Sampled(index=index, matched=own, positive=positive, valid=rank >= 0)

@@ -83,7 +83,7 @@ class RPN(nn.Module):
         self.fitted_strides = fitted_strides
         self.size_divisor = size_divisor
         self.matcher = Matcher(positive_iou=0.7, negative_iou=0.3, low_quality_iou=0.3)
-        self.slots, self.max_positive = 256, 128
+        self.num_samples, self.max_positive = 256, 128
 
     def forward(self, pyramid: Sequence[Tensor]) -> RpnOutput:
         """Score and adjust all anchors of P2..P6, (B, channels, h, w) each."""
@@ -122,18 +122,18 @@ class RPN(nn.Module):
         hidden = F.relu(self.conv(features), inplace=True)
         return self.objectness(hidden), self.deltas(hidden)
 
-    def loss(self, output: RpnOutput, image_hws: Tensor, boxes: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    def loss(self, output: RpnOutput, image_sizes: Tensor, boxes: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """``rpn_objectness`` and ``rpn_box``: sums over sampled anchors divided by their number.
 
         Args:
             output: from `forward`.
-            image_hws: (B, 2) sizes before padding.
+            image_sizes: (B, 2) sizes before padding.
             boxes: (B, G, 4) ground truth.
             valid: (B, G) bool.
         """
-        usable = self.trained_anchors(output, image_hws)
+        usable = self.trained_anchors(output, image_sizes)
         matched = self.matcher(output.anchors.unsqueeze(0), usable, boxes, valid)
-        drawn = sample(matched, self.slots, self.max_positive)
+        drawn = sample(matched, self.num_samples, self.max_positive)
         negative = drawn.valid & ~drawn.positive
         total = (drawn.positive.sum(1).clamp(min=1) + negative.sum(1).clamp(min=1)).sum()
 
@@ -151,12 +151,12 @@ class RPN(nn.Module):
             "rpn_box": (distance * drawn.positive).sum() / total,
         }
 
-    def trained_anchors(self, output: RpnOutput, image_hws: Tensor) -> Tensor:
+    def trained_anchors(self, output: RpnOutput, image_sizes: Tensor) -> Tensor:
         """(B, A) bool: anchors whose cell lies in the image padded to a multiple of `size_divisor`.
 
         With `inside_image` they also lie wholly in the image itself, their right and lower edges short of its own.
         """
-        padded = (image_hws + self.size_divisor - 1) // self.size_divisor * self.size_divisor
+        padded = (image_sizes + self.size_divisor - 1) // self.size_divisor * self.size_divisor
         parts = []
         for (h, w), (stride_h, stride_w) in zip(output.grid_hws, output.stride_hws, strict=True):
             rows = torch.arange(h, device=padded.device) * stride_h < padded[:, :1]
@@ -166,16 +166,16 @@ class RPN(nn.Module):
         trained = torch.cat(parts, dim=1)
         if self.inside_image:
             x1, y1, x2, y2 = output.anchors.unbind(1)
-            trained &= (x1 >= 0) & (y1 >= 0) & (x2 < image_hws[:, 1:]) & (y2 < image_hws[:, :1])
+            trained &= (x1 >= 0) & (y1 >= 0) & (x2 < image_sizes[:, 1:]) & (y2 < image_sizes[:, :1])
         return trained
 
     @torch.no_grad()
-    def propose(self, output: RpnOutput, image_hws: Tensor, *, training: bool) -> Proposals:
+    def propose(self, output: RpnOutput, image_sizes: Tensor, *, training: bool) -> Proposals:
         """The best boxes of each image: top of each level, NMS within the level, best over all levels.
 
         Args:
             output: from `forward`.
-            image_hws: (B, 2) sizes before padding.
+            image_sizes: (B, 2) sizes before padding.
             training: as many as in training, not as at test time.
         """
         scores = output.logits.sigmoid()
@@ -190,7 +190,7 @@ class RPN(nn.Module):
             top_scores.append(best)
             sizes.append(kept)
             start = stop
-        boxes = clip(torch.cat(top_boxes, dim=1), image_hws)
+        boxes = clip(torch.cat(top_boxes, dim=1), image_sizes)
         merged = torch.cat(top_scores, dim=1)
         valid = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
         keep = keep_within_levels(boxes, merged, valid, sizes, self.nms_iou)

@@ -159,8 +159,8 @@ class Frozen:
 
     def _stages(self, batch: Batch) -> Iterator[ClassInputs]:
         detector = self.detector
-        features = detector.seen(batch)
-        proposals = detector.rpn.propose(detector.rpn(features.pyramid), batch.image_hws, training=True)
+        features = detector.extract_features(batch)
+        proposals = detector.rpn.propose(detector.rpn(features.pyramid), batch.image_sizes, training=True)
         for number, stage in enumerate(_stages(detector), start=1):
             targets = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid)
             prediction = stage.box_head(features.pool(detector.box_pooler), targets.rois, targets.valid)
@@ -169,7 +169,7 @@ class Frozen:
             seen = seen.bfloat16() if self.bf16 else seen
             yield ClassInputs(features=seen, labels=targets.labels, valid=targets.valid)
             if number < len(detector.stages):
-                proposals = detector.refined(stage, prediction, targets, batch)
+                proposals = detector.refine_proposals(stage, prediction, targets, batch)
 
 
 @contextmanager

@@ -11,13 +11,13 @@ from markupsafe import Markup
 from tailseg.visualize.charts import INK, new_figure, to_svg
 
 COLOUR = "#3a87c8"
-ERRORS = {
-    "Cls": "wrong class",
-    "Loc": "badly placed",
-    "Both": "both",
-    "Dupe": "found twice",
-    "Bkg": "nothing there",
-    "Miss": "not found",
+ERRORS = {  # TIDE's kinds of errors
+    "Cls": "right place, wrong class",
+    "Loc": "right class, badly placed",
+    "Both": "wrong class and badly placed",
+    "Dupe": "object found twice",
+    "Bkg": "background taken for an object",
+    "Miss": "object not found",
 }
 
 
@@ -38,7 +38,7 @@ def frequency_chart(kind: str, bins: Sequence[Mapping[str, Any]], per_category: 
 def error_chart(kind: str, errors: Mapping[str, Any]) -> Markup:
     """AP50 that each kind of error costs, as bars."""
     with new_figure() as (figure, axes):
-        axes.bar(list(ERRORS.values()), [100 * errors["delta_ap"][name] for name in ERRORS], color=COLOUR)
+        axes.bar(list(ERRORS), [100 * errors["delta_ap"][name] for name in ERRORS], color=COLOUR)
         axes.set_ylabel("AP50 lost (points)")
         axes.tick_params(axis="x", labelsize=8)
         return to_svg(figure, f"errors-{kind}", "AP50 lost by kind of error")

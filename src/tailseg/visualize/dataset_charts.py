@@ -6,18 +6,18 @@ import numpy as np
 from markupsafe import Markup
 
 from tailseg.data.annotations.annotations import Annotations
-from tailseg.data.diagnosis.dataset_report import GROUPS, Checkup, object_sides
+from tailseg.data.diagnosis.dataset_report import GROUPS, DatasetReport, object_sides
 from tailseg.data.diagnosis.mask_checks import image_of_rows
 from tailseg.visualize.charts import add_legend, new_figure, to_svg
 
 GROUP_COLOURS = {"r": "#d55e00", "c": "#b58900", "f": "#3a87c8"}
 
 
-def tail_chart(checkup: Checkup) -> Markup:
+def tail_chart(report: DatasetReport) -> Markup:
     """Training images against the rank of the class, coloured by frequency group."""
     with new_figure() as (figure, axes):
-        counts = np.array([row.train_images for row in checkup.classes], dtype=np.float64)
-        groups = np.array([row.frequency for row in checkup.classes])
+        counts = np.array([row.train_images for row in report.classes], dtype=np.float64)
+        groups = np.array([row.frequency for row in report.classes])
         for key, name in reversed(GROUPS.items()):
             ranks = np.flatnonzero(groups == key)
             if len(ranks):
@@ -30,9 +30,9 @@ def tail_chart(checkup: Checkup) -> Markup:
         return to_svg(figure, "tail", "Bars of the training images of each class, from frequent to rare.")
 
 
-def size_chart(checkup: Checkup, train: Annotations) -> Markup:
+def size_chart(report: DatasetReport, train: Annotations) -> Markup:
     """Histogram of object sides at the recipe's resolution."""
-    sides = object_sides(train, int(checkup.scale["short_edge"]), int(checkup.scale["long_edge"]))
+    sides = object_sides(train, int(report.scale["short_edge"]), int(report.scale["long_edge"]))
     with new_figure() as (figure, axes):
         if len(sides):
             axes.hist(sides.clip(min=1), bins=np.geomspace(1, max(sides.max(), 2), 40).tolist(), color="#009e73")
@@ -43,10 +43,10 @@ def size_chart(checkup: Checkup, train: Annotations) -> Markup:
         return to_svg(figure, "sizes", "Histogram of the sides of training objects.")
 
 
-def repeat_chart(checkup: Checkup) -> Markup:
+def repeat_chart(report: DatasetReport) -> Markup:
     """Repeat factors of the classes, by rank."""
     with new_figure() as (figure, axes):
-        axes.plot([row.repeat_factor for row in checkup.classes], color="#cc79a7", lw=2)
+        axes.plot([row.repeat_factor for row in report.classes], color="#cc79a7", lw=2)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("classes by frequency")
         axes.set_ylabel("repeat factor")

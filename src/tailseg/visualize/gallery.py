@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.dataset import read_image
-from tailseg.data.diagnosis.dataset_report import Checkup, ClassRow
+from tailseg.data.diagnosis.dataset_report import ClassRow, DatasetReport
 from tailseg.data.diagnosis.mask_checks import image_of_rows
 from tailseg.errors import UserError
 from tailseg.visualize.colours import PALETTE
@@ -20,13 +20,13 @@ CLASSES_SHOWN, CROPS = 24, 3  # classes, and pictures of each
 CROP_SIDE, MARGIN = 220, 0.35  # pixels of a picture's longer side; surroundings shown, in sides of the box
 
 
-def rarest_classes(checkup: Checkup, train: Annotations) -> Iterator[tuple[ClassRow, list[bytes]]]:
+def rarest_classes(report: DatasetReport, train: Annotations) -> Iterator[tuple[ClassRow, list[bytes]]]:
     """The rarest classes that have objects, the rarest first, each with its largest objects outlined.
 
     Yields:
         Up to 24 classes with up to three JPEG files each; images that cannot be read are left out.
     """
-    rows = sorted((row for row in checkup.classes if row.train_instances), key=lambda row: (row.train_images, row.id))
+    rows = sorted((row for row in report.classes if row.train_instances), key=lambda row: (row.train_images, row.id))
     labels = {category.id: label for label, category in enumerate(train.categories)}
     images = image_of_rows(train)
     real = np.asarray(train.trained)
@@ -68,7 +68,7 @@ def _outlines(train: Annotations, image: int, row: int) -> list[NDArray[np.float
     segmentation = train.segmentation(row)
     if not isinstance(segmentation, bytes):
         return [polygon.astype(np.float64).reshape(-1, 2) for polygon in segmentation]
-    bitmap = rle.decode({"size": train.image_hws[image].tolist(), "counts": segmentation})
+    bitmap = rle.decode({"size": train.image_sizes[image].tolist(), "counts": segmentation})
     found, _ = cv2.findContours(np.ascontiguousarray(bitmap), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     return [line.reshape(-1, 2).astype(np.float64) + 0.5 for line in found]
 

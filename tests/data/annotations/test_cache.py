@@ -47,7 +47,7 @@ def everything(data):
         "images": list(
             zip(data.image_ids, data.file_names, data.coco_urls, map(list, data.neg_category_ids), strict=True)
         ),
-        "sizes": data.image_hws.tolist(),
+        "sizes": data.image_sizes.tolist(),
         "rows": [data.rows(i).tolist() for i in range(len(data))],
         "columns": [getattr(data, k).tolist() for k in ("annotation_ids", "labels", "boxes", "areas", "crowd")],
         "masks": [s if isinstance(s, bytes) else [p.tolist() for p in s] for s in data.segmentations],

@@ -171,7 +171,7 @@ def test_photographs_targets_agree_with_full_bitmaps(shared):
     polygons = {row["id"]: row["segmentation"] for row in rows}  # the decimals as they stand in the file
     wrong, apart = [], []
     for image in range(len(data)):
-        image_hw = tuple(data.image_hws[image].tolist())
+        image_hw = tuple(data.image_sizes[image].tolist())
         for row in data.rows(image):
             box = data.boxes[row]
             if (box[2:] - box[:2]).max() < GRID - 2:

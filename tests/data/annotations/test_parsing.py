@@ -24,7 +24,7 @@ def test_annotations_are_sorted_by_image(tmp_path):
     assert data.annotation_ids.tolist() == [2, 4, 1, 3]
     assert data.labels.tolist() == [2, 0, 0, 1]
     assert data.boxes[0].tolist() == [1, 2, 4.5, 6]
-    assert data.image_hws.tolist() == [[40, 50], [40, 50]]
+    assert data.image_sizes.tolist() == [[40, 50], [40, 50]]
 
 
 def test_filter_counts_what_it_drops(tmp_path):

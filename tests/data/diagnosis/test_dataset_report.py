@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from checked_data import RECIPE, SOUND, SOUND_VAL, checkup, finding, row, write
+from checked_data import RECIPE, SOUND, SOUND_VAL, finding, report, row, write
 
 from tailseg.data.diagnosis.dataset_report import check_data, expected_memory, suggest
 from tailseg.data.sources import open_source
@@ -10,7 +10,7 @@ from tailseg.recipes.resolve import resolve
 def test_numbers_at_the_recipes_resolution(tmp_path):
     """60 x 40 is enlarged 20 times: to 1200 x 800, so sides of 0.3 and 0.7 pixels are 6 and 14."""
     rows = [row(1, 1, (1, 1, 1, 1)), row(2, 2, (1, 1, 4, 4)), *SOUND[2:]]
-    found = checkup(write(tmp_path, rows, SOUND_VAL, sizes={1: (1333, 800), 2: (1333, 800)}))
+    found = report(write(tmp_path, rows, SOUND_VAL, sizes={1: (1333, 800), 2: (1333, 800)}))
     assert (found.scale["under_8"], found.scale["under_16"], found.scale["under_32"]) == (0.5, 0.5, 0.5)
     assert found.scale["median_side"] == pytest.approx((4 + 20 * 300**0.5) / 2)
     assert finding(found, "side under 8 pixels").severity == "warning"
@@ -38,11 +38,11 @@ class Counts:
     """As much of `Annotations` as a suggestion needs."""
 
     def __init__(self, images, short, counts):
-        self.image_hws = np.full((images, 2), short)
+        self.image_sizes = np.full((images, 2), short)
         self.counts = np.array(counts, np.int64)
 
     def __len__(self):
-        return len(self.image_hws)
+        return len(self.image_sizes)
 
     def image_counts(self):
         return self.counts

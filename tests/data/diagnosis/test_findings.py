@@ -2,7 +2,7 @@ import shutil
 
 import numpy as np
 import pytest
-from checked_data import HEIGHT, SOUND, SOUND_VAL, WIDTH, checkup, finding, polygon_of, row, texts, write
+from checked_data import HEIGHT, SOUND, SOUND_VAL, WIDTH, finding, polygon_of, report, row, texts, write
 from PIL import Image
 
 from tailseg.data.annotations.annotations import load_annotations
@@ -12,7 +12,7 @@ from tailseg.data.diagnosis.mask_checks import check_masks
 
 
 def test_a_sound_set_has_nothing_to_remark(tmp_path):
-    found = checkup(write(tmp_path, SOUND, SOUND_VAL))
+    found = report(write(tmp_path, SOUND, SOUND_VAL))
     assert found.findings == ()
     assert found.usable()
     assert found.splits["train"]["images"] == 4
@@ -21,14 +21,14 @@ def test_a_sound_set_has_nothing_to_remark(tmp_path):
 
 def test_classes_without_images(tmp_path):
     rows = [*SOUND, row(5, 1, (30, 1, 9, 9), 3)]
-    found = checkup(write(tmp_path, rows, SOUND_VAL, ("cat", "owl", "seal", "hen")))
+    found = report(write(tmp_path, rows, SOUND_VAL, ("cat", "owl", "seal", "hen")))
     assert finding(found, "without training images").examples == ("hen",)
     assert finding(found, "no validation images").examples == ("seal",)
     assert found.usable()
 
 
 def test_nothing_to_train_on(tmp_path):
-    found = checkup(write(tmp_path, [], SOUND_VAL))
+    found = report(write(tmp_path, [], SOUND_VAL))
     assert not found.usable()
     assert found.findings[0].what == "no annotation to train on"
 
@@ -40,7 +40,7 @@ def test_files_that_are_missing_broken_cut_or_of_another_size(tmp_path):
     (images / "2.png").write_bytes(b"")
     (images / "3.png").write_bytes((images / "3.png").read_bytes()[:-300])
     Image.new("RGB", (WIDTH, HEIGHT + 1)).save(images / "4.png")
-    found = checkup(folder)
+    found = report(folder)
     assert not found.usable()
     assert "'1.png' is not in" in finding(found, "not there").examples[0]
     broken = finding(found, "cannot be read")
@@ -58,7 +58,7 @@ def test_camera_orientation(tmp_path, stated):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "images" / "1.png", exif=exif)
-    found = checkup(folder)
+    found = report(folder)
     assert finding(found, "camera orientation").count == 1
     assert ("annotated as stored" in " ".join(texts(found))) == (stated == "as stored")
     assert found.usable()
@@ -68,7 +68,7 @@ def test_equal_images_within_and_across_splits(tmp_path):
     folder = write(tmp_path, SOUND, SOUND_VAL)
     shutil.copy(folder / "images/1.png", folder / "images/2.png")
     shutil.copy(folder / "images/3.png", folder / "images/11.png")
-    found = checkup(folder)
+    found = report(folder)
     assert finding(found, "in both splits").examples == ("train image 3 (3.png) = val image 11 (11.png)",)
     assert finding(found, "equal content").examples == ("train image 1 (1.png) = train image 2 (2.png)",)
 
@@ -86,7 +86,7 @@ def test_odd_annotations(tmp_path):
         row(12, 3, (1, 1, 0.5, 5)),
         row(13, 4, (20, 5, 9, 9), iscrowd=1),
     ]
-    found = checkup(write(tmp_path, rows, SOUND_VAL))
+    found = report(write(tmp_path, rows, SOUND_VAL))
     assert finding(found, "do not fit their masks").examples == ("annotation 5",)
     assert finding(found, "without a pixel").examples == ("annotation 6",)
     assert finding(found, "repeat another").examples == ("annotation 7",)
@@ -163,7 +163,7 @@ def test_a_file_three_times_is_one_finding(tmp_path):
     folder = write(tmp_path, SOUND, SOUND_VAL)
     for name in ("2", "3", "12"):
         shutil.copy(folder / "images/1.png", folder / f"images/{name}.png")
-    found = checkup(folder)
+    found = report(folder)
     across = finding(found, "in both splits")
     assert across.examples == ("train image 1 (1.png) = val image 12 (12.png) and 2 more",)
     assert "images with equal content" not in texts(found)
@@ -175,12 +175,12 @@ def test_small_images_are_left_out_of_training_only(tmp_path):
         [row(i, i, (1, 1, 9, 9), i % 2 + 1) for i in range(1, 5)],
         [row(i, i + 10, (1, 1, 9, 9), i) for i in (1, 2)],
     )
-    found = checkup(write(tmp_path, rows, val, sizes=sizes))
+    found = report(write(tmp_path, rows, val, sizes=sizes))
     small = finding(found, "images with a side under 32 pixels: left out of training")
     assert (small.severity, small.split, small.examples) == ("note", "train", ("image 1 (1.png)",))
 
 
 def test_images_without_objects_in_each_split(tmp_path):
-    found = checkup(write(tmp_path, SOUND[1:], SOUND_VAL[1:]))
+    found = report(write(tmp_path, SOUND[1:], SOUND_VAL[1:]))
     assert finding(found, "images without objects: left out of training", "train").count == 1
     assert finding(found, "images without objects: used as negatives", "val").count == 1

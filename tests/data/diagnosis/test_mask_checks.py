@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from checked_data import HEIGHT, SOUND, SOUND_VAL, WIDTH, checkup, finding, polygon_of, row, write
+from checked_data import HEIGHT, SOUND, SOUND_VAL, WIDTH, finding, polygon_of, report, row, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
@@ -23,7 +23,7 @@ def test_masks_turned_by_90_degrees(tmp_path, turn):
 
     boxes = [(4, 6, 25, 8), (35, 20, 20, 11), (10, 25, 6, 14)]
     rows = [row(i, 1, box, segmentation=[polygon_of(turned(box))]) for i, box in enumerate(boxes, start=10)]
-    found = checkup(write(tmp_path, [*SOUND[1:], *rows, row(20, 1, (2, 2, 9, 9))], SOUND_VAL))
+    found = report(write(tmp_path, [*SOUND[1:], *rows, row(20, 1, (2, 2, 9, 9))], SOUND_VAL))
     assert finding(found, "turned by 90 degrees").examples == ("image 1 (1.png)",)
     assert len(found.findings) == 1 or all("masks" not in f.what or "turned" in f.what for f in found.findings)
 
@@ -38,7 +38,7 @@ def test_the_turned_masks_of_real_lvis_images(shared, tmp_path):
 def test_masks_and_boxes_of_an_image_with_swapped_sides(tmp_path):
     """Boxes follow the masks, and both fit only an image of 40 x 60."""
     box = (5, 30, 20, 28)
-    found = checkup(write(tmp_path, [*SOUND[1:], row(10, 1, box)], SOUND_VAL))
+    found = report(write(tmp_path, [*SOUND[1:], row(10, 1, box)], SOUND_VAL))
     assert finding(found, "turned by 90 degrees").examples == ("image 1 (1.png)",)
 
 
@@ -69,7 +69,7 @@ def test_boxes_of_masks_are_those_of_their_pixels(tmp_path_factory, objects):
 def test_an_rle_without_pixels(tmp_path):
     empty = coco.encode(np.zeros((HEIGHT, WIDTH), np.uint8, order="F"))
     code = {"size": empty["size"], "counts": empty["counts"].decode()}
-    found = checkup(write(tmp_path, [*SOUND, row(5, 1, segmentation=code)], SOUND_VAL))
+    found = report(write(tmp_path, [*SOUND, row(5, 1, segmentation=code)], SOUND_VAL))
     assert finding(found, "without a pixel").examples == ("annotation 5",)
 
 

@@ -47,7 +47,7 @@ def test_yolo_turned_photographs_count_as_they_are_shown(tmp_path):
     root = yolo(tmp_path / "src", {"train/1": f"0 {TRIANGLE}", "val/1": f"0 {TRIANGLE}"})
     picture(root / "images/train/1.jpg", orientation=6)
     splits, _ = converted("yolo", root, tmp_path)
-    assert splits.train.image_hws.tolist() == [[80, 40]]
+    assert splits.train.image_sizes.tolist() == [[80, 40]]
     assert splits.train.boxes.tolist() == [[10, 20, 30, 60]]
 
 
@@ -158,7 +158,7 @@ def test_real_photographs_to_yolo_and_back(shared, tmp_path):
         for image in range(len(part)):
             path = part.image_path(image)
             (root / "images" / split / path.name).write_bytes(path.read_bytes())
-            height, width = part.image_hws[image].tolist()
+            height, width = part.image_sizes[image].tolist()
             lines = []
             for row in part.rows(image).tolist():
                 polygons = part.segmentation(row)

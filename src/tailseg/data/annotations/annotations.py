@@ -35,7 +35,7 @@ class Annotations:
     report: Report
 
     image_ids: NDArray[np.int64]  # (I,)
-    image_hws: NDArray[np.int64]  # (I, 2)
+    image_sizes: NDArray[np.int64]  # (I, 2)
     file_names: Texts
     coco_urls: Texts
     stated_image_counts: NDArray[np.int64]  # (C,) each category's image_count in the file, -1 where it has none
@@ -186,7 +186,7 @@ def _typed(columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
 
 
 _PLAIN = (
-    *("image_ids", "image_hws", "stated_image_counts", "neg_stated", "first_annotation", "annotation_ids", "labels"),
+    *("image_ids", "image_sizes", "stated_image_counts", "neg_stated", "first_annotation", "annotation_ids", "labels"),
     *("boxes", "boxes_xywh", "areas", "crowd", "trained"),
 )
 _COLUMNS = (

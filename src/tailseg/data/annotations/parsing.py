@@ -228,7 +228,7 @@ def _image_columns(images: Table) -> Columns:
     if bad.size:
         size = f"height {heights[bad[0]]} and width {widths[bad[0]]}"
         raise images.fault(int(bad[0]), f"it has {size}; sides must be 1 to {MAX_SIDE} pixels")
-    columns: Columns = {"image_ids": ids, "image_hws": hws}
+    columns: Columns = {"image_ids": ids, "image_sizes": hws}
     for key in ("file_name", "coco_url"):
         texts = [(text or "").encode() for text in images.values(key, (str, type(None)), "a string")]
         columns[f"{key}_utf8"] = np.frombuffer(b"".join(texts), np.uint8)
@@ -292,7 +292,7 @@ def _kept(
             raise UserError(f"{path}: annotation {ids[bad]}: {problem}")
     x, y, w, h = annotations["boxes_xywh"].T
     _fill_areas(annotations, images, from_masks=derive_areas_from_masks)
-    height, width = images["image_hws"][annotations["images"]].T
+    height, width = images["image_sizes"][annotations["images"]].T
     inter_w = np.minimum(x + w, width) - np.maximum(x, 0)
     inter_h = np.minimum(y + h, height) - np.maximum(y, 0)
     outside = (inter_w <= 0) | (inter_h <= 0)
@@ -336,7 +336,7 @@ def _fill_areas(annotations: Columns, images: Columns, *, from_masks: bool) -> N
     for row in rows if from_masks else ():
         segmentation = segmentations[int(row)]
         if segmentation:
-            height, width = images["image_hws"][annotations["images"][row]].tolist()
+            height, width = images["image_sizes"][annotations["images"][row]].tolist()
             annotations["areas"][row] = pixels_covered(segmentation, (height, width))
 
 
@@ -350,7 +350,7 @@ def _require_sound_segmentations(
 ) -> None:
     """Raise UserError where a kept annotation's segmentation is at fault or has not its image's size."""
     stated = rle_hws[kept]
-    hws = images["image_hws"][annotations["images"][kept]]
+    hws = images["image_sizes"][annotations["images"][kept]]
     wrong = np.flatnonzero((stated > 0).all(axis=1) & (stated != hws).any(axis=1))
     sizes = {
         int(kept[i]): f"the RLE's size is {stated[i].tolist()} but the image's is {hws[i].tolist()}; make them equal"

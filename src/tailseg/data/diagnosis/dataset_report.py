@@ -36,7 +36,7 @@ class ClassRow:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Checkup:
+class DatasetReport:
     """Everything that `tailseg data check` found."""
 
     data: str
@@ -69,7 +69,7 @@ def file_steps(splits: DataSplits) -> int:
 
 def check_data(
     data: str, splits: DataSplits, recipe: Recipe, advance: Callable[[int], None] = lambda done: None
-) -> Checkup:
+) -> DatasetReport:
     """Examine a data set with both splits against a recipe.
 
     Args:
@@ -87,7 +87,7 @@ def check_data(
         files = look_at_files(part, lambda done, before=before: advance(before + done))  # type: ignore[misc]
         looked.append(Split(name, part, files, check_masks(part)))
     scale = object_sizes(train, recipe)
-    return Checkup(
+    return DatasetReport(
         data=data,
         recipe=recipe.name,
         splits={split.name: _counts(split.annotations) for split in looked},
@@ -142,7 +142,7 @@ def _classes(train: Annotations, val: Annotations, threshold: float) -> tuple[Cl
 
 def object_sides(train: Annotations, short: int, long: int) -> NDArray[np.float64]:
     """Sides (pixels) of the objects, the root of the box's area, in images fitted into ``short`` by ``long``."""
-    hws = train.image_hws
+    hws = train.image_sizes
     factor = np.minimum(long / hws.max(axis=1), short / hws.min(axis=1))[image_of_rows(train)]
     sides = np.sqrt(np.prod(train.boxes[:, 2:] - train.boxes[:, :2], axis=1, dtype=np.float64)) * factor
     return np.asarray(sides[np.asarray(train.trained)])
@@ -179,7 +179,7 @@ def _sampling(train: Annotations, recipe: Recipe) -> dict[str, float]:
 def trained_images(train: Annotations) -> NDArray[np.int64]:
     """The images that training uses: with an object, and with sides that are not too short."""
     real = np.bincount(image_of_rows(train)[np.asarray(train.trained)], minlength=len(train))
-    return np.flatnonzero((real > 0) & (train.image_hws.min(axis=1) >= MIN_TRAIN_SIDE))
+    return np.flatnonzero((real > 0) & (train.image_sizes.min(axis=1) >= MIN_TRAIN_SIDE))
 
 
 def expected_memory(splits: DataSplits, recipe: Recipe) -> dict[str, int]:
@@ -214,7 +214,7 @@ def suggest(data: str, train: Annotations) -> dict[str, str]:
     counts = counts[counts > 0]
     tail = bool(len(counts)) and counts.max() >= 10 * counts.min()
     loss = "seesaw" if tail else "cross-entropy"
-    if np.median(train.image_hws.min(axis=1)) <= 160:
+    if np.median(train.image_sizes.min(axis=1)) <= 160:
         table, why = "demo", "images of at most 160 pixels"
     elif torch.cuda.is_available() and len(train) >= 1000:
         table, why = "table1", "a GPU and at least 1,000 images"

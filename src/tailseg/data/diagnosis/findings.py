@@ -129,7 +129,7 @@ def _scale_findings(scale: Mapping[str, float]) -> list[Finding]:
 
 
 def _file_findings(split: Split) -> list[Finding]:
-    expected = [(int(h), int(w)) for h, w in split.annotations.image_hws.tolist()]
+    expected = [(int(h), int(w)) for h, w in split.annotations.image_sizes.tolist()]
     facts = split.files
     wrong = [
         f"{split.image(i)}: {f.shown_hw[1]} x {f.shown_hw[0]}, stated {hw[1]} x {hw[0]}"
@@ -200,7 +200,7 @@ def _report_findings(split: Split) -> list[Finding]:
     ]
     found = [Finding(severity, name, what, fix, count, ()) for severity, count, what, fix in counts]
     if name == "train":
-        small = split.images(split.annotations.image_hws.min(axis=1) < MIN_TRAIN_SIDE)
+        small = split.images(split.annotations.image_sizes.min(axis=1) < MIN_TRAIN_SIDE)
         what = f"images with a side under {MIN_TRAIN_SIDE} pixels: left out of training"
         found.append(_finding("note", name, what, "no action needed", small))
     return found

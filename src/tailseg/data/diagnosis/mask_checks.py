@@ -47,7 +47,7 @@ def mask_boxes(annotations: Annotations) -> Boxes:
             boxes[rows, axis] = np.minimum.reduceat(values, starts)
             boxes[rows, axis + 2] = np.maximum.reduceat(values, starts)
     coded = np.flatnonzero(np.diff(masks.rle_starts) > 0)
-    hws = annotations.image_hws[image_of_rows(annotations)[coded]].tolist()
+    hws = annotations.image_sizes[image_of_rows(annotations)[coded]].tolist()
     codes = [{"size": hw, "counts": annotations.segmentation(row)} for row, hw in zip(coded.tolist(), hws, strict=True)]
     if codes:
         xywh = np.asarray(rle.toBbox(codes), np.float64).reshape(-1, 4)
@@ -69,7 +69,7 @@ def check_masks(annotations: Annotations) -> MaskFacts:
     """Compare masks, boxes and images."""
     images = image_of_rows(annotations)
     real = np.asarray(annotations.trained)
-    hw = annotations.image_hws[images].astype(np.float64)
+    hw = annotations.image_sizes[images].astype(np.float64)
     limits = np.concatenate([hw[:, ::-1], hw[:, ::-1]], axis=1)  # w, h, w, h
     boxes, masks = np.asarray(annotations.boxes, np.float64), mask_boxes(annotations)
     inside = masks.clip(0, limits)
@@ -123,7 +123,7 @@ def _fits_swapped(annotations: Annotations, masks: Boxes, images: NDArray[np.int
     """(I,) images whose masks together reach beyond the image, but not beyond one of its width and height swapped."""
     far = np.zeros((len(annotations), 2))
     np.maximum.at(far, images[known], masks[known][:, 2:])
-    wh = annotations.image_hws[:, ::-1]
+    wh = annotations.image_sizes[:, ::-1]
     fits: Flags = np.all(far <= wh[:, ::-1] + SLACK, axis=1) & np.any(far > wh + SLACK, axis=1)
     return fits
 
