@@ -17,6 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.masks import Segmentation, bitmap_of, into_grid
@@ -95,6 +96,21 @@ def finished(line: list[str]) -> Done:
         os.killpg(process.pid, signal.SIGKILL)
         raise
     return Done(line, process.returncode, out, errors)
+
+
+@contextlib.contextmanager
+def meta_without_values() -> Iterator[None]:
+    """Tensors on the meta device, which have no values, are not initialised; going through it takes most of the time
+    of making a model there."""
+    with contextlib.ExitStack() as patches:
+        for name in ("normal_", "uniform_"):
+            plain = getattr(torch.Tensor, name)
+
+            def skipped(tensor: torch.Tensor, *args: Any, _plain: Any = plain, **options: Any) -> torch.Tensor:
+                return tensor if tensor.is_meta else _plain(tensor, *args, **options)
+
+            patches.enter_context(patch.object(torch.Tensor, name, skipped))
+        yield
 
 
 def score_of(annotations: Path | dict[str, Any], detections: Path | list[dict[str, Any]], **options: Any) -> Scores:

@@ -1,8 +1,10 @@
 """What the tests of conversion share."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tiny import meta_without_values
 
 from tailseg.model.detector import Detector
 from tailseg.recipes.schema import Recipe
@@ -12,7 +14,7 @@ BUILT: dict[tuple[str, int], Detector] = {}
 
 
 @pytest.fixture(autouse=True)
-def detectors_of_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+def detectors_of_shapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Conversion looks up the shapes of a recipe's detector; each is built once, not for every file of its kind."""
     build = conversion.build_detector
 
@@ -26,3 +28,5 @@ def detectors_of_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
         return BUILT[key]
 
     monkeypatch.setattr(conversion, "build_detector", once)
+    with meta_without_values():
+        yield
