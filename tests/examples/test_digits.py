@@ -79,7 +79,7 @@ def test_seesaw_finds_more_of_the_few_and_loses_little_of_the_many(digits, monke
     plain, seesaw = digits.compare(classifier, seeds=3)
     assert plain.shape == seesaw.shape == (3, 3)
     overall, many, few = (seesaw - plain).mean(dim=0).tolist()
-    # Ten seeds: few +15.5 ± 5.1 and +8.5 ± 3.8 and up in each, many -0.2 and -0.1, all +4.9 and +2.9. After the
+    # Ten seeds: few +15.5 ± 5.1 and +8.5 ± 4.1 and up in each, many -0.2 and -0.1, all +4.9 and +2.9. After the
     # example's 1000 steps: few +9.5 ± 4.0 and +7.4 ± 2.7 and up in each, many -0.2 and -0.1, all +3.1 and +2.4.
     assert few > 2
     assert many > -3

@@ -27,7 +27,7 @@ def example() -> ModuleType:
     spec = importlib.util.spec_from_file_location("example_mask_rcnn", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.SIZES |= {"min_size": 96, "max_size": 160}  # what is learnt from four photographs is the same
+    module.SIZES |= {"min_size": 96, "max_size": 160}  # faster than its own, and the losses fall as far
     return module
 
 
