@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from unittest.mock import patch
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.masks import Segmentation, bitmap_of, into_grid
@@ -122,7 +123,7 @@ _DEFAULTS: dict[str, tuple[tuple[type[Section], ...], dict[str, Any]]] = {
     "FPG": ((NeckRecipe,), {}),
     "RPN": ((RpnRecipe,), {"channels": 256, "size_divisor": 32}),
     "RoIPooler": ((RoiPoolingRecipe,), {}),
-    "RoISampler": ((BoxHeadRecipe,), {"slots": 512}),
+    "RoISampler": ((BoxHeadRecipe,), {"num_samples": 512}),
     "BoxHead": ((BoxHeadRecipe, StageRecipe, CrossEntropyRecipe, TestRecipe), {}),
     "ClassBranch": ((BoxHeadRecipe, CrossEntropyRecipe, TestRecipe), {"hidden_layers": 2}),
     "TsdBoxHead": ((TsdRecipe, BoxHeadRecipe, StageRecipe, CrossEntropyRecipe, TestRecipe), {}),
@@ -146,6 +147,21 @@ def made(kind: Callable[..., T], *args: Any, **options: Any) -> T:
         elif home is not None:
             options[name] = home.model_fields[name].get_default()
     return kind(*args, **options)
+
+
+@contextlib.contextmanager
+def meta_without_values() -> Iterator[None]:
+    """Tensors on the meta device, which have no values, are not initialised; going through it takes most of the time
+    of making a model there."""
+    with contextlib.ExitStack() as patches:
+        for name in ("normal_", "uniform_"):
+            plain = getattr(torch.Tensor, name)
+
+            def skipped(tensor: torch.Tensor, *args: Any, _plain: Any = plain, **options: Any) -> torch.Tensor:
+                return tensor if tensor.is_meta else _plain(tensor, *args, **options)
+
+            patches.enter_context(patch.object(torch.Tensor, name, skipped))
+        yield
 
 
 def score_of(annotations: Path | dict[str, Any], detections: Path | list[dict[str, Any]], **options: Any) -> Scores:

@@ -1,15 +1,19 @@
 """The benchmarks run and write what they promise, and the model that we compare with does the same work as ours."""
 
+import importlib
 import json
-import subprocess
+import pickle
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import tailseg
 
 from tailseg.checkpoint import save_model
 from tailseg.data.dataset import train_dataset
@@ -29,13 +33,40 @@ TINY += ["--set=model.backbone.name=resnet18", "--set=model.neck.channels=16", "
 TINY += ["--set=model.mask_head.channels=16", "--set=test.max_detections=10"]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], cwd=FOLDER, capture_output=True, text=True)
-
-
 @pytest.fixture
 def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
+
+
+@pytest.fixture
+def run(benchmarks: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """A function: run a script in this process; one of its own would import PyTorch again."""
+    threads, cv2_threads = torch.get_num_threads(), cv2.getNumThreads()
+
+    def script(name: str, *arguments: str) -> None:
+        assert (FOLDER / f"{name}.py").read_text().endswith('\n\nif __name__ == "__main__":\n    main()\n')
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        importlib.import_module(name).main()
+
+    yield script
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(cv2_threads)
+
+
+@pytest.fixture
+def one_process(benchmarks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured in a process of its own is measured here, from what such a process would be sent."""
+    import harness
+
+    peak = harness.peak_memory
+
+    def here(function: Callable[..., Any], *args: Any) -> Any:
+        function, args = pickle.loads(pickle.dumps((function, args)))
+        return pickle.loads(pickle.dumps(function(*args)))
+
+    monkeypatch.setattr(harness, "in_own_process", here)
+    # Freed memory may be all that a call needs; ratios are taken of what it grew by.
+    monkeypatch.setattr(harness, "peak_memory", lambda call, device: max(1, peak(call, device)))
 
 
 @pytest.fixture
@@ -44,9 +75,8 @@ def no_device() -> None:
         pytest.skip("there is a CUDA device")
 
 
-def test_throughput(tmp_path):
-    done = run("throughput.py", *TINY, "--tasks", "infer", "--out", str(tmp_path / "t.json"))
-    assert done.returncode == 0, done.stderr
+def test_throughput(run, tmp_path):
+    run("throughput", *TINY, "--tasks", "infer", "--out", str(tmp_path / "t.json"))
     result = json.loads((tmp_path / "t.json").read_text())
     assert {"python", "torch", "torchvision", "threads"} <= result["machine"].keys()
     assert result["settings"]["size"] == [64, 96]
@@ -57,21 +87,21 @@ def test_throughput(tmp_path):
     assert row["images_per_second"] == pytest.approx(1 / row["seconds"]["median"])
 
 
-def test_profile(tmp_path):
-    done = run("throughput.py", *TINY, "--profile", "--out", str(tmp_path / "p.json"))
-    assert done.returncode == 0, done.stderr
+def test_profile(run, tmp_path):
+    run("throughput", *TINY, "--profile", "--out", str(tmp_path / "p.json"))
     profile = json.loads((tmp_path / "p.json").read_text())["profile"]
     assert {"backbone", "neck", "proposals", "box pooling", "mask head", "backward"} <= profile["train"].keys()
     assert {"class NMS", "scores", "mask pasting", "all else"} <= profile["infer"].keys()
     assert all(seconds > -0.01 for part in profile.values() for seconds in part.values())
 
 
-def test_losses(tmp_path):
-    tiny = (
-        "import losses as b; b.SIZES = ((8, 11), (9, 7)); b.TEXTBOOK_SIZE = b.ALL_SIZE = (8, 11); b.TURN = 0; b.main()"
-    )
-    done = run("-c", tiny, "--repeats=2", "--threads=1", "--out", str(tmp_path / "l.json"))
-    assert done.returncode == 0, done.stderr
+def test_losses(run, monkeypatch, tmp_path):
+    import losses
+
+    tiny = {"SIZES": ((8, 11), (9, 7)), "TEXTBOOK_SIZE": (8, 11), "ALL_SIZE": (8, 11), "TURN": 0}
+    for name, value in tiny.items():
+        monkeypatch.setattr(losses, name, value)
+    run("losses", "--repeats=2", "--threads=1", "--out", str(tmp_path / "l.json"))
     result = json.loads((tmp_path / "l.json").read_text())
     assert result["machine"]["threads"] == 1
     assert result["sizes"].keys() == {"8x11", "9x7"}
@@ -115,11 +145,12 @@ def test_memory_held_by_hand():
 
 
 @pytest.mark.usefixtures("no_device")
-def test_gpu_without_a_device(tmp_path):
-    done = run("gpu.py", "--out", str(tmp_path / "gpu.json"))
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert "no CUDA device" in done.stderr
+def test_gpu_without_a_device(run, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        run("gpu", "--out", str(tmp_path / "gpu.json"))
+    assert isinstance(stopped.value.code, str)  # which Python prints, and exits with 1
+    assert "no CUDA device" in stopped.value.code
+    assert "\n" not in stopped.value.code
     assert not (tmp_path / "gpu.json").exists()
 
 
@@ -134,7 +165,8 @@ def test_gpu_runs_every_benchmark():
     assert scripts - elsewhere == {arguments[0] for arguments in RUNS.values()}
 
 
-def test_rows(tmp_path):
+@pytest.mark.usefixtures("one_process")
+def test_rows(run, tmp_path):
     narrow = ("model.backbone.name=resnet18", "model.backbone.pretrained=false", "model.neck.channels=16")
     narrow += (
         "model.box_head.width=16",
@@ -145,8 +177,7 @@ def test_rows(tmp_path):
     narrow += ("model.tsd.shift_width=8", "model.mask_iou={channels: 8, width: 16}", "test.tta_long_edges=[64]")
     options = ["--size", "64", "96", "--batch=2", "--classes=5", "--repeats=1", "--threads=1", "--precision=fp32"]
     options += [*(f"--set={setting}" for setting in narrow), "--rows", "11-finetune", "12-tta"]
-    done = run("rows.py", *options, "--out", str(tmp_path / "r.json"))
-    assert done.returncode == 0, done.stderr
+    run("rows", *options, "--out", str(tmp_path / "r.json"))
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]
     batches = {name: {task: found["batch"] for task, found in row.items()} for name, row in rows.items()}
     assert batches == {"11-finetune": {"train": 2, "infer": 2}, "12-tta": {"infer": 1}}
@@ -186,10 +217,9 @@ def test_operations_of_the_ladder():
         assert recorded[row].teraflops == pytest.approx(flops / 1e12, abs=1e-3)
 
 
-def test_instaboost(photographs, tmp_path):
+def test_instaboost(run, photographs, tmp_path):
     options = ["--images=0", "--data", str(photographs), "--sheet", str(tmp_path / "sheet.png")]
-    done = run("instaboost.py", *options, "--out", str(tmp_path / "i.json"))
-    assert done.returncode == 0, done.stderr
+    run("instaboost", *options, "--out", str(tmp_path / "i.json"))
     cost = json.loads((tmp_path / "i.json").read_text())["cost"]
     assert cost["images"] == 4
     assert cost["pixels"]["seen_and_different"] == 0
@@ -197,14 +227,14 @@ def test_instaboost(photographs, tmp_path):
     assert (tmp_path / "sheet.png").stat().st_size > 0
 
 
-def test_fpg(tmp_path):
+def test_fpg(run, tmp_path):
     options = ["--size", "64", "96", "--batch=1", "--channels=32", "--repeats=1", "--threads=1"]
-    done = run("fpg.py", *options, "--out", str(tmp_path / "f.json"))
-    assert done.returncode == 0, done.stderr
+    run("fpg", *options, "--out", str(tmp_path / "f.json"))
     assert json.loads((tmp_path / "f.json").read_text())["machine"]["threads"] == 1
 
 
-def test_tta(tmp_path):
+@pytest.mark.usefixtures("one_process")
+def test_tta(run, tmp_path):
     narrow = (
         "model.backbone.name=resnet18",
         "model.neck.channels=16",
@@ -224,48 +254,46 @@ def test_tta(tmp_path):
         "--threads=1",
     ]
     options += [f"--set={setting}" for setting in (*narrow, "model.mask_head.channels=8")]
-    done = run("tta.py", *options, "--out", str(tmp_path / "t.json"))
-    assert done.returncode == 0, done.stderr
+    run("tta", *options, "--out", str(tmp_path / "t.json"))
     result = json.loads((tmp_path / "t.json").read_text())
     assert (result["views"], result["passes"]) == (4, 3 * 4 - 2)
     assert result["held_ratio"] < 1.3
     assert result["time_ratio"].keys() == {"clock", "processor"}
 
 
-def test_finetune(tmp_path):
+def test_finetune(run, tmp_path):
     options = ["--repeats=1", "--images=8", "--size=64", "--epochs=2", "--batch=2", "--threads=1"]
-    done = run("finetune.py", *options, "--out", str(tmp_path / "f.json"))
-    assert done.returncode == 0, done.stderr
+    options += ["--set=model.neck.channels=16", "--set=model.box_head.width=32", "--set=model.mask_head.channels=16"]
+    options += ["--set=model.rpn.post_nms_train=50", "--set=model.rpn.post_nms_test=50"]
+    run("finetune", *options, "--out", str(tmp_path / "f.json"))
     result = json.loads((tmp_path / "f.json").read_text())
     assert result["same_bits"]
     assert result["views"] == 8
     assert result["bytes_per_view"] > 0
 
 
-def test_carafe(tmp_path):
+@pytest.mark.usefixtures("one_process")
+def test_carafe(run, tmp_path):
     options = ["--rois=2", "--channels=8", "--repeats=1", "--threads=1", "--out", str(tmp_path / "c.json")]
-    done = run("carafe.py", *options)
-    assert done.returncode == 0, done.stderr
+    run("carafe", *options)
     result = json.loads((tmp_path / "c.json").read_text())
     assert result["largest_difference"] < 1e-5
     assert result["cases"].keys() == {"ours", "nearest", "textbook"}
     assert result["cases"]["textbook"]["memory_over_ours"] > 0
 
 
-def test_tsd(tmp_path):
+def test_tsd(run, tmp_path):
     options = ["--rois=16", "--size", "64", "96", "--channels=8", "--classes=5", "--width=16"]
-    done = run("tsd.py", *options, "--repeats=1", "--threads=1", "--out", str(tmp_path / "t.json"))
-    assert done.returncode == 0, done.stderr
+    run("tsd", *options, "--repeats=1", "--threads=1", "--out", str(tmp_path / "t.json"))
     result = json.loads((tmp_path / "t.json").read_text())
     # Three branches where the plain head has one, and in training the sibling's too.
     assert result["train"]["operations_ratio"] > result["infer"]["operations_ratio"] > 1.5
 
 
-def test_htc_lite(tmp_path):
+def test_htc_lite(run, tmp_path):
     options = [option for option in TINY if option not in ("--models", "table1/seesaw")]
     options += ["--positives=8", "--set=model.rpn.post_nms_test=50", "--set=model.box_head.rois=32"]
-    done = run("htc_lite.py", *options, "--out", str(tmp_path / "h.json"))
-    assert done.returncode == 0, done.stderr
+    run("htc_lite", *options, "--out", str(tmp_path / "h.json"))
     result = json.loads((tmp_path / "h.json").read_text())
     ratios = list(result["parameters_ratio"].values())
     assert ratios[0] == 1
@@ -273,7 +301,7 @@ def test_htc_lite(tmp_path):
     assert len(result["train"]) == len(result["infer"]) == 3
 
 
-def test_context(tmp_path):
+def test_context(run, tmp_path):
     """Of a random encoder: detections with its vector, without it, and with another image's."""
     data = write_synthetic(tmp_path / "data", SyntheticSettings(classes=6, train_images=6, val_images=5, size=64))
     recipe = resolve("demo-table2/04-htc-lite", ["model.backbone.pretrained=false", "test.max_detections=5"])
@@ -281,25 +309,44 @@ def test_context(tmp_path):
     torch.manual_seed(0)
     save_model(tmp_path / "m.safetensors", build_detector(recipe, len(val.categories)), recipe, val.categories, step=0)
     options = ["--data", str(data), "--threads=1", "--out", str(tmp_path / "c.json")]
-    done = run("context.py", str(tmp_path / "m.safetensors"), *options)
-    assert done.returncode == 0, done.stderr
+    run("context", str(tmp_path / "m.safetensors"), *options)
     (model,) = json.loads((tmp_path / "c.json").read_text())["models"].values()
     assert model["detection"].keys() == {"own", "zeroed", "shuffled"}
 
 
-def test_rle(tmp_path):
-    done = run("rle.py", "--detections=20", "--size", "60", "80", "--repeats=1", "--out", str(tmp_path / "r.json"))
-    assert done.returncode == 0, done.stderr
+def test_rle(run, tmp_path):
+    run("rle", "--detections=20", "--size", "60", "80", "--repeats=1", "--out", str(tmp_path / "r.json"))
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["pixels_that_differ"]["of_all"] < 1e-4
     assert result["speedup"]["painted and encoded"]["clock"]["of_medians"] > 0
 
 
-def test_scoring(tmp_path):
+@pytest.mark.usefixtures("one_process")
+def test_scoring(run, monkeypatch, tmp_path):
+    """Of the five commands only the measured one, scoring all detections, is a process of its own."""
+    import scoring
+
+    measured, commands = scoring.run, []
+
+    def here(python: str, option: str, *command: str) -> tuple[float, int]:
+        commands.append((option, *command))
+        if len(commands) == 5:
+            return measured(python, option, *command)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(np, "float", float, raising=False)  # as the script for lvis-api sets it
+            if option == "-m":
+                assert command[0] == "tailseg.cli.main"
+                assert tailseg(*command[1:]).returncode == 0
+            else:
+                patch.setattr(sys, "argv", ["-c", *command[1:]])
+                exec(command[0], {"__name__": "__main__"})
+        return 1.0, 1
+
+    monkeypatch.setattr(scoring, "run", here)
     options = ["--images=40", "--detections=20", "--repeats=1", "--out", str(tmp_path / "s.json")]
-    done = run("scoring.py", *options)
-    assert done.returncode == 0, done.stderr
+    run("scoring", *options)
     result = json.loads((tmp_path / "s.json").read_text())
+    assert [command[2] for command in commands if command[0] == "-m"] == ["score"] * 2
     assert result["tenth"]["difference"] < 1e-9
     assert result["all"]["detections"] == 800
     assert result["all"]["ours"]["peak_bytes"] > 0
@@ -325,10 +372,9 @@ def photographs(tmp_path):
     return tmp_path / "data"
 
 
-def test_loading(photographs, tmp_path):
+def test_loading(run, photographs, tmp_path):
     tiny = ["--batches=1", "--repeats=1", "--workers=0", "--data", str(photographs)]
-    done = run("loading.py", *tiny, "--out", str(tmp_path / "l.json"))
-    assert done.returncode == 0, done.stderr
+    run("loading", *tiny, "--out", str(tmp_path / "l.json"))
     result = json.loads((tmp_path / "l.json").read_text())
     for block in ("1x", "45e", "1x, enlarged"):
         rows = list(result[block].values())

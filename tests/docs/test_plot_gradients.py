@@ -1,7 +1,6 @@
 """The gradients that docs/gradients.md states are those of the code, and its plot is drawn."""
 
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -174,20 +173,18 @@ def test_counts_that_are_none_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [None, "a,b\n"])
-def test_wrong_counts_end_in_a_sentence(tmp_path, content):
+def test_wrong_counts_end_in_a_sentence(tmp_path, monkeypatch, capsys, content):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import plot_gradients
+
     path = tmp_path / "counts.csv"
     if content is not None:
         path.write_text(content)
-    command = [
-        sys.executable,
-        str(FOLDER / "plot_gradients.py"),
-        "--counts",
-        str(path),
-        "--out",
-        str(tmp_path / "p.png"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert f"{path}: " in done.stderr
-    assert "give a CSV with a line images,instances a class" in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.setattr(sys, "argv", ["plot_gradients.py", "--counts", str(path), "--out", str(tmp_path / "p.png")])
+    with pytest.raises(SystemExit) as stopped:
+        plot_gradients.main()
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err
+    assert f"{path}: " in errors
+    assert "give a CSV with a line images,instances a class" in errors
+    assert not (tmp_path / "p.png").exists()

@@ -27,6 +27,7 @@ def example() -> ModuleType:
     spec = importlib.util.spec_from_file_location("example_mask_rcnn", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.SIZES |= {"min_size": 96, "max_size": 160}  # faster than its own, and the losses fall as far
     return module
 
 
@@ -62,8 +63,8 @@ def test_photographs_come_with_boxes_labels_and_masks_that_agree(photographs):
     assert len(pairs) == 4
     for image, target in pairs:
         height, width = image.shape[1:]
-        assert min(height, width) <= 160
-        assert max(height, width) <= 256
+        assert min(height, width) <= 96
+        assert max(height, width) <= 160
         assert image.max() <= 1
         assert target["labels"].min() >= 1
         assert target["labels"].max() <= num_classes

@@ -15,6 +15,7 @@ def example() -> ModuleType:
     spec = importlib.util.spec_from_file_location("example_retinanet", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.SIZES |= {"min_size": 96, "max_size": 160}  # faster than its own, and the losses fall as far
     return module
 
 
