@@ -34,7 +34,8 @@ from tailseg.losses import CrossEntropyClassification
 from tailseg.model.box_head import ROI_SIZE, BoxHead, RoITargets
 from tailseg.model.roi_features import ImageFeatures, RoIPooler, pyramid_rows, shifted_roi_align
 from tailseg.model.tsd import TsdBoxHead
-from tailseg.recipes.schema import CrossEntropyRecipe, StageRecipe, TsdRecipe
+from tailseg.recipes.classifiers import CrossEntropyRecipe
+from tailseg.recipes.schema import StageRecipe, TsdRecipe
 
 STRIDES = (4, 8, 16, 32)
 Heads = dict[str, BoxHead | TsdBoxHead]

@@ -23,18 +23,17 @@ from numpy.typing import NDArray
 
 from tailseg.data.annotations.masks import Segmentation, bitmap_of, into_grid
 from tailseg.evaluation.metrics import Scores, score
+from tailseg.recipes.classifiers import CrossEntropyRecipe, Section
 from tailseg.recipes.schema import (
     BackboneRecipe,
     BoxHeadRecipe,
     ContextRecipe,
-    CrossEntropyRecipe,
     MaskHeadRecipe,
     MaskIouRecipe,
     ModelRecipe,
     NeckRecipe,
     RoiPoolingRecipe,
     RpnRecipe,
-    Section,
     StageRecipe,
     TestRecipe,
     TsdRecipe,

@@ -8,8 +8,8 @@ import pytest
 
 from tailseg.data.sources import open_source
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
+from tailseg.recipes.classifiers import CLASSIFIERS
 from tailseg.recipes.resolve import resolve
-from tailseg.recipes.schema import CLASSIFIERS
 from tailseg.recipes.values import diff
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"

@@ -9,8 +9,8 @@ from tailseg.layers.carafe import CarafeUpsample
 from tailseg.losses import CLASSIFICATIONS, ClassStatistics
 from tailseg.model.build import build_detector
 from tailseg.model.tsd import TsdBoxHead
+from tailseg.recipes.classifiers import CLASSIFIERS
 from tailseg.recipes.resolve import BUILT_IN, resolve
-from tailseg.recipes.schema import CLASSIFIERS
 from tailseg.recipes.values import diff, override
 from tailseg.structures import Batch
 

@@ -10,17 +10,15 @@ from pydantic import ValidationError
 
 from tailseg.errors import UserError
 from tailseg.losses import CLASSIFICATIONS
+from tailseg.recipes.classifiers import CLASSIFIERS, ClassifierRecipe, Section
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import (
-    CLASSIFIERS,
-    ClassifierRecipe,
     ContextRecipe,
     DataRecipe,
     FinetuneRecipe,
     NeckRecipe,
     Recipe,
     ScheduleRecipe,
-    Section,
 )
 
 

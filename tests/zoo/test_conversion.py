@@ -14,15 +14,14 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 from tailseg.checkpoint import load_model, load_weights
 from tailseg.errors import UserError
 from tailseg.model.build import build_detector
+from tailseg.recipes.classifiers import CrossEntropyRecipe, SeesawRecipe
 from tailseg.recipes.schema import (
     BackboneRecipe,
     BoxHeadRecipe,
-    CrossEntropyRecipe,
     MaskHeadRecipe,
     ModelRecipe,
     NeckRecipe,
     Recipe,
-    SeesawRecipe,
     StageRecipe,
 )
 from tailseg.zoo.architecture import infer_model, infer_resnet

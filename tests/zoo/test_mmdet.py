@@ -16,8 +16,9 @@ from tailseg.checkpoint import load_model, load_weights
 from tailseg.errors import UserError
 from tailseg.model.build import build_detector
 from tailseg.recipes import table1
+from tailseg.recipes.classifiers import SeesawRecipe
 from tailseg.recipes.resolve import resolve
-from tailseg.recipes.schema import Recipe, SeesawRecipe
+from tailseg.recipes.schema import Recipe
 from tailseg.zoo import conversion
 from tailseg.zoo.conversion import convert
 from tailseg.zoo.mmdet import read_mmdet

@@ -15,9 +15,8 @@ from hotcoco import COCO
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.annotations import Annotations
-from tailseg.data.annotations.columns import IdLists
+from tailseg.data.annotations.columns import IdLists, positions_of
 from tailseg.data.annotations.masks import run_lengths
-from tailseg.data.annotations.parsing import positions_of
 from tailseg.evaluation.reading import Known
 
 

@@ -10,7 +10,7 @@ import gc
 import gzip
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,14 +18,11 @@ from typing import IO, Any
 
 import numpy as np
 import orjson
-from hotcoco import mask as rle_codec
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.streaming import NOT_A_NUMBER
 from tailseg.errors import UserError
-from tailseg.layers.paste import Rle
-
-Row = dict[str, Any]
+from tailseg.evaluation.rows import Row, Rows, kind_of
 
 _CHUNK = 16 << 20  # bytes read at once
 _WINDOW = 1 << 16  # bytes at their end in which the last row's end is looked for
@@ -159,7 +156,7 @@ def _row_lists(detections: Path | list[Row], source: str) -> Iterator[list[Row]]
     """The rows of a file in lists of some megabytes' worth; at least one list, which may be empty."""
     if not isinstance(detections, Path):
         if not isinstance(detections, list):
-            raise UserError(f"{source}: expected a list of results rows, found {_kind(detections)}")
+            raise UserError(f"{source}: expected a list of results rows, found {kind_of(detections)}")
         yield detections
         return
     text, before, lines = b"", 0, 0  # not yet parsed; bytes and line ends parsed before it
@@ -207,7 +204,7 @@ def _parse_rows(text: bytes, source: str, before: int, lines: int) -> list[Row]:
     except orjson.JSONDecodeError as error:
         raise _not_json(source, text, error, before, lines) from error
     if not isinstance(rows, list):
-        raise UserError(f"{source}: expected a list of results rows, found {_kind(rows)}")
+        raise UserError(f"{source}: expected a list of results rows, found {kind_of(rows)}")
     return rows
 
 
@@ -241,86 +238,6 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rows:
-    """A stretch of rows of a results file, of which faults are told by number."""
-
-    rows: list[Row]
-    source: str  # the file's name, for messages
-    first: int = 0  # number of the first row
-
-    def place(self, index: int) -> str:
-        """Name of the row at position ``index``: its file and number."""
-        return f"{self.source}: row {self.first + index}"
-
-    def whole_numbers(self, key: str) -> NDArray[np.int64]:
-        """(N,) one key of all rows, ids for instance."""
-        return self._column(key, "a whole number", _is_int, "i").astype(np.int64)
-
-    def numbers(self, key: str) -> NDArray[np.float64]:
-        """(N,) one key of all rows, finite."""
-        return self._column(key, "a finite number", _is_number, "if").astype(np.float64)
-
-    def boxes(self) -> NDArray[np.float64]:
-        """(N, 4) xywh in pixels."""
-        return self._column("bbox", "four finite numbers x, y, width, height", _is_box, "if", 4).astype(np.float64)
-
-    def _column(
-        self, key: str, expected: str, valid: Callable[[Any], bool], kinds: str, width: int = 0
-    ) -> NDArray[Any]:
-        """One key of all rows as an array (N,), or (N, width); one by one only to name a fault."""
-        if not self.rows:
-            return np.zeros((0, width) if width else 0)
-        try:
-            array = np.asarray([row[key] for row in self.rows])
-        except (KeyError, TypeError, ValueError, IndexError):
-            array = np.empty(0, dtype=object)
-        shape = (len(self.rows), width) if width else (len(self.rows),)
-        if array.shape == shape and array.dtype.kind in kinds and np.isfinite(array).all():
-            return array
-        for index, row in enumerate(self.rows):
-            if not isinstance(row, dict):
-                raise UserError(f"{self.place(index)} is {_kind(row)}, not an object with image_id, category_id, ...")
-            if key not in row:
-                raise UserError(f"{self.place(index)} has no {key!r}; every row needs one here")
-            if not valid(row[key]):
-                place = f"{self.source}: {key} of row {self.first + index}"
-                raise UserError(f"{place} is {_short(row[key])}, expected {expected}")
-        raise UserError(f"{self.source}: {key} must be {expected} in every row")
-
-    def masks(self, image_sizes: NDArray[np.int64]) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
-        """The segmentations' run lengths (polygons are rasterised), and their areas in pixels."""
-        try:
-            masks = [row["segmentation"] for row in self.rows]
-            sizes = np.asarray([mask["size"] for mask in masks]).reshape(-1, 2)
-            counts = [mask["counts"] for mask in masks]
-            sound = sizes.dtype.kind == "i" and bool((sizes == image_sizes).all())
-        except (KeyError, TypeError, ValueError):
-            sound = not self.rows
-        if not sound:  # polygons, or a fault to be named
-            masks = []
-            for index, (row, image_hw) in enumerate(zip(self.rows, image_sizes.tolist(), strict=True)):
-                if "segmentation" not in row:
-                    raise UserError(f"{self.place(index)} has no 'segmentation'; score boxes alone or add masks")
-                masks.append(_to_rle(row["segmentation"], image_hw, self._mask_place(index)))
-            counts = [mask["counts"] for mask in masks]
-        return np.fromiter(counts, dtype=object, count=len(counts)), self._mask_areas(masks)
-
-    def _mask_place(self, index: int) -> str:
-        return f"{self.source}: segmentation of row {self.first + index}"
-
-    def _mask_areas(self, masks: list[Rle]) -> NDArray[np.float64]:
-        try:
-            return np.asarray(rle_codec.area(masks) if masks else (), dtype=np.float64)
-        except (ValueError, TypeError):
-            for index, mask in enumerate(masks):
-                try:
-                    rle_codec.area(mask)
-                except (ValueError, TypeError) as error:
-                    raise UserError(f"{self._mask_place(index)} is malformed ({error})") from error
-            raise
 
 
 def _columns(rows: Rows, known: Known, with_boxes: bool, with_box_scores: bool, with_masks: bool) -> ResultColumns:
@@ -365,51 +282,3 @@ def _require_known(rows: Rows, ids: NDArray[np.int64], strange: NDArray[np.bool_
             f"{rows.place(index)} names {what} {ids[index]}, which the annotation file does not have;"
             " score against the split that the results were made on"
         )
-
-
-def _to_rle(segmentation: Any, image_hw: Sequence[int], place: str) -> Rle:
-    """A segmentation as it stands in a file, as a run-length code of the image's size.
-
-    Args:
-        segmentation: run-length code, or polygons [[x, y, x, y, ...], ...] in pixels.
-        image_hw: (height, width) of the image in pixels.
-        place: file and row, for messages.
-
-    Raises:
-        UserError: it is neither of the two, or its size is not the image's. Counts are not looked into.
-    """
-    if isinstance(segmentation, dict):
-        if list(image_hw) != segmentation.get("size"):
-            found = _short(segmentation.get("size"))
-            raise UserError(f"{place} has the size {found}, expected [height, width] = {list(image_hw)}")
-        if not isinstance(segmentation.get("counts"), str | bytes | list):
-            raise UserError(f"{place} has no run-length counts")
-        return segmentation
-    try:
-        rle = rle_codec.merge([rle_codec.frPoly(polygon, *image_hw) for polygon in segmentation])
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{place} is neither a run-length code nor a list of polygons ({error})") from error
-    return {"size": list(image_hw), "counts": rle["counts"].decode("ascii")}
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
-
-
-def _is_box(value: Any) -> bool:
-    """Return whether a value read from a file is four finite numbers."""
-    return isinstance(value, list | tuple | np.ndarray) and len(value) == 4 and all(map(_is_number, value))
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", type(None): "null", bool: "true or false"}
-    return names.get(type(value), "a number")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -18,7 +18,8 @@ from tailseg.model.mask_iou import MaskIouHead
 from tailseg.model.matching import Matcher
 from tailseg.model.rpn import RPN
 from tailseg.model.tsd import TsdBoxHead
-from tailseg.recipes.schema import ClassifierRecipe, NeckRecipe, Recipe, StageRecipe
+from tailseg.recipes.classifiers import ClassifierRecipe
+from tailseg.recipes.schema import NeckRecipe, Recipe, StageRecipe
 
 OF_DETECTOR = {"score_threshold", "nms_iou", "max_detections", "min_size"}  # keys of a recipe's test section
 

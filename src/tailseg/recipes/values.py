@@ -13,7 +13,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tailseg.errors import UserError
-from tailseg.recipes.schema import CLASSIFIERS, ClassifierRecipe, Recipe
+from tailseg.recipes.classifiers import CLASSIFIERS, ClassifierRecipe
+from tailseg.recipes.schema import Recipe
 
 
 def to_yaml(recipe: Recipe) -> str:

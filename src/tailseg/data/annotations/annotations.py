@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.cache import mapped_columns, stored_columns
-from tailseg.data.annotations.columns import IdLists, Segmentations, Texts
+from tailseg.data.annotations.columns import IdLists, Segmentations, Texts, positions_of
+from tailseg.data.annotations.filtering import Report
 from tailseg.data.annotations.image_files import ImageFolder, candidate_names
 from tailseg.data.annotations.masks import Segmentation
 from tailseg.data.annotations.parsing import Category as Category
-from tailseg.data.annotations.parsing import Frequency, Report, positions_of
+from tailseg.data.annotations.parsing import Frequency
 from tailseg.errors import UserError
 
 

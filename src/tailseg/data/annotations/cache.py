@@ -31,7 +31,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from tailseg.data.annotations.parsing import Category, Parsed, Report, parse
+from tailseg.data.annotations.filtering import Report
+from tailseg.data.annotations.parsing import Category, Parsed, parse
 from tailseg.errors import UserError
 
 logger = logging.getLogger(__name__)

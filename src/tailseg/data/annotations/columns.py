@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Columns = dict[str, NDArray[Any]]  # by name
+
 _PIECE = 1 << 16  # rows moved at once by `take_rows`
 
 
@@ -109,3 +111,13 @@ def in_full(coordinates: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[n
     if coordinates.dtype == np.float64:
         return np.asarray(coordinates, np.float64)
     return np.rint(coordinates.astype(np.float64) * 100) / 100
+
+
+def positions_of(wanted: NDArray[np.int64], ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """For each wanted id its position in ``ids`` (any order), and whether it is there."""
+    if ids.size == 0:
+        return np.zeros(wanted.shape, np.int64), np.zeros(wanted.shape, np.bool_)
+    order = np.argsort(ids, kind="stable")
+    places = np.searchsorted(ids, wanted, sorter=order).clip(max=ids.size - 1)
+    found = order[places]
+    return found, ids[found] == wanted
