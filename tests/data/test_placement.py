@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tailseg.data.placement import Placement, draw_placement, group_box, groups_of, near_sides
@@ -81,7 +81,6 @@ def test_group_box_is_rounded_and_inside():
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 12)] * 4), max_size=12))
-@settings(derandomize=True, deadline=None, max_examples=100)
 def test_groups_are_the_transitive_closure(corners):
     boxes = np.array([(x, y, x + w, y + h) for x, y, w, h in corners], np.float32).reshape(-1, 4)
     count = len(boxes)

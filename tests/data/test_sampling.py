@@ -6,7 +6,7 @@ from itertools import chain, islice
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tailseg.data.annotations.annotations import load_annotations
@@ -25,7 +25,6 @@ from tailseg.recipes.schema import DataRecipe
 tall = st.lists(st.booleans(), min_size=1, max_size=60).map(lambda flags: np.array(flags, dtype=bool))
 
 
-@settings(derandomize=True, deadline=None, max_examples=80)
 @given(tall, st.integers(1, 4), st.integers(1, 3), st.integers(0, 5))
 def test_every_image_once_an_epoch_in_batches_of_one_orientation(groups, batch_size, world, epoch):
     sampler = TrainSampler(groups, batch_size, 0, world, seed=3)
@@ -96,7 +95,6 @@ def shown(sampler, epochs):
     return seeds
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
 @given(tall, st.integers(1, 4), st.integers(1, 5), st.integers(1, 4), st.booleans())
 def test_views_come_in_turn(groups, batch_size, views, epochs, repeated):
     draw = RepeatFactors(1 + np.arange(len(groups)) % 3 * 0.7) if repeated else None
@@ -204,7 +202,6 @@ def test_repeat_factors_are_the_recorded_ones(recorded, check, shared):
     assert compared == 3
 
 
-@settings(derandomize=True, deadline=None, max_examples=80)
 @given(factors_of, st.integers(0, 100))
 def test_repeats_are_rounded_factors_and_every_epoch_is_as_long(factors, seed):
     counts = np.bincount(RepeatFactors(factors, "ceil").images(np.random.default_rng(seed)), minlength=len(factors))
@@ -232,7 +229,6 @@ def test_stochastic_rounding_gives_every_image_its_factor_on_average():
 pairs = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5)), min_size=1, max_size=40, unique=True)
 
 
-@settings(derandomize=True, deadline=None, max_examples=80)
 @given(pairs, st.integers(1, 60), st.integers(0, 100))
 def test_class_aware_draws_classes_equally_and_images_equally_within(held, length, seed):
     images, labels = (np.array(column) for column in zip(*sorted(held), strict=True))
@@ -261,7 +257,6 @@ def _in_due_runs(drawn, members):
     return len(drawn) in starts
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
 @given(tall, st.integers(1, 3), st.integers(1, 3), st.integers(0, 40), st.sampled_from(["ceil", "stochastic", "class"]))
 def test_every_draw_is_exact_over_processes_and_goes_on_from_any_step(groups, batch_size, world, start, kind):
     count = len(groups)

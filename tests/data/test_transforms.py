@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 from coco_masks import full_bitmap, polygon
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import rasterise
 
@@ -119,7 +119,6 @@ def test_reduction_leaves_at_least_the_size_drawn(image_hw, short, expected):
     assert Compose((HorizontalFlip(0.5), compose.transforms[0])).reduction(image_hw, 0) == 1
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
 @given(st.integers(1, 700), st.integers(1, 700), st.sampled_from([2, 4, 8]), st.integers(0, 100))
 def test_reduction_changes_no_size(height, width, k, seed):
     """A reduced image is resized to exactly the size of the whole one, which the reduction foresaw."""
@@ -147,7 +146,6 @@ def test_resize_draws_every_size_and_clips_boxes():
     assert clipped.boxes.tolist() == [[0, 5, 50, 30]]
 
 
-@settings(derandomize=True, deadline=None, max_examples=40)
 @given(st.integers(20, 120), st.integers(20, 120), st.integers(0, 1000))
 def test_boxes_and_masks_stay_together_through_all_transforms(short, long, seed):
     image, instances = scene()
@@ -270,7 +268,6 @@ def test_boxes_from_masks_leave_out_the_margin_beyond_the_image():
     assert boxes.tolist() == [[0, 0, 30, 20]]
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
 @given(st.lists(polygon, min_size=1, max_size=2), st.integers(0, 60), st.integers(0, 60))
 def test_boxes_in_a_window_are_those_of_the_cropped_bitmap(polygons, left, top):
     window = (left, top, left + 35, top + 25)

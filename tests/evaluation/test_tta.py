@@ -16,7 +16,7 @@ import orjson
 import pytest
 import torch
 from click.testing import Result
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 from torch import Tensor, nn
@@ -313,7 +313,6 @@ def test_the_same_view_three_times_is_the_view() -> None:
     compare(thrice, once, rtol=1e-5, atol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(32, 150), st.sampled_from([32, 64]))
 @example(61, 89, 127, 32)  # here it makes a difference whether an image is mirrored before it is resized or after
 def test_pixels_of_views(height: int, width: int, edge: int, divisor: int) -> None:
@@ -381,7 +380,6 @@ sides = st.integers(1, 3000)
 shares = st.lists(st.tuples(*[st.floats(0, 1, width=32)] * 4), max_size=8)
 
 
-@settings(max_examples=200, deadline=None)
 @given(sides, sides, sides, sides, shares, st.booleans())
 def test_there_and_back_a_box_is_the_same(
     h: int, w: int, height: int, width: int, boxes: list[tuple[float, ...]], mirrored: bool

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
@@ -38,7 +38,6 @@ coordinate = st.floats(-30, 60, width=32)
 extent = st.floats(0.25, 70, width=32)
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
 @given(
     boxes=st.lists(st.tuples(coordinate, coordinate, extent, extent), min_size=1, max_size=5),
     image_hw=st.tuples(st.integers(1, 40), st.integers(1, 40)),

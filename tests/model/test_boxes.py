@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tailseg.model.boxes import (
@@ -24,7 +24,6 @@ coordinate = st.floats(-200, 800, width=32)
 extent = st.floats(0.5, 600, width=32)
 box = st.tuples(coordinate, coordinate, extent, extent).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
 boxes_ = st.lists(box, min_size=1, max_size=8)
-quick = settings(derandomize=True, deadline=None, max_examples=60)
 
 
 def test_recorded_coder(recorded, check):
@@ -83,7 +82,6 @@ def test_deltas_by_hand(stds):
 
 
 @pytest.mark.parametrize("stds", STDS)
-@quick
 @given(boxes=boxes_, targets=boxes_)
 def test_decode_inverts_encode(stds, boxes, targets):
     n = min(len(boxes), len(targets))
@@ -103,7 +101,6 @@ def test_decode_clamps_scale():
     )
 
 
-@quick
 @given(boxes=boxes_, hw=st.tuples(st.integers(1, 500), st.integers(1, 500)))
 def test_clip_keeps_boxes_inside_and_only_moves_what_is_outside(boxes, hw):
     boxes = torch.tensor(boxes)[None]
@@ -133,7 +130,6 @@ def plain_iou(a: list[float], b: list[float]) -> float:
     return width * height / (areas - width * height)
 
 
-@quick
 @given(boxes=boxes_, others=boxes_)
 def test_iou_equals_loops_and_is_symmetric(boxes, others):
     boxes, others = torch.tensor(boxes), torch.tensor(others)

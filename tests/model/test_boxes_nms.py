@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.ops import nms
 
 from tailseg.model import boxes as nms_module
 from tailseg.model.boxes import keep_within_levels, multiclass_nms, nms_within_groups, pairwise_iou
-
-some = settings(derandomize=True, deadline=None, max_examples=30)
 
 
 def random_boxes(generator: torch.Generator, *shape: int) -> torch.Tensor:
@@ -49,7 +47,6 @@ def test_recorded_detections(recorded, check):
     assert seen == ["agnostic", "per_class"]
 
 
-@some
 @given(seed=st.integers(0, 10_000), n=st.integers(0, 40), count=st.integers(1, 5), iou=st.floats(0.2, 0.8))
 def test_groups_equal_loops(seed, n, count, iou):
     generator = torch.Generator().manual_seed(seed)
@@ -74,7 +71,6 @@ def random_levels(seed: int, sizes: list[int]) -> tuple[torch.Tensor, torch.Tens
     return boxes, scores, torch.rand(3, sum(sizes), generator=generator) < 0.8
 
 
-@some
 @given(seed=st.integers(0, 10_000), sizes=st.lists(st.integers(0, 15), min_size=1, max_size=4))
 def test_levels_equal_one_nms_each_on_both_paths(seed, sizes):
     boxes, scores, valid = random_levels(seed, sizes)
@@ -119,7 +115,6 @@ def every_pair(boxes, scores, threshold, iou, limit):
 
 
 @pytest.mark.parametrize("first", [1, 7, 4096])
-@some
 @given(
     seed=st.integers(0, 10_000),
     rois=st.integers(0, 12),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tailseg.model import matching
@@ -89,7 +89,6 @@ def plain_assignment(iou: list[list[float]], usable: list[bool], valid: list[boo
         Matcher(positive_iou=0.6, negative_iou=0.4),
     ],
 )
-@settings(derandomize=True, deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10_000), objects=st.integers(0, 12), shared=st.booleans(), at_once=st.integers(1, 5))
 def test_equals_plain_loops(matcher, seed, objects, shared, at_once):
     generator = torch.Generator().manual_seed(seed)
@@ -142,7 +141,6 @@ def random_matches(seed: int, n: int, positive: float, ignored: float) -> torch.
     return torch.where(kind > 1 - ignored, IGNORED, matched)
 
 
-@settings(derandomize=True, deadline=None, max_examples=80)
 @given(
     seed=st.integers(0, 10_000),
     n=st.integers(0, 60),

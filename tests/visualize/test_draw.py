@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tailseg.structures import Detections, Instances
@@ -220,7 +220,6 @@ def test_labels_without_room_are_left_out():
     assert place_labels(np.zeros((0, 4)), [], (20, 40)) == []
 
 
-@settings(derandomize=True, deadline=None, max_examples=30)
 @given(
     st.lists(
         st.tuples(st.integers(0, 470), st.integers(0, 370), st.integers(1, 300), st.integers(1, 300)),

@@ -818,13 +818,7 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 KINDS = ["zip, torch", "zip", "zip, by hand", "legacy, torch", "legacy", "legacy, by hand"]
 KINDS += ["pickle 2", "pickle 5", "safetensors"]
-QUICK = settings(
-    max_examples=120,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+QUICK = settings(database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def reads_or_complains(path: Path, content: bytes) -> None:

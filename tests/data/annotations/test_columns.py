@@ -1,13 +1,12 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tailseg.data.annotations import columns
 from tailseg.data.annotations.columns import IdLists, Segmentations, Texts, in_full, starts_of, take_rows
 
 
-@settings(derandomize=True, deadline=None, max_examples=100)
 @given(parts=st.lists(st.lists(st.integers(0, 9), max_size=4), max_size=9), data=st.data())
 def test_rows_are_taken_in_any_order(parts, data):
     order = data.draw(st.lists(st.integers(0, len(parts) - 1), max_size=12) if parts else st.just([]))
@@ -28,7 +27,6 @@ def test_flat_columns_are_sequences():
         lists[2]
 
 
-@settings(derandomize=True, deadline=None, max_examples=50)
 @given(parts=st.lists(st.lists(st.integers(0, 9), max_size=3), min_size=1, max_size=9), data=st.data())
 def test_rows_are_taken_across_pieces(parts, data):
     """Many rows are moved some at a time; the seams do not show."""
@@ -47,7 +45,6 @@ def test_starts_by_hand():
     assert starts_of(np.array([2**31 - 1] * 2, np.int32))[-1] == 2**32 - 2  # counted in 64 bits
 
 
-@settings(derandomize=True, deadline=None, max_examples=50)
 @given(st.lists(st.text(max_size=5) | st.none(), max_size=6))
 def test_texts_come_back(stated):
     encoded = [(text or "").encode() for text in stated]
@@ -84,7 +81,6 @@ def test_segmentations_are_polygons_or_a_code():
         flat[4]
 
 
-@settings(derandomize=True, deadline=None, max_examples=50)
 @given(st.lists(st.integers(-6_553_500, 6_553_500).map(lambda n: n / 100), max_size=20))
 def test_two_decimals_survive_float32(numbers):
     assert in_full(np.array(numbers, np.float32)).tolist() == numbers

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from coco_masks import full_bitmap, polygon
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 from tiny import rasterise
@@ -65,7 +65,6 @@ def blob(centre, radii, rng, points=14):
     return np.round(xy + centre, 2).ravel()
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
 @given(st.lists(polygon, min_size=1, max_size=3))
 def test_small_objects_keep_every_pixel_of_the_full_bitmap(polygons):
     image_hw = (90, 100)
@@ -79,7 +78,6 @@ def test_decimals_on_the_edge_of_rounding_survive_float32_and_the_shift():
     np.testing.assert_array_equal(small_cells(mask, frame, (200, 300)), full_bitmap([polygon], (200, 300)))
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 10_000),
     centre=st.tuples(st.integers(0, 300), st.integers(0, 200)),
@@ -92,7 +90,6 @@ def test_targets_of_small_objects_equal_those_of_the_full_bitmap(seed, centre, r
     torch.testing.assert_close(ours, full, atol=1e-4, rtol=0)
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 10_000),
     centre=st.tuples(st.integers(0, 640), st.integers(0, 480)),
@@ -145,7 +142,6 @@ def test_an_object_without_pixels_is_an_empty_grid(shape):
     assert (frame[2:] > frame[:2]).all()
 
 
-@settings(derandomize=True, deadline=None, max_examples=80)
 @given(st.lists(st.lists(st.booleans(), min_size=12, max_size=400), max_size=4))
 def test_runs_of_compressed_rles(objects):
     bitmaps = [np.asfortranarray(np.array(bits[: len(bits) // 3 * 3], np.uint8).reshape(3, -1)) for bits in objects]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from annotation_files import annotation, content, fault, load
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tailseg.data.annotations import parsing
@@ -116,7 +116,6 @@ def written(folder, data):
     return path
 
 
-@settings(derandomize=True, deadline=None, max_examples=50)
 @given(
     st.lists(st.integers(-5, 5) | st.integers(-(2**63), 2**63 - 1), unique=True, max_size=8),
     st.lists(st.integers(-5, 5), max_size=8),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from annotation_files import SQUARE, annotation, content, fault, load
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
@@ -165,7 +165,6 @@ def run_list(bitmap):
     return [0, *runs] if flat[0] else runs
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
 @given(st.lists(st.tuples(bitmaps, st.booleans()), max_size=5))
 def test_codes_of_both_kinds_are_those_of_pycocotools(objects):
     values, expected = [], []
@@ -198,7 +197,6 @@ codes = st.fixed_dictionaries(
 polygons = st.lists(st.lists(number, min_size=5, max_size=9) | anything, max_size=3)
 
 
-@settings(derandomize=True, deadline=None, max_examples=80)
 @given(st.lists(polygons | codes | anything, max_size=5))
 def test_any_value_is_read_or_refused(values):
     columns, faults = columns_of(values)

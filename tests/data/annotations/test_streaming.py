@@ -4,7 +4,7 @@ import json
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tailseg.data.annotations.streaming import brackets, read_lists
@@ -34,7 +34,6 @@ def collect(path, block):
     return lists
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
 @given(document=documents, block=st.integers(1, 60), indent=st.sampled_from([None, 1]), ascii_only=st.booleans())
 def test_pieces_make_up_the_lists(tmp_path_factory, document, block, indent, ascii_only):
     path = tmp_path_factory.mktemp("stream") / "a.json"
@@ -42,7 +41,6 @@ def test_pieces_make_up_the_lists(tmp_path_factory, document, block, indent, asc
     assert collect(path, block) == {key: document[key] for key in KEYS if key in document}
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
 @given(
     document=documents,
     block=st.integers(1, 60),

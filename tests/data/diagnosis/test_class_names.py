@@ -1,7 +1,7 @@
 from itertools import combinations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tailseg.data.diagnosis.class_names import near_names
@@ -89,7 +89,6 @@ def one_edit(a: str, b: str) -> bool:
     return b in made
 
 
-@settings(derandomize=True, deadline=None, max_examples=120)
 @given(st.lists(st.text("abx", min_size=5, max_size=8), min_size=2, max_size=6, unique=True))
 def test_one_letter_apart_is_what_one_edit_makes(names):
     """Without an s no name is a plural, and distinct names of lower-case letters have distinct spellings."""

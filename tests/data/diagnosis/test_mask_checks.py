@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from checked_data import HEIGHT, SOUND, SOUND_VAL, WIDTH, finding, polygon_of, report, row, write
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
@@ -45,7 +45,6 @@ def test_masks_and_boxes_of_an_image_with_swapped_sides(tmp_path):
 boxes = st.tuples(*[st.integers(0, 28)] * 2, *[st.integers(1, 12)] * 2)
 
 
-@settings(deadline=None, max_examples=20)
 @given(st.lists(st.tuples(boxes, st.booleans(), st.integers(1, 4)), max_size=8))
 def test_boxes_of_masks_are_those_of_their_pixels(tmp_path_factory, objects):
     folder = tmp_path_factory.mktemp("masks")
@@ -165,7 +164,6 @@ quads = st.tuples(*[st.integers(0, 20)] * 2, *[st.integers(0, 9)] * 2).map(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=50)
 @given(quads, quads)
 def test_overlap_is_that_of_pixels(one, other):
     def pixels(quad):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from coco_masks import full_bitmap, polygon
 from foreign_files import picture
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tailseg.data.importers.foreign import (
@@ -184,7 +184,6 @@ def test_categories_that_occur_in_the_order_of_names(tmp_path):
         source_of({"train": []}, tmp_path, ["a"], [])
 
 
-@settings(derandomize=True, deadline=None, max_examples=50)
 @given(st.lists(polygon, min_size=1, max_size=3))
 def test_areas_are_pixels_and_boxes_are_cut(tmp_path_factory, polygons):
     """The area is that of COCO's own bitmap; the box is that of the corners within the image."""

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from foreign_files import attempt, converted, fault, picture
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tailseg.data.importers.labelme import parse_shape, read_labelme
@@ -68,7 +68,6 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(
     st.fixed_dictionaries(
         {},

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -20,7 +20,6 @@ def memberships(draw):
     return np.array(pairs, np.int64).reshape(-1, 2), images, classes
 
 
-@settings(deadline=None, max_examples=100)
 @given(memberships(), st.floats(0.05, 0.6), st.integers(0, 5))
 def test_every_class_keeps_a_training_image_and_single_ones_stay(case, share, seed):
     pairs, images, classes = case

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from foreign_files import attempt, converted, fault, picture
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tailseg.data.importers.voc import parse_voc_object, parse_xml, read_voc
@@ -65,14 +65,12 @@ def test_voc_image_that_leads_out(tmp_path):
     assert "leads out of" in fault("voc", voc(tmp_path / "two", {"a": box()}, {"train": ["../../a"]}), tmp_path)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=80) | st.text(alphabet="<>/a&;!x= '", max_size=40).map(str.encode))
 def test_voc_any_bytes_are_xml_or_refused(content):
     found, refused = attempt(parse_xml, content, "place")
     assert found is not None or refused.startswith("place: ")
 
 
-@settings(deadline=None)
 @given(*[st.integers(1, 50)] * 4)
 def test_voc_corners(xmin, ymin, width, height):
     item = parse_xml(box("cat", xmin, ymin, xmin + width - 1, ymin + height - 1).encode(), "place")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import yaml
 from foreign_files import attempt, converted, fault, picture
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tailseg.data.importers.yolo import parse_labels, read_yolo
@@ -131,7 +131,6 @@ def test_yolo_images_without_any_label_are_a_mistake(tmp_path):
 points = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=12)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1), points), max_size=5))
 def test_yolo_lines_come_back_as_written(objects):
     text = "\n".join(f"{label} " + " ".join(f"{x!r} {y!r}" for x, y in polygon) for label, polygon in objects)
@@ -139,7 +138,6 @@ def test_yolo_lines_come_back_as_written(objects):
     assert [(label, [tuple(point) for point in polygon.tolist()]) for label, polygon, _ in found] == objects
 
 
-@settings(deadline=None)
 @given(st.text(alphabet=st.sampled_from("0123456789.-+eE nainf\t\n\r_x"), max_size=60))
 def test_yolo_any_text_is_read_or_refused_with_its_line(text):
     found, refused = attempt(parse_labels, text, "file.txt", ["cat"])

@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from lvis import LVIS
 from pycocotools import mask as coco_mask
@@ -87,7 +87,6 @@ def test_counts_fall_with_the_rank_and_fill_the_images(classes: int, images: int
         assert counts.min() == 3
 
 
-@settings(derandomize=True, deadline=None, max_examples=25)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=30), st.integers(1, 40), st.integers(0, 9))
 def test_plans_hold_each_class_once_an_image(counts: list[int], images: int, seed: int) -> None:
     wanted = np.minimum(np.sort(counts)[::-1], images)
