@@ -308,9 +308,9 @@ def test_the_same_view_three_times_is_the_view() -> None:
         valid=torch.ones(1, len(apart), dtype=torch.bool),
     )
     detector.rpn.propose = lambda _output, _image_sizes, **_: few
-    once, thrice = (detect_views(detector, PICTURE, [view] * many) for many in (1, 3))
-    assert torch.equal(thrice.labels, once.labels)
-    compare(thrice, once, rtol=1e-5, atol=1e-6)
+    once, repeated = (detect_views(detector, PICTURE, [view] * many) for many in (1, 3))
+    assert torch.equal(repeated.labels, once.labels)
+    compare(repeated, once, rtol=1e-5, atol=1e-6)
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(32, 150), st.sampled_from([32, 64]))

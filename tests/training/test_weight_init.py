@@ -220,13 +220,13 @@ def test_another_loss_starts_the_sibling_s_classifier_anew_too(tmp_path: Path) -
     theirs = model_file(tmp_path / "m.safetensors", small(*LATER))
     before, after, sentence = started(tmp_path / "m.safetensors", plain_cross_entropy(*LATER), THEIRS)
     assert "the classifier starts again" in sentence
-    anew = [
+    started_again = [
         f"stages.0.box_head.{name}.{part}"
         for name in ("classifier", "sibling_classifier")
         for part in ("weight", "bias")
     ]
-    assert [key for key in after if not torch.equal(after[key], theirs.get(key, before[key]))] == anew
-    assert all(torch.equal(after[key], before[key]) for key in anew)
+    assert [key for key in after if not torch.equal(after[key], theirs.get(key, before[key]))] == started_again
+    assert all(torch.equal(after[key], before[key]) for key in started_again)
 
 
 @pytest.mark.parametrize(
@@ -246,11 +246,11 @@ def test_another_loss_or_form_starts_its_classifier_anew(
     theirs = model_file(tmp_path / "m.safetensors", small())
     before, after, sentence = started(tmp_path / "m.safetensors", recipe, names)
     assert sentence.endswith("; the classifier starts again, for it does not fit the recipe's loss)")
-    anew = [key for key in after if ".classifier." in key or ".classification." in key]
-    assert len(anew) >= 2
-    assert all(torch.equal(after[key], before[key]) for key in anew)
+    started_again = [key for key in after if ".classifier." in key or ".classification." in key]
+    assert len(started_again) >= 2
+    assert all(torch.equal(after[key], before[key]) for key in started_again)
     for key in after:
-        if not rows_a_class(key) and key not in anew:
+        if not rows_a_class(key) and key not in started_again:
             assert torch.equal(after[key], theirs[key]), key
     label = names.index("cup")
     for key in ("stages.0.box_head.regressor.weight", "stages.0.mask_head.predictor.bias"):  # rows of classes still are
@@ -298,8 +298,8 @@ def test_group_softmax_with_other_groups_starts_its_classifier_anew(tmp_path: Pa
     recipe = plain_cross_entropy("classifier.loss=group-softmax", "classifier.thresholds=[10, 20, 30]")
     before, after, sentence = started(tmp_path / "m.safetensors", recipe, THEIRS)
     assert "starts again" in sentence
-    anew = [key for key in after if ".classifier." in key or ".classification." in key]
-    assert all(torch.equal(after[key], before[key]) for key in anew)
+    started_again = [key for key in after if ".classifier." in key or ".classification." in key]
+    assert all(torch.equal(after[key], before[key]) for key in started_again)
 
 
 def test_names_that_differ_in_spelling_alone_stay_apart(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def views_of(test: TestRecipe) -> tuple[View, ...]:
 
 @torch.no_grad()
 def detect_views(detector: Detector, picture: Image, views: Sequence[View]) -> Detections:
-    """What a detector finds in a picture, averaged over views of it (spec, section 25).
+    """Detections in a picture, averaged over views of it (spec, section 25).
 
     One plain view gives what `Detector.detect` gives for it: scores and masks to the bit, boxes to the rounding of
     their coordinates.

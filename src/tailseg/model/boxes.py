@@ -126,7 +126,7 @@ def nms_within_groups(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float)
 
 
 def keep_within_levels(boxes: Tensor, scores: Tensor, valid: Tensor, level_sizes: list[int], iou: float) -> Tensor:
-    """Which proposals survive NMS within their image and level.
+    """Mark the proposals that survive NMS within their image and level.
 
     Args:
         boxes: (B, N, 4), levels one after the other.

@@ -16,7 +16,7 @@ from tailseg.recipes.schema import Recipe
 
 
 class Learner(Protocol):
-    """What the loop needs of `WholeDetector` and of `tailseg.training.finetune.Finetuning`."""
+    """Interface to the loop, of `WholeDetector` and of `tailseg.training.finetune.Finetuning`."""
 
     trained: nn.Module  # called with a batch it gives named scalar losses
 

@@ -352,7 +352,7 @@ class Run:
         self.fabric.barrier()
 
     def agreed(self, stop: Sequence[int]) -> bool:
-        """Whether some process was told to stop; with several, asked when losses are logged, for it costs a wait."""
+        """True if some process was told to stop; with several, asked when losses are logged, for it costs a wait."""
         if self.fabric.world_size == 1:
             return bool(stop)
         if self.step % self.recipe.training.log_steps:

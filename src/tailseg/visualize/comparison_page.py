@@ -76,12 +76,12 @@ def write_report(results: Mapping[str, Any], out: Path) -> None:
 def _require(results: Mapping[str, Any]) -> None:
     missing = [key for key in ("version", "command", "dataset", "budget", "seeds", "methods") if key not in results]
     if missing:
-        raise UserError(f"results.json has no {missing[0]!r}: write it anew with `tailseg demo`.")
+        raise UserError(f"results.json has no {missing[0]!r}: write it again with `tailseg demo`.")
     if not results["methods"]:
-        raise UserError("results.json names no method under 'methods': write it anew with `tailseg demo`.")
+        raise UserError("results.json names no method under 'methods': write it again with `tailseg demo`.")
     for key, method in results["methods"].items():
         if not method.get("runs"):
-            raise UserError(f"results.json has no runs of {key!r}: write it anew with `tailseg demo`.")
+            raise UserError(f"results.json has no runs of {key!r}: write it again with `tailseg demo`.")
 
 
 def _frequency_charts(results: Mapping[str, Any], seeds: int) -> list[dict[str, object]]:

@@ -1,4 +1,4 @@
-"""Where the labels of a picture go: greedy placement of rectangles around boxes.
+"""Places for the labels of a picture: greedy placement of rectangles around boxes.
 
 Shape letters: N boxes, K candidate places of one label.
 """
