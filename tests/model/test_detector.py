@@ -346,7 +346,7 @@ class TestCascade:
         assert factors == pytest.approx(expected, rel=1e-5)
 
     def test_what_a_stage_hands_on(self):
-        """Its RoIs, moved by its own deltas and cut to the image; ground-truth boxes are put in again, not handed on."""
+        """Its RoIs, moved by its own deltas and cut to the image; ground-truth boxes are added again, not handed on."""
         detector = cascade().train()
         batch = small_batch()
         given, drawn, deltas = [], [], []

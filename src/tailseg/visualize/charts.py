@@ -1,4 +1,4 @@
-"""Parts that all charts of the pages share: style, one panel, a legend, and SVG whose ink is the text colour of the page."""
+"""Parts that all charts of the pages share: style, a panel, a legend, SVG whose ink is the text colour of the page."""
 
 from __future__ import annotations
 
