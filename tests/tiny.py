@@ -55,7 +55,7 @@ ENVIRONMENT = {
 
 def command(*arguments: object) -> list[str]:
     """The real command, for a process of its own."""
-    return [sys.executable, "-m", "tailseg.cli.main", *map(str, arguments)]
+    return [sys.executable, "-m", "tailseg.cli", *map(str, arguments)]
 
 
 def options(settings: tuple[str, ...]) -> list[str]:

@@ -382,7 +382,3 @@ def main() -> None:
         fix = "make room" if full else "choose another path or change its rights"
         print(f"tailseg: {error.filename or 'a file'}: {error.strerror}; {fix}", file=sys.stderr)
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
