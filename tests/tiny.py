@@ -7,7 +7,9 @@ import inspect
 import io
 import json
 import logging
+import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -161,6 +163,29 @@ def meta_without_values() -> Iterator[None]:
 
             patches.enter_context(patch.object(torch.Tensor, name, skipped))
         yield
+
+
+def run_together(file: str, *calls: tuple[object, ...]) -> list[int | None]:
+    """Run a Python file in one process for each tuple of arguments, at once; exit codes, None for one that hung.
+
+    The processes are forked from one that has imported PyTorch for all, which takes longer than their work.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tailseg.layers.norm"])
+    running = [context.Process(target=_as_main, args=(file, list(map(str, arguments)))) for arguments in calls]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(timeout=120)
+    codes = [process.exitcode for process in running]
+    for process in running:
+        process.kill()
+    return codes
+
+
+def _as_main(file: str, arguments: list[str]) -> None:
+    sys.argv = [file, *arguments]
+    runpy.run_path(file, run_name="__main__")
 
 
 def score_of(annotations: Path | dict[str, Any], detections: Path | list[dict[str, Any]], **options: Any) -> Scores:

@@ -1,10 +1,9 @@
 """What is computed again gives the same outputs, gradients and statistics, in one process and in two (gloo).
 
-Run as ``python test_recomputation.py RANK FOLDER`` this file is one of two processes.
+Run as ``python test_activation_checkpointing.py RANK FOLDER`` this file is one of two processes.
 """
 
 import copy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from timm.layers import BatchNormAct2d
+from tiny import run_together
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -184,9 +184,7 @@ def one_of_two(rank: int, folder: Path) -> None:
 
 
 def test_synchronized_norm_in_two_processes(tmp_path):
-    command = [sys.executable, __file__]
-    running = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in range(PROCESSES)]
-    assert [process.wait(timeout=120) for process in running] == [0] * PROCESSES
+    assert run_together(__file__, *((rank, tmp_path) for rank in range(PROCESSES))) == [0] * PROCESSES
     states = []
     for rank in range(PROCESSES):
         plain, recomputed = torch.load(tmp_path / f"{rank}.pt")

@@ -125,8 +125,11 @@ def test_definition(way, window, size):
 def test_triton_equals_the_definition(monkeypatch, window, size):
     from tailseg.layers import carafe_triton
 
-    monkeypatch.setattr(carafe_triton, "CHANNEL_BLOCK", 4)  # so that some programs are the second or the last
+    # So that some programs are the second or the last. An interpreted program takes as long whatever its block.
+    monkeypatch.setattr(carafe_triton, "CHANNEL_BLOCK", 4)
+    monkeypatch.setattr(carafe_triton, "CELL_BLOCK", 32)
     monkeypatch.setattr(carafe_triton, "TAP_CHANNEL_BLOCK", 4)
+    monkeypatch.setattr(carafe_triton, "TAP_CELL_BLOCK", 16)
     x, kernels, upstream = case(window, size)
     expected = in_loops(x, kernels, upstream, window)
     results = run(triton_carafe, x.float(), kernels.float(), upstream.float(), window)

@@ -4,7 +4,6 @@ Run as ``python test_norm.py RANK FOLDER`` this file is one of several processes
 """
 
 import copy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import timm
 import torch
 import torch.distributed as dist
 from timm.layers import BatchNormAct2d as TimmBatchNormAct2d
-from tiny import ENVIRONMENT, made
+from tiny import made, run_together
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -131,9 +130,7 @@ def one_of_several(rank: int, processes: int) -> dict[str, list[Tensor]]:
 def launched(tmp_path_factory):
     """Three processes, which are first two and then three."""
     folder = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, __file__]
-    running = [subprocess.Popen([*command, str(rank), str(folder)], env=ENVIRONMENT) for rank in range(3)]
-    assert [process.wait(timeout=120) for process in running] == [0, 0, 0]
+    assert run_together(__file__, *((rank, folder) for rank in range(3))) == [0, 0, 0]
     return folder
 
 

@@ -1,7 +1,8 @@
 """Rows of Table 2 in two processes (gloo): whole runs, and steps equal to those of one process with the joint batch.
 
-Run as ``python test_sync_bn.py FOLDER DATA DEVICES`` this file is a run of a few steps that leaves what each of its
-processes has computed in FOLDER.
+Run as ``python test_sync_bn.py FOLDER DATA start`` this file is two processes that take a few steps, and then train the
+rows with the real command; with ``resume`` another two go on with these runs. What each of them has computed and said
+is left in FOLDER. Few processes do it all: to start one takes longer than its work.
 """
 
 import json
@@ -12,8 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from safetensors.torch import load_file
-from tiny import Done, command, finished, options
+from tiny import Done, finished, options, tailseg
 from torch import Tensor
 
 from tailseg.data.sources import open_source
@@ -63,28 +65,43 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---------------------------------------------------------------------------------------------------------
 # The real command
 
+ROWS = ("02-sync-bn", "10-seesaw")
+EPOCH, LONGER = IMAGES // 4, ("schedule.epochs=2",)
 
-def train(row: str, data: Path, out: Path, devices: int, *more: str) -> Done:
-    settings = TINY if row < "07" else (*TINY, *SMALL_VIEWS)
+
+def train(row: str, data: Path, out: Path, devices: int, settings: tuple[str, ...] = (), *more: str) -> Done:
+    own = (*TINY, *(SMALL_VIEWS if row >= "07" else ()), *settings)
     arguments = ("train", f"demo-table2/{row}", "--data", data, "--out", out, "--devices", devices)
-    return finished(command(*arguments, *options(settings), *more))
+    return tailseg(*arguments, *options(own), *more)
 
 
-@pytest.mark.parametrize("row", ["02-sync-bn", "10-seesaw"])
-def test_runs_of_two_processes_are_resumed_exactly(row: str, data: Path, tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    steps, longer = IMAGES // 4, ("--set", "schedule.epochs=2")
-    done = train(row, data, whole, 2, *longer)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("learn their statistics from all 2 processes (SyncBN).") == 1
+def runs(folder: Path, data: Path, devices: int, *, resume: bool) -> list[tuple[str, int, str]]:
+    """Of each row a run of one epoch and one of two, or the former's second; their names, exit codes and stderr."""
+    found = []
+    for row in ROWS:
+        started = {f"{row}-parts": ((),), f"{row}-whole": (LONGER,)}
+        resumed = {f"{row}-parts": (LONGER, "--resume")}  # for an epoch more than it was to have
+        for name, arguments in (resumed if resume else started).items():
+            done = train(row, data, folder / name, devices, *arguments)
+            found.append((name, done.returncode, done.stderr))
+    return found
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_runs_of_two_processes_are_resumed_exactly(row: str, launched: Path) -> None:
+    whole, parts = launched / f"{row}-whole", launched / f"{row}-parts"
+    said = {}
+    for what in ("start", "resume"):
+        for rank in (0, 1):
+            for name, code, errors in json.loads((launched / f"{what}-{rank}.json").read_text()):
+                assert code == 0, errors
+                said[what, name] = said.get((what, name), "") + errors
+    synchronized = "learn their statistics from all 2 processes (SyncBN)."
+    assert said["start", whole.name].count(synchronized) == 1
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 2 * steps + 1))
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 2 * EPOCH + 1))
     assert all(math.isfinite(row["loss"]) for row in rows if "loss" in row)
-    done = train(row, data, parts, 2)
-    assert done.returncode == 0, done.stderr
-    done = train(row, data, parts, 2, *longer, "--resume")  # an epoch more than it was to have
-    assert done.returncode == 0, done.stderr
-    assert f"from step {steps} on" in done.stderr
+    assert f"from step {EPOCH} on" in said["resume", parts.name]
     for name in ("last.safetensors", "trainer.safetensors"):
         ours, theirs = load_file(parts / name), load_file(whole / name)
         assert ours.keys() == theirs.keys()
@@ -107,18 +124,18 @@ def test_one_process_says_that_the_statistics_are_its_own(data: Path, tmp_path: 
 
 
 def scene(step: int, kind: str) -> Batch:
-    """Four images of 128 x 128 pixels; in the second kind the last two hold nothing."""
+    """Four images of 64 x 64 pixels; in the second kind the last two hold nothing."""
     generator = torch.Generator().manual_seed(step)
-    corners = torch.rand(4, OBJECTS, 2, generator=generator) * 60
-    boxes = torch.cat([corners, corners + 24 + 40 * torch.rand(4, OBJECTS, 2, generator=generator)], dim=2)
+    corners = torch.rand(4, OBJECTS, 2, generator=generator) * 30
+    boxes = torch.cat([corners, corners + 12 + 20 * torch.rand(4, OBJECTS, 2, generator=generator)], dim=2)
     masks = torch.zeros(4, OBJECTS, 28, 28, dtype=torch.uint8)
     masks[..., 3:23, 5:26] = 255
     valid = torch.ones(4, OBJECTS, dtype=torch.bool)
     if kind == "without-positives":
         valid[2:] = False
-    sizes = torch.tensor([128, 128]).expand(4, 2)
+    sizes = torch.tensor([64, 64]).expand(4, 2)
     return Batch(
-        images=torch.randint(0, 256, (4, 3, 128, 128), dtype=torch.uint8, generator=generator),
+        images=torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=generator),
         image_sizes=sizes,
         original_sizes=sizes,
         image_ids=torch.arange(4),
@@ -152,8 +169,8 @@ def by_place(matched: Tensor, slots: int, max_positive: int) -> Sampled:
 def same_proposals(images: Tensor) -> Proposals:
     """Twenty boxes all over each image, whatever the RPN says."""
     generator = torch.Generator().manual_seed(0)
-    corners = torch.rand(20, 2, generator=generator) * 80
-    boxes = torch.cat([corners, corners + 16 + 32 * torch.rand(20, 2, generator=generator)], dim=1)
+    corners = torch.rand(20, 2, generator=generator) * 40
+    boxes = torch.cat([corners, corners + 8 + 16 * torch.rand(20, 2, generator=generator)], dim=1)
     shape = (len(images), 20)
     return Proposals(boxes=boxes.expand(*shape, 4), scores=torch.zeros(shape), valid=torch.ones(shape).bool())
 
@@ -166,27 +183,27 @@ def finer(*arguments: Any) -> Detector:
     return detector
 
 
-def steps(folder: Path, data: Path, devices: int) -> None:
-    """Three steps of each kind as `train` takes them; what came of each goes into FOLDER/RANK.pt."""
-    torch.set_num_threads(1)
-    rpn.sample = box_head.sample = by_place
-    loop.build_detector = finer
-    fabric = launch(devices)
+Found = list[dict[str, dict[str, Tensor]]]  # of each step: losses, gradients, state
+
+
+def steps(fabric: Fabric, folder: Path, data: Path) -> dict[str, Found]:
+    """Three steps of each kind as `train` takes them."""
     rank, each = fabric.global_rank, 4 // fabric.world_size
     recipe = resolve("demo-table2/10-seesaw", [*TINY, *SMALL_VIEWS, f"data.batch_per_device={each}"])
     splits, results = open_source(str(data)), {}
-    for kind in KINDS:
-        run = Run(fabric, recipe, splits, folder / kind, 0)
-        run.detector.rpn.propose = lambda _output, image_sizes, **_: same_proposals(image_sizes)
-        results[kind] = watch(run)
-        run.start(resume=False)
-        for step in range(STEPS):
-            run.train_step(iter([part(scene(step, kind), slice(rank * each, (rank + 1) * each))]))
-            results[kind][-1]["state"] = detached(run.detector.state_dict())
-    torch.save(results, folder / f"{rank}.pt")
-
-
-Found = list[dict[str, dict[str, Tensor]]]  # of each step: losses, gradients, state
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rpn, "sample", by_place)
+        patch.setattr(box_head, "sample", by_place)
+        patch.setattr(loop, "build_detector", finer)
+        for kind in KINDS:
+            run = Run(fabric, recipe, splits, folder / kind, 0)
+            run.detector.rpn.propose = lambda _output, image_sizes, **_: same_proposals(image_sizes)
+            results[kind] = watch(run)
+            run.start(resume=False)
+            for step in range(STEPS):
+                run.train_step(iter([part(scene(step, kind), slice(rank * each, (rank + 1) * each))]))
+                results[kind][-1]["state"] = detached(run.detector.state_dict())
+    return results
 
 
 def watch(run: Run) -> Found:
@@ -207,15 +224,20 @@ def detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def results(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Found]]:
-    """What each of two processes found, then what one found, by kind."""
-    found = []
-    for devices in (2, 1):
-        folder = tmp_path_factory.mktemp(f"of-{devices}")
-        done = finished([sys.executable, __file__, str(folder), str(data), str(devices)])
+def launched(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes, and then another two, have left all that they do in these tests."""
+    folder = tmp_path_factory.mktemp("of-2")
+    for what in ("start", "resume"):
+        done = finished([sys.executable, __file__, str(folder), str(data), what])
         assert done.returncode == 0, done.stderr
-        found += [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(devices)]
-    return found
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(data: Path, launched: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Found]]:
+    """What each of two processes found in its steps, then what one found, by kind."""
+    both = [torch.load(launched / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return [*both, steps(launch(1), tmp_path_factory.mktemp("of-1"), data)]
 
 
 def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], names: list[str]) -> None:
@@ -262,5 +284,14 @@ def test_a_process_without_positives_takes_part(results: list[dict[str, Found]])
     assert all(v.isfinite().all() for v in results[1]["without-positives"][-1]["gradients"].values())
 
 
+def one_of_two(folder: Path, data: Path, what: str) -> None:
+    torch.set_num_threads(1)
+    fabric = launch(2)  # the commands find the processes started
+    if what == "start":
+        torch.save(steps(fabric, folder, data), folder / f"{fabric.global_rank}.pt")
+    said = runs(folder, data, 2, resume=what == "resume")
+    (folder / f"{what}-{fabric.global_rank}.json").write_text(json.dumps(said))
+
+
 if __name__ == "__main__":
-    steps(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    one_of_two(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
