@@ -61,6 +61,7 @@ class WithContext(nn.Module):
     def __init__(self, detector: Detector, given: dict[int, Tensor] | None = None) -> None:
         super().__init__()
         self.detector = detector
+        self.divisor = detector.divisor
         self.given = given
         self.seen = Seen()
 

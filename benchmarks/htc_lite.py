@@ -128,9 +128,9 @@ class HtcDetector(Detector):
         anchors = self.rpn(pyramid)
         losses = self.rpn.loss(anchors, batch.image_sizes, batch.boxes, batch.valid)
         proposals = self.rpn.propose(anchors, batch.image_sizes, training=self.rpn.training)
-        features = ImageFeatures(pyramid)
         assert self.context is not None
-        present, features.context = self.context(pyramid[-1], batch.image_sizes)
+        present, context = self.context(pyramid[-1], batch.image_sizes)
+        features = ImageFeatures(pyramid, context)
         loss = self.context.loss(present, batch.labels, batch.valid, batch.absent)
         losses["context"] = loss * self.context_weight
         for number, stage in enumerate(stages_of(self), start=1):
@@ -171,6 +171,7 @@ def htc_of(recipe: Recipe, classes: int) -> HtcDetector:
         stages,
         context=parts.context,
         context_weight=model.context.weight,
+        mask_iou_weight=model.mask_iou.weight,
         **model.roi_pooling.model_dump(),
         pixel_mean=model.pixel_mean,
         pixel_std=model.pixel_std,
