@@ -312,18 +312,24 @@ def test_views_of_images_of_odd_shapes(path: Path, hw: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "plain", "views"),
-    [("fpn", (64, 96), {(64, 64), (96, 128)}), ("fpg", (64, 128), {(64, 64), (128, 128)})],
+    ("divisor", "plain", "views"),
+    [(32, (64, 96), {(64, 64), (96, 128)}), (64, (64, 128), {(64, 64), (128, 128)})],
 )
 def test_images_are_padded_to_what_the_neck_asks_for(
-    model: Model, picture: np.ndarray, kind: str, plain: tuple[int, int], views: set[tuple[int, int]]
+    model: Model,
+    picture: np.ndarray,
+    divisor: int,
+    plain: tuple[int, int],
+    views: set[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """64 x 85 pixels, and in the views 36 x 48 and 84 x 112."""
     shapes: list[tuple[int, ...]] = []
     record = lambda _module, inputs: shapes.append(tuple(inputs[0].shape[2:]))  # noqa: E731
     hook = model.detector.backbone.register_forward_pre_hook(record)
+    monkeypatch.setattr(model.detector, "divisor", divisor)
     for settings in ((), TTA):
-        recipe = override(model.recipe, [f"model.neck.kind={kind}", *settings])
+        recipe = override(model.recipe, settings)
         assert len(Model(model.detector, recipe, CATEGORIES).predict(picture)) > 0
     hook.remove()
     assert shapes[0] == plain

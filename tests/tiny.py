@@ -146,7 +146,7 @@ def made(kind: Callable[..., T], *args: Any, **options: Any) -> T:
         if name in others:
             options[name] = others[name]
         elif home is not None:
-            options[name] = home.model_fields[name].get_default()
+            options[name] = home.model_fields[name].get_default(call_default_factory=True)
     return kind(*args, **options)
 
 

@@ -353,10 +353,10 @@ class Parrot:
         own: Any = self
         self.view = ViewFeatures(own, batch, mirrored)
 
-    def seen(self, batch: Batch) -> Any:
+    def extract_features(self, batch: Batch) -> Any:
         return SimpleNamespace(pyramid=[])
 
-    def scored(self, features: Any, rois: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_boxes(self, features: Any, rois: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
         self.rois = rois
         return rois[:, None, 1:], rois[:, :1]
 

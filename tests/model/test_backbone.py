@@ -104,7 +104,7 @@ def test_features_equal_those_of_torchvision(stride_in_1x1, eps, batch):
 
 def test_a_networks_own_epsilon_stays():
     for name, eps in (("resnet18", 1e-5), ("tf_efficientnet_lite0", 1e-3)):
-        assert {m.eps for m in Backbone(name).modules() if isinstance(m, nn.BatchNorm2d)} == {eps}
+        assert {m.eps for m in made(Backbone, name).modules() if isinstance(m, nn.BatchNorm2d)} == {eps}
         changed = made(Backbone, name, norm_eps=0.25)
         assert {m.eps for m in changed.modules() if isinstance(m, nn.BatchNorm2d)} == {0.25}
 

@@ -149,16 +149,16 @@ def random_matches(seed: int, n: int, positive: float, ignored: float) -> torch.
     num_samples=st.integers(1, 40),
     share=st.floats(0, 1),
 )
-def test_sample_keeps_its_promises(seed, n, positive, ignored, slots, share):
+def test_sample_keeps_its_promises(seed, n, positive, ignored, num_samples, share):
     matched = random_matches(seed, n, positive, ignored)
-    most = int(slots * share)
+    most = int(num_samples * share)
     torch.manual_seed(seed)
-    drawn = sample(matched, slots, most)
-    assert drawn.index.shape == (2, min(slots, n))
+    drawn = sample(matched, num_samples, most)
+    assert drawn.index.shape == (2, min(num_samples, n))
     for image in range(2):
         positives, negatives = (matched[image] >= 0).sum().item(), (matched[image] == NEGATIVE).sum().item()
-        kept = min(positives, most, slots)
-        filled = min(negatives, slots - kept)
+        kept = min(positives, most, num_samples)
+        filled = min(negatives, num_samples - kept)
         flags = drawn.positive[image].tolist()
         assert flags == [True] * kept + [False] * (len(flags) - kept)
         valid = drawn.valid[image].tolist()

@@ -223,7 +223,7 @@ def fixed_sampling(monkeypatch) -> Sampled:
         positive=torch.tensor([[True, True, False, False, False], [False] * 5]),
         valid=torch.tensor([[True, True, True, False, False], [True, True, False, False, False]]),
     )
-    monkeypatch.setattr(rpn_module, "sample", lambda matched, slots, most: drawn)
+    monkeypatch.setattr(rpn_module, "sample", lambda matched, num_samples, most: drawn)
     return drawn
 
 
@@ -270,15 +270,15 @@ def test_the_sampler_gets_the_anchors_of_an_object(monkeypatch):
     rpn, output = small_rpn()
     seen = {}
 
-    def remember(matched: Tensor, slots: int, most: int) -> Sampled:
-        seen.update(matched=matched, num_samples=slots, most=most)
-        return real(matched, slots, most)
+    def remember(matched: Tensor, num_samples: int, most: int) -> Sampled:
+        seen.update(matched=matched, num_samples=num_samples, most=most)
+        return real(matched, num_samples, most)
 
     real = rpn_module.sample
     monkeypatch.setattr(rpn_module, "sample", remember)
     own = output.anchors[700]  # an object that equals an anchor
     rpn.loss(output, torch.tensor([[64, 96], [64, 96]]), own.expand(2, 1, 4), torch.ones(2, 1, dtype=torch.bool))
-    assert (seen["slots"], seen["most"]) == (256, 128)
+    assert (seen["num_samples"], seen["most"]) == (256, 128)
     assert seen["matched"][:, 700].tolist() == [0, 0]
 
 
