@@ -4,7 +4,7 @@ import json
 import math
 import multiprocessing
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ def test_an_epoch_of_repeat_factors_is_longer_and_says_so(
     data: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert data.train is not None
-    ids = seen(monkeypatch)
+    ids = seen(monkeypatch, learning=False)
     caplog.set_level("INFO", logger="tailseg")
     train(tiny("data.sampler=repeat-factor", "data.repeat_threshold=1"), data, tmp_path / "run", show=False)
     # By hand, of the file: every class that is not in all images is repeated, rounded up.
@@ -161,8 +161,8 @@ def test_an_epoch_of_repeat_factors_is_longer_and_says_so(
     assert sum(missing) == -length % 2  # the last batch is filled up
 
 
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Collects the ids of the images that training batches hold."""
+def seen(monkeypatch: pytest.MonkeyPatch, *, learning: bool = True) -> list[int]:
+    """Collects the ids of the images that training batches hold; the model may not look at them, which is faster."""
     from tailseg.model.detector import Detector
 
     ids: list[int] = []
@@ -170,10 +170,15 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def watched(self: Detector, batch: Any) -> dict[str, Tensor]:
         ids.extend(batch.image_ids.tolist())
-        return forward(self, batch)
+        return forward(self, batch) if learning else weights_alone(self)
 
     monkeypatch.setattr(Detector, "forward", watched)
     return ids
+
+
+def weights_alone(model: torch.nn.Module) -> dict[str, Tensor]:
+    """A loss that looks at no image."""
+    return {"loss": torch.stack([parameter.square().sum() for parameter in model.parameters()]).sum()}
 
 
 def test_accumulation(data: DataSplits, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,18 +249,30 @@ def test_accumulated_gradient_is_the_mean(data: DataSplits, tmp_path: Path, monk
 
 
 def test_average_of_the_weights(
-    data: DataSplits, tmp_path: Path, stop_at: Callable[[int], None], reference: Path
+    data: DataSplits,
+    tmp_path: Path,
+    stop_at: Callable[[int], None],
+    reference: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """a_1 = w_1 and a_t = d a_(t-1) + (1 - d) w_t; the average is what is saved and evaluated, w what goes on."""
-    decay, weights = 0.6, []
-    for step in (1, 2, 3):
-        out = tmp_path / str(step)
-        stop_at(step)
+    out = tmp_path / "run"
+    decay, weights, step = 0.6, [], Run.train_step
+
+    def watched(self: Run, batches: Iterator[Any]) -> None:
+        step(self, batches)
+        weights.append({key: value.clone() for key, value in self.detector.state_dict().items()})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "train_step", watched)
+        stop_at(3)
         with pytest.raises(KeyboardInterrupt):
             train(tiny(f"training.ema={decay}"), data, out, show=False)
-        tensors = load_file(out / "trainer.safetensors")
-        weights.append({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    saved = load_file(tmp_path / "3" / "last.safetensors")
+    tensors = load_file(out / "trainer.safetensors")
+    kept = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    assert kept.keys() == weights[2].keys()
+    assert all(torch.equal(kept[key], value) for key, value in weights[2].items())
+    saved = load_file(out / "last.safetensors")
     trained = [key for key in saved if not torch.equal(weights[0][key], weights[2][key]) and key.endswith("weight")]
     assert len(trained) > 50
     for key in trained:
@@ -265,10 +282,10 @@ def test_average_of_the_weights(
         assert not torch.equal(saved[key], weights[2][key])
     # The average does not touch the training itself, and a resumed run goes on averaging.
     stop_at(-1)
-    train(tiny(f"training.ema={decay}"), data, tmp_path / "3", resume=True, show=False)
-    ours, theirs = load_file(tmp_path / "3" / "trainer.safetensors"), load_file(reference / "trainer.safetensors")
+    train(tiny(f"training.ema={decay}"), data, out, resume=True, show=False)
+    ours, theirs = load_file(out / "trainer.safetensors"), load_file(reference / "trainer.safetensors")
     assert all(torch.equal(ours[key], value) for key, value in theirs.items())
-    average = load_file(tmp_path / "3" / "last.safetensors")
+    average = load_file(out / "last.safetensors")
     assert all(torch.equal(ours[f"average.module.{key}"], value) for key, value in average.items())
 
 
@@ -289,6 +306,7 @@ def test_saved_average_is_what_was_evaluated(data: DataSplits, tmp_path: Path) -
 def test_best_is_the_best(data: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tailseg.checkpoint import load_model
     from tailseg.evaluation.metrics import Scores
+    from tailseg.model.detector import Detector
     from tailseg.training import loop
 
     values = iter([0.2, 0.5, 0.5, None])
@@ -298,6 +316,7 @@ def test_best_is_the_best(data: DataSplits, tmp_path: Path, monkeypatch: pytest.
         return Scores(metrics={"bbox": {}, "segm": {"AP": value, "APr": None}}, per_category=[])
 
     monkeypatch.setattr(loop, "evaluate", scored)
+    monkeypatch.setattr(Detector, "forward", lambda self, _: weights_alone(self))
     train(tiny("schedule.epochs=4", "schedule.milestones=[]"), data, tmp_path / "run", show=False)
     best, last = (load_model(tmp_path / "run" / f"{name}.safetensors") for name in ("best", "last"))
     assert (best.step, last.step) == (2 * STEPS, 4 * STEPS)
