@@ -15,7 +15,6 @@ from tailseg.model.rpn import RATIOS, STRIDES
 
 Config = Mapping[str, Any]
 ROI_LEVELS = STRIDES[:4]
-CROSS_ENTROPY = {"type": "CrossEntropyLoss"}
 BATCH_NORMS = ("BN", "SyncBN")
 UPSAMPLING = {  # what the mask head's, a transposed convolution or CARAFE, must be where it is said
     "scale_factor": 2,
