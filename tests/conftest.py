@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import hypothesis
 import pytest
 import torch
@@ -19,6 +20,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is loaded: kernels then run on the CPU
 
 from safetensors.torch import load_file
+
+cv2.setNumThreads(0)  # as in loader workers
 
 # Few examples, the same each time; HYPOTHESIS_PROFILE=thorough looks further.
 hypothesis.settings.register_profile("ci", max_examples=25, derandomize=True, deadline=None)
