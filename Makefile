@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format clean
+.PHONY: demo test unittest lint format clean
 
 demo: $(STAMP)  ## train cross-entropy and Seesaw on the built-in data, score them, write demo/report.html
 	rm -rf demo
 	$(BIN)/tailseg demo --out demo
 
-test: lint  ## all checks and tests
+test: $(STAMP)  ## all checks and tests, at the same time
+	$(MAKE) --no-print-directory --jobs 2 lint unittest
+
+unittest: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)

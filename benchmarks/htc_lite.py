@@ -35,7 +35,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets 
 import harness
 import torch
 from losses import held_memory
-from throughput import LOGIT_DEVIATION, RATE, Settings, _count_rows, scene
+from throughput import LOGIT_DEVIATION, RATE, Settings, count_rows, scene
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision_twin import stages_of
@@ -261,7 +261,7 @@ def shift_classifiers(detector: Detector, batch: Batch, pairs: int) -> None:
 def train_call(detector: Detector, recipe: Recipe, batch: Batch, settings: Settings) -> Callable[[], list[int]]:
     """A training step; returns the RoIs that each mask head has learnt from."""
     optimizer = build_optimizer(detector, changed(recipe, {"optimizer.lr": RATE}).optimizer)
-    rows = [_count_rows(stage.mask_head) for stage in stages_of(detector) if stage.mask_head is not None]
+    rows = [count_rows(stage.mask_head) for stage in stages_of(detector) if stage.mask_head is not None]
     for parameter in (p for p in detector.parameters() if p.requires_grad):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # makes the momentum, which belongs to no step

@@ -166,7 +166,7 @@ def our_case(name: str, settings: Settings, pairs: int) -> Case:
     batch = scene(settings)[0].to(settings.device)
     mask_head = stages_of(detector)[-1].mask_head
     assert mask_head is not None
-    rows = _count_rows(mask_head)
+    rows = count_rows(mask_head)
 
     def train() -> int:
         detector.train()
@@ -198,7 +198,7 @@ def torchvision_case(name: str, settings: Settings, pairs: int) -> Case:
     batch, masks = scene(settings)
     masks = [mask.to(settings.device) for mask in masks]
     images, targets = twin_inputs(batch.to(settings.device), masks)
-    rows = _count_rows(twin.roi_heads.mask_head)
+    rows = count_rows(twin.roi_heads.mask_head)
 
     def train() -> int:
         twin.train()
@@ -220,7 +220,7 @@ def torchvision_case(name: str, settings: Settings, pairs: int) -> Case:
     return Case(train=train, infer=infer)
 
 
-def _count_rows(module: torch.nn.Module) -> list[int]:
+def count_rows(module: torch.nn.Module) -> list[int]:
     """A list to which every call of a module adds its number of rows."""
     rows: list[int] = []
     module.register_forward_pre_hook(lambda _module, inputs: rows.append(inputs[0].shape[0]))

@@ -40,9 +40,23 @@ from tailseg.recipes.schema import (
     TestRecipe,
     TsdRecipe,
 )
+from tailseg.structures import Batch
 
 Done = subprocess.CompletedProcess[str]
 T = TypeVar("T")
+
+# Settings of a recipe that trains in seconds on images of 64 pixels; what a test puts behind them counts.
+SMALL_RECIPE = (
+    "model.backbone.pretrained=false",
+    "model.neck.channels=16",
+    "model.rpn={pre_nms_train: 50, pre_nms_test: 50, post_nms_train: 40, post_nms_test: 20}",
+    "model.box_head={width: 32, rois: 32, max_positive: 8}",
+    "model.mask_head={channels: 8, convs: 1}",
+    "model.tsd.shift_width=16",
+    "model.mask_iou={channels: 8, width: 32}",
+    "data={batch_per_device: 2, workers: 0, short_edges: [64], test_short_edge: 64, long_edge: 64, mask_grid: 28}",
+    "test.max_detections=20",
+)
 
 # For commands that need a process of their own: one thread, since processes that share two cores would get in each
 # other's way, and a wide terminal.
@@ -186,6 +200,43 @@ def run_together(file: str, *calls: tuple[object, ...]) -> list[int | None]:
 def _as_main(file: str, arguments: list[str]) -> None:
     sys.argv = [file, *arguments]
     runpy.run_path(file, run_name="__main__")
+
+
+def noise_batch(
+    image_hw: tuple[int, int],
+    smaller_hw: tuple[int, int],
+    *,
+    objects: int,
+    num_classes: int,
+    seed: int,
+    corner: float = 60,
+    sides: tuple[float, float] = (12, 62),
+) -> Batch:
+    """Two images of noise, the second smaller and with one object less; files are twice as large.
+
+    Boxes begin within ``corner`` pixels of the image's, with sides drawn from ``sides``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(2, objects, 2, generator=generator) * corner
+    extents = sides[0] + (sides[1] - sides[0]) * torch.rand(2, objects, 2, generator=generator)
+    boxes = torch.cat([corners, corners + extents], dim=2)
+    masks = torch.zeros(2, objects, 28, 28, dtype=torch.uint8)
+    masks[..., 4:20, 6:24] = 255
+    valid = torch.ones(2, objects, dtype=torch.bool)
+    valid[1, -1] = False
+    sizes = torch.tensor([image_hw, smaller_hw])
+    return Batch(
+        images=torch.randint(0, 256, (2, 3, *image_hw), dtype=torch.uint8, generator=generator),
+        image_sizes=sizes,
+        original_sizes=2 * sizes,
+        image_ids=torch.arange(2),
+        boxes=boxes,
+        labels=torch.randint(0, num_classes, (2, objects), generator=generator),
+        valid=valid,
+        masks=masks,
+        mask_frames=boxes,
+        absent=torch.zeros(2, num_classes, dtype=torch.bool),
+    )
 
 
 def score_of(annotations: Path | dict[str, Any], detections: Path | list[dict[str, Any]], **options: Any) -> Scores:

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from tiny import made
+from tiny import made, noise_batch
 from torch import Tensor
 
 from tailseg.model import matching
@@ -40,27 +40,7 @@ def detector(recipe: str = "table1/seesaw") -> Detector:
 
 
 def scene() -> Batch:
-    """Two images of noise, the second smaller and with one object less."""
-    generator = torch.Generator().manual_seed(1)
-    corners = torch.rand(2, 5, 2, generator=generator) * 60
-    boxes = torch.cat([corners, corners + 12 + 50 * torch.rand(2, 5, 2, generator=generator)], dim=2)
-    masks = torch.zeros(2, 5, 28, 28, dtype=torch.uint8)
-    masks[..., 4:20, 6:24] = 255
-    valid = torch.ones(2, 5, dtype=torch.bool)
-    valid[1, 4] = False
-    sizes = torch.tensor([[128, 160], [120, 144]])
-    return Batch(
-        images=torch.randint(0, 256, (2, 3, 128, 160), dtype=torch.uint8, generator=generator),
-        image_sizes=sizes,
-        original_sizes=sizes * 2,
-        image_ids=torch.arange(2),
-        boxes=boxes,
-        labels=torch.randint(0, CLASSES, (2, 5), generator=generator),
-        valid=valid,
-        masks=masks,
-        mask_frames=boxes,
-        absent=torch.zeros(2, CLASSES, dtype=torch.bool),
-    )
+    return noise_batch((128, 160), (120, 144), objects=5, num_classes=CLASSES, seed=1)
 
 
 def random_boxes(count: int, seed: int) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+from tiny import noise_batch
 from torch import Tensor
 
 from tailseg.evaluation.tta import detect_views, views_of
@@ -51,27 +52,7 @@ def detector(row: str, *settings: str) -> Detector:
 
 
 def scene() -> Batch:
-    """Two images of noise, the second smaller and with one object less."""
-    generator = torch.Generator().manual_seed(1)
-    corners = torch.rand(2, 5, 2, generator=generator) * 60
-    boxes = torch.cat([corners, corners + 16 + 46 * torch.rand(2, 5, 2, generator=generator)], dim=2)
-    masks = torch.zeros(2, 5, 28, 28, dtype=torch.uint8)
-    masks[..., 4:20, 6:24] = 255
-    valid = torch.ones(2, 5, dtype=torch.bool)
-    valid[1, 4] = False
-    sizes = torch.tensor([[192, 224], [184, 208]])
-    return Batch(
-        images=torch.randint(0, 256, (2, 3, 192, 224), dtype=torch.uint8, generator=generator),
-        image_sizes=sizes,
-        original_sizes=sizes * 2,
-        image_ids=torch.arange(2),
-        boxes=boxes,
-        labels=torch.randint(0, CLASSES, (2, 5), generator=generator),
-        valid=valid,
-        masks=masks,
-        mask_frames=boxes,
-        absent=torch.zeros(2, CLASSES, dtype=torch.bool),
-    )
+    return noise_batch((192, 224), (184, 208), objects=5, num_classes=CLASSES, seed=1, sides=(16, 62))
 
 
 def step(model: Detector, batch: Batch) -> dict[str, Tensor]:

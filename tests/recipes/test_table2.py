@@ -12,7 +12,7 @@ import pytest
 import torch
 from recipe_stages import CASCADE, plain_stage
 from safetensors.torch import load_file
-from tiny import assert_done, options, tailseg
+from tiny import SMALL_RECIPE, assert_done, noise_batch, options, tailseg
 from torch import Tensor
 
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
@@ -314,27 +314,7 @@ for row in ROWS[5:10]:
 
 
 def scene() -> Batch:
-    """Two images of noise, 96 x 128 pixels, the second a little smaller and with one object less."""
-    generator = torch.Generator().manual_seed(0)
-    corners = torch.rand(2, 4, 2, generator=generator) * 40
-    boxes = torch.cat([corners, corners + 16 + 36 * torch.rand(2, 4, 2, generator=generator)], dim=2)
-    masks = torch.zeros(2, 4, 28, 28, dtype=torch.uint8)
-    masks[..., 4:22, 5:24] = 255
-    valid = torch.ones(2, 4, dtype=torch.bool)
-    valid[1, 3] = False
-    sizes = torch.tensor([[96, 128], [92, 120]])
-    return Batch(
-        images=torch.randint(0, 256, (2, 3, 96, 128), dtype=torch.uint8, generator=generator),
-        image_sizes=sizes,
-        original_sizes=2 * sizes,
-        image_ids=torch.arange(2),
-        boxes=boxes,
-        labels=torch.randint(0, CLASSES, (2, 4), generator=generator),
-        valid=valid,
-        masks=masks,
-        mask_frames=boxes,
-        absent=torch.zeros(2, CLASSES, dtype=torch.bool),
-    )
+    return noise_batch((96, 128), (92, 120), objects=4, num_classes=CLASSES, seed=0, corner=40, sides=(16, 52))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -451,26 +431,11 @@ def test_detections_of_an_untrained_model_are_sound(stepped: Stepped) -> None:
 
 IMAGES, STEPS, STOPPED = 8, 8, 3
 TINY = (
-    "model.backbone.pretrained=false",
-    "model.neck.channels=16",
-    "model.rpn.pre_nms_train=50",
-    "model.rpn.pre_nms_test=50",
-    "model.rpn.post_nms_train=40",
-    "model.rpn.post_nms_test=20",
-    "model.box_head.width=32",
-    "model.box_head.rois=32",
-    "model.box_head.max_positive=8",
-    "model.mask_head.channels=8",
-    "model.mask_head.convs=1",
-    "model.tsd.shift_width=16",
-    "model.mask_iou.channels=8",
-    "model.mask_iou.width=32",
-    "data={batch_per_device: 2, workers: 0, short_edges: [64], test_short_edge: 64, long_edge: 64, mask_grid: 28}",
+    *SMALL_RECIPE,
     "optimizer={name: adamw, lr: 0.01, weight_decay: 0.01, clip: 10}",
     "schedule={epochs: 2, milestones: [], warmup_steps: 2, warmup_factor: 0.1}",
     "training.evaluate_every=2",
     "training.log_steps=1",
-    "test.max_detections=20",
 )
 SMALL_VIEWS = ("data.long_edges=[40, 90]", "data.crop=64")  # from row 7 on
 DEFORMABLE = "model.backbone.deformable_stages=[4]"

@@ -13,6 +13,7 @@ import orjson
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import SMALL_RECIPE
 from torch import Tensor
 
 from tailseg.data.annotations.annotations import Annotations
@@ -26,16 +27,10 @@ from tailseg.recipes.values import to_yaml
 from tailseg.training.loop import Run, class_statistics, train
 
 TINY = (
-    "model.backbone.pretrained=false",
-    "model.neck.channels=16",
-    "model.rpn={pre_nms_train: 50, pre_nms_test: 50, post_nms_train: 40, post_nms_test: 20}",
-    "model.box_head={width: 32, rois: 32, max_positive: 8}",
-    "model.mask_head={channels: 8, convs: 1}",
-    "data={batch_per_device: 2, workers: 0, short_edges: [64], test_short_edge: 64, long_edge: 64, mask_grid: 28}",
+    *SMALL_RECIPE,
     "optimizer={name: adamw, lr: 0.001, weight_decay: 0.01, clip: 10}",
     "schedule={epochs: 1, milestones: [1], warmup_steps: 4, warmup_factor: 0.1}",
     "training.evaluate_every=1",
-    "test.max_detections=20",
 )
 IMAGES, STEPS = 12, 6
 

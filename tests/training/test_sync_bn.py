@@ -15,7 +15,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
-from tiny import Done, finished, options, tailseg
+from tiny import SMALL_RECIPE, Done, finished, options, tailseg
 from torch import Tensor
 
 from tailseg.data.sources import open_source
@@ -33,25 +33,13 @@ from tailseg.training.loop import Run
 CLASSES, IMAGES, OBJECTS, STEPS = 4, 8, 3, 3
 KINDS = ("whole", "without-positives")
 TINY = (
-    "model.backbone.pretrained=false",
-    "model.neck.channels=16",
-    "model.rpn.pre_nms_train=50",
-    "model.rpn.pre_nms_test=50",
-    "model.rpn.post_nms_train=40",
-    "model.rpn.post_nms_test=20",
-    "model.box_head.width=32",
+    *SMALL_RECIPE,
     "model.box_head.rois=16",
     f"model.box_head.max_positive={OBJECTS}",
-    "model.mask_head.channels=8",
     "model.mask_head.convs=2",
-    "model.tsd.shift_width=16",
-    "model.mask_iou.channels=8",
-    "model.mask_iou.width=32",
-    "data={batch_per_device: 2, workers: 0, short_edges: [64], test_short_edge: 64, long_edge: 64, mask_grid: 28}",
     "optimizer={lr: 0.001, reference_batch: 4, clip: 1}",
     "schedule={epochs: 1, milestones: [], warmup_steps: 0}",
     "training.log_steps=1",
-    "test.max_detections=20",
 )
 SMALL_VIEWS = ("data.long_edges=[40, 90]", "data.crop=64")  # from row 7 on
 

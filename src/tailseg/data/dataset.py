@@ -19,7 +19,7 @@ from tailseg.data.annotations.masks import bitmap_of, into_grid
 from tailseg.data.instaboost import InstaBoost, Objects
 from tailseg.data.transforms import Compose, Image, clip_boxes, fit_transform, train_transform
 from tailseg.errors import UserError
-from tailseg.recipes.schema import DataRecipe
+from tailseg.recipes.schema import MASK_GRID, DataRecipe
 from tailseg.structures import Instances, Sample
 
 MIN_TRAIN_SIDE = 32  # pixels; MMDetection's ``filter_cfg`` for LVIS
@@ -111,7 +111,7 @@ class DetectionDataset(Dataset[Sample]):
         transform: Compose,
         *,
         drop_empty: bool,
-        mask_grid: int = 112,
+        mask_grid: int = MASK_GRID,
         instaboost: InstaBoost | None = None,
         with_objects: bool = True,
     ) -> None:

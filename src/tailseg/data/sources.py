@@ -20,6 +20,7 @@ from tailseg.data.annotations.annotations import (
 from tailseg.data.synthetic.generate import SyntheticSettings, default_synthetic_folder, open_synthetic
 from tailseg.errors import UserError
 from tailseg.progress import progress_bar
+from tailseg.recipes.schema import COMMON_MAX, RARE_MAX
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,11 @@ class _Sources:
 
 
 def open_data(
-    data: str | Path, *, need: tuple[str, ...] = ("train", "val"), rare_max: int = 10, common_max: int = 100
+    data: str | Path,
+    *,
+    need: tuple[str, ...] = ("train", "val"),
+    rare_max: int = RARE_MAX,
+    common_max: int = COMMON_MAX,
 ) -> DataSplits:
     """Open a data set.
 
@@ -117,8 +122,8 @@ def open_source(
     data: str,
     *,
     need: tuple[str, ...] = ("train", "val"),
-    rare_max: int = 10,
-    common_max: int = 100,
+    rare_max: int = RARE_MAX,
+    common_max: int = COMMON_MAX,
     show: bool = True,
     look_for_images: bool = True,
 ) -> DataSplits:

@@ -12,6 +12,9 @@ from pydantic import Field, model_validator
 
 from tailseg.recipes.classifiers import AnyClassifier, CrossEntropyRecipe, Section
 
+# Defaults that functions of tailseg.data have too: LVIS's frequency groups, and the cells of a stored mask.
+RARE_MAX, COMMON_MAX, MASK_GRID = 10, 100, 112
+
 
 class BackboneRecipe(Section):
     """`tailseg.model.backbone.Backbone`."""
@@ -263,13 +266,13 @@ class DataRecipe(Section):
     """Repeat factors: classes in a smaller share of the training images are repeated."""
     repeat_rounding: Literal["ceil", "stochastic"] = "ceil"
     """Repeat factors: up, every epoch alike, or down or up at random in each epoch."""
-    mask_grid: int = Field(112, ge=14)
+    mask_grid: int = Field(MASK_GRID, ge=14)
     """Most cells a side of a stored mask; larger objects are area-averaged into it."""
     workers: int = Field(2, ge=0)
     """Loader processes of each training process."""
-    rare_max: int = Field(10, ge=0)
+    rare_max: int = Field(RARE_MAX, ge=0)
     """For data without frequency groups: a class in at most this many training images is rare."""
-    common_max: int = Field(100, ge=1)
+    common_max: int = Field(COMMON_MAX, ge=1)
     """For data without frequency groups: a class in at most this many is common, in more frequent."""
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ from tailseg.data.annotations.masks import Segmentation
 from tailseg.data.annotations.parsing import Category as Category
 from tailseg.data.annotations.parsing import Frequency
 from tailseg.errors import UserError
+from tailseg.recipes.schema import COMMON_MAX, RARE_MAX
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +141,8 @@ def load_annotations(
     images_dir: Path,
     *,
     frequency_from: Annotations | None = None,
-    rare_max: int = 10,
-    common_max: int = 100,
+    rare_max: int = RARE_MAX,
+    common_max: int = COMMON_MAX,
     masks: bool = True,
 ) -> Annotations:
     """Read an LVIS or COCO annotation file.
@@ -203,7 +204,7 @@ def _restored(values: dict[str, Any]) -> Annotations:
     return Annotations(**values)
 
 
-def frequency_group(image_count: int, rare_max: int = 10, common_max: int = 100) -> Frequency:
+def frequency_group(image_count: int, rare_max: int = RARE_MAX, common_max: int = COMMON_MAX) -> Frequency:
     """LVIS's group of a class with ``image_count`` training images."""
     return "r" if image_count <= rare_max else "c" if image_count <= common_max else "f"
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from tailseg.data.annotations.cache import cache_folder
 from tailseg.data.synthetic.scenes import MAX_OBJECTS, ObjectClass, Scene, draw_scene, object_classes
 from tailseg.errors import UserError
+from tailseg.recipes.schema import COMMON_MAX, RARE_MAX
 
 Split = Literal["train", "val"]
 
@@ -35,7 +36,6 @@ MAX_CLASSES = 1203  # as many as LVIS v1
 # between the points on a log scale.
 LVIS_QUANTILES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9, 0.95, 1.0)
 LVIS_IMAGES = (1980.0, 1880.0, 1400.0, 640.0, 360.0, 130.0, 65.0, 37.0, 12.0, 3.0, 1.3, 1.0)
-LVIS_RARE_MAX, LVIS_COMMON_MAX = 10, 100  # images
 
 CLASSES_PER_IMAGE = 3.2  # LVIS train: 3.6
 LARGEST_SHARE = 0.6  # of all images, for the most frequent class
@@ -116,7 +116,7 @@ def image_counts(classes: int, images: int, fewest: int) -> NDArray[np.int64]:
 def frequency_thresholds(classes: int, images: int) -> tuple[int, int]:
     """Most training images of a rare and of a common class: LVIS's 10 and 100 on this set's scale."""
     ends = curve_ends(classes, images, FEWEST_IMAGES["train"])
-    rare, common = rescale([LVIS_RARE_MAX, LVIS_COMMON_MAX], *ends)
+    rare, common = rescale([RARE_MAX, COMMON_MAX], *ends)
     return int(rare), int(common)
 
 
