@@ -21,16 +21,12 @@ def test_words_of_a_name(name, words):
 @pytest.mark.parametrize(
     ("name", "split"),
     [
-        *[
-            (name, "train")
-            for name in ("train", "Train", "TRAIN", "train2017", "training", "foodstuff_train", "carnival_train")
-        ],
+        *[(name, "train") for name in ("train", "Train", "TRAIN", "train2017", "training", "foodstuff_train")],
         *[(name, "val") for name in ("val", "Valid", "validation", "val2017", "latest_val", "instances_minival2014")],
         *[(name, "test") for name in ("test", "test2017", "image_info_test-dev2017")],
-        *[
-            (name, None)
-            for name in ("carnival", "interval", "latest", "strain", "trainval", "TrainVal", "train_val", "")
-        ],
+        *[(name, None) for name in ("carnival", "interval", "latest", "strain", "trainval", "TrainVal", "train_val")],
+        ("carnival_train", "train"),
+        ("", None),
     ],
 )
 def test_splits_are_told_by_words(name, split):

@@ -1,4 +1,4 @@
-"""Parts that all readers of other tools' data share: files and their texts, what was left out, conversion to LVIS rows."""
+"""Parts that all readers of other tools' data share: texts of files, what was left out, conversion to LVIS rows."""
 
 from __future__ import annotations
 
