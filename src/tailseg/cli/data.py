@@ -163,14 +163,15 @@ def data_split(
     log(quiet)
     if not 0 < val < 1:
         raise typer.BadParameter(f"{val:g} is not between 0 and 1", param_hint="--val")
+    from tailseg.data.importers.coco import read_set
     from tailseg.data.importers.convert import image_note, only_train_note
-    from tailseg.data.importers.split import divide, read_set
+    from tailseg.data.importers.split import divide
     from tailseg.data.importers.writer import write_parts
 
-    categories, part = read_set(source)
+    categories, part, notes = read_set(source)
     division = divide(part, categories, share=val, seed=seed, source=source)
     linked = write_parts(out, categories, division.parts)
-    _tell(division.parts, [*only_train_note(division.only_train), image_note(linked)], out)
+    _tell(division.parts, [*notes, *only_train_note(division.only_train), image_note(linked)], out)
 
 
 def _tell(parts: dict[str, Part], notes: list[str], out: Path) -> None:
