@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import yaml
@@ -15,12 +15,11 @@ from tailseg.data.annotations.annotations import (
     Category,
     load_annotations,
     require_same_categories,
-    with_frequencies_of,
 )
+from tailseg.data.annotations.frequency import LVIS_LIMITS, GroupRule, with_groups
 from tailseg.data.synthetic.generate import SyntheticSettings, default_synthetic_folder, open_synthetic
 from tailseg.errors import UserError
 from tailseg.progress import progress_bar
-from tailseg.recipes.schema import COMMON_MAX, RARE_MAX
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +33,7 @@ class DataSplits:
     name: str
     train: Annotations | None
     val: Annotations | None
+    groups: str = ""  # one line on where the frequency groups come from
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ def open_data(
     data: str | Path,
     *,
     need: tuple[str, ...] = ("train", "val"),
-    rare_max: int = RARE_MAX,
-    common_max: int = COMMON_MAX,
+    rule: GroupRule = LVIS_LIMITS,
 ) -> DataSplits:
     """Open a data set.
 
@@ -59,8 +58,7 @@ def open_data(
             ``train``, ``val`` and ``images``, relative to the YAML file.
         need: the splits that must be there. The training file is also read, where there is one, when only it
             can tell the frequency groups.
-        rare_max: most training images of a rare class, where the files state no groups.
-        common_max: most training images of a common class.
+        rule: makes the frequency groups where the files state none.
 
     Raises:
         UserError: something is missing or broken, or train and val have different categories.
@@ -81,15 +79,15 @@ def open_data(
     def load(path: Path | None) -> Annotations:
         assert path is not None
         assert sources.images is not None
-        return load_annotations(path, sources.images, rare_max=rare_max, common_max=common_max)
+        return load_annotations(path, sources.images)
 
     val = load(sources.val) if "val" in need else None
     only_train_knows = val is not None and not val.frequency_stated and sources.train and sources.train.exists()
     train = load(sources.train) if "train" in need or only_train_knows else None
     if train and val:
         require_same_categories(train, val)
-        val = val if val.frequency_stated else with_frequencies_of(val, train)
-    return DataSplits(data.resolve().stem if data.is_file() else data.resolve().name, train, val)
+    train, val, groups = with_groups(train, val, rule)
+    return DataSplits(data.resolve().stem if data.is_file() else data.resolve().name, train, val, groups)
 
 
 def _sources(data: Path) -> _Sources:
@@ -122,8 +120,7 @@ def open_source(
     data: str,
     *,
     need: tuple[str, ...] = ("train", "val"),
-    rare_max: int = RARE_MAX,
-    common_max: int = COMMON_MAX,
+    rule: GroupRule = LVIS_LIMITS,
     show: bool = True,
     look_for_images: bool = True,
 ) -> DataSplits:
@@ -133,8 +130,7 @@ def open_source(
         data: a folder with train.json, val.json and images/, a YAML file, or ``synthetic``: the built-in set, drawn on
             first use.
         need: the splits that must be there.
-        rare_max: most training images of a rare class, for data without frequency groups.
-        common_max: most training images of a common class.
+        rule: makes the frequency groups where the files state none.
         show: draw a progress bar while the built-in set is drawn.
         look_for_images: check that the images are there.
 
@@ -143,9 +139,9 @@ def open_source(
     """
     if data == SYNTHETIC:
         splits = open_data(str(draw_synthetic(SyntheticSettings(), show=show)), need=need)
-        splits = DataSplits(SYNTHETIC, splits.train, splits.val)
+        splits = replace(splits, name=SYNTHETIC)
     else:
-        splits = open_data(data, need=need, rare_max=rare_max, common_max=common_max)
+        splits = open_data(data, need=need, rule=rule)
     for split in need if look_for_images else ():
         annotations = getattr(splits, split)
         annotations.check_images()

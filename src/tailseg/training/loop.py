@@ -202,6 +202,8 @@ class Run:
         for split in (self.data.train, self.data.val):
             assert split is not None
             logger.info(summary(split))
+        if self.data.groups:
+            logger.info(self.data.groups)
         trainable = sum(p.numel() for p in self.detector.parameters() if p.requires_grad)
         logger.info(
             "%s: %d training images, %d classes, %.1f M trainable parameters, %s.",
@@ -320,6 +322,7 @@ class Run:
             world=self.fabric.world_size,
             barrier=self.fabric.barrier,
             autocast=self.recipe.training.precision == "bf16",
+            train_images={category.id: category.image_count for category in self.categories},
             show=show and self.is_main_process,
         )
         self.run_log.restart_clock()
