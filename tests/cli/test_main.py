@@ -377,6 +377,12 @@ def cut_image(plain: Path, folder: Path) -> Path:
     return folder
 
 
+def other_size(plain: Path, folder: Path) -> Path:
+    shutil.copytree(plain, folder)
+    Image.new("RGB", (64, 60)).save(folder / "images" / "val_000001.jpg")
+    return folder
+
+
 def set_in(table: str, **values: Any) -> Change:
     return lambda content: content[table][2].update(values)
 
@@ -404,6 +410,7 @@ DATA_FAULTS: dict[str, tuple[Callable[[Path, Path], Path], tuple[str, ...]]] = {
         lambda plain, folder: with_change(plain, folder, set_in("annotations", id=1)),
         ("train.json", "annotation 1", "more than once"),
     ),
+    "validation image of another size": (other_size, ("val_000001.jpg", "is 64 x 60 pixels", "says 64 x 64")),
     "truncated JPEG": (cut_image, ("train_000003.jpg", "broken or cut off")),
 }
 
@@ -456,7 +463,9 @@ def refusals(
     jobs["other recipe"] = (*again, "--resume", "--set", "optimizer.weight_decay=0.5")
     jobs["diverged"] = (*again[:-1], root / "diverged", "--set", "optimizer.lr=1e12", "--set", "optimizer.clip=null")
     jobs["out is a file"] = (*again[:-1], recipe)
-    return {name: tailseg(*job, "--quiet") for name, job in jobs.items()}
+    done = {name: tailseg(*job, "--quiet") for name, job in jobs.items()}
+    assert not [name for name in DATA_FAULTS if (root / f"run {name}").exists()]  # found before the first step
+    return done
 
 
 @pytest.mark.parametrize("name", DATA_FAULTS)

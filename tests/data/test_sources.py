@@ -167,3 +167,21 @@ def test_splits_need_the_same_categories(tmp_path):
     make_splits(tmp_path, val)
     with pytest.raises(UserError, match=r"category 2 is 'cat' in .*train\.json but 'lynx' in .*val\.json"):
         open_data(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_images_are_looked_at_before_they_are_needed(tmp_path, monkeypatch, split):
+    """All of validation, whose faults would show at the first evaluation; of training a sample."""
+    folder = write_synthetic(tmp_path / "set", SyntheticSettings(classes=4, train_images=6, val_images=6, size=64))
+    path = sorted((folder / "images").glob(f"{split}*"))[4]
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UserError, match=rf"{path}: the image is broken or cut off"):
+        open_source(str(folder))
+    assert open_source(str(folder), need=("train" if split == "val" else "val",)) is not None
+    assert open_source(str(folder), look_for_images=False).val is not None
+    monkeypatch.setattr("tailseg.data.sources.TRAIN_SAMPLE", 0)
+    if split == "train":
+        open_source(str(folder))
+    else:
+        with pytest.raises(UserError, match="broken or cut off"):
+            open_source(str(folder))

@@ -113,7 +113,8 @@ def train(
     )
     if scores is not None:
         _print(format_table(scores.metrics))
-        typer.echo(f"Models: {out / 'best.safetensors'} (best segm AP), {out / 'last.safetensors'}")
+        best, last = out / "best.safetensors", out / "last.safetensors"
+        typer.echo(f"Models: {best} (best segm AP), {last}" if best.is_file() else f"Model: {last} (no segm AP)")
 
 
 FixedApOption = Annotated[
