@@ -178,7 +178,7 @@ def test_images_are_looked_at_before_they_are_needed(tmp_path, monkeypatch, spli
     with pytest.raises(UserError, match=rf"{path}: the image is broken or cut off"):
         open_source(str(folder))
     assert open_source(str(folder), need=("train" if split == "val" else "val",)) is not None
-    assert open_source(str(folder), look_for_images=False).val is not None
+    assert open_source(str(folder), examine=True).val is not None
     monkeypatch.setattr("tailseg.data.sources.TRAIN_SAMPLE", 0)
     if split == "train":
         open_source(str(folder))

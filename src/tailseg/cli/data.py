@@ -67,7 +67,7 @@ def data_check(
     from tailseg.progress import progress_bar
 
     rule = GroupRule.of(resolved.data)
-    splits = open_source(data, rule=rule, show=not quiet, look_for_images=False)
+    splits = open_source(data, rule=rule, show=not quiet, examine=True)
     require_rule_in_use(rule, splits.train, splits.val)
     logging.getLogger(__name__).info(splits.groups)
     with progress_bar("looking at images", file_steps(splits), show=not quiet) as advance:

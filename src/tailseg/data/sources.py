@@ -51,6 +51,7 @@ def open_data(
     *,
     need: tuple[str, ...] = ("train", "val"),
     rule: GroupRule = LVIS_LIMITS,
+    tolerant: bool = False,
 ) -> DataSplits:
     """Open a data set.
 
@@ -60,6 +61,7 @@ def open_data(
         need: the splits that must be there. The training file is also read, where there is one, when only it
             can tell the frequency groups.
         rule: makes the frequency groups where the files state none.
+        tolerant: rows of a file with errors are left out and counted in its report.
 
     Raises:
         UserError: something is missing or broken, or train and val have different categories.
@@ -80,7 +82,7 @@ def open_data(
     def load(path: Path | None) -> Annotations:
         assert path is not None
         assert sources.images is not None
-        return load_annotations(path, sources.images)
+        return load_annotations(path, sources.images, tolerant=tolerant)
 
     val = load(sources.val) if "val" in need else None
     only_train_knows = val is not None and not val.frequency_stated and sources.train and sources.train.exists()
@@ -123,7 +125,7 @@ def open_source(
     need: tuple[str, ...] = ("train", "val"),
     rule: GroupRule = LVIS_LIMITS,
     show: bool = True,
-    look_for_images: bool = True,
+    examine: bool = False,
 ) -> DataSplits:
     """Open a data set and check that every image that it lists is there, and that training can read it.
 
@@ -135,7 +137,7 @@ def open_source(
         need: the splits that must be there.
         rule: makes the frequency groups where the files state none.
         show: draw a progress bar while the built-in set is drawn.
-        look_for_images: check the images.
+        examine: images need not be there, and rows of a file with errors are left out and counted in its report.
 
     Raises:
         UserError: something is missing or broken.
@@ -144,8 +146,8 @@ def open_source(
         splits = open_data(str(draw_synthetic(SyntheticSettings(), show=show)), need=need)
         splits = replace(splits, name=SYNTHETIC)
     else:
-        splits = open_data(data, need=need, rule=rule)
-    if look_for_images:
+        splits = open_data(data, need=need, rule=rule, tolerant=examine)
+    if not examine:
         _check_images(splits, need, show)
     return splits
 
