@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from tailseg.data.images import IMAGE_SUFFIXES
 from tailseg.data.importers.foreign import (
-    IMAGE_SUFFIXES,
     Objects,
     Source,
     files_below,

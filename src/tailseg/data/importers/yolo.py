@@ -11,8 +11,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from tailseg.data.images import IMAGE_SUFFIXES
 from tailseg.data.importers.foreign import (
-    IMAGE_SUFFIXES,
     Objects,
     Source,
     files_below,
