@@ -6,7 +6,15 @@ from annotation_files import content, load
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailseg.data.annotations.image_files import ImageFolder, candidate_names
+from tailseg.data.annotations.image_files import (
+    FileTree,
+    ImageFolder,
+    alike,
+    candidate_names,
+    files_below,
+    is_hidden,
+    parts_below,
+)
 from tailseg.errors import UserError
 
 
@@ -127,7 +135,7 @@ def test_a_linked_folder_of_images_is_the_root(tmp_path):
     assert ImageFolder(tmp_path / "images").find(["a.jpg"], "w") == tmp_path / "images/a.jpg"
 
 
-@pytest.mark.parametrize("name", ["..", "../a", "a/../b", "a\\..\\b", "/a", "\\\\host\\a", "c:a", "Z:\\a"])
+@pytest.mark.parametrize("name", ["..", "../a", "a/../../b", "a\\..\\..\\b", "/a", "\\\\host\\a", "c:a", "Z:\\a"])
 def test_no_name_climbs_out_even_if_an_earlier_one_is_not_there(tmp_path, name):
     with pytest.raises(UserError) as caught:
         ImageFolder(tmp_path).find(["x.jpg", name], "f.json: image 3")
@@ -145,3 +153,78 @@ def test_what_is_found_lies_inside_whatever_the_name(tmp_path_factory, name):
     with suppress(UserError):
         found = folder.find([name], "w")
         assert found is None or found.resolve().is_relative_to(root.resolve())
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "parts"),
+    [
+        ("a.jpg", "", ("a.jpg",)),
+        ("./a.jpg", "", ("a.jpg",)),
+        ("photos\\b//c.jpg", "", ("photos", "b", "c.jpg")),
+        ("../photos/a.jpg", "labels", ("photos", "a.jpg")),
+        ("..\\photos\\a.jpg", "labels", ("photos", "a.jpg")),
+        ("../set/a.jpg", "", ("a.jpg",)),  # out of the root and back
+        ("../../set/labels/a.jpg", "labels", ("labels", "a.jpg")),
+        ("{root}/x/a.jpg", "labels", ("x", "a.jpg")),
+        ("../a.jpg", "", None),
+        ("../settle/a.jpg", "", None),
+        ("/etc/passwd", "labels", None),
+        ("C:\\a.jpg", "", None),
+        ("labels/..", "", None),
+        (".", "", None),
+        ("", "", None),
+    ],
+)
+def test_the_path_that_a_name_stands_for(tmp_path, name, base, parts):
+    root = tmp_path / "set"
+    assert parts_below(root, name.format(root=root), root / base) == parts
+
+
+def test_names_match_whatever_their_unicode_form_and_the_case_of_the_suffix(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    folder = folder_of(tmp_path, f"{decomposed}/a.JPG", "b.jpeg", "B.JPEG", "c.Png", "c.PNG", "d.jpg")
+    assert folder.find([f"{composed}/a.jpg"], "w") == tmp_path / decomposed / "a.JPG"
+    assert folder.find(["b.jpeg"], "w") == tmp_path / "b.jpeg"
+    assert folder.find(["b.JPEG"], "w") == tmp_path / "b.jpeg"
+    assert folder.find(["c.png"], "w") is None  # either could be meant
+    assert folder.find(["D.jpg"], "w") is None  # the case of the name itself counts
+    assert alike(f"{composed}.JPG") == alike(f"{decomposed}.jpg")
+    assert alike("A.jpg") != alike("a.jpg")
+
+
+def test_neither_a_folder_nor_a_link_to_nothing_is_an_image(tmp_path):
+    folder = folder_of(tmp_path, "a.jpg/b.jpg", "c.jpg")
+    os.symlink("gone.jpg", tmp_path / "d.jpg")
+    assert folder.find(["a.jpg"], "w") is None
+    assert folder.find(["c.jpg/b.jpg"], "w") is None
+    assert folder.find(["d.jpg"], "w") is None
+    assert folder.find(["n" * 5000 + ".jpg", "\0"], "w") is None
+
+
+def test_a_tree_finds_names_from_the_folder_of_the_file_that_states_them(tmp_path):
+    folder_of(tmp_path, "photos/a.jpg", "labels/b.jpg")
+    tree = FileTree(tmp_path)
+    assert tree.find("../photos/a.jpg", "w", tmp_path / "labels") == tmp_path / "photos/a.jpg"
+    assert tree.find("b.jpg", "w", tmp_path / "labels") == tmp_path / "labels/b.jpg"
+    assert tree.find("a.jpg", "w", tmp_path / "labels") is None
+    assert tree.at(("photos", "a.JPG"), "w") == tmp_path / "photos/a.jpg"
+
+
+def test_hidden_files_are_no_data(tmp_path):
+    names = ("a.jpg", "b/c.JPG", "._a.jpg", ".ipynb_checkpoints/a.jpg", "__MACOSX/b/._c.jpg", "b/d.txt", "Thumbs.db")
+    folder_of(tmp_path, *names)
+    assert list(files_below(tmp_path, (".jpg",))) == [tmp_path / "a.jpg", tmp_path / "b/c.JPG"]
+    assert [is_hidden(name) for name in ("._a.jpg", "__MACOSX", "Thumbs.db", "a.jpg")] == [True, True, True, False]
+
+
+def test_folders_beside_the_top_may_be_links_and_nothing_else(tmp_path):
+    folder_of(tmp_path / "disk", "a.jpg", "deep/b.jpg")
+    folder_of(tmp_path / "set", "labels/x.txt")
+    os.symlink(tmp_path / "disk", tmp_path / "set" / "images")
+    os.symlink(tmp_path / "disk", tmp_path / "set" / "labels" / "more")
+    found = list(files_below(tmp_path / "set", (".jpg",)))
+    assert found == [tmp_path / "set/images/a.jpg", tmp_path / "set/images/deep/b.jpg"]
+    (tmp_path / "secret.jpg").touch()
+    os.symlink(tmp_path / "secret.jpg", tmp_path / "set" / "labels" / "s.jpg")
+    with pytest.raises(UserError, match="is a link that leads out"):
+        list(files_below(tmp_path / "set", (".jpg",)))

@@ -5,19 +5,20 @@ from foreign_files import picture
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as rle
 
-from tailseg.data.images import IMAGE_SUFFIXES
+from tailseg.data.annotations.masks import Bitmap
 from tailseg.data.importers.foreign import (
-    Objects,
-    files_below,
+    AnnotatedImage,
+    LeftOut,
     image_size,
+    mask_columns,
     read_bytes,
     read_object,
     read_text,
     rectangle,
     source_by_names,
     source_of,
-    split_folders,
 )
 from tailseg.errors import UserError
 
@@ -68,57 +69,7 @@ def test_a_tiff_has_one_size(tmp_path, orientation):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Folders and files
-
-
-@pytest.mark.parametrize(
-    ("folders", "found"),
-    [
-        ((), {"train": ""}),
-        (("train", "val"), {"train": "train", "val": "val"}),
-        (("training", "validation"), {"train": "training", "val": "validation"}),
-        (("train2017", "val2017"), {"train": "train2017", "val": "val2017"}),
-        (("train", "train2017", "valid", "val"), {"train": "train", "val": "val"}),
-        (("train", "test"), {"train": "train"}),
-        (("val",), {"train": ""}),  # a set without training folder is one whole
-        (("Train",), {"train": ""}),
-    ],
-)
-def test_folders_of_splits(tmp_path, folders, found):
-    for name in folders:
-        (tmp_path / name).mkdir()
-    assert split_folders(tmp_path) == {split: tmp_path / name for split, name in found.items()}
-
-
-def test_a_file_called_train_is_no_folder(tmp_path):
-    (tmp_path / "train").touch()
-    assert split_folders(tmp_path) == {"train": tmp_path}
-
-
-def test_files_below_a_folder_in_order(tmp_path):
-    names = ("b.jpg", "a.JPG", "deep/er/c.png", "d.txt", "deep/e.jpeg")
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "folder.jpg").mkdir()
-    found = [str(path.relative_to(tmp_path)) for path in files_below(tmp_path, IMAGE_SUFFIXES)]
-    assert found == ["a.JPG", "b.jpg", "deep/e.jpeg", "deep/er/c.png"]
-    assert list(files_below(tmp_path, ())) == []
-    assert list(files_below(tmp_path / "gone", IMAGE_SUFFIXES)) == []
-
-
-def test_links_below_a_folder(tmp_path):
-    inside, outside = tmp_path / "in", tmp_path / "out"
-    inside.mkdir()
-    outside.mkdir()
-    (outside / "a.jpg").touch()
-    (inside / "b.jpg").touch()
-    (inside / "again.jpg").symlink_to("b.jpg")
-    (inside / "folder").symlink_to(outside)  # not looked into
-    assert [path.name for path in files_below(inside, (".jpg",))] == ["again.jpg", "b.jpg"]
-    (inside / "c.jpg").symlink_to(outside / "a.jpg")
-    with pytest.raises(UserError, match=rf"^{inside}: {inside / 'c.jpg'} leads out of {inside}; put the file itself"):
-        list(files_below(inside, (".jpg",)))
+# Files
 
 
 def test_bytes_text_and_objects_of_a_file(tmp_path):
@@ -158,7 +109,7 @@ def test_a_folder_is_no_file(tmp_path):
 
 
 def objects_of(path, *objects, image_hw=(40, 80)):
-    return Objects(path, image_hw, [name for name, _ in objects], [polygons for _, polygons in objects])
+    return AnnotatedImage(path, image_hw, [name for name, _ in objects], [polygons for _, polygons in objects])
 
 
 def test_rows_are_numbered_through_all_splits(tmp_path):
@@ -167,9 +118,9 @@ def test_rows_are_numbered_through_all_splits(tmp_path):
         "train": [objects_of(tmp_path / "t" / "a.jpg", ("owl", [square]), ("cat", [square, wide]))],
         "val": [objects_of(tmp_path / "v" / "a.jpg", ("owl", [wide])), objects_of(tmp_path / "v" / "b.jpg")],
     }
-    found = source_of(objects, tmp_path, ["cat", "owl", "hen"], ["a note"])
+    found = source_of(objects, tmp_path, ["cat", "owl", "hen"], LeftOut())
     assert found.categories == [{"id": 1, "name": "cat"}, {"id": 2, "name": "owl"}, {"id": 3, "name": "hen"}]
-    assert found.notes == ["a note"]
+    assert found.notes == []
     train, val = found.parts["train"], found.parts["val"]
     assert train.images == [{"id": 1, "file_name": "t/a.jpg", "height": 40, "width": 80}]
     assert [row["id"] for row in val.images] == [2, 3]
@@ -188,12 +139,12 @@ def test_rows_are_numbered_through_all_splits(tmp_path):
 def test_categories_that_occur_in_the_order_of_names(tmp_path):
     square = [rectangle(1, 1, 5, 5)]
     objects = {"train": [objects_of(tmp_path / "a.jpg", ("b", square), ("a", square), ("b", square))]}
-    found = source_by_names(objects, tmp_path, [])
+    found = source_by_names(objects, tmp_path, LeftOut())
     assert [row["name"] for row in found.categories] == ["a", "b"]
     with pytest.raises(UserError, match=f"^{tmp_path}: no file in it has an object; check the folder"):
-        source_by_names({"train": [objects_of(tmp_path / "a.jpg")]}, tmp_path, [])
+        source_by_names({"train": [objects_of(tmp_path / "a.jpg")]}, tmp_path, LeftOut())
     with pytest.raises(UserError, match=f"^{tmp_path}: there is no image in it; check the folder"):
-        source_of({"train": []}, tmp_path, ["a"], [])
+        source_of({"train": []}, tmp_path, ["a"], LeftOut())
 
 
 @given(st.lists(polygon, min_size=1, max_size=3))
@@ -201,10 +152,14 @@ def test_areas_are_pixels_and_boxes_are_cut(tmp_path_factory, polygons):
     """The area is that of COCO's own bitmap; the box is that of the corners within the image."""
     path = tmp_path_factory.getbasetemp() / "a.jpg"
     objects = {"train": [objects_of(path, ("a", [p.reshape(-1, 2) for p in polygons]), image_hw=(90, 100))]}
-    (row,) = source_of(objects, path.parent, ["a"], []).parts["train"].annotations
+    rows = source_of(objects, path.parent, ["a"], LeftOut()).parts["train"].annotations
+    corners = np.concatenate(polygons).reshape(-1, 2).clip(0, (100, 90))
+    assert len(rows) == (corners.max(axis=0) > corners.min(axis=0)).all()
+    if not rows:
+        return
+    (row,) = rows
     assert row["segmentation"] == [p.tolist() for p in polygons]
     assert row["area"] == full_bitmap(polygons, (90, 100)).sum()
-    corners = np.concatenate(polygons).reshape(-1, 2).clip(0, (100, 90))
     x, y, width, height = row["bbox"]
     assert [x, y] == pytest.approx(corners.min(axis=0))
     assert [x + width, y + height] == pytest.approx(corners.max(axis=0))
@@ -212,6 +167,44 @@ def test_areas_are_pixels_and_boxes_are_cut(tmp_path_factory, polygons):
 
 def test_coordinates_are_written_with_three_decimals(tmp_path):
     objects = {"train": [objects_of(tmp_path / "a.jpg", ("a", [np.array([[1 / 3, 2], [9, 2.00049], [9, 9]])]))]}
-    (row,) = source_of(objects, tmp_path, ["a"], []).parts["train"].annotations
+    (row,) = source_of(objects, tmp_path, ["a"], LeftOut()).parts["train"].annotations
     assert row["segmentation"] == [[0.333, 2, 9, 2, 9, 9]]
     assert row["bbox"] == [0.333, 2, 8.667, 7]
+
+
+def test_odd_things_are_counted_by_kind_with_the_first_places():
+    found = LeftOut()
+    assert found.notes() == []
+    for number in range(5):
+        found.add("lines without a class: left out", f"a.txt: line {number}")
+    found.add("empty files", "b.txt")
+    assert found.notes() == [
+        "5 lines without a class: left out (a.txt: line 0, a.txt: line 1, a.txt: line 2, ...)",
+        "1 empty files (b.txt)",
+    ]
+
+
+def test_an_object_outside_of_its_image_is_left_out_and_said(tmp_path):
+    objects = {
+        "train": [objects_of(tmp_path / "a.jpg", ("a", [rectangle(90, 5, 99, 15)]), ("a", [rectangle(1, 1, 5, 5)]))]
+    }
+    left_out = LeftOut()
+    found = source_of(objects, tmp_path, ["a"], left_out)
+    assert [row["bbox"] for row in found.parts["train"].annotations] == [[1, 1, 4, 4]]
+    assert found.notes == [f"1 objects without extent in their image: left out ({tmp_path / 'a.jpg'})"]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "box", "area"),
+    [(15, 15, [15, 15, 20, 10], 200), (-5, -4, [0, 0, 15, 6], 90), (70, 35, [70, 35, 10, 5], 50), (80, 0, None, 0)],
+)
+def test_pixels_of_a_mask_stand_where_its_rectangle_is(x, y, box, area):
+    """A mask of 20 x 10 pixels in an image of 80 x 40."""
+    columns = mask_columns(Bitmap(np.ones((10, 20), np.uint8), x, y), (40, 80))
+    if box is None:
+        assert columns is None
+        return
+    assert (columns["bbox"], columns["area"]) == (box, area)
+    expected = np.zeros((40, 80), np.uint8)
+    expected[box[1] : box[1] + box[3], box[0] : box[0] + box[2]] = 1
+    assert np.array_equal(rle.decode(columns["segmentation"]), expected)

@@ -1,9 +1,11 @@
-"""Paths of an annotation file's images on disk."""
+"""Image files on disk, found by the names that annotation files give them."""
 
 from __future__ import annotations
 
 import os
 import re
+import unicodedata
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from tailseg.errors import UserError
 
 _SUBFOLDERS = ("", "train2017", "val2017")  # LVIS's val split has files of both COCO splits
 _V05_NAME = re.compile(r"COCO_(?:train|val|test)\d{4}_(\d{12}\.jpg)$")
+_DRIVE = re.compile(r"[A-Za-z]:")
+_HIDDEN = ("__MACOSX", "Thumbs.db", "desktop.ini")  # left by archives and file managers, as are names with a dot first
 
 
 def candidate_names(file_name: str | None, coco_url: str | None) -> list[str]:
@@ -29,53 +33,177 @@ def candidate_names(file_name: str | None, coco_url: str | None) -> list[str]:
     return names
 
 
-class ImageFolder:
-    """Finds images in a folder of images and its ``train2017`` and ``val2017``, listed once each.
+def parts_below(root: Path, name: str, base: Path | None = None) -> tuple[str, ...] | None:
+    """The parts of the path below ``root`` that a name in a file stands for; nothing is looked up on disk.
 
-    The three folders may be links. A file, or a deeper folder, that leads out of them is refused, so that
-    somebody else's data set cannot name a private file.
+    Backslashes count as slashes; ``.`` and ``..`` are resolved, also where they climb out of the root and come back.
+
+    Args:
+        root: a folder.
+        name: as a file states it; relative to ``base``, or absolute.
+        base: folder of that file; by default the root.
+
+    Returns:
+        At least one part, or None where the name leads out of the root or is the root itself.
     """
+    text = name.replace("\\", "/")
+    if _DRIVE.match(text):
+        return None
+    top = os.path.abspath(root)
+    path = os.path.normpath(os.path.join(os.path.abspath(base or root), text))
+    inside = os.path.relpath(path, top).split(os.sep)
+    return None if inside[0] in (os.pardir, os.curdir) else tuple(inside)
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder of this name is no data: ``._x.jpg``, ``.ipynb_checkpoints``, ``__MACOSX``."""
+    return name.startswith(".") or name in _HIDDEN
+
+
+def alike(name: str) -> str:
+    """A file's name in one Unicode form, its suffix in lower case: equal for names that differ only in these."""
+    stem, dot, suffix = unicodedata.normalize("NFC", name).rpartition(".")
+    return f"{stem}{dot}{suffix.lower()}"
+
+
+class _Folder:
+    """The entries of one folder, listed once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with os.scandir(path) as entries:
+                self.kinds = {
+                    entry.name: "link" if entry.is_symlink() else "folder" if entry.is_dir() else "file"
+                    for entry in entries
+                }
+        except OSError:
+            self.kinds = {}
+
+    @cached_property
+    def _alike(self) -> dict[str, str]:
+        """Names by their common form; of several, none."""
+        names: dict[str, str] = {}
+        twice: set[str] = set()
+        for name in self.kinds:
+            key = alike(name)
+            twice |= {key} & names.keys()
+            names[key] = name
+        return {key: name for key, name in names.items() if key not in twice}
+
+    def entry(self, name: str) -> str | None:
+        """The entry of this name, or else the only one that differs in Unicode form or the case of the suffix."""
+        return name if name in self.kinds else self._alike.get(alike(name))
+
+
+class FileTree:
+    """Finds files below a folder, which is listed as far as it is asked for, each folder in it once.
+
+    A file or folder that is a link may lead to places inside the root, and nowhere else, so that somebody else's data
+    set cannot name a private file.
+    """
+
+    def __init__(self, root: Path, *, also_inside: Sequence[Path] = ()) -> None:
+        """Make one.
+
+        Args:
+            root: the folder; may itself be a link.
+            also_inside: folders that links may lead to as well.
+        """
+        self.root = root
+        self._roots = tuple(path.resolve() for path in (root, *also_inside))
+        self._folders: dict[Path, _Folder] = {}
+
+    def find(self, name: str, where: str, base: Path | None = None) -> Path | None:
+        """The file that ``name`` stands for (see `parts_below`), or None.
+
+        Letter case of the suffix and Unicode form need not agree, where only one file is meant.
+
+        Raises:
+            UserError: the name, or a link on its way, leads out of the root; the sentence opens with ``where``.
+        """
+        if base is None and self._folder(self.root).kinds.get(name) == "file":
+            return self.root / name
+        parts = parts_below(self.root, name, base)
+        if parts is None:
+            raise UserError(f"{where} leads out of the image folder ({name!r}); give a path inside of it")
+        return self.at(parts, where)
+
+    def at(self, parts: Sequence[str], where: str) -> Path | None:
+        """The file at a path below the root, given by its parts."""
+        path, linked = self.root, False
+        for place, part in enumerate(parts, start=1):
+            folder = self._folder(path)
+            entry = folder.entry(part)
+            if entry is None:
+                return None
+            path = path / entry
+            kind = folder.kinds[entry]
+            linked |= kind == "link"
+            last = place == len(parts)
+            if kind == ("folder" if last else "file") or (kind == "link" and last and not path.is_file()):
+                return None
+        if linked and not any(path.resolve().is_relative_to(root) for root in self._roots):
+            raise UserError(f"{where}: {path} is a link that leads out of {self.root}; put the file itself there")
+        return path
+
+    def _folder(self, path: Path) -> _Folder:
+        found = self._folders.get(path)
+        if found is None:
+            found = self._folders[path] = _Folder(path)
+        return found
+
+
+class ImageFolder:
+    """Finds images in a folder of images and its ``train2017`` and ``val2017``; each of the three may be a link."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @cached_property
-    def _listings(self) -> list[tuple[Path, dict[str, bool]]]:
-        """Each folder that exists, and of its entries: name -> is it a link."""
-        listings = []
-        for folder in (self.folder / sub for sub in _SUBFOLDERS):
-            if folder.is_dir():
-                with os.scandir(folder) as entries:
-                    listings.append((folder, {entry.name: entry.is_symlink() for entry in entries}))
-        return listings
+    def _trees(self) -> list[FileTree]:
+        folders = [folder for folder in (self.folder / sub for sub in _SUBFOLDERS) if folder.is_dir()]
+        return [FileTree(folder, also_inside=folders) for folder in folders]
 
-    @cached_property
-    def _roots(self) -> tuple[Path, ...]:
-        return tuple(folder.resolve() for folder, _ in self._listings)
-
-    def find(self, names: list[str], where: str) -> Path | None:
+    def find(self, names: Sequence[str], where: str) -> Path | None:
         """The first of ``names`` that exists, or None; ``where`` (file and image) opens the error sentence.
 
         Raises:
             UserError: a name climbs out of the folder.
         """
         for name in names:
-            parts = re.split(r"[/\\]", name)
-            if ".." in parts or name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
-                raise UserError(f"{where} leads out of the image folder ({name!r}); give a path inside of it")
-            for folder, listing in self._listings:
-                nested = len(parts) > 1
-                if not nested and name not in listing:
-                    continue
-                path = folder / name
-                if nested and not path.is_file():
-                    continue
-                if (nested or listing[name]) and not self._is_inside(path):
-                    problem = f"{path} is a link that leads out of {self.folder}"
-                    raise UserError(f"{where}: {problem}; put the file itself there")
-                return path
+            for tree in self._trees:
+                if (path := tree.find(name, where)) is not None:
+                    return path
         return None
 
-    def _is_inside(self, path: Path) -> bool:
-        target = path.resolve()
-        return any(target.is_relative_to(root) for root in self._roots)
+
+def files_below(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
+    """The files with one of ``suffixes`` (lower case) in a folder and the folders in it, sorted by path.
+
+    Hidden files and folders are no data (see `is_hidden`). Links to folders are not followed, but for the folder itself
+    and those that lie directly in it, as people link to a disk of images.
+
+    Raises:
+        UserError: a file is a link that leads out of the folder it lies in.
+    """
+    tops = [folder.resolve()]
+    waiting = [(folder, 0)]
+    found: list[Path] = []
+    while waiting:
+        path, depth = waiting.pop()
+        try:
+            entries = [entry for entry in os.scandir(path) if not is_hidden(entry.name)]
+        except OSError as error:
+            raise UserError(f"{path}: cannot be listed ({error.strerror}); check its rights") from None
+        for entry in entries:
+            here = path / entry.name
+            if entry.is_dir(follow_symlinks=depth == 0):
+                if entry.is_symlink():
+                    tops.append(here.resolve())
+                waiting.append((here, depth + 1))
+            elif entry.name.lower().endswith(tuple(suffixes)) and entry.is_file():
+                if entry.is_symlink() and not any(here.resolve().is_relative_to(top) for top in tops):
+                    raise UserError(f"{here} is a link that leads out of {folder}; put the file itself there")
+                found.append(here)
+    yield from sorted(found)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tailseg.data.annotations.annotations import Annotations, require_same_categories
 from tailseg.data.annotations.image_files import ImageFolder, candidate_names
-from tailseg.data.importers.foreign import SPLIT_FOLDERS, Source, read_object
+from tailseg.data.importers.foreign import Source, read_object
 from tailseg.data.importers.split import read_part
 from tailseg.data.importers.writer import Part, Row
 from tailseg.errors import UserError
@@ -24,6 +24,9 @@ def read_coco(source: Path) -> Source:
     if "val" in parts:
         _separate(parts)
     return Source(read["train"][1], parts)
+
+
+SPLIT_FOLDERS = {"train": ("train", "training", "train2017"), "val": ("val", "valid", "validation", "val2017")}
 
 
 def _separate(parts: dict[str, Part]) -> None:

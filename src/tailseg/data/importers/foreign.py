@@ -1,8 +1,8 @@
-"""Parts that all readers of other tools' data share: text and JSON, image sizes, conversion of objects to LVIS rows."""
+"""Parts that all readers of other tools' data share: texts of files, what was left out, conversion to LVIS rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,39 @@ import orjson
 from hotcoco import mask as rle
 from numpy.typing import NDArray
 
+from tailseg.data.annotations.masks import Bitmap
 from tailseg.data.images import read_header
-from tailseg.data.importers.writer import Part, Row, new_names, require_inside
+from tailseg.data.importers.writer import Part, Row, new_names
 from tailseg.errors import UserError
 
-SPLIT_FOLDERS = {"train": ("train", "training", "train2017"), "val": ("val", "valid", "validation", "val2017")}
 DECIMALS = 3  # of written coordinates, in pixels
+PLACES = 3  # of each kind of odd thing that a note names
+
+Shape = list[NDArray[np.float64]] | Bitmap  # polygons, each (K, 2) x, y in pixels, whose union is the object; or pixels
+
+
+class LeftOut:
+    """Odd things that a reader met and left out or made good, counted by kind, with the first places of each."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self._places: dict[str, list[str]] = {}
+
+    def add(self, kind: str, *places: str) -> None:
+        """Count what stands at ``places``: a file and the line, shape or object in it.
+
+        ``kind`` is a phrase in the plural and says what became of them: "lines without a class: left out".
+        """
+        self.counts[kind] = self.counts.get(kind, 0) + len(places)
+        known = self._places.setdefault(kind, [])
+        known += places[: PLACES - len(known)]
+
+    def notes(self) -> list[str]:
+        """A sentence a kind, in the order in which they were met."""
+        return [
+            f"{count:,} {kind} ({', '.join(self._places[kind])}{', ...' if count > PLACES else ''})"
+            for kind, count in self.counts.items()
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,44 +57,56 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Objects:
-    """The annotated objects of one foreign image."""
+class AnnotatedImage:
+    """One foreign image with its objects."""
 
-    path: Path
+    path: Path  # of its file; of the file that it would have, if it stands inside of an annotation file
     image_hw: tuple[int, int]
-    names: list[str]
-    polygons: list[list[NDArray[np.float64]]]  # of each object, each (K, 2) x, y in pixels
+    names: list[str]  # class of each object
+    shapes: list[Shape]  # of each object
+    content: bytes | None = None  # the file's bytes, if it stands inside of an annotation file
 
 
-def source_of(objects: dict[str, list[Objects]], root: Path, names: Sequence[str], notes: list[str]) -> Source:
-    """LVIS rows of foreign images; ``names`` are the categories in id order, ids from 1."""
+def source_of(images: dict[str, list[AnnotatedImage]], root: Path, names: Sequence[str], found: LeftOut) -> Source:
+    """LVIS rows of foreign images.
+
+    Args:
+        images: of each split.
+        root: folder that all of them lie in.
+        names: of the categories in id order, ids from 1.
+        found: whose notes the source carries; objects without extent in their image are added to it.
+    """
     ids = {name: number for number, name in enumerate(names, start=1)}
-    files = [item.path for found in objects.values() for item in found]
+    files = [image.path for part in images.values() for image in part]
     if not files:
         raise UserError(f"{root}: there is no image in it; check the folder")
     new = dict(zip(files, new_names(files, root), strict=True))
     parts: dict[str, Part] = {}
     image_id = annotation_id = 0
-    for split, found in objects.items():
+    for split, split_images in images.items():
         part = parts[split] = Part()
-        for item in found:
+        for image in split_images:
             image_id += 1
-            height, width = item.image_hw
-            part.images.append({"id": image_id, "file_name": new[item.path], "height": height, "width": width})
-            part.files.append(item.path)
-            for name, polygons in zip(item.names, item.polygons, strict=True):
+            height, width = image.image_hw
+            part.images.append({"id": image_id, "file_name": new[image.path], "height": height, "width": width})
+            part.files.append(image.path if image.content is None else image.content)
+            for name, shape in zip(image.names, image.shapes, strict=True):
+                columns = mask_columns(shape, image.image_hw)
+                if columns is None:
+                    found.add("objects without extent in their image: left out", str(image.path))
+                    continue
                 annotation_id += 1
                 row = {"id": annotation_id, "image_id": image_id, "category_id": ids[name], "iscrowd": 0}
-                part.annotations.append(row | _mask_columns(polygons, item.image_hw))
-    return Source([{"id": number, "name": name} for name, number in ids.items()], parts, notes)
+                part.annotations.append(row | columns)
+    return Source([{"id": number, "name": name} for name, number in ids.items()], parts, found.notes())
 
 
-def source_by_names(objects: dict[str, list[Objects]], root: Path, notes: list[str]) -> Source:
+def source_by_names(images: dict[str, list[AnnotatedImage]], root: Path, found: LeftOut) -> Source:
     """The source with the categories that occur, in the order of their names."""
-    names = sorted({name for found in objects.values() for item in found for name in item.names})
+    names = sorted({name for part in images.values() for image in part for name in image.names})
     if not names:
         raise UserError(f"{root}: no file in it has an object; check the folder")
-    return source_of(objects, root, names, notes)
+    return source_of(images, root, names, found)
 
 
 def rectangle(x0: float, y0: float, x1: float, y1: float) -> NDArray[np.float64]:
@@ -75,11 +114,24 @@ def rectangle(x0: float, y0: float, x1: float, y1: float) -> NDArray[np.float64]
     return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], np.float64)
 
 
-def _mask_columns(polygons: list[NDArray[np.float64]], image_hw: tuple[int, int]) -> Row:
-    """Segmentation, box and area (pixels of the mask) of an object."""
-    flat = [np.round(polygon, DECIMALS).ravel().tolist() for polygon in polygons]
-    points = np.concatenate(polygons).clip(0, image_hw[::-1])
+def mask_columns(shape: Shape, image_hw: tuple[int, int]) -> Row | None:
+    """Segmentation, box and area (pixels of the mask) of an object; None if it has no extent in its image."""
+    height, width = image_hw
+    if isinstance(shape, Bitmap):
+        full = np.zeros(image_hw, np.uint8)
+        x, y, right, low = shape.box
+        inside = full[max(y, 0) : max(low, 0), max(x, 0) : max(right, 0)]
+        inside[:] = shape.pixels[max(-y, 0) :, max(-x, 0) :][: inside.shape[0], : inside.shape[1]]
+        code = rle.encode(np.asfortranarray(full))
+        box = np.asarray(rle.toBbox(code), np.float64).tolist()
+        area = float(rle.area(code))
+        segmentation: Any = {"size": [height, width], "counts": code["counts"].decode("ascii")}
+        return {"segmentation": segmentation, "bbox": box, "area": area} if area else None
+    flat = [np.round(polygon, DECIMALS).ravel().tolist() for polygon in shape]
+    points = np.concatenate(shape).clip(0, image_hw[::-1])
     low, high = points.min(axis=0), points.max(axis=0)
+    if not (high > low).all():
+        return None
     area = float(rle.area(rle.merge(rle.frPyObjects(flat, *image_hw))))
     return {"segmentation": flat, "bbox": np.round([*low, *(high - low)], DECIMALS).tolist(), "area": area}
 
@@ -104,24 +156,6 @@ def image_size(path: Path, where: str, stated: tuple[int, int] | None = None) ->
     assert stated is not None
     found, expected = f"{shown[1]} x {shown[0]}", f"{stated[1]} x {stated[0]}"
     raise UserError(f"{where}: it says {expected} pixels but {path} has {found}; correct one of them")
-
-
-def split_folders(root: Path) -> dict[str, Path]:
-    """The folders of the splits below ``root``, or ``root`` itself for training if it has none."""
-    found = {
-        split: root / name
-        for split, names in SPLIT_FOLDERS.items()
-        for name in reversed(names)
-        if (root / name).is_dir()
-    }
-    return found if "train" in found else {"train": root}
-
-
-def files_below(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
-    """The files with one of ``suffixes`` (lower case), sorted; links to folders are not followed."""
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in suffixes and path.is_file():
-            yield require_inside(path, folder, f"{folder}")
 
 
 def read_bytes(path: Path) -> bytes:

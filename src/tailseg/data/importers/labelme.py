@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tailseg.data.annotations.image_files import files_below
 from tailseg.data.importers.foreign import (
-    Objects,
+    AnnotatedImage,
+    LeftOut,
+    Shape,
     Source,
-    files_below,
     image_size,
     read_object,
     rectangle,
     source_by_names,
-    split_folders,
 )
+from tailseg.data.importers.layouts import split_folders
 from tailseg.data.importers.writer import require_inside
 from tailseg.errors import UserError
 
@@ -30,10 +32,10 @@ def read_labelme(source: Path) -> Source:
     }
     if not any(objects.values()):
         raise UserError(f"{source}: there is no labelme file (.json) in it; check the folder")
-    return source_by_names(objects, source, [])
+    return source_by_names(objects, source, LeftOut())
 
 
-def _labelme(path: Path, root: Path) -> Objects:
+def _labelme(path: Path, root: Path) -> AnnotatedImage:
     content = read_object(path)
     shapes, image = content.get("shapes"), content.get("imagePath")
     if not isinstance(shapes, list) or not isinstance(image, str) or not image:
@@ -54,7 +56,8 @@ def _labelme(path: Path, root: Path) -> Objects:
         groups[group] = len(names)
         names.append(name)
         polygons.append([points])
-    return Objects(file, image_hw, names, polygons)
+    shapes: list[Shape] = [*polygons]
+    return AnnotatedImage(file, image_hw, names, shapes)
 
 
 def parse_shape(shape: Any, where: str) -> tuple[str, NDArray[np.float64]]:

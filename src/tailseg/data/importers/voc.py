@@ -9,18 +9,20 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from tailseg.data.annotations.image_files import files_below
 from tailseg.data.images import IMAGE_SUFFIXES
 from tailseg.data.importers.foreign import (
-    Objects,
+    AnnotatedImage,
+    LeftOut,
+    Shape,
     Source,
-    files_below,
     image_size,
     read_bytes,
     read_text,
     rectangle,
     source_by_names,
-    split_folders,
 )
+from tailseg.data.importers.layouts import split_folders
 from tailseg.data.importers.writer import require_inside
 from tailseg.errors import UserError
 
@@ -34,9 +36,9 @@ def read_voc(source: Path) -> Source:
     objects = {split: [_voc(path, source) for path in paths] for split, paths in files.items()}
     if not any(objects.values()):
         raise UserError(f"{source}: there is no annotation (.xml) in it; check the folder")
-    return source_by_names(
-        objects, source, ["Pascal VOC has boxes only: the masks are rectangles, so mask AP means box AP"]
-    )
+    found = source_by_names(objects, source, LeftOut())
+    note = "Pascal VOC has boxes only: the masks are rectangles, so mask AP means box AP"
+    return Source(found.categories, found.parts, [*found.notes, note])
 
 
 def _voc_lists(source: Path) -> dict[str, list[Path]]:
@@ -55,18 +57,19 @@ def _voc_lists(source: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _voc(path: Path, root: Path) -> Objects:
+def _voc(path: Path, root: Path) -> AnnotatedImage:
     tree = parse_xml(read_bytes(path), str(path))
     file = _voc_image(path, root, tree.findtext("filename") or "")
     width, height = (_number(tree.findtext(f"size/{side}")) for side in ("width", "height"))
     stated = (int(height), int(width)) if width and height else None
     image_hw = image_size(file, str(path), stated)
-    names, polygons = [], []
+    names: list[str] = []
+    shapes: list[Shape] = []
     for number, item in enumerate(tree.findall("object"), start=1):
         name, box = parse_voc_object(item, f"{path}: object {number}")
         names.append(name)
-        polygons.append([box])
-    return Objects(file, image_hw, names, polygons)
+        shapes.append([box])
+    return AnnotatedImage(file, image_hw, names, shapes)
 
 
 def parse_xml(content: bytes, where: str) -> ElementTree.Element:

@@ -15,6 +15,7 @@ import numpy as np
 import orjson
 
 from tailseg.data.annotations.annotations import frequency_group
+from tailseg.data.annotations.image_files import parts_below
 from tailseg.errors import UserError
 
 Row = dict[str, Any]
@@ -26,7 +27,7 @@ class Part:
     """The images and annotations of one split, as LVIS rows."""
 
     images: list[Row] = field(default_factory=list)  # with id, file_name (its name in the new folder), height, width
-    files: list[Path] = field(default_factory=list)  # where each image lies now
+    files: list[Path | bytes] = field(default_factory=list)  # where each image lies now, or its bytes
     annotations: list[Row] = field(default_factory=list)
 
 
@@ -70,9 +71,7 @@ def write_parts(
     with new_folder(out) as folder:
         for part in parts.values():
             for row, path in zip(part.images, part.files, strict=True):
-                target = folder / "images" / row["file_name"]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                linked = _place(path, target, linked)
+                linked = place_file(path, folder / "images", row["file_name"], linked)
                 done += 1
                 progress(done)
         for split, part in parts.items():
@@ -93,9 +92,30 @@ def write_parts(
     return linked
 
 
-def _place(path: Path, target: Path, link: bool) -> bool:
-    """Put a file at ``target``, as a link if ``link`` and the file system allow; returns whether it is one."""
+def place_file(path: Path | bytes, folder: Path, name: str, link: bool) -> bool:
+    """Put a file, or bytes, below ``folder``: the one place that writes images.
+
+    Args:
+        path: the file or its content.
+        folder: that nothing may leave.
+        name: the new file's path in it, parts joined by slashes.
+        link: make a hard link, if the file system allows.
+
+    Returns:
+        Whether files can be linked there.
+
+    Raises:
+        UserError: the name leads out of the folder.
+    """
+    parts = parts_below(folder, name)
+    if parts is None:
+        raise UserError(f"an image would be written to {folder / name}, outside of {folder}; correct its name")
+    target = folder.joinpath(*parts)
+    target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():  # the same picture in both splits
+        return link
+    if isinstance(path, bytes):
+        target.write_bytes(path)
         return link
     source = path.resolve()
     if link:

@@ -11,11 +11,13 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from tailseg.data.annotations.image_files import files_below
 from tailseg.data.images import IMAGE_SUFFIXES
 from tailseg.data.importers.foreign import (
-    Objects,
+    AnnotatedImage,
+    LeftOut,
+    Shape,
     Source,
-    files_below,
     image_size,
     read_text,
     source_of,
@@ -34,7 +36,7 @@ def read_yolo(source: Path) -> Source:
         config = others[0] if len(others) == 1 else config
     content = _yaml(config)
     names = _names(config, content)
-    objects: dict[str, list[Objects]] = {}
+    objects: dict[str, list[AnnotatedImage]] = {}
     boxes = labelled = 0
     for split in ("train", "val"):
         if content.get(split) is None:
@@ -49,14 +51,15 @@ def read_yolo(source: Path) -> Source:
                 require_inside(label, config.parent, str(config))
                 lines = parse_labels(read_text(label), str(label), names)
             boxes += sum(is_box for _, _, is_box in lines)
-            polygons = [[points * image_hw[::-1]] for _, points, _ in lines]
-            objects[split].append(Objects(path, image_hw, [names[number] for number, _, _ in lines], polygons))
+            shapes: list[Shape] = [[points * image_hw[::-1]] for _, points, _ in lines]
+            objects[split].append(AnnotatedImage(path, image_hw, [names[number] for number, _, _ in lines], shapes))
     if "train" not in objects:
         raise UserError(f"{config}: the entry 'train' is missing; add it, with the folder of the training images")
     if not labelled:
         raise UserError(f"{config}: no image has a label file; labels/ must lie beside images/, with the same names")
+    found = source_of(objects, config.parent, names, LeftOut())
     note = f"{boxes} objects have a box only: their masks are rectangles"
-    return source_of(objects, config.parent, names, [note] if boxes else [])
+    return Source(found.categories, found.parts, [*found.notes, *([note] if boxes else [])])
 
 
 def parse_labels(text: str, where: str, names: Sequence[str]) -> list[tuple[int, NDArray[np.float64], bool]]:
