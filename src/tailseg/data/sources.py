@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import yaml
-
 from tailseg.data.annotations.annotations import (
     Annotations,
     Category,
@@ -21,6 +19,7 @@ from tailseg.data.synthetic.generate import SyntheticSettings, default_synthetic
 from tailseg.errors import UserError
 from tailseg.progress import progress_bar
 from tailseg.recipes.schema import COMMON_MAX, RARE_MAX
+from tailseg.yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -100,12 +99,7 @@ def _sources(data: Path) -> _Sources:
         raise UserError(f"{data}: no such folder or file; give a folder with train.json, val.json and images/")
     if data.suffix.lower() not in (".yaml", ".yml"):
         raise UserError(f"{data}: expected a folder or a YAML file with the entries train, val and images")
-    try:
-        content = yaml.safe_load(data.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{data}: not valid YAML{place}; write the entries train, val and images") from None
+    content = read_yaml(data, fix="write the entries train, val and images")
     known = [field.name for field in fields(_Sources)]
     if not isinstance(content, dict):
         raise UserError(f"{data}: expected the entries train, val and images, each with a path")
