@@ -77,9 +77,28 @@ def test_what_lvis_leaves_open_is_left_alone(tmp_path):
     assert told(disagreements(load(tmp_path, data), rows)) == [(1, None, None, "dog", 0.9)]
 
 
-def test_crowds_hold_any_number_of_objects(tmp_path):
-    data = content([annotation(1, 1, 2, iscrowd=1)])
-    assert told(disagreements(load(tmp_path, data), [detection(1, 2, [12, 12, 5, 5], 0.9)])) == []
+@pytest.mark.parametrize("found", [2, 9])
+def test_crowds_hold_any_number_of_objects_and_hide_others(tmp_path, found):
+    data = content([annotation(1, 1, 2, iscrowd=1), annotation(2, 5, 9)])
+    inside, beside = [25, 10, 10, 5], [26, 10, 10, 5]  # half of it lies in the crowd, less than half
+    assert told(disagreements(load(tmp_path, data), [detection(1, found, inside, 0.9)])) == []
+    beyond = disagreements(load(tmp_path, data), [detection(1, 9, beside, 0.9)])
+    assert told(beyond) == [(1, None, None, "owl", 0.9)]
+
+
+@pytest.mark.parametrize("found", [2, 9])
+def test_objects_to_ignore_contradict_nobody(tmp_path, found):
+    """An object with "ignore" is none to be sure about, of whatever class it is found."""
+    data = content([annotation(1, 1, 2, ignore=1), annotation(2, 5, 9)])
+    assert told(disagreements(load(tmp_path, data), [detection(1, found, HERE, 0.9)])) == []
+
+
+def test_images_by_ids_beyond_63_bits(tmp_path):
+    data = content([annotation(1, 2**64 - 1, 2)])
+    data["images"][1]["id"] = 2**64 - 1
+    found = disagreements(load(tmp_path, data), [detection(2**64 - 1, 9, HERE, 0.9), detection(5, 4, HERE, 0.8)])
+    assert told(found) == [(2**64 - 1, 1, "cat", "owl", 0.9), (5, None, None, "dog", 0.8)]
+    assert [item.file_name for item in found] == ["1.jpg", "5.jpg"]
 
 
 def test_nothing_is_annotated(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
@@ -65,15 +66,17 @@ def data_check(
     """Examine a data set before training; exit code 1 only if it cannot be trained on."""
     log(quiet)
     from tailseg.recipes.resolve import resolve
-    from tailseg.recipes.schema import COMMON_MAX, RARE_MAX
 
     given = None if recipe is None else resolve(recipe, ())
+    from tailseg.data.annotations.frequency import LVIS_LIMITS, GroupRule, require_rule_in_use
     from tailseg.data.diagnosis.dataset_report import check_data, file_steps, suggest
     from tailseg.data.sources import open_source
     from tailseg.progress import progress_bar
 
-    rare_max, common_max = (given.data.rare_max, given.data.common_max) if given else (RARE_MAX, COMMON_MAX)
-    splits = open_source(data, rare_max=rare_max, common_max=common_max, show=not quiet, look_for_images=False)
+    rule = LVIS_LIMITS if given is None else GroupRule.of(given.data)
+    splits = open_source(data, rule=rule, show=not quiet, examine=True)
+    require_rule_in_use(rule, splits.train, splits.val)
+    logging.getLogger(__name__).info(splits.groups)
     assert splits.train is not None
     resolved = given or resolve(suggest(data, splits.train)["recipe"], ())
     with progress_bar("looking at images", file_steps(splits), show=not quiet) as advance:
@@ -201,14 +204,15 @@ def data_split(
     log(quiet)
     if not 0 < val < 1:
         raise typer.BadParameter(f"{val:g} is not between 0 and 1", param_hint="--val")
+    from tailseg.data.importers.coco import read_set
     from tailseg.data.importers.convert import image_note, only_train_note
-    from tailseg.data.importers.split import divide, read_set
+    from tailseg.data.importers.split import divide
     from tailseg.data.importers.writer import write_parts
 
-    categories, part = read_set(source)
+    categories, part, notes = read_set(source)
     division = divide(part, categories, share=val, seed=seed, source=source)
     linked = write_parts(out, categories, division.parts)
-    _tell(division.parts, [*only_train_note(division.only_train), image_note(linked)], out)
+    _tell(division.parts, [*notes, *only_train_note(division.only_train), image_note(linked)], out)
 
 
 def _tell(parts: dict[str, Part], notes: list[str], out: Path) -> None:

@@ -74,15 +74,16 @@ def disagreements(
     evaluation = match_detections(truth, columns, areas, "bbox", cut.limit)
     errors = evaluation.image_diagnostics(iou_thr=SAME_PLACE, score_thr=sure)["label_errors"]
     names = [category.name for category in annotations.categories]
-    by_id = np.argsort(annotations.image_ids, kind="stable")  # position in order of ids -> position in the file
     found: list[Disagreement] = []
     for error in sorted(errors, key=lambda error: (-error["dt_score"], error["dt_id"])):
         row, object_row = error["dt_id"] - 1, None if error["gt_id"] is None else error["gt_id"] - 1
         x, y, width, height = columns.boxes[row].tolist()
-        image = int(by_id[columns.images[row]])
+        image = int(np.flatnonzero(annotations.image_ids == truth.known.image_ids[columns.images[row]])[0])
+        if object_row is None and _in_open_region(annotations, image, columns.boxes[row]):
+            continue
         found.append(
             Disagreement(
-                image_id=int(annotations.image_ids[image]),
+                image_id=annotations.image_id(image),
                 file_name=annotations.file_names[image] or "",
                 annotation_id=None if object_row is None else int(annotations.annotation_ids[object_row]),
                 annotated=None if object_row is None else names[int(truth.objects.category[object_row])],
@@ -92,6 +93,15 @@ def disagreements(
             )
         )
     return _first_of_each(found)
+
+
+def _in_open_region(annotations: Annotations, image: int, box_xywh: NDArray[np.float64]) -> bool:
+    """Return whether half of a box lies in one crowd, or in one object that is to be ignored."""
+    rows = slice(*annotations.first_annotation[image : image + 2].tolist())
+    regions = annotations.boxes[rows][annotations.crowd[rows] | annotations.ignored[rows]]
+    x, y, width, height = box_xywh
+    low, high = np.maximum(regions[:, :2], (x, y)), np.minimum(regions[:, 2:], (x + width, y + height))
+    return bool((np.prod((high - low).clip(min=0), axis=1) >= width * height / 2).any())
 
 
 def _first_of_each(found: Sequence[Disagreement]) -> list[Disagreement]:
