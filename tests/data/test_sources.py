@@ -138,6 +138,7 @@ def test_open_data_from_a_folder_and_from_yaml(tmp_path):
         ("train: 3", "train is 3; it must be a path"),
         ("- a", "expected the entries"),
         ("a: [", "not valid YAML at line"),
+        ("train: 2020-13-45", "not valid YAML; write the entries train, val and images"),
         ("train: train.json\nval: val.json", "the entry 'images' is missing"),
         ("train: train.json\nval: gone.json\nimages: images", r"gone\.json does not exist"),
         ("train: train.json\nval: val.json\nimages: val.json", r"val\.json is not a folder"),
