@@ -199,7 +199,7 @@ def evaluate(
 @app.command()
 def predict(
     model: ModelArgument,
-    images: Annotated[list[Path], typer.Argument(help="Images: JPEG, PNG and what else Pillow reads.")],
+    images: Annotated[list[Path], typer.Argument(help="Images: JPEG, PNG, TIFF, WebP and others.")],
     out: Annotated[Path, typer.Option(help="Folder for a picture and a JSON file per image.")],
     score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score shown.")] = 0.5,
     settings: SetOption = None,
