@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
+T = TypeVar("T")
 Split = Literal["train", "val", "test"]
 _NAMES: dict[Split, frozenset[str]] = {
     "train": frozenset({"train", "training", "trainset"}),
@@ -35,3 +37,25 @@ def split_folders(root: Path) -> dict[str, Path]:
         if split in ("train", "val") and path.is_dir():
             found.setdefault(split, path)
     return found if "train" in found else {"train": root}
+
+
+def split_of_path(path: Path, root: Path) -> Split | None:
+    """The split that the folders between ``root`` and a file tell: the first of them that tells one."""
+    return next(filter(None, map(split_of, path.relative_to(root).parts[:-1])), None)
+
+
+def by_split(items: Iterable[tuple[T, Split | None]]) -> tuple[dict[str, list[T]], list[T]]:
+    """Items for training and validation, in their order, and those for neither, by the splits that they are told.
+
+    Where none is told to be for training, all that are not for validation are: a set without splits is one whole.
+    """
+    told = list(items)
+    train = [item for item, split in told if split == "train"]
+    val = [item for item, split in told if split == "val"]
+    if train:
+        rest = [item for item, split in told if split not in ("train", "val")]
+    elif len(val) < len(told):
+        train, rest = [item for item, split in told if split != "val"], []
+    else:
+        train, val, rest = val, [], []
+    return {"train": train} | ({"val": val} if val else {}), rest
