@@ -211,6 +211,7 @@ class SourceImages:
         empty = [str(image.path) for part in read.values() for image in part if not image.names]
         self._found.add("images without an object: kept, as images that show none of the classes", *empty)
         unused = [path for path in self._files if path not in self._used]
-        unused = [path for path in unused if split_of_path(path, self.root) != "test"]
+        not_meant = ("test", None) if rest else ("test",)  # folders whose annotations are left out, which is said
+        unused = [path for path in unused if split_of_path(path, self.root) not in not_meant]
         self._found.add("images without annotation: left out", *map(str, unused))
         return read
