@@ -47,15 +47,17 @@ def split_of_path(path: Path, root: Path) -> Split | None:
 def by_split(items: Iterable[tuple[T, Split | None]]) -> tuple[dict[str, list[T]], list[T]]:
     """Items for training and validation, in their order, and those for neither, by the splits that they are told.
 
-    Where none is told to be for training, all that are not for validation are: a set without splits is one whole.
+    An item that is told none belongs to neither where both are told of others. Else it is for training: folders called
+    train, bus and car are classes. Where none is told to be for validation or training, all are for training.
     """
     told = list(items)
-    train = [item for item, split in told if split == "train"]
+    splits = {split for _, split in told}
+    if not splits & {"train", "val"} or len(splits) == 1:
+        return {"train": [item for item, _ in told]}, []
+    training: set[Split | None] = {"train"} if {"train", "val"} <= splits else {"train", None}
+    if not training & splits:
+        training = {"test"}
+    train = [item for item, split in told if split in training]
     val = [item for item, split in told if split == "val"]
-    if train:
-        rest = [item for item, split in told if split not in ("train", "val")]
-    elif len(val) < len(told):
-        train, rest = [item for item, split in told if split != "val"], []
-    else:
-        train, val, rest = val, [], []
+    rest = [item for item, split in told if split not in (*training, "val")]
     return {"train": train} | ({"val": val} if val else {}), rest

@@ -197,6 +197,7 @@ class SourceImages:
         Raises:
             UserError: more than half have no image that can be used.
         """
+        told = list(told)
         parts, rest = by_split(told)
         self._found.add(
             f"{self._entries} in neither the training nor the validation split: left out", *map(place, rest)
@@ -211,7 +212,9 @@ class SourceImages:
         empty = [str(image.path) for part in read.values() for image in part if not image.names]
         self._found.add("images without an object: kept, as images that show none of the classes", *empty)
         unused = [path for path in self._files if path not in self._used]
-        not_meant = ("test", None) if rest else ("test",)  # folders whose annotations are left out, which is said
+        # Folders whose annotations are left out, which is said already.
+        divided = {"train", "val"} <= {split for _, split in told}
+        not_meant = ("test", None) if rest and divided else ("test",)
         unused = [path for path in unused if split_of_path(path, self.root) not in not_meant]
         self._found.add("images without annotation: left out", *map(str, unused))
         return read

@@ -108,7 +108,9 @@ def _listed(lists: dict[Split, Path], base: Path, files: list[Path], found: Left
     for path in files:
         parts = path.relative_to(base).parts
         names[alike("/".join(parts[parts[0].lower() == _ANNOTATIONS :]))] = path
-    told: dict[Path, Split | None] = dict.fromkeys(files)
+    # Where there is a list for training, files that no list names are as little for it as those of a test list.
+    rest: Split | None = "test" if "train" in lists else None
+    told: dict[Path, Split | None] = {}
     for split in _ORDER:
         lines = read_text(lists[split]).splitlines() if split in lists else []
         for number, line in enumerate(lines, start=1):
@@ -119,11 +121,11 @@ def _listed(lists: dict[Split, Path], base: Path, files: list[Path], found: Left
             if file is None:
                 if split != "test":
                     found.add("names in a list without annotation file: left out", f"{lists[split]}: line {number}")
-            elif told[file] is None:
+            elif file not in told:
                 told[file] = split
             elif told[file] == "train" and split == "val" and lists[split].stem.lower() != "trainval":
                 found.add("names in both lists: kept for training only", f"{lists[split]}: line {number}")
-    return list(told.items())
+    return [(path, told.get(path, rest)) for path in files]
 
 
 def _named(line: str, names: dict[str, Path]) -> Path | None:

@@ -17,7 +17,8 @@ HEAD = 4096  # bytes at a file's beginning in which its root must begin
 DEPTH = 64  # levels of elements
 
 _BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
-_FRONT = re.compile(r"<!--.*?-->|<\?.*?\?>", re.DOTALL)  # what may stand before the root
+# What may stand before the root: comments, instructions, and a document type, with which reading is refused.
+_FRONT = re.compile(r"<!--.*?-->|<\?.*?\?>|<!DOCTYPE[^>\[]*(?:\[.*?\]\s*)?>", re.DOTALL)
 _ROOT = re.compile(r"\s*<([A-Za-z_][\w.-]*)[\s/>]")
 
 
