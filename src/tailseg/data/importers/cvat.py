@@ -110,10 +110,11 @@ def _entry(element: Element, path: Path, root: Path) -> _Entry:
 
 def _read(entry: _Entry, images: SourceImages, found: LeftOut) -> AnnotatedImage | None:
     """The image of an entry with its objects; None, and counted, if there is no such thing."""
-    base = entry.name.replace("\\", "/").rpartition("/")[2]
-    file = images.stated(entry.name, entry.folders, entry.where) or images.stated(base, entry.folders, entry.where)
+    name = entry.name.replace("\\", "/")
+    base = name.rpartition("/")[2]
+    file = images.stated(name, entry.folders, entry.where) or images.stated(base, entry.folders, entry.where)
     # Frames of videos are named without suffix; the files that CVAT writes have one.
-    file = file or images.of_stem(base, entry.folders) or images.anywhere(base)
+    file = file or images.of_stem(base, entry.folders) or images.anywhere(name)
     if file is None:
         fix = "put it into the folder images beside the file, or export again with 'Save images'"
         images.missing(entry.where, f"{entry.where} is not in {images.root}; {fix}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,11 @@ import numpy as np
 import orjson
 from hotcoco import mask as rle
 from numpy.typing import NDArray
-from PIL import Image
 
+from tailseg.data.images import read_header
 from tailseg.data.importers.writer import Part, Row, new_names
 from tailseg.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 turn the image by 90 degrees
 DECIMALS = 3  # of written coordinates, in pixels
 PLACES = 3  # of each kind of odd thing that a note names
 
@@ -135,22 +134,27 @@ def mask_columns(shape: Shape, image_hw: tuple[int, int]) -> Row | None:
     return {"segmentation": flat, "bbox": np.round([*low, *(high - low)], DECIMALS).tolist(), "area": area}
 
 
-def image_size(path: Path, where: str, stated: tuple[int, int] | None = None) -> tuple[int, int]:
+def image_size(
+    path: Path, where: str, stated: tuple[int, int] | None = None, content: bytes | None = None
+) -> tuple[int, int]:
     """(height, width) of an image as it is shown, or ``stated`` if its pixels are stored in that size.
+
+    Args:
+        path: of its file; of the file that it would have, if it stands inside of an annotation file.
+        where: the place that asks for it, with which a sentence begins.
+        stated: height and width according to that place.
+        content: the image, if it stands inside of an annotation file.
 
     Raises:
         UserError: it cannot be read, or has another size than stated.
     """
+    if content is None and not path.exists():
+        raise UserError(f"{where}: {path} does not exist; put the image there")
     try:
-        with Image.open(path) as image:
-            stored = (image.height, image.width)
-            turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-    except FileNotFoundError:
-        raise UserError(f"{where}: {path} does not exist; put the image there") from None
-    except Exception as error:  # Pillow's readers raise many types on broken files
-        problem = str(error).replace("\n", " ")
-        raise UserError(f"{where}: {path} cannot be read as an image ({problem}); replace it") from None
-    shown = stored[::-1] if turned else stored
+        header = read_header(path, None if content is None else BytesIO(content))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    shown, stored = header.shown_hw, header.stored_hw
     if stated in (None, shown):
         return shown
     if stated == stored:

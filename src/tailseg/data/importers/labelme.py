@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
 from collections.abc import Hashable
@@ -17,6 +18,7 @@ from PIL import Image
 
 from tailseg.data.annotations.image_files import files_below
 from tailseg.data.annotations.masks import Bitmap
+from tailseg.data.images import read_header
 from tailseg.data.importers.foreign import (
     AnnotatedImage,
     LeftOut,
@@ -36,7 +38,7 @@ from tailseg.data.importers.shapes import (
     require_mask_fits,
     size_of,
 )
-from tailseg.data.importers.source_images import SourceImages, header_of, recognised
+from tailseg.data.importers.source_images import SourceImages, recognised
 from tailseg.errors import UserError
 
 HEAD = 4096  # bytes at a file's beginning and end that tell whether it is labelme's
@@ -147,10 +149,11 @@ def _locate(path: Path, content: dict[str, Any], images: SourceImages) -> tuple[
     if file is not None:
         return file, None
     photograph = _decoded(content.get("imageData"))
-    header = None if photograph is None else header_of(photograph)
-    if header is not None:
-        return _path_of_photograph(path, base, header.format, images), photograph
-    file = images.anywhere(base)
+    if photograph is not None:
+        with contextlib.suppress(UserError):
+            kind = read_header(path, BytesIO(photograph)).format
+            return _path_of_photograph(path, base, kind, images), photograph
+    file = images.anywhere(name)
     if file is None:
         shown = name or f"{path.stem}.jpg"
         fix = "put it there, or give the folder that holds both"

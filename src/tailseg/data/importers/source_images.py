@@ -5,38 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from io import BytesIO
+from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple, TypeVar
-
-from PIL import Image
+from typing import TypeVar
 
 from tailseg.data.annotations.image_files import FileTree, alike, files_below, parts_below
-from tailseg.data.importers.foreign import IMAGE_SUFFIXES, ORIENTATION, AnnotatedImage, LeftOut, image_size
+from tailseg.data.images import IMAGE_SUFFIXES
+from tailseg.data.importers.foreign import AnnotatedImage, LeftOut, image_size
 from tailseg.data.importers.layouts import Split, by_split, split_of_path
 from tailseg.errors import UserError
 
 T = TypeVar("T")
 _MASKS = "Segmentation"  # beginning of the names of Pascal VOC's folders of masks, which are no photographs
-
-
-class Header(NamedTuple):
-    """What the beginning of an image tells."""
-
-    format: str  # as Pillow calls it
-    shown_hw: tuple[int, int]  # as people see it, after the camera's orientation
-    stored_hw: tuple[int, int]
-
-
-def header_of(content: bytes) -> Header | None:
-    """The header of an image that has no file of its own; None if it cannot be read."""
-    try:
-        with Image.open(BytesIO(content)) as image:
-            stored_hw = (image.height, image.width)
-            turned = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-            return Header(image.format or "", stored_hw[::-1] if turned else stored_hw, stored_hw)
-    except Exception:  # Pillow's readers raise many types on broken files
-        return None
 
 
 def recognised(files: Iterable[Path], is_own: Callable[[Path], bool], kind: str, found: LeftOut) -> list[Path]:
@@ -112,9 +92,15 @@ class SourceImages:
         return paths[0] if paths else None
 
     def anywhere(self, name: str) -> Path | None:
-        """The image file of a name without folders, wherever it lies, if there is only one."""
-        paths = self._by_name.get(alike(name), [])
-        return paths[0] if len(paths) == 1 else None
+        """The image file that agrees with a path in its last parts, the most of them; None if several do, or none."""
+        wanted = [alike(part) for part in name.split("/")][::-1]
+        paths = self._by_name.get(wanted[0], [])
+        lengths = []
+        for path in paths:
+            pairs = zip(wanted, map(alike, reversed(path.parts)), strict=False)
+            lengths.append(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        best = [path for path, length in zip(paths, lengths, strict=True) if length == max(lengths)]
+        return best[0] if len(best) == 1 else None
 
     def use(
         self, path: Path, where: str, stated: tuple[int, int] | None, content: bytes | None = None
@@ -133,7 +119,7 @@ class SourceImages:
             return None
         self._used.add(path)
         try:
-            image_hw = self._size(path, where, stated, content)
+            image_hw = image_size(path, where, stated, content)
         except UserError as error:
             self.fault(self._kind(path, where, content), where, str(error))
             return None
@@ -141,22 +127,10 @@ class SourceImages:
         self._used_files.add(file)
         return image_hw
 
-    def _size(self, path: Path, where: str, stated: tuple[int, int] | None, content: bytes | None) -> tuple[int, int]:
-        if content is None:
-            return image_size(path, where, stated)
-        header = header_of(content)
-        if header is None:
-            raise UserError(f"{where}: the image inside of it cannot be read; write it again")
-        if stated in (None, header.shown_hw, header.stored_hw):
-            return stated or header.shown_hw
-        (height, width), (stated_height, stated_width) = header.shown_hw, stated
-        difference = f"{stated_width} x {stated_height} pixels but the image inside of it has {width} x {height}"
-        raise UserError(f"{where}: it says {difference}; correct one of them")
-
     def _kind(self, path: Path, where: str, content: bytes | None) -> str:
         """The kind of an image's fault."""
         try:
-            self._size(path, where, None, content)
+            image_size(path, where, None, content)
         except UserError:
             return f"{self._entries} whose image cannot be read: left out"
         return f"{self._entries} that state another size than their image has: left out"

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.image_files import alike, files_below
+from tailseg.data.images import IMAGE_SUFFIXES
 from tailseg.data.importers.foreign import (
-    IMAGE_SUFFIXES,
     AnnotatedImage,
     LeftOut,
     Source,
@@ -189,7 +189,7 @@ class _Reader:
                 return file
         stems = [path.stem, *bases]  # some tools state the name without suffix
         files = [self.images.of_stem(stem, folders) for stem in stems if stem]
-        files += [self.images.anywhere(base) for base in bases if base]
+        files += [self.images.anywhere(name) for name in names if name]
         file = next(filter(None, files), None)
         if file is None:
             shown = next(filter(None, names), f"{path.stem}.jpg")
