@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import orjson
 import typer
 
-from tailseg.cli.console import QuietOption, log, print_table
+from tailseg.cli.console import DATA_HELP, QuietOption, log, print_table
 from tailseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def data_synth(
 
 @data_app.command("check")
 def data_check(
-    data: Annotated[str, typer.Argument(help="Folder with train.json, val.json, images/; YAML file; 'synthetic'.")],
+    data: Annotated[str, typer.Argument(help=DATA_HELP)],
     recipe: Annotated[str, typer.Option(help="Recipe whose resolution and sampling count.")] = "table1/seesaw",
     json: Annotated[Path | None, typer.Option("--json", help="JSON file for everything that was found.")] = None,
     page: Annotated[Path | None, typer.Option("--html", help="HTML file with charts and rare classes.")] = None,
@@ -140,18 +140,25 @@ def check_tables(report: DatasetReport) -> list[Table]:
 
 @data_app.command("convert")
 def data_convert(
-    kind: Annotated[str, typer.Argument(metavar="coco|yolo|labelme|voc", help="Format of the source.")],
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder, COCO annotation file or YOLO data.yaml.")],
+    kind: Annotated[str, typer.Argument(metavar="coco|yolo|labelme|voc|cvat", help="Format of the source.")],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder, annotation file or YOLO data.yaml.")],
     out: NewFolderArgument,
+    crowds_are_objects: Annotated[
+        bool, typer.Option("--crowds-are-objects", help="COCO: iscrowd counts as 0; CVAT writes 1 for drawn masks.")
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Turn COCO, YOLO, labelme or Pascal VOC (boxes) into LVIS format; the source stays as it is."""
+    """Write a set of another tool in LVIS format, odd objects repaired or left out; the source stays as it is."""
     log(quiet)
-    if kind not in ("coco", "yolo", "labelme", "voc"):
-        raise typer.BadParameter(f"'{kind}' is not one of coco, yolo, labelme, voc", param_hint="FORMAT")
-    from tailseg.data.importers.convert import convert
+    from tailseg.data.importers.convert import READERS, convert
+    from tailseg.progress import progress_bar
 
-    parts, notes = convert(kind, source, out)
+    if kind not in READERS:
+        raise typer.BadParameter(f"'{kind}' is not one of {', '.join(READERS)}", param_hint="FORMAT")
+    if crowds_are_objects and kind != "coco":
+        raise typer.BadParameter(f"is for coco; {kind} has no crowds", param_hint="--crowds-are-objects")
+    with progress_bar("converting", None, show=not quiet) as advance:
+        parts, notes = convert(kind, source, out, crowds_are_objects=crowds_are_objects, progress=advance)
     _tell(parts, notes, out)
 
 

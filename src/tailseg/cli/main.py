@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from tailseg.cli.console import QuietOption
+from tailseg.cli.console import DATA_HELP, QuietOption
 from tailseg.cli.console import log as _log
 from tailseg.cli.console import print_table as _print
 from tailseg.cli.data import data_app
@@ -44,9 +44,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(convert_app, name="convert")
 app.add_typer(recipes_app, name="recipes")
 
-DataOption = Annotated[
-    str, typer.Option("--data", help="Folder with train.json, val.json and images/; a YAML file; or 'synthetic'.")
-]
+DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP)]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; may be repeated.")
 ]
