@@ -178,16 +178,27 @@ class ImageFolder:
         return None
 
 
-def files_below(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
+def files_below(folder: Path, suffixes: Sequence[str], *, inside: Path | None = None) -> Iterator[Path]:
     """The files with one of ``suffixes`` (lower case) in a folder and the folders in it, sorted by path.
 
     Hidden files and folders are no data (see `is_hidden`). Links to folders are not followed, but for the folder itself
     and those that lie directly in it, as people link to a disk of images.
 
+    Args:
+        folder: to look in.
+        suffixes: of the files.
+        inside: links may lead anywhere in this folder, and nowhere else. By default links to files stay in the folder
+            that they lie in, and links to folders may lead anywhere.
+
     Raises:
-        UserError: a file is a link that leads out of the folder it lies in.
+        UserError: a link leads elsewhere.
     """
-    tops = [folder.resolve()]
+    tops = [folder.resolve(), *([inside.resolve()] if inside else [])]
+
+    def require_inside(link: Path) -> None:
+        if not any(link.resolve().is_relative_to(top) for top in tops):
+            raise UserError(f"{link} is a link that leads out of {inside or folder}; put the file itself there")
+
     waiting = [(folder, 0)]
     found: list[Path] = []
     while waiting:
@@ -199,11 +210,13 @@ def files_below(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
         for entry in entries:
             here = path / entry.name
             if entry.is_dir(follow_symlinks=depth == 0):
-                if entry.is_symlink():
+                if entry.is_symlink() and inside:
+                    require_inside(here)
+                elif entry.is_symlink():
                     tops.append(here.resolve())
                 waiting.append((here, depth + 1))
             elif entry.name.lower().endswith(tuple(suffixes)) and entry.is_file():
-                if entry.is_symlink() and not any(here.resolve().is_relative_to(top) for top in tops):
-                    raise UserError(f"{here} is a link that leads out of {folder}; put the file itself there")
+                if entry.is_symlink():
+                    require_inside(here)
                 found.append(here)
     yield from sorted(found)
