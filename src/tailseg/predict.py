@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tailseg.checkpoint import load_model, load_weights
 from tailseg.data.annotations.annotations import Category
-from tailseg.data.dataset import read_image, to_rgb
+from tailseg.data.images import read_image, to_rgb
 from tailseg.data.loading import batch_of
 from tailseg.data.transforms import fit_transform
 from tailseg.errors import UserError

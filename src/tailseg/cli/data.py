@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
@@ -9,14 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import orjson
 import typer
 
-from tailseg.cli.console import QuietOption, log, print_table
+from tailseg.cli.console import DATA_HELP, QuietOption, log, print_table
 from tailseg.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from tailseg.data.diagnosis.dataset_report import DatasetReport
+    from tailseg.data.diagnosis.findings import Finding
     from tailseg.data.importers.writer import Part
+    from tailseg.data.sources import DataSplits
 
 EXAMPLES = 4  # of a finding on the terminal
 
@@ -49,8 +52,13 @@ def data_synth(
 
 @data_app.command("check")
 def data_check(
-    data: Annotated[str, typer.Argument(help="Folder with train.json, val.json, images/; YAML file; 'synthetic'.")],
-    recipe: Annotated[str, typer.Option(help="Recipe whose resolution and sampling count.")] = "table1/seesaw",
+    data: Annotated[str, typer.Argument(help=DATA_HELP)],
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe whose resolution and sampling count; by default the one recommended.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Show where this model surely disagrees with validation labels.")
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="JSON file for everything that was found.")] = None,
     page: Annotated[Path | None, typer.Option("--html", help="HTML file with charts and rare classes.")] = None,
     quiet: QuietOption = False,
@@ -59,15 +67,22 @@ def data_check(
     log(quiet)
     from tailseg.recipes.resolve import resolve
 
-    resolved = resolve(recipe, ())
-    from tailseg.data.diagnosis.dataset_report import check_data, file_steps
+    given = None if recipe is None else resolve(recipe, ())
+    from tailseg.data.annotations.frequency import LVIS_LIMITS, GroupRule, require_rule_in_use
+    from tailseg.data.diagnosis.dataset_report import check_data, file_steps, suggest
     from tailseg.data.sources import open_source
     from tailseg.progress import progress_bar
 
-    rare_max, common_max = resolved.data.rare_max, resolved.data.common_max
-    splits = open_source(data, rare_max=rare_max, common_max=common_max, show=not quiet, look_for_images=False)
+    rule = LVIS_LIMITS if given is None else GroupRule.of(given.data)
+    splits = open_source(data, rule=rule, show=not quiet, examine=True)
+    require_rule_in_use(rule, splits.train, splits.val)
+    logging.getLogger(__name__).info(splits.groups)
+    assert splits.train is not None
+    resolved = given or resolve(suggest(data, splits.train)["recipe"], ())
     with progress_bar("looking at images", file_steps(splits), show=not quiet) as advance:
         report = check_data(data, splits, resolved, advance)
+    if model is not None and report.usable():
+        report = report.with_findings(_label_findings(model, splits, show=not quiet))
     for table in check_tables(report):
         print_table(table)
     typer.echo(f"To begin: {report.suggestion['command']}\n  ({report.suggestion['reason']})")
@@ -76,11 +91,37 @@ def data_check(
     if page is not None:
         from tailseg.visualize.dataset_page import write_page
 
-        assert splits.train is not None
         write_page(report, splits.train, page)
     if not report.usable():
         first = report.findings[0]
         raise UserError(f"{data}: cannot be trained on: {first.count} {first.what} ({first.split}); {first.fix}")
+
+
+def _label_findings(model: Path, splits: DataSplits, *, show: bool) -> list[Finding]:
+    """Labels of the validation split, which no model has learned by heart, that a model disagrees with."""
+    from tempfile import TemporaryDirectory
+
+    from tailseg.data.dataset import evaluation_dataset
+    from tailseg.data.sources import known_categories
+    from tailseg.evaluation.evaluate import evaluate
+    from tailseg.evaluation.suspicious_labels import disagreements, label_findings
+    from tailseg.predict import load
+
+    assert splits.val is not None
+    loaded = load(model)
+    data = loaded.recipe.data
+    with TemporaryDirectory() as folder:
+        evaluate(
+            loaded.detector,
+            evaluation_dataset(splits.val, data),
+            Path(folder),
+            device=loaded.device,
+            batch_size=data.batch_per_device,
+            workers=data.workers,
+            category_ids=known_categories(splits.val, loaded.categories, str(model)),
+            show=show,
+        )
+        return label_findings(disagreements(splits.val, Path(folder) / "detections.json"), "val", "the model")
 
 
 def check_tables(report: DatasetReport) -> list[Table]:
@@ -136,18 +177,25 @@ def check_tables(report: DatasetReport) -> list[Table]:
 
 @data_app.command("convert")
 def data_convert(
-    kind: Annotated[str, typer.Argument(metavar="coco|yolo|labelme|voc", help="Format of the source.")],
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder, COCO annotation file or YOLO data.yaml.")],
+    kind: Annotated[str, typer.Argument(metavar="coco|yolo|labelme|voc|cvat", help="Format of the source.")],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder, annotation file or YOLO data.yaml.")],
     out: NewFolderArgument,
+    crowds_are_objects: Annotated[
+        bool, typer.Option("--crowds-are-objects", help="COCO: iscrowd counts as 0; CVAT writes 1 for drawn masks.")
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Turn COCO, YOLO, labelme or Pascal VOC (boxes) into LVIS format; the source stays as it is."""
+    """Write a set of another tool in LVIS format, odd objects repaired or left out; the source stays as it is."""
     log(quiet)
-    if kind not in ("coco", "yolo", "labelme", "voc"):
-        raise typer.BadParameter(f"'{kind}' is not one of coco, yolo, labelme, voc", param_hint="FORMAT")
-    from tailseg.data.importers.convert import convert
+    from tailseg.data.importers.convert import READERS, convert
+    from tailseg.progress import progress_bar
 
-    parts, notes = convert(kind, source, out)
+    if kind not in READERS:
+        raise typer.BadParameter(f"'{kind}' is not one of {', '.join(READERS)}", param_hint="FORMAT")
+    if crowds_are_objects and kind != "coco":
+        raise typer.BadParameter(f"is for coco; {kind} has no crowds", param_hint="--crowds-are-objects")
+    with progress_bar("converting", None, show=not quiet) as advance:
+        parts, notes = convert(kind, source, out, crowds_are_objects=crowds_are_objects, progress=advance)
     _tell(parts, notes, out)
 
 
@@ -163,14 +211,15 @@ def data_split(
     log(quiet)
     if not 0 < val < 1:
         raise typer.BadParameter(f"{val:g} is not between 0 and 1", param_hint="--val")
+    from tailseg.data.importers.coco import read_set
     from tailseg.data.importers.convert import image_note, only_train_note
-    from tailseg.data.importers.split import divide, read_set
+    from tailseg.data.importers.split import divide
     from tailseg.data.importers.writer import write_parts
 
-    categories, part = read_set(source)
+    categories, part, notes = read_set(source)
     division = divide(part, categories, share=val, seed=seed, source=source)
     linked = write_parts(out, categories, division.parts)
-    _tell(division.parts, [*only_train_note(division.only_train), image_note(linked)], out)
+    _tell(division.parts, [*notes, *only_train_note(division.only_train), image_note(linked)], out)
 
 
 def _tell(parts: dict[str, Part], notes: list[str], out: Path) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from tailseg.checkpoint import VERSION
 from tailseg.data.annotations.annotations import Annotations
-from tailseg.data.dataset import read_image
+from tailseg.data.images import read_image
 from tailseg.data.sources import SYNTHETIC, DataSplits, open_source
 from tailseg.errors import UserError
 from tailseg.evaluation.metrics import write_json
@@ -209,7 +209,7 @@ def _decode(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
 
 def _best_detections(annotations: Annotations, path: Path, truth: dict[int, _Objects]) -> dict[int, _Objects]:
     """The n best detections of each image, n being the number of its annotated objects."""
-    position = {int(image_id): i for i, image_id in enumerate(annotations.image_ids)}
+    position = {annotations.image_id(i): i for i in range(len(annotations))}
     rows: dict[int, list[dict[str, Any]]] = {image: [] for image in truth}
     for row in orjson.loads(path.read_bytes()):  # in the order of score within an image
         image = position[row["image_id"]]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from tailseg.cli.console import QuietOption
+from tailseg.cli.console import DATA_HELP, QuietOption
 from tailseg.cli.console import log as _log
 from tailseg.cli.console import print_table as _print
 from tailseg.cli.data import data_app
@@ -44,9 +44,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(convert_app, name="convert")
 app.add_typer(recipes_app, name="recipes")
 
-DataOption = Annotated[
-    str, typer.Option("--data", help="Folder with train.json, val.json and images/; a YAML file; or 'synthetic'.")
-]
+DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP)]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; may be repeated.")
 ]
@@ -97,9 +95,12 @@ def train(
     from tailseg.recipes.resolve import resolve
 
     resolved = resolve(recipe, settings or ())
+    from tailseg.data.annotations.frequency import GroupRule, require_rule_in_use
     from tailseg.data.sources import open_source
 
-    splits = open_source(data, rare_max=resolved.data.rare_max, common_max=resolved.data.common_max, show=not quiet)
+    rule = GroupRule.of(resolved.data)
+    splits = open_source(data, rule=rule, show=not quiet)
+    require_rule_in_use(rule, splits.train, splits.val)
     # Imported after the data is known to be sound: a fault there is told seconds earlier.
     from tailseg.evaluation.metrics import format_table
     from tailseg.training.loop import train as run
@@ -110,7 +111,8 @@ def train(
     )
     if scores is not None:
         _print(format_table(scores.metrics))
-        typer.echo(f"Models: {out / 'best.safetensors'} (best segm AP), {out / 'last.safetensors'}")
+        best, last = out / "best.safetensors", out / "last.safetensors"
+        typer.echo(f"Models: {best} (best segm AP), {last}" if best.is_file() else f"Model: {last} (no segm AP)")
 
 
 FixedApOption = Annotated[
@@ -144,6 +146,7 @@ def evaluate(
     if split not in ("train", "val"):
         raise typer.BadParameter(f"'{split}' is not one of train, val", param_hint="--split")
     from tailseg.data.annotations.annotations import summary
+    from tailseg.data.annotations.frequency import GroupRule
     from tailseg.data.dataset import evaluation_dataset
     from tailseg.data.sources import known_categories, open_source
     from tailseg.evaluation.evaluate import evaluate as run
@@ -154,7 +157,7 @@ def evaluate(
     limit = [] if max_dets is None else [f"test.max_detections={max_dets}"]
     loaded = load(model, settings=[*limit, *_tta_setting(tta), *(settings or ())])
     recipe, views = loaded.recipe.data, views_of(loaded.recipe.test)
-    splits = open_source(data, need=(split,), rare_max=recipe.rare_max, common_max=recipe.common_max, show=not quiet)
+    splits = open_source(data, need=(split,), rule=GroupRule.of(recipe), show=not quiet)
     annotations = splits.val if split == "val" else splits.train
     assert annotations is not None
     dataset = evaluation_dataset(annotations, recipe, resized=not views)
@@ -165,9 +168,11 @@ def evaluate(
     if any(category.image_count for category in loaded.categories):
         pairs = zip(known, loaded.categories, strict=True)
         learned = {category_id: category for category_id, category in pairs if category_id is not None}
-    frequencies = None
+    frequencies, groups = None, splits.groups
     if learned and not dataset.annotations.frequency_stated:
         frequencies = {category_id: category.frequency for category_id, category in learned.items()}
+        groups = f"Groups: those that {model} was trained with."
+    logging.getLogger(__name__).info(groups)
     scores = run(
         loaded.detector,
         dataset,
@@ -194,7 +199,7 @@ def evaluate(
 @app.command()
 def predict(
     model: ModelArgument,
-    images: Annotated[list[Path], typer.Argument(help="Images: JPEG, PNG and what else Pillow reads.")],
+    images: Annotated[list[Path], typer.Argument(help="Images: JPEG, PNG, TIFF, WebP and others.")],
     out: Annotated[Path, typer.Option(help="Folder for a picture and a JSON file per image.")],
     score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score shown.")] = 0.5,
     settings: SetOption = None,

@@ -1,11 +1,11 @@
-"""From what stands behind ``--data`` to a data set: a folder, a YAML file, or the word ``synthetic``."""
+"""From what stands behind ``--data`` to a data set: a folder or file, ours or another tool's, or ``synthetic``."""
 
 from __future__ import annotations
 
 import difflib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from tailseg.data.annotations.annotations import (
@@ -13,17 +13,20 @@ from tailseg.data.annotations.annotations import (
     Category,
     load_annotations,
     require_same_categories,
-    with_frequencies_of,
+    with_categories_of,
 )
+from tailseg.data.annotations.frequency import LVIS_LIMITS, GroupRule, with_groups
+from tailseg.data.importers.convert import NAMES, recognise
+from tailseg.data.importers.in_place import import_in_place
 from tailseg.data.synthetic.generate import SyntheticSettings, default_synthetic_folder, open_synthetic
 from tailseg.errors import UserError
 from tailseg.progress import progress_bar
-from tailseg.recipes.schema import COMMON_MAX, RARE_MAX
 from tailseg.yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
 
 SYNTHETIC = "synthetic"
+TRAIN_SAMPLE = 5000  # images of a training split that are looked at before it is used
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +36,7 @@ class DataSplits:
     name: str
     train: Annotations | None
     val: Annotations | None
+    groups: str = ""  # one line on where the frequency groups come from
 
 
 @dataclass(frozen=True)
@@ -48,24 +52,27 @@ def open_data(
     data: str | Path,
     *,
     need: tuple[str, ...] = ("train", "val"),
-    rare_max: int = RARE_MAX,
-    common_max: int = COMMON_MAX,
+    rule: GroupRule = LVIS_LIMITS,
+    tolerant: bool = False,
+    show: bool = False,
 ) -> DataSplits:
     """Open a data set.
 
     Args:
         data: a folder with ``train.json``, ``val.json`` and ``images/``, or a YAML file with the entries
-            ``train``, ``val`` and ``images``, relative to the YAML file.
+            ``train``, ``val`` and ``images``, relative to the YAML file; or a set of another tool (see
+            `importers.convert.recognise`), which is imported into the cache.
         need: the splits that must be there. The training file is also read, where there is one, when only it
             can tell the frequency groups.
-        rare_max: most training images of a rare class, where the files state no groups.
-        common_max: most training images of a common class.
+        rule: makes the frequency groups where the files state none.
+        tolerant: rows of a file with errors are left out and counted in its report.
+        show: draw a progress bar while a set is imported.
 
     Raises:
         UserError: something is missing or broken, or train and val have different categories.
     """
     data = Path(data)
-    sources = _sources(data)
+    sources = _sources(data, need, show)
     for split in (*need, "images"):
         path = getattr(sources, split)
         if path is None:
@@ -80,25 +87,34 @@ def open_data(
     def load(path: Path | None) -> Annotations:
         assert path is not None
         assert sources.images is not None
-        return load_annotations(path, sources.images, rare_max=rare_max, common_max=common_max)
+        return load_annotations(path, sources.images, tolerant=tolerant)
 
     val = load(sources.val) if "val" in need else None
     only_train_knows = val is not None and not val.frequency_stated and sources.train and sources.train.exists()
     train = load(sources.train) if "train" in need or only_train_knows else None
     if train and val:
+        val = with_categories_of(val, train)
         require_same_categories(train, val)
-        val = val if val.frequency_stated else with_frequencies_of(val, train)
-    return DataSplits(data.resolve().stem if data.is_file() else data.resolve().name, train, val)
+    train, val, groups = with_groups(train, val, rule)
+    return DataSplits(data.resolve().stem if data.is_file() else data.resolve().name, train, val, groups)
 
 
-def _sources(data: Path) -> _Sources:
-    """The paths that a folder or a YAML file stands for."""
-    if data.is_dir():
-        return _Sources(data / "train.json", data / "val.json", data / "images")
+def _sources(data: Path, need: Sequence[str], show: bool) -> _Sources:
+    """The paths that a folder or a YAML file stands for; a set of another tool is imported first."""
     if not data.exists():
         raise UserError(f"{data}: no such folder or file; give a folder with train.json, val.json and images/")
+    own = _Sources(data / "train.json", data / "val.json", data / "images")
+    if data.is_dir() and own.images.is_dir() and all(getattr(own, split).is_file() for split in need):
+        return own
+    kind = recognise(data)
+    if kind is not None:
+        return _imported(kind, data, show)
+    if data.is_dir():
+        return own
     if data.suffix.lower() not in (".yaml", ".yml"):
-        raise UserError(f"{data}: expected a folder or a YAML file with the entries train, val and images")
+        raise UserError(
+            f"{data}: expected a folder, an annotation file, or a YAML file with the entries train, val and images"
+        )
     content = read_yaml(data, fix="write the entries train, val and images")
     known = [field.name for field in fields(_Sources)]
     if not isinstance(content, dict):
@@ -112,38 +128,58 @@ def _sources(data: Path) -> _Sources:
     return _Sources(**{key: data.parent / content[key] if key in content else None for key in known})
 
 
+def _imported(kind: str, data: Path, show: bool) -> _Sources:
+    """A set of another tool, imported into the cache; what was recognised and left out is said."""
+    with progress_bar(f"importing {NAMES[kind]}", None, show=show) as advance:
+        found = import_in_place(kind, data, progress=advance)
+    logger.info("%s: recognised as %s: %s.", data, NAMES[kind], found.line)
+    for note in found.notes:
+        logger.warning("%s: %s", data, note)
+    return _Sources(found.train, found.val, found.images)
+
+
 def open_source(
     data: str,
     *,
     need: tuple[str, ...] = ("train", "val"),
-    rare_max: int = RARE_MAX,
-    common_max: int = COMMON_MAX,
+    rule: GroupRule = LVIS_LIMITS,
     show: bool = True,
-    look_for_images: bool = True,
+    examine: bool = False,
 ) -> DataSplits:
-    """Open a data set and check that every image that it lists is there.
+    """Open a data set and check that every image that it lists is there, and that training can read it.
+
+    Of a training split, 5,000 images are read in part, always the same ones: all would take as long as opening LVIS.
 
     Args:
-        data: a folder with train.json, val.json and images/, a YAML file, or ``synthetic``: the built-in set, drawn on
-            first use.
+        data: as for `open_data`, or ``synthetic``: the built-in set, drawn on first use.
         need: the splits that must be there.
-        rare_max: most training images of a rare class, for data without frequency groups.
-        common_max: most training images of a common class.
-        show: draw a progress bar while the built-in set is drawn.
-        look_for_images: check that the images are there.
+        rule: makes the frequency groups where the files state none.
+        show: draw a progress bar while the built-in set is drawn or a set is imported.
+        examine: images need not be there, and rows of a file with errors are left out and counted in its report.
 
     Raises:
         UserError: something is missing or broken.
     """
     if data == SYNTHETIC:
         splits = open_data(str(draw_synthetic(SyntheticSettings(), show=show)), need=need)
-        splits = DataSplits(SYNTHETIC, splits.train, splits.val)
+        splits = replace(splits, name=SYNTHETIC)
     else:
-        splits = open_data(data, need=need, rare_max=rare_max, common_max=common_max)
-    for split in need if look_for_images else ():
-        annotations = getattr(splits, split)
-        annotations.check_images()
+        splits = open_data(data, need=need, rule=rule, tolerant=examine, show=show)
+    if not examine:
+        _check_images(splits, need, show)
     return splits
+
+
+def _check_images(splits: DataSplits, need: Sequence[str], show: bool) -> None:
+    parts = {split: getattr(splits, split) for split in need}
+    for part in parts.values():
+        part.check_images()
+    from tailseg.data.diagnosis.image_checks import require_sound_files  # imports PyTorch, which takes seconds
+
+    for split, part in parts.items():
+        at_most = TRAIN_SAMPLE if split == "train" else None
+        with progress_bar(f"looking at {split} images", min(len(part), at_most or len(part)), show=show) as advance:
+            require_sound_files(part, at_most=at_most, advance=advance)
 
 
 def draw_synthetic(settings: SyntheticSettings, *, show: bool) -> str:
@@ -163,9 +199,16 @@ def known_categories(annotations: Annotations, categories: Sequence[Category], m
     Raises:
         UserError: model and data each have a category that the other has not; names one of each.
     """
-    ids = {same_name(category.name): category.id for category in annotations.categories}
     exact = {category.name: category.id for category in annotations.categories}
-    known = [exact.get(category.name, ids.get(same_name(category.name))) for category in categories]
+    known = [exact.get(category.name) for category in categories]
+    spelt: dict[str, list[int]] = {}
+    for category in annotations.categories:
+        if category.id not in known:
+            spelt.setdefault(same_name(category.name), []).append(category.id)
+    for label, category in enumerate(categories):
+        if known[label] is None:  # two classes never become one: a name that could be two others is none of them
+            ids = spelt.get(same_name(category.name), [])
+            known[label] = ids.pop() if len(ids) == 1 else None
     found = {category_id for category_id in known if category_id is not None}
     beyond = [category.name for category, category_id in zip(categories, known, strict=True) if category_id is None]
     unknown = [category.name for category in annotations.categories if category.id not in found]

@@ -8,7 +8,7 @@ from foreign_files import converted, fault, picture, write_files
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailseg.data.importers.foreign import IMAGE_SUFFIXES
+from tailseg.data.images import IMAGE_SUFFIXES
 from tailseg.data.importers.yolo import is_yolo, read_yolo
 from tailseg.data.sources import open_source
 from tailseg.errors import UserError

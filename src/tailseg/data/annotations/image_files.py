@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from tailseg.errors import UserError
 _SUBFOLDERS = ("", "train2017", "val2017")  # LVIS's val split has files of both COCO splits
 _V05_NAME = re.compile(r"COCO_(?:train|val|test)\d{4}_(\d{12}\.jpg)$")
 _DRIVE = re.compile(r"[A-Za-z]:")
+MOST_ENTRIES = 5_000_000  # of a folder and the folders in it
 _HIDDEN = ("__MACOSX", "Thumbs.db", "desktop.ini")  # left by archives and file managers, as are names with a dot first
 
 
@@ -199,24 +200,47 @@ def files_below(folder: Path, suffixes: Sequence[str], *, inside: Path | None = 
         if not any(link.resolve().is_relative_to(top) for top in tops):
             raise UserError(f"{link} is a link that leads out of {inside or folder}; put the file itself there")
 
-    waiting = [(folder, 0)]
+    def follow(link: Path) -> None:
+        if inside:
+            require_inside(link)
+        else:
+            tops.append(link.resolve())
+
     found: list[Path] = []
+    for entry in walk(folder, follow):
+        if entry.name.lower().endswith(tuple(suffixes)):
+            path = Path(entry.path)
+            if entry.is_symlink():
+                require_inside(path)
+            found.append(path)
+    yield from sorted(found)
+
+
+def walk(folder: Path, follow: Callable[[Path], None] = lambda link: None) -> Iterator[os.DirEntry[str]]:
+    """The files in a folder and the folders in it, as `files_below` looks at them, in any order.
+
+    Args:
+        folder: where to begin.
+        follow: called with each link to a folder before its files come.
+
+    Raises:
+        UserError: a folder cannot be listed, or there are more than `MOST_ENTRIES` files and folders.
+    """
+    waiting = [(folder, 0)]
+    count = 0
     while waiting:
         path, depth = waiting.pop()
         try:
             entries = [entry for entry in os.scandir(path) if not is_hidden(entry.name)]
         except OSError as error:
             raise UserError(f"{path}: cannot be listed ({error.strerror}); check its rights") from None
+        count += len(entries)
+        if count > MOST_ENTRIES:
+            raise UserError(f"{folder}: holds more than {MOST_ENTRIES:,} files; name the folder of the data itself")
         for entry in entries:
-            here = path / entry.name
             if entry.is_dir(follow_symlinks=depth == 0):
-                if entry.is_symlink() and inside:
-                    require_inside(here)
-                elif entry.is_symlink():
-                    tops.append(here.resolve())
-                waiting.append((here, depth + 1))
-            elif entry.name.lower().endswith(tuple(suffixes)) and entry.is_file():
                 if entry.is_symlink():
-                    require_inside(here)
-                found.append(here)
-    yield from sorted(found)
+                    follow(Path(entry.path))
+                waiting.append((Path(entry.path), depth + 1))
+            elif entry.is_file():
+                yield entry

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.annotations import Annotations
+from tailseg.data.annotations.frequency import GROUPS
 from tailseg.data.dataset import MIN_TRAIN_SIDE
-from tailseg.data.diagnosis.findings import TINY, Finding, Split, all_findings
+from tailseg.data.diagnosis.findings import TINY, Finding, Split, all_findings, by_severity
 from tailseg.data.diagnosis.image_checks import look_at_files, steps
 from tailseg.data.diagnosis.mask_checks import check_masks, image_of_rows
 from tailseg.data.sampling import repeat_factors
 from tailseg.data.sources import DataSplits
 from tailseg.recipes.schema import Recipe
-
-GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +52,10 @@ class DatasetReport:
     def usable(self) -> bool:
         """Return whether training can begin."""
         return all(finding.severity != "error" for finding in self.findings)
+
+    def with_findings(self, more: Iterable[Finding]) -> DatasetReport:
+        """The same report with more findings, those that count nothing left out."""
+        return replace(self, findings=by_severity([*self.findings, *more]))
 
     def as_json(self) -> dict[str, Any]:
         """Everything, for a JSON file."""
@@ -97,7 +100,7 @@ def check_data(
         sampling=_sampling(train, recipe),
         memory=expected_memory(splits, recipe),
         suggestion=suggest(data, train),
-        findings=all_findings(looked, scale),
+        findings=all_findings(looked, scale, tiny_classes(train, recipe)),
     )
 
 
@@ -157,6 +160,20 @@ def object_sizes(train: Annotations, recipe: Recipe) -> dict[str, float]:
     for side in TINY:
         found[f"under_{side}"] = float((sides < side).mean()) if len(sides) else 0.0
     return found
+
+
+def tiny_classes(train: Annotations, recipe: Recipe) -> list[str]:
+    """Classes whose training objects have a median side under the smallest of `TINY`, with it; the smallest first."""
+    sides = object_sides(train, recipe.data.test_short_edge, recipe.data.long_edge)
+    labels = np.asarray(train.labels)[np.asarray(train.trained)]
+    order = np.lexsort((sides, labels))
+    medians = {
+        train.categories[int(labels[own[0]])].name: float(np.median(sides[own]))
+        for own in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+        if len(own)
+    }
+    smallest = sorted(medians.items(), key=lambda item: item[1])
+    return [f"{name} (median {side:.1f})" for name, side in smallest if side < TINY[0]]
 
 
 def _sampling(train: Annotations, recipe: Recipe) -> dict[str, float]:

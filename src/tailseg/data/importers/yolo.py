@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 
 from tailseg.data.annotations.image_files import is_hidden
+from tailseg.data.images import IMAGE_SUFFIXES
 from tailseg.data.importers.foreign import (
-    IMAGE_SUFFIXES,
     AnnotatedImage,
     LeftOut,
     Shape,

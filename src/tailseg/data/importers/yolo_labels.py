@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.image_files import FileTree, alike, files_below, is_hidden
-from tailseg.data.importers.foreign import IMAGE_SUFFIXES, LeftOut
+from tailseg.data.images import IMAGE_SUFFIXES
+from tailseg.data.importers.foreign import LeftOut
 from tailseg.data.importers.yolo_config import NAME_FILES
 from tailseg.errors import UserError
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tailseg.data.annotations.image_files import FileTree, files_below, is_hidden, parts_below
-from tailseg.data.importers.foreign import IMAGE_SUFFIXES, LeftOut, read_text
+from tailseg.data.images import IMAGE_SUFFIXES
+from tailseg.data.importers.foreign import LeftOut, read_text
 from tailseg.data.importers.layouts import Split, split_of
 from tailseg.data.importers.yolo_config import YoloConfig, find_config, find_names, names_in
 from tailseg.errors import UserError
