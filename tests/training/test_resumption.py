@@ -17,7 +17,7 @@ def test_a_run_of_an_earlier_version_lacks_newer_keys(tmp_path):
     del about["recipe"]["data"]["groups"]
     require_same_run(about, tmp_path, recipe, NAMES, 1, 1)
     other = resolve("demo/seesaw", ["data.groups=quantiles"])
-    with pytest.raises(UserError, match="cannot resume with data.groups = quantiles, the run began with limits; set"):
+    with pytest.raises(UserError, match=r"cannot resume with data\.groups = quantiles, the run began with limits; set"):
         require_same_run(about, tmp_path, other, NAMES, 1, 1)
 
 
