@@ -58,6 +58,20 @@ def test_a_changed_source_is_imported_again(tmp_path, imports, change):
     assert len(folders(imports)) == 2
 
 
+def test_a_yolo_set_elsewhere_is_looked_at_where_it_lies(tmp_path, imports):
+    data = tmp_path / "disk"
+    for number in range(6):
+        picture(data / "images" / f"{number}.jpg")
+        (data / "labels").mkdir(exist_ok=True)
+        (data / "labels" / f"{number}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "pets.yaml").write_text(f"path: {data}\ntrain: images\nnames: [cat]\n")
+    assert import_in_place("yolo", tmp_path / "home" / "pets.yaml").images == data / "images"
+    (data / "labels" / "3.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+    import_in_place("yolo", tmp_path / "home" / "pets.yaml")
+    assert len(folders(imports)) == 2
+
+
 def test_images_of_several_disks(tmp_path, imports):
     source = coco_set(coco_set(tmp_path / "src", "train.json", "train", (1, 2)), "val.json", "val", (3,))
     for split in ("train", "val"):

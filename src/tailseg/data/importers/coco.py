@@ -32,7 +32,7 @@ def read_coco(source: Path, *, crowds_are_objects: bool = False) -> Source:
         UserError: nothing fits, or a file has errors that cannot be repaired.
     """
     files, notes = coco_files(source)
-    root = source if source.is_dir() else _root_of(source)
+    root = source if source.is_dir() else root_of(source)
     contents = {split: CocoContent(path, split, root, crowds_are_objects) for split, path in files.items()}
     categories, numbers, more = _categories(contents)
     parts = {split: content.part(numbers[split]) for split, content in contents.items()}
@@ -131,7 +131,7 @@ def _left_out(source: Path, found: Sequence[Path], used: Sequence[Path]) -> list
     return [f"other annotation files, left out: {', '.join(others)}"] if others else []
 
 
-def _root_of(path: Path) -> Path:
+def root_of(path: Path) -> Path:
     """The folder below which the images of a single file are searched for: its own, or that around `annotations`."""
     folder = path.parent
     return folder.parent if folder.name.lower() in ("annotations", "labels") else folder

@@ -20,8 +20,11 @@ import orjson
 from tailseg.data.annotations.cache import KEPT_DAYS, cache_folder
 from tailseg.data.annotations.image_files import walk
 from tailseg.data.images import IMAGE_SUFFIXES
+from tailseg.data.importers.coco import root_of
 from tailseg.data.importers.convert import read_source
+from tailseg.data.importers.foreign import LeftOut
 from tailseg.data.importers.writer import Part, new_folder, place_parts, write_annotations
+from tailseg.data.importers.yolo_layout import find_layout
 from tailseg.errors import UserError
 
 VERSION = 1  # raise it when an import writes anything else
@@ -93,8 +96,8 @@ def _name_from(root: Path, part: Part) -> None:
 def _key(kind: str, source: Path) -> str:
     """A name for the content of a source."""
     digest = hashlib.blake2b(repr((VERSION, kind, str(source.resolve()))).encode(), digest_size=16)
-    root = source if source.is_dir() else source.parent
-    for path, status in _files(root):
+    files = {path: status for root in _roots(kind, source) for path, status in _files(root)}
+    for path, status in sorted(files.items()):
         digest.update(f"{path}\0{status.st_size}\0".encode("utf-8", "surrogateescape"))
         if path.name.lower().endswith(_ANNOTATIONS) or path == source:
             with path.open("rb") as file:
@@ -104,10 +107,19 @@ def _key(kind: str, source: Path) -> str:
     return digest.hexdigest()
 
 
+def _roots(kind: str, source: Path) -> list[Path]:
+    """The folders that a set lies in."""
+    if kind == "yolo":
+        return [source if source.is_dir() else source.parent, *find_layout(source, LeftOut()).roots]
+    if kind == "coco" and source.is_file():
+        return [root_of(source)]
+    return [source if source.is_dir() else source.parent]
+
+
 def _files(root: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """The files of a set that are annotations or images, in order."""
+    """The files of a set that are annotations or images."""
     suffixes = (*_ANNOTATIONS, *IMAGE_SUFFIXES)
-    for entry in sorted(walk(root), key=lambda entry: entry.path):
+    for entry in walk(root):
         if entry.name.lower().endswith(suffixes):
             yield Path(entry.path), entry.stat()
 
