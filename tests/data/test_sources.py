@@ -10,7 +10,7 @@ import pytest
 from annotation_files import content
 
 from tailseg.data.annotations.annotations import Annotations, Category
-from tailseg.data.sources import known_categories, open_data, open_source, same_name
+from tailseg.data.sources import known_categories, open_data, open_source, same_name, splits_there
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.errors import UserError
 
@@ -164,3 +164,18 @@ def test_splits_need_the_same_categories(tmp_path):
     make_splits(tmp_path, val)
     with pytest.raises(UserError, match=r"category 2 is 'cat' in .*train\.json but 'lynx' in .*val\.json"):
         open_data(tmp_path)
+
+
+def test_the_splits_that_are_there(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    with pytest.raises(UserError, match=r"data: it has neither a training nor a validation file"):
+        splits_there(str(folder))
+    for name, splits in (("val", ("val",)), ("train", ("train", "val"))):
+        (folder / f"{name}.json").touch()
+        assert splits_there(str(folder)) == splits
+    (tmp_path / "one.yaml").write_text("train: data/train.json\nimages: data")
+    assert splits_there(str(tmp_path / "one.yaml")) == ("train",)
+    assert splits_there("synthetic") == ("train", "val")
+    with pytest.raises(UserError, match="no such folder or file"):
+        splits_there(str(tmp_path / "gone"))

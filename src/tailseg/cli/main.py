@@ -195,19 +195,29 @@ def evaluate(
 def predict(
     model: ModelArgument,
     images: Annotated[list[Path], typer.Argument(help="Images: JPEG, PNG and what else Pillow reads.")],
-    out: Annotated[Path, typer.Option(help="Folder for a picture and a JSON file per image.")],
+    out: Annotated[Path, typer.Option(help="Folder for a picture and a JSON file per image, or for --format.")],
     score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score shown.")] = 0.5,
+    kind: Annotated[
+        str | None, typer.Option("--format", metavar="coco|yolo|labelme|cvat", help="Write a set to correct by hand.")
+    ] = None,
     settings: SetOption = None,
     tta: TtaOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Detect the objects in images, draw them and write them down."""
     _log(quiet)
-    from tailseg.predict import load, predict_files
+    if kind not in (None, "coco", "yolo", "labelme", "cvat"):
+        raise typer.BadParameter(f"'{kind}' is not one of coco, yolo, labelme, cvat", param_hint="--format")
+    from tailseg.predict import export_predictions, load, predict_files
 
     loaded = load(model, settings=[*_tta_setting(tta), *(settings or ())])
-    faults = predict_files(loaded, images, out, min_score=score, show=not quiet)
-    typer.echo(f"{len(images) - len(faults)} of {len(images)} images: pictures and JSON in {out}")
+    if kind is None:
+        faults = predict_files(loaded, images, out, min_score=score, show=not quiet)
+        typer.echo(f"{len(images) - len(faults)} of {len(images)} images: pictures and JSON in {out}")
+    else:
+        exported, faults = export_predictions(loaded, images, out, kind, min_score=score, show=not quiet)
+        done = f"{exported.images['']} of {len(images)} images with {exported.objects['']} objects in {out}"
+        typer.echo("\n- ".join([done, *exported.notes]))
     if faults:
         raise UserError("; ".join(faults))
 

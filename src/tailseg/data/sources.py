@@ -152,6 +152,21 @@ def open_source(
     return splits
 
 
+def splits_there(data: str) -> tuple[str, ...]:
+    """The splits, of train and val, that `open_source` finds behind ``data``; at least one.
+
+    Raises:
+        UserError: ``data`` is no data set, or has neither.
+    """
+    if data == SYNTHETIC:
+        return ("train", "val")
+    sources = _sources(Path(data))
+    there = tuple(split for split in ("train", "val") if (path := getattr(sources, split)) and path.exists())
+    if not there:
+        raise UserError(f"{data}: it has neither a training nor a validation file; give a folder with train.json")
+    return there
+
+
 def draw_synthetic(settings: SyntheticSettings, *, show: bool) -> str:
     """The folder of the built-in set with these settings, drawn if it is not in the cache."""
     total = settings.train_images + settings.val_images
