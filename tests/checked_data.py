@@ -41,7 +41,7 @@ def write(folder, train, val=(), names=("cat", "owl"), sizes=None):
 
 
 def report(folder):
-    return check_data(str(folder), open_source(str(folder), show=False, look_for_images=False), RECIPE)
+    return check_data(str(folder), open_source(str(folder), show=False, examine=True), RECIPE)
 
 
 def finding(found, text, split=None):

@@ -17,6 +17,6 @@ def test_page_without_objects_or_images(tmp_path):
     shutil.copy(write(tmp_path / "other", SOUND, SOUND_VAL) / "train.json", folder / "train.json")
     shutil.rmtree(folder / "images")
     (folder / "images").mkdir()
-    splits = open_source(str(folder), show=False, look_for_images=False)
+    splits = open_source(str(folder), show=False, examine=True)
     write_page(check_data("x", splits, RECIPE), splits.train, tmp_path / "page.html")
     assert "cannot be trained on yet" in (tmp_path / "page.html").read_text()

@@ -65,7 +65,7 @@ def data_check(
     from tailseg.progress import progress_bar
 
     rare_max, common_max = resolved.data.rare_max, resolved.data.common_max
-    splits = open_source(data, rare_max=rare_max, common_max=common_max, show=not quiet, look_for_images=False)
+    splits = open_source(data, rare_max=rare_max, common_max=common_max, show=not quiet, examine=True)
     with progress_bar("looking at images", file_steps(splits), show=not quiet) as advance:
         report = check_data(data, splits, resolved, advance)
     for table in check_tables(report):

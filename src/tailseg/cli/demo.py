@@ -209,7 +209,7 @@ def _decode(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
 
 def _best_detections(annotations: Annotations, path: Path, truth: dict[int, _Objects]) -> dict[int, _Objects]:
     """The n best detections of each image, n being the number of its annotated objects."""
-    position = {int(image_id): i for i, image_id in enumerate(annotations.image_ids)}
+    position = {annotations.image_id(i): i for i in range(len(annotations))}
     rows: dict[int, list[dict[str, Any]]] = {image: [] for image in truth}
     for row in orjson.loads(path.read_bytes()):  # in the order of score within an image
         image = position[row["image_id"]]

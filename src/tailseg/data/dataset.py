@@ -194,7 +194,7 @@ class DetectionDataset(Dataset[Sample]):
         if (decoded.height * reduced, decoded.width * reduced) == (height, width):
             return to_rgb(decoded, path, upright=False)  # annotated by a tool that ignores EXIF
         found, stated = f"{true_w} x {true_h}", f"{width} x {height}"
-        place = f"{self.annotations.path} (image {self.annotations.image_ids[position]})"
+        place = f"{self.annotations.path} (image {self.annotations.image_id(position)})"
         message = f"{path}: the image is {found} pixels but {place} says {stated}"
         raise UserError(f"{message}; correct the entry or restore the image")
 

@@ -51,6 +51,7 @@ def open_data(
     need: tuple[str, ...] = ("train", "val"),
     rare_max: int = RARE_MAX,
     common_max: int = COMMON_MAX,
+    tolerant: bool = False,
 ) -> DataSplits:
     """Open a data set.
 
@@ -61,6 +62,7 @@ def open_data(
             can tell the frequency groups.
         rare_max: most training images of a rare class, where the files state no groups.
         common_max: most training images of a common class.
+        tolerant: rows of a file with errors are left out and counted in its report.
 
     Raises:
         UserError: something is missing or broken, or train and val have different categories.
@@ -81,7 +83,7 @@ def open_data(
     def load(path: Path | None) -> Annotations:
         assert path is not None
         assert sources.images is not None
-        return load_annotations(path, sources.images, rare_max=rare_max, common_max=common_max)
+        return load_annotations(path, sources.images, rare_max=rare_max, common_max=common_max, tolerant=tolerant)
 
     val = load(sources.val) if "val" in need else None
     only_train_knows = val is not None and not val.frequency_stated and sources.train and sources.train.exists()
@@ -125,7 +127,7 @@ def open_source(
     rare_max: int = RARE_MAX,
     common_max: int = COMMON_MAX,
     show: bool = True,
-    look_for_images: bool = True,
+    examine: bool = False,
 ) -> DataSplits:
     """Open a data set and check that every image that it lists is there.
 
@@ -136,7 +138,7 @@ def open_source(
         rare_max: most training images of a rare class, for data without frequency groups.
         common_max: most training images of a common class.
         show: draw a progress bar while the built-in set is drawn.
-        look_for_images: check that the images are there.
+        examine: images need not be there, and rows of a file with errors are left out and counted in its report.
 
     Raises:
         UserError: something is missing or broken.
@@ -145,8 +147,8 @@ def open_source(
         splits = open_data(str(draw_synthetic(SyntheticSettings(), show=show)), need=need)
         splits = DataSplits(SYNTHETIC, splits.train, splits.val)
     else:
-        splits = open_data(data, need=need, rare_max=rare_max, common_max=common_max)
-    for split in need if look_for_images else ():
+        splits = open_data(data, need=need, rare_max=rare_max, common_max=common_max, tolerant=examine)
+    for split in () if examine else need:
         annotations = getattr(splits, split)
         annotations.check_images()
     return splits

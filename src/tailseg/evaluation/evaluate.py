@@ -95,7 +95,7 @@ def evaluate(
                     found = detector.detect(batch.to(device))
             for image_id, detections in zip(batch.image_ids.tolist(), found, strict=True):
                 on_cpu = detections.to("cpu")
-                writer.add(image_id, on_cpu[known[on_cpu.labels]], ids)
+                writer.add(dataset.annotations.stated_id(image_id), on_cpu[known[on_cpu.labels]], ids)
             done += len(batch) * world
             advance(done, f"{done / (time.perf_counter() - started):.1f} images/s")
     detector.train(was_training)

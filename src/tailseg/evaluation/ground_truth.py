@@ -19,6 +19,9 @@ from tailseg.data.annotations.columns import IdLists, positions_of
 from tailseg.data.annotations.masks import run_lengths
 from tailseg.evaluation.reading import Known
 
+# lvis-api treats objects with "ignore" as those of another size than is measured; this size is beyond all of them.
+OF_NO_AREA = 1e12
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Objects:
@@ -28,6 +31,7 @@ class Objects:
     category: NDArray[np.int64]  # (M,) position
     areas: NDArray[np.float64]  # (M,) pixels
     crowd: NDArray[np.bool_]  # (M,)
+    ignored: NDArray[np.bool_]  # (M,) whether they are found or not, they do not count
     counts: NDArray[np.object_] | None  # (M,) run lengths of the masks; None if not asked for
 
 
@@ -52,15 +56,17 @@ def ground_truth_of(
         with_masks: make the masks' run-length codes too.
         frequencies: "r", "c" or "f" of every category id; by default the groups that the file states.
     """
-    order = np.argsort(annotations.image_ids, kind="stable")
+    ids = annotations.image_ids
+    order = np.argsort(ids.view(np.uint64) if annotations.unsigned_ids else ids, kind="stable")
     position = np.empty_like(order)
     position[order] = np.arange(len(order))
     of_row = np.repeat(np.arange(len(order)), np.diff(annotations.first_annotation))  # image in the file's order
     objects = Objects(
         image=position[of_row],
         category=np.asarray(annotations.labels),
-        areas=np.asarray(annotations.areas),
+        areas=np.where(annotations.ignored, OF_NO_AREA, annotations.areas),
         crowd=np.asarray(annotations.crowd),
+        ignored=np.asarray(annotations.ignored),
         counts=_run_lengths(annotations, of_row) if with_masks else None,
     )
     category_ids = annotations.label_to_category_id
@@ -126,7 +132,7 @@ def _scored_image(
 def _categories(
     annotations: Annotations, objects: Objects, frequencies: Mapping[int, str] | None
 ) -> list[dict[str, Any]]:
-    instances = np.bincount(objects.category[~objects.crowd], minlength=len(annotations.categories))
+    instances = np.bincount(objects.category[~objects.crowd & ~objects.ignored], minlength=len(annotations.categories))
     if frequencies is None:
         frequencies = {c.id: c.frequency for c in annotations.categories} if annotations.frequency_stated else {}
     return [

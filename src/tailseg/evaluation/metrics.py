@@ -93,7 +93,7 @@ def score(
     with_masks = "segm" in iou_types
     if isinstance(annotations, Path):
         annotations = load_annotations(annotations, annotations.parent, masks=with_masks)
-        if annotations.report.dropped:
+        if any(oddity.about.severity == "warning" for oddity in annotations.report.oddities):
             logger.warning(summary(annotations))
     truth = ground_truth_of(annotations, with_masks, frequencies)
     source = str(detections) if isinstance(detections, Path) else "detections"

@@ -20,6 +20,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from tailseg.data.annotations.columns import positions_of
 from tailseg.data.annotations.streaming import NOT_A_NUMBER
 from tailseg.errors import UserError
 from tailseg.evaluation.rows import Row, Rows, kind_of
@@ -34,7 +35,7 @@ _SEAM = re.compile(rb"\}\s*,\s*\{")  # between two rows
 class Known:
     """The parts of an annotation file that rows are checked against; rows name images and classes by id."""
 
-    image_ids: NDArray[np.int64]  # (I,) ascending
+    image_ids: NDArray[np.int64]  # (I,) ascending as the file states them: from 2^63 on they are negative here
     image_sizes: NDArray[np.int64]  # (I, 2) pixels
     category_ids: NDArray[np.int64]  # (K,) ascending
     judged: NDArray[np.bool_]  # (I, K) the class was annotated in the image, or verified absent
@@ -268,11 +269,9 @@ def _columns(rows: Rows, known: Known, with_boxes: bool, with_box_scores: bool, 
 
 
 def positions(ids: NDArray[np.int64], known: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Position of each id among the known ones, which ascend; and a flag for each id that is not among them."""
-    places = np.searchsorted(known, ids)
-    strange = places == len(known)
-    strange[~strange] = known[places[~strange]] != ids[~strange]
-    return places, strange
+    """Position of each id among the known ones, in any order; and a flag for each id that is not among them."""
+    places, found = positions_of(ids, known)
+    return places, ~found
 
 
 def _require_known(rows: Rows, ids: NDArray[np.int64], strange: NDArray[np.bool_], what: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from hotcoco import mask as rle_codec
 from numpy.typing import NDArray
 
+from tailseg.data.annotations.repair import whole, wrapped
 from tailseg.errors import UserError
 from tailseg.layers.paste import Rle
 
@@ -29,8 +30,16 @@ class Rows:
         return f"{self.source}: row {self.first + index}"
 
     def whole_numbers(self, key: str) -> NDArray[np.int64]:
-        """(N,) one key of all rows, ids for instance."""
-        return self._column(key, "a whole number", _is_int, "i").astype(np.int64)
+        """(N,) one key of all rows, ids for instance; from 2^63 on they are negative, as in `Annotations`."""
+        column = self._column(key, "a whole number", lambda value: whole(value) is not None, "iuf")
+        if column.dtype.kind != "i":  # one by one: a float does not hold every number of 64 bits
+            numbers = [whole(row[key]) for row in self.rows]
+            wrong = next((i for i, number in enumerate(numbers) if number is None), None)
+            if wrong is not None:
+                place = f"{self.source}: {key} of row {self.first + wrong}"
+                raise UserError(f"{place} is {_short(self.rows[wrong][key])}, expected a whole number")
+            column = np.array([wrapped(number) for number in numbers if number is not None], np.int64)
+        return column.astype(np.int64)
 
     def numbers(self, key: str) -> NDArray[np.float64]:
         """(N,) one key of all rows, finite."""
@@ -119,10 +128,6 @@ def _to_rle(segmentation: Any, image_hw: Sequence[int], place: str) -> Rle:
     except (ValueError, TypeError) as error:
         raise UserError(f"{place} is neither a run-length code nor a list of polygons ({error})") from error
     return {"size": list(image_hw), "counts": rle["counts"].decode("ascii")}
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _is_number(value: Any) -> bool:

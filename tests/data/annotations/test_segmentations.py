@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
-from annotation_files import SQUARE, annotation, content, fault, load
+from annotation_files import SQUARE, annotation, content, load
 from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from tailseg.data.annotations.segmentations import segmentation_columns, short
-from tailseg.errors import UserError
+from tailseg.data.annotations.oddities import Tally
+from tailseg.data.annotations.segmentations import Fault, segmentation_columns, short
 
 
 @pytest.mark.parametrize(("number", "kind"), [(12.34, np.float32), (12.345, np.float64), (1 / 3, np.float64)])
@@ -34,120 +34,97 @@ def test_polygons_and_both_kinds_of_rle(tmp_path):
     assert [p.tolist() for p in data.segmentation(3)] == [SQUARE]
 
 
-BAD = {
-    "two points": (
-        content([annotation(3, segmentation=[[1, 2, 3, 4]])]),
-        "annotation 3: a polygon has 4 coord",
-    ),
-    "odd": (
-        content([annotation(3, segmentation=[SQUARE, [1, 2, 3, 4, 5, 6, 7]])]),
-        "a polygon has 7 coordinates",
-    ),
-    "no polygon": (content([annotation(3, segmentation=[])]), "annotation 3: segmentation is empty"),
-    "empty polygon": (
-        content([annotation(3, segmentation=[[]])]),
-        "annotation 3: a polygon has 0 coordinates",
-    ),
-    "flat": (
-        content([annotation(3, segmentation=SQUARE)]),
-        "annotation 3: a polygon is 10; it must be a flat",
-    ),
-    "points": (
-        content([annotation(3, segmentation=[[[1, 2], [3, 4], [5, 6]]])]),
-        "annotation 3: a polygon is",
-    ),
-    "words": (content([annotation(3, segmentation=[["1", 2, 3, 4, 5, 6]])]), "annotation 3: a polygon is"),
-    "wild": (
-        content([annotation(3, segmentation=[[1e9, 2, 3, 4, 5, 6]])]),
-        "annotation 3: a polygon has a coord",
-    ),
-    "no segmentation": (content([annotation(3, segmentation=None)]), "annotation 3: segmentation is None"),
-    "rle sum": (
-        content([annotation(3, segmentation={"size": [40, 50], "counts": [1, 2]})]),
-        "that sum to 40 x 50",
-    ),
-    "rle short": (
-        content([annotation(3, segmentation={"size": [40, 50], "counts": "02"})]),
-        "covers 2 pixels",
-    ),
-    "rle code": (
-        content([annotation(3, segmentation={"size": [40, 50], "counts": "z"})]),
-        "not a compressed RLE",
-    ),
-    "rle none": (content([annotation(3, segmentation={"size": [40, 50]})]), "counts are None"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_named(tmp_path, name):
-    data, expected = BAD[name]
-    message = fault(tmp_path, data)
-    with pytest.raises(UserError, match=expected):
-        raise UserError(message)
-
-
-def columns_of(values):
+def columns_of(values, met=None):
     """The columns and faults of segmentations, as rows of a file hold them."""
-    return segmentation_columns([{"segmentation": value} for value in values])
+    return segmentation_columns([{"segmentation": value} for value in values], str, met or Tally())
 
 
 def test_no_rows_at_all():
-    columns, faults = segmentation_columns([])
+    columns, faults = columns_of([])
     assert faults == {}
     assert columns["rle_hws"].shape == (0, 2)
     assert all(column.size == 0 for column in columns.values())
 
 
-SENTENCES = [
-    (None, "segmentation is None; it must be a list of polygons or an RLE object"),
-    ("x" * 99, f"segmentation is '{'x' * 56}...; it must be a list of polygons or an RLE object"),
-    ([], "segmentation is empty; give at least one polygon, or remove the annotation"),
-    ([SQUARE, 5], "a polygon is 5; it must be a flat list of numbers x0, y0, x1, y1, ..."),
+TWO_POINTS = "a polygon has 4 coordinates, not three points or more of an x and a y each"
+NO_NUMBERS = "no flat list of numbers x0, y0, x1, y1, ..."
+FAULTS = [
+    ("no_mask", None, "segmentation is None"),
+    ("no_mask", [], "segmentation is []"),
+    ("no_mask", {}, "segmentation is {}"),
+    ("bad_mask", "x" * 99, f"segmentation is '{'x' * 56}..."),
+    ("bad_mask", [5], f"a polygon is 5, {NO_NUMBERS}"),
+    ("bad_mask", [[1, 2, 3, 4, 5, None]], f"a polygon is [1, 2, 3, 4, 5, None], {NO_NUMBERS}"),
+    ("bad_mask", [["1", 2, 3, 4, 5, 6]], f"a polygon is ['1', 2, 3, 4, 5, 6], {NO_NUMBERS}"),
+    ("bad_mask", [[[1, 2], [3, 4], [5, 6]]], f"a polygon is [[1, 2], [3, 4], [5, 6]], {NO_NUMBERS}"),
+    ("bad_mask", [[]], "a polygon has 0 coordinates, not three points or more of an x and a y each"),
+    ("bad_mask", [[1, 2, 3, 4]], TWO_POINTS),
+    ("bad_mask", [[1, 2, 3, 4], [1, 2]], TWO_POINTS),
+    ("bad_mask", [[1, 2, 3, 4, 5, -70_000]], "a polygon has a coordinate beyond 65535 pixels"),
+    ("bad_mask", [[65535.001, 2, 3, 4, 5, 6]], "a polygon has a coordinate beyond 65535 pixels"),
+    ("bad_mask", {"counts": "0"}, "the RLE's size is None, not the image's height and width"),
+    ("bad_mask", {"size": [40.0, 50], "counts": "0"}, "the RLE's size is [40.0, 50], not the image's height and width"),
+    ("bad_mask", {"size": [40], "counts": "0"}, "the RLE's size is [40], not the image's height and width"),
+    ("bad_mask", {"size": [0, 50], "counts": []}, "the RLE's size is [0, 50], not sides of 1 to 65535 pixels"),
     (
-        [[1, 2, 3, 4, 5, None]],
-        "a polygon is [1, 2, 3, 4, 5, None]; it must be a flat list of numbers x0, y0, x1, y1, ...",
+        "bad_mask",
+        {"size": [40, 10**9], "counts": []},
+        "the RLE's size is [40, 1000000000], not sides of 1 to 65535 pixels",
     ),
-    ([[1, 2, 3, 4]], "a polygon has 4 coordinates; it needs at least three points, an x and a y each"),
-    ([SQUARE, [1, 2, 3, 4, 5, 6, 7]], "a polygon has 7 coordinates; it needs at least three points, an x and a y each"),
-    ([[1, 2, 3, 4, 5, -70_000]], "a polygon has a coordinate beyond 65535 pixels; give pixels of the image"),
-    ({"counts": "0"}, "the RLE's size is None; it must be the image's height and width"),
-    ({"size": [40.0, 50], "counts": "0"}, "the RLE's size is [40.0, 50]; it must be the image's height and width"),
-    ({"size": [40], "counts": "0"}, "the RLE's size is [40]; it must be the image's height and width"),
-    ({"size": [0, 50], "counts": []}, "the RLE's size is [0, 50]; sides must be 1 to 65535 pixels"),
-    ({"size": [40, 10**9], "counts": []}, "the RLE's size is [40, 1000000000]; sides must be 1 to 65535 pixels"),
-    ({"size": [4, 5]}, "the RLE's counts are None; they must be a string or a list of run lengths"),
-    ({"size": [4, 5], "counts": ""}, "the RLE's counts are ''; they must be a string or a list of run lengths"),
+    ("bad_mask", {"size": [4, 5]}, "the RLE's counts are None, no string and no list of run lengths"),
+    ("bad_mask", {"size": [4, 5], "counts": ""}, "the RLE's counts are '', no string and no list of run lengths"),
     *(
         (
+            "bad_mask",
             {"size": [4, 5], "counts": counts},
-            "the RLE's counts must be whole numbers that sum to 4 x 5 pixels; encode the mask again",
+            "the RLE's counts are not whole numbers that sum to 4 x 5 pixels",
         )
         for counts in ([], [19], [21], [10.0, 10], [True, 19], ["20"], [-1, 21])
     ),
-    ({"size": [4, 5], "counts": "z"}, "not a compressed RLE; encode the mask again"),
-    ({"size": [4, 5], "counts": "é"}, "not a compressed RLE; encode the mask again"),
-    ({"size": [4, 5], "counts": "PPPPPPPPPP1"}, "a run of the RLE is too long; encode the mask again"),
-    ({"size": [4, 5], "counts": "O"}, "a run of the RLE is negative; encode the mask again"),
-    ({"size": [4, 5], "counts": "9:"}, "the RLE covers 19 pixels but the image has 4 x 5; encode the mask again"),
+    ("bad_mask", {"size": [4, 5], "counts": "z"}, "not a compressed RLE"),
+    ("bad_mask", {"size": [4, 5], "counts": "é"}, "not a compressed RLE"),
+    ("bad_mask", {"size": [4, 5], "counts": "PPPPPPPPPP1"}, "a run of the RLE is too long"),
+    ("bad_mask", {"size": [4, 5], "counts": "O"}, "a run of the RLE is negative"),
+    ("bad_mask", {"size": [4, 5], "counts": "9:"}, "the RLE covers 19 pixels but its size is 4 x 5"),
 ]
 
 
-@pytest.mark.parametrize(("value", "sentence"), SENTENCES)
-def test_each_fault_has_its_sentence_and_spares_the_others(value, sentence):
+@pytest.mark.parametrize(("kind", "value", "problem"), FAULTS)
+def test_each_fault_is_told_and_spares_the_others(kind, value, problem):
     whole = {"size": [4, 5], "counts": [3, 17]}
-    columns, faults = columns_of([[SQUARE], value, whole, [SQUARE, SQUARE]])
-    assert list(faults) == [1]
-    assert faults[1] == sentence
+    met = Tally()
+    columns, faults = columns_of([[SQUARE], value, whole, [SQUARE, SQUARE]], met)
+    assert faults == {1: Fault(kind, problem)}
+    assert met.counts == {}
     assert columns["polygon_counts"].tolist() == [1, 0, 0, 2]
     assert columns["coordinates"].tolist() == SQUARE * 3
-    assert columns["rle_hws"][2].tolist() == [4, 5]
-    assert columns["rle_lengths"][[0, 3]].tolist() == [0, 0]
+    assert columns["rle_hws"].tolist() == [[0, 0], [0, 0], [4, 5], [0, 0]]
+    assert columns["rle_lengths"][[0, 1, 3]].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("ring", [5, [], [1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, None], "x", [9e9] * 6])
+def test_a_broken_polygon_beside_a_sound_one_is_left_out_and_counted(ring):
+    met = Tally()
+    columns, faults = columns_of([[ring, SQUARE], [SQUARE]], met)
+    assert faults == {}
+    assert columns["polygon_counts"].tolist() == [1, 1]
+    assert columns["coordinates"].tolist() == SQUARE * 2
+    assert met.counts == {"ring": 1}
+    assert met.places["ring"][0].startswith("0: a polygon ")
+
+
+def test_a_polygon_that_stands_in_no_list_is_taken_as_one():
+    met = Tally()
+    columns, faults = columns_of([SQUARE, [SQUARE], SQUARE[:4]], met)
+    assert columns["polygon_counts"].tolist() == [1, 1, 0]
+    assert columns["coordinates"].tolist() == SQUARE * 2
+    assert list(faults) == [2]
+    assert (met.counts, met.places) == ({"flat": 1}, {"flat": ["0"]})
 
 
 def test_a_missing_segmentation_is_told_from_an_empty_one():
-    _, faults = segmentation_columns([{}, {"segmentation": None}])
-    assert faults[0] == "segmentation is missing; it must be a list of polygons or an RLE object"
-    assert faults[1].startswith("segmentation is None")
+    _, faults = segmentation_columns([{}, {"segmentation": None}], str, Tally())
+    assert [fault.problem for fault in faults.values()] == ["segmentation is missing", "segmentation is None"]
 
 
 bitmaps = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
@@ -205,10 +182,10 @@ def test_any_value_is_read_or_refused(values):
     assert columns["rle_lengths"].sum() == len(columns["rle_bytes"])
     for i, value in enumerate(values):
         if i in faults:
-            assert "\n" not in faults[i]
+            assert "\n" not in faults[i].problem
             assert columns["polygon_counts"][i] == 0
         elif isinstance(value, list):
-            assert columns["polygon_counts"][i] == len(value) > 0
+            assert 0 < columns["polygon_counts"][i] <= len(value)
         else:
             height, width = columns["rle_hws"][i].tolist()
             start = columns["rle_lengths"][:i].sum()
@@ -222,8 +199,3 @@ def test_a_value_is_shown_in_sixty_letters():
     assert short([1, "a"]) == "[1, 'a']"
     assert short("x" * 58) == repr("x" * 58)
     assert (len(short("x" * 59)), short("x" * 59)[-4:]) == (60, "x...")
-
-
-def test_a_coordinate_a_little_too_large_is_a_fault_not_a_crash():
-    _, faults = segmentation_columns([{"segmentation": [[65535.001, 2, 3, 4, 5, 6]]}])
-    assert faults == {0: "a polygon has a coordinate beyond 65535 pixels; give pixels of the image"}

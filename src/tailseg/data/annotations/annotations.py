@@ -25,6 +25,8 @@ from tailseg.data.annotations.parsing import Frequency
 from tailseg.errors import UserError
 from tailseg.recipes.schema import COMMON_MAX, RARE_MAX
 
+SHOWN = 3  # places of each kind of odd thing in a summary
+
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
@@ -36,7 +38,7 @@ class Annotations:
     frequency_stated: bool  # the file itself gives each category's frequency
     report: Report
 
-    image_ids: NDArray[np.int64]  # (I,)
+    image_ids: NDArray[np.int64]  # (I,) those from 2^63 on are negative here: `image_id` has the file's number
     image_sizes: NDArray[np.int64]  # (I, 2)
     file_names: Texts
     coco_urls: Texts
@@ -52,7 +54,8 @@ class Annotations:
     boxes_xywh: NDArray[np.float64]  # (N, 4) the same to the last digit, as scoring needs them
     areas: NDArray[np.float64]  # (N,) pixels; of the mask, where the file states none
     crowd: NDArray[np.bool_]  # (N,) a region of several objects: ignored in evaluation
-    trained: NDArray[np.bool_]  # (N,) neither a crowd nor thinner than a pixel
+    ignored: NDArray[np.bool_]  # (N,) "ignore" in LVIS's sense: found or not, it does not count
+    trained: NDArray[np.bool_]  # (N,) neither a crowd nor ignored nor thinner than a pixel
     segmentations: Segmentations
 
     cache: Path | None = None  # the file that the columns are mapped from
@@ -67,6 +70,19 @@ class Annotations:
     def __len__(self) -> int:
         """The number of images."""
         return len(self.image_ids)
+
+    @cached_property
+    def unsigned_ids(self) -> bool:
+        """Image ids are meant without sign: some need all of 64 bits."""
+        return any(oddity.kind == "unsigned_id" for oddity in self.report.oddities)
+
+    def image_id(self, image: int) -> int:
+        """The id of the ``image``-th image, as the file has it."""
+        return self.stated_id(int(self.image_ids[image]))
+
+    def stated_id(self, image_id: int) -> int:
+        """An id of ``image_ids`` as the file has it."""
+        return image_id % 2**64 if self.unsigned_ids else image_id
 
     @cached_property
     def label_to_category_id(self) -> NDArray[np.int64]:
@@ -119,7 +135,7 @@ class Annotations:
             UserError: it has no name, is not in the image folder, or its name leads out of it.
         """
         names = candidate_names(self.file_names[image], self.coco_urls[image])
-        where = f"{self.path}: image {self.image_ids[image]}"
+        where = f"{self.path}: image {self.image_id(image)}"
         if not names:
             raise UserError(f"{where}: it has no file_name and no coco_url; give one, to say which file it is")
         path = self._folder.find(names, where)
@@ -144,6 +160,7 @@ def load_annotations(
     rare_max: int = RARE_MAX,
     common_max: int = COMMON_MAX,
     masks: bool = True,
+    tolerant: bool = False,
 ) -> Annotations:
     """Read an LVIS or COCO annotation file.
 
@@ -153,12 +170,13 @@ def load_annotations(
         frequency_from: the training split, whose frequency groups are taken when the file states none.
         rare_max: most training images of a rare class, where groups must be computed.
         common_max: most training images of a common class.
-        masks: every object needs a sound one; False reads a file of boxes.
+        masks: objects without a sound one are left out; False reads a file of boxes.
+        tolerant: rows with errors are left out and counted in the report, as `tailseg data check` wants it.
 
     Raises:
         UserError: the file is missing, broken or contradicts itself.
     """
-    stored = stored_columns(Path(json_path), masks=masks)
+    stored = stored_columns(Path(json_path), masks=masks, tolerant=tolerant)
     loaded = Annotations(
         path=Path(json_path),
         images_dir=Path(images_dir),
@@ -189,7 +207,7 @@ def _typed(columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
 
 _PLAIN = (
     *("image_ids", "image_sizes", "stated_image_counts", "neg_stated", "first_annotation", "annotation_ids", "labels"),
-    *("boxes", "boxes_xywh", "areas", "crowd", "trained"),
+    *("boxes", "boxes_xywh", "areas", "crowd", "ignored", "trained"),
 )
 _COLUMNS = (
     *_PLAIN,
@@ -229,19 +247,17 @@ def require_same_categories(train: Annotations, val: Annotations) -> None:
 
 
 def summary(annotations: Annotations) -> str:
-    """One line on what a file holds and what was left out of it."""
+    """One line on what a file holds, what was left out of it and what was made good."""
     report = annotations.report
     text = f"{annotations.path}: {len(annotations)} images, {report.empty_images} of them without objects"
     text += f"; {report.annotations} annotations"
     if report.crowd:
         text += f", {report.crowd} of them crowds"
-    if report.thin > report.thin_dropped:
-        text += f", {report.thin - report.thin_dropped} narrower or lower than a pixel (scored, not trained on)"
-    reasons = (
-        (report.outside, "without overlap with the image"),
-        (report.no_area, "without area"),
-        (report.thin_dropped, "narrower or lower than a pixel with a faulty mask"),
-    )
-    if report.dropped:
-        text += f"; dropped {report.dropped}: " + ", ".join(f"{count} {reason}" for count, reason in reasons if count)
+    if report.ignored:
+        text += f", {report.ignored} to be ignored"
+    if report.thin:
+        text += f", {report.thin} narrower or lower than a pixel (scored, not trained on)"
+    for oddity in report.oddities:
+        text += f"; {oddity.count} {oddity.about.meaning} ({', '.join(oddity.places[:SHOWN])}"
+        text += ", ...)" if oddity.count > SHOWN else ")"
     return text + "."

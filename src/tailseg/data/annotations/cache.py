@@ -32,12 +32,13 @@ import orjson
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.filtering import Report
+from tailseg.data.annotations.oddities import Oddity
 from tailseg.data.annotations.parsing import Category, Parsed, parse
 from tailseg.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2  # raise it when the columns or what is dropped from them change
+VERSION = 3  # raise it when the columns or what is dropped from them change
 SMALLEST = 16 << 20  # bytes of a file worth a cache: smaller ones are parsed in a fraction of a second
 KEPT_DAYS = 30  # a cache that was not opened for longer goes when another is written
 _MAGIC = b"tailseg" + bytes([VERSION])
@@ -62,11 +63,11 @@ def cache_folder() -> Path:
     return Path(root) if root else Path.home() / ".cache" / "tailseg"
 
 
-def stored_columns(path: Path, *, masks: bool = True) -> Stored:
+def stored_columns(path: Path, *, masks: bool = True, tolerant: bool = False) -> Stored:
     """The columns of an annotation file, from the cache where it has them.
 
     Where the cache cannot be written, the columns are arrays in memory and a warning says so. A file that is read
-    without its ``masks`` is not cached.
+    without its ``masks``, or has errors and is read though (``tolerant``, see `parse`), is not cached.
 
     Raises:
         UserError: the annotation file is missing, broken or contradicts itself.
@@ -74,20 +75,22 @@ def stored_columns(path: Path, *, masks: bool = True) -> Stored:
     try:
         before = path.stat()
         if before.st_size < SMALLEST or not masks:
-            return _in_memory(_parsed(path, masks))
+            return _in_memory(_parsed(path, masks, tolerant))
         folder = cache_folder() / "annotations"
         stamp = folder / (hashlib.blake2b(os.fsencode(path.resolve()), digest_size=16).hexdigest() + ".stamp")
         cache = folder / f"{_remembered(stamp, before) or content_key(path)}.columns"
     except OSError:
-        return _in_memory(_parsed(path, masks))  # which says what is wrong with the file
+        return _in_memory(_parsed(path, masks, tolerant))  # which says what is wrong with the file
     with contextlib.suppress(_NotUsableError, OSError):
         stored = _open(cache)
         _remember(stamp, before, cache.stem)
         return stored
     logger.info("%s: reading the annotations for the first time; this takes some seconds.", path)
-    parsed = _parsed(path, masks)
+    parsed = _parsed(path, masks, tolerant)
     if _identity(path.stat()) != _identity(before):
         raise UserError(f"{path}: the file changed while it was read; try again when it is complete")
+    if any(oddity.about.severity == "error" for oddity in parsed.report.oddities):
+        return _in_memory(parsed)
     try:
         _write(cache, parsed)
         stored = _open(cache)
@@ -120,12 +123,12 @@ def content_key(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _parsed(path: Path, masks: bool) -> Parsed:
+def _parsed(path: Path, masks: bool, tolerant: bool) -> Parsed:
     """The file's content, read without looking for garbage: there are millions of objects and no cycles."""
     enabled = gc.isenabled()
     gc.disable()
     try:
-        return parse(path, masks=masks)
+        return parse(path, masks=masks, tolerant=tolerant)
     finally:
         if enabled:
             gc.enable()
@@ -201,7 +204,12 @@ def _open(cache: Path) -> Stored:
     with contextlib.suppress(OSError):
         os.utime(cache)  # it is in use
     categories = tuple(Category(**row) for row in content["categories"])
-    return Stored(columns, categories, content["frequency_stated"], Report(**content["report"]), cache=cache)
+    return Stored(columns, categories, content["frequency_stated"], _report(content["report"]), cache=cache)
+
+
+def _report(row: dict[str, Any]) -> Report:
+    oddities = (Oddity(odd["kind"], odd["count"], tuple(odd["places"])) for odd in row["oddities"])
+    return Report(**{**row, "oddities": tuple(oddities)})
 
 
 def _map(cache: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]], NDArray[np.uint8]]:

@@ -2,137 +2,151 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
+from hotcoco import mask as rle
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.columns import Columns, Segmentations, positions_of, starts_of, take_rows
 from tailseg.data.annotations.masks import pixels_covered
-from tailseg.errors import UserError
+from tailseg.data.annotations.oddities import PLACES, Oddity, Tally
+from tailseg.data.annotations.segmentations import Fault
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Counts of the file's content and of what was left out; each annotation is counted once, in this order."""
+    """Counts of the file's content and of what was odd about it."""
 
     annotations: int  # in the file
     crowd: int  # iscrowd: kept in the columns, but out of training
-    outside: int  # dropped: the box does not meet the image
-    no_area: int  # dropped: area <= 0
+    ignored: int  # "ignore" in LVIS's sense: kept, but out of training; found or not, it does not count
     thin: int  # box narrower or lower than one pixel: kept to be scored, as lvis-api does, but out of training
-    thin_dropped: int  # of these, dropped because their mask is at fault
     empty_images: int  # images without an instance to train on
+    oddities: tuple[Oddity, ...]
 
     @property
     def dropped(self) -> int:
         """Annotations that are in the file but not in the columns."""
-        return self.outside + self.no_area + self.thin_dropped
+        return sum(oddity.count for oddity in self.oddities if oddity.about.dropped)
 
 
 def keep(
-    path: Path,
     annotations: Columns,
     images: Columns,
     category_ids: NDArray[np.int64],
-    faults: dict[int, str],
+    faults: dict[int, Fault],
+    met: Tally,
     *,
-    derive_areas_from_masks: bool,
-) -> tuple[NDArray[np.int64], Report]:
-    """The annotations that are kept, sorted by image; and what was left out.
+    with_masks: bool,
+) -> NDArray[np.int64]:
+    """The annotations that are kept, sorted by image; each of the others is counted once.
 
-    ``annotations`` gains the columns ``images``, positions, ``labels``, ``boxes`` and ``trained``; areas that the file
-    does not state are filled in.
+    Args:
+        annotations: gains the columns ``images``, positions, ``labels``, ``boxes`` and ``trained``; boxes and areas
+            that the file does not state are filled in, and ``rle_hws`` goes.
+        images: of the file.
+        category_ids: (C,) in order.
+        faults: of segmentations.
+        met: where the others are counted.
+        with_masks: an annotation without a sound mask is left out.
     """
     ids = annotations["annotation_ids"]
-    require_unique(path, "annotation", ids)
+    repeated = _repeated(ids)
+    met.add("annotation_id", (f"annotation {number}" for number in repeated[:PLACES]), len(repeated))
+    left = np.ones(len(ids), np.bool_)
+
+    def leave_out(kind: str, flags: NDArray[np.bool_], problem: Callable[[int], str] = lambda row: "") -> None:
+        rows = np.flatnonzero(flags & left)
+        met.add(kind, (f"annotation {ids[row]}{problem(row)}" for row in rows[:PLACES].tolist()), len(rows))
+        left[rows] = False
+
     for name, key, of, known in (
-        ("images", "image_id", "image", images["image_ids"]),
         ("labels", "category_id", "category", category_ids),
+        ("images", "image_id", "image", images["image_ids"]),
     ):
         wanted = annotations.pop(key)
         annotations[name], found = positions_of(wanted, known)
-        if not found.all():
-            bad = int(np.argmin(found))
-            problem = f"there is no {of} with the {key} {wanted[bad]}; add it or remove this annotation"
-            raise UserError(f"{path}: annotation {ids[bad]}: {problem}")
+        leave_out(
+            f"no_{of}",
+            ~found,
+            lambda row: f": there is no {of} with the {key} {wanted[row]}",  # noqa: B023
+        )
+    hws = images["image_sizes"][annotations["images"]] if len(images["image_sizes"]) else np.zeros((len(ids), 2))
+    stated = annotations.pop("rle_hws")
+    for row in np.flatnonzero(left & (stated > 0).all(axis=1) & (stated != hws).any(axis=1)).tolist():
+        sizes = f"the RLE's size is {stated[row].tolist()} but the image's is {hws[row].tolist()}"
+        faults.setdefault(row, Fault("bad_mask", sizes))
+    for kind in ("no_mask", "bad_mask") if with_masks else ():
+        at_fault = np.zeros(len(ids), np.bool_)
+        at_fault[[row for row, fault in faults.items() if fault.kind == kind]] = True
+        leave_out(kind, at_fault, lambda row: f": {faults[row].problem}")
+    _fill_boxes(annotations, hws, left, faults, met)
     x, y, w, h = annotations["boxes_xywh"].T
-    _fill_areas(annotations, images, from_masks=derive_areas_from_masks)
-    height, width = images["image_sizes"][annotations["images"]].T
+    leave_out("no_box", np.isnan(x))
+    _fill_areas(annotations, hws, left, faults if with_masks else None, met)
+    height, width = hws.T
     inter_w = np.minimum(x + w, width) - np.maximum(x, 0)
     inter_h = np.minimum(y + h, height) - np.maximum(y, 0)
-    outside = (inter_w <= 0) | (inter_h <= 0)
-    no_area = ~outside & (annotations["areas"] <= 0)
-    thin = ~outside & ~no_area & ((w < 1) | (h < 1))
+    leave_out("outside", (inter_w <= 0) | (inter_h <= 0))
+    leave_out("no_area", annotations["areas"] <= 0)
     annotations["boxes"] = np.stack([x, y, x + w, y + h], axis=1)
-    annotations["trained"] = ~thin & ~annotations["crowd"]
-    at_fault = np.zeros(len(ids), np.bool_)
-    at_fault[list(faults)] = True
-    dropped = outside | no_area | (thin & at_fault)
-
-    kept = np.flatnonzero(~dropped)
-    kept = kept[np.argsort(annotations["images"][kept], kind="stable")]
-    trained = annotations["images"][kept][annotations["trained"][kept]]
-    instances = np.bincount(trained, minlength=len(images["image_ids"]))
-    report = Report(
-        annotations=len(ids),
-        crowd=int(annotations["crowd"][kept].sum()),
-        outside=int(outside.sum()),
-        no_area=int(no_area.sum()),
-        thin=int(thin.sum()),
-        thin_dropped=int((thin & at_fault).sum()),
-        empty_images=int((instances == 0).sum()),
-    )
-    return kept, report
+    annotations["trained"] = ~((w < 1) | (h < 1)) & ~annotations["crowd"] & ~annotations["ignored"]
+    kept = np.flatnonzero(left)
+    return kept[np.argsort(annotations["images"][kept], kind="stable")]
 
 
-def _fill_areas(annotations: Columns, images: Columns, *, from_masks: bool) -> None:
-    """Areas that the file does not state: those of the masks, or of the boxes where there is no mask."""
-    rows = np.flatnonzero(np.isnan(annotations["areas"]))
-    if not rows.size:
-        return
-    annotations["areas"][rows] = annotations["boxes_xywh"][rows, 2:].prod(axis=1)
-    segmentations = Segmentations(
+def _segmentations(annotations: Columns) -> Segmentations:
+    """The segmentations of columns that still have lengths for starts."""
+    return Segmentations(
         annotations["coordinates"],
         starts_of(annotations["polygon_lengths"]),
         starts_of(annotations["polygon_counts"]),
         annotations["rle_bytes"],
         starts_of(annotations["rle_lengths"]),
     )
-    for row in rows if from_masks else ():
-        segmentation = segmentations[int(row)]
-        if segmentation:
-            height, width = images["image_sizes"][annotations["images"][row]].tolist()
-            annotations["areas"][row] = pixels_covered(segmentation, (height, width))
 
 
-def require_sound_segmentations(
-    path: Path,
-    annotations: Columns,
-    images: Columns,
-    kept: NDArray[np.int64],
-    faults: dict[int, str],
-    rle_hws: NDArray[np.int32],
+def _fill_boxes(
+    annotations: Columns, hws: NDArray[Any], left: NDArray[np.bool_], faults: dict[int, Fault], met: Tally
 ) -> None:
-    """Raise UserError where a kept annotation's segmentation is at fault or has not its image's size."""
-    stated = rle_hws[kept]
-    hws = images["image_sizes"][annotations["images"][kept]]
-    wrong = np.flatnonzero((stated > 0).all(axis=1) & (stated != hws).any(axis=1))
-    sizes = {
-        int(kept[i]): f"the RLE's size is {stated[i].tolist()} but the image's is {hws[i].tolist()}; make them equal"
-        for i in wrong[:1]
-    }
-    at_fault = kept[np.isin(kept, list(faults | sizes))]
-    if len(at_fault):
-        first = int(min(at_fault))
-        problem = (faults | sizes)[first]
-        raise UserError(f"{path}: annotation {annotations['annotation_ids'][first]}: {problem}")
+    """Boxes that the file does not state: those around the masks, where there are masks."""
+    boxes, ids = annotations["boxes_xywh"], annotations["annotation_ids"]
+    rows = [row for row in np.flatnonzero(left & np.isnan(boxes).any(axis=1)).tolist() if row not in faults]
+    segmentations = _segmentations(annotations) if rows else None
+    for row in rows:
+        assert segmentations is not None
+        segmentation = segmentations[row]
+        if isinstance(segmentation, bytes):
+            boxes[row] = rle.toBbox({"size": hws[row].tolist(), "counts": segmentation})
+        else:
+            points = np.concatenate(segmentation).reshape(-1, 2)
+            low, high = points.min(axis=0), points.max(axis=0)
+            boxes[row] = [*low, *(high - low)]
+    met.add("box", (f"annotation {ids[row]}" for row in rows[:PLACES]), len(rows))
+
+
+def _fill_areas(
+    annotations: Columns, hws: NDArray[Any], left: NDArray[np.bool_], faults: dict[int, Fault] | None, met: Tally
+) -> None:
+    """Areas that the file does not state: those of the masks, or of the boxes if ``faults`` is None: without masks."""
+    areas, ids = annotations["areas"], annotations["annotation_ids"]
+    rows = np.flatnonzero(left & np.isnan(areas))
+    if not rows.size:
+        return
+    areas[rows] = annotations["boxes_xywh"][rows, 2:].prod(axis=1)
+    segmentations = _segmentations(annotations)
+    for row in rows.tolist() if faults is not None else ():
+        height, width = hws[row].tolist()
+        areas[row] = pixels_covered(segmentations[row], (height, width))
+    met.add("area", (f"annotation {number}" for number in ids[rows[:PLACES]]), len(rows))
 
 
 def in_order(annotations: Columns, kept: NDArray[np.int64]) -> Columns:
     """The kept annotations in their order, the flat columns with starts for lengths. ``annotations`` is used up."""
-    names = ("annotation_ids", "labels", "images", "crowd", "trained", "boxes_xywh", "areas")
+    names = ("annotation_ids", "labels", "images", "crowd", "ignored", "trained", "boxes_xywh", "areas")
     columns: Columns = {name: annotations.pop(name)[kept] for name in names}
     columns["boxes"] = annotations.pop("boxes")[kept].astype(np.float32)
     lengths, first_polygon = annotations.pop("polygon_lengths"), starts_of(annotations.pop("polygon_counts"))
@@ -146,10 +160,15 @@ def in_order(annotations: Columns, kept: NDArray[np.int64]) -> Columns:
     return columns
 
 
-def require_unique(path: Path, kind: str, ids: NDArray[np.int64]) -> None:
-    """Raise UserError where an id occurs twice."""
+def add_repeated(met: Tally, kind: str, ids: NDArray[np.int64]) -> None:
+    """Count the rows whose id an earlier row has."""
+    repeated = _repeated(ids)
+    places = (f"{kind} {number}: this id occurs more than once" for number in repeated[:PLACES])
+    met.add(f"{kind}_id_again", places, len(repeated))
+
+
+def _repeated(ids: NDArray[np.int64]) -> list[int]:
+    """Ids that occur again, as often as they do."""
     in_order = np.sort(ids)
-    repeated = np.flatnonzero(in_order[1:] == in_order[:-1])
-    if repeated.size:
-        problem = "this id occurs more than once; give each its own"
-        raise UserError(f"{path}: {kind} {in_order[repeated[0]]}: {problem}")
+    repeated: list[int] = in_order[1:][in_order[1:] == in_order[:-1]].tolist()
+    return repeated

@@ -1,19 +1,22 @@
-"""From annotation JSON to checked numpy columns; every fault is a sentence that names its place."""
+"""From annotation JSON to checked numpy columns; what is odd is made plain or left out, and counted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.columns import Columns, in_full, starts_of
-from tailseg.data.annotations.filtering import Report, in_order, keep, require_sound_segmentations, require_unique
-from tailseg.data.annotations.segmentations import MAX_SIDE, segmentation_columns, short
+from tailseg.data.annotations.filtering import Report, add_repeated, in_order, keep
+from tailseg.data.annotations.oddities import Tally, oddities_of, require_sound
+from tailseg.data.annotations.repair import FARTHEST, plain_annotation, plain_category, plain_image, whole
+from tailseg.data.annotations.segmentations import MAX_SIDE, Fault, segmentation_columns, short
 from tailseg.data.annotations.streaming import read_lists
 from tailseg.errors import UserError
 
@@ -24,50 +27,37 @@ _BATCHES = 200  # joined at once: some 25 MB of coordinates
 _EXPECTED = "an LVIS or COCO file has a list of"
 
 
+class _NotPlainError(Exception):
+    """Some row of a batch is not as rows should be; `repair` looks at each of them then."""
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The rows of one list of the file, with columns that are checked as they are taken."""
+    """Some rows of one list of the file."""
 
     path: Path
     kind: str  # "image", "annotation" or "category"
     rows: list[Row]
     first: int = 0  # the number of the first row in the file's list
 
-    def fault(self, position: int, problem: str) -> UserError:
-        """The error for a row: file, row and ``problem``, which includes the fix."""
-        row = self.rows[position]
-        named = isinstance(row, dict) and isinstance(row.get("id"), (int, str))
-        place = f"{self.kind} {row['id']!r}" if named else f"{self.kind} number {self.first + position + 1} of the list"
-        return UserError(f"{self.path}: {place}: {problem}")
+    def place(self, position: int) -> str:
+        """Name of a row: by its id, or else by its number in the list."""
+        number = self.rows[position].get("id")
+        named = type(number) in (int, float, str)
+        return f"{self.kind} {number!r}" if named else f"{self.kind} number {self.first + position + 1} of the list"
 
-    def values(self, key: str, types: tuple[type, ...], expected: str) -> list[Any]:
-        """The values under ``key``, each of one of ``types`` (exactly: a bool is no int)."""
-        values = [row.get(key) for row in self.rows]
-        if not set(map(type, values)) <= set(types):
-            position = next(i for i, value in enumerate(values) if type(value) not in types)
-            value = values[position]
-            found = "is missing" if key not in self.rows[position] else f"is {short(value)}"
-            raise self.fault(position, f"{key} {found}; it must be {expected}")
-        return values
-
-    def integers(self, key: str) -> NDArray[np.int64]:
-        """A column of whole numbers."""
-        values = self.values(key, (int,), "a whole number")
-        try:
-            return np.array(values, dtype=np.int64)
-        except OverflowError:
-            position = next(i for i, value in enumerate(values) if abs(value) >= 2**63)
-            problem = f"{key} {values[position]} is too large; use a number below 2^63"
-            raise self.fault(position, problem) from None
-
-    def boxes(self) -> NDArray[np.float64]:
-        """The ``bbox`` column: (N, 4) x, y, width, height."""
-        boxes = self.values("bbox", (list,), "a list of four numbers: x, y, width, height")
-        if not (set(map(len, boxes)) <= {4} and set(map(type, chain.from_iterable(boxes))) <= {int, float}):
-            bad = next(i for i, b in enumerate(boxes) if len(b) != 4 or not set(map(type, b)) <= {int, float})
-            found = short(boxes[bad])
-            raise self.fault(bad, f"bbox is {found}; it must be four numbers: x, y, width, height")
-        return np.fromiter(chain.from_iterable(boxes), np.float64, 4 * len(boxes)).reshape(-1, 4)
+    def repaired(self, met: Tally) -> Table:
+        """The rows that can be made plain; the rest is counted."""
+        places = list(map(self.place, range(len(self.rows))))
+        if self.kind == "annotation":
+            rows = [
+                plain_annotation(row, place, self.first + i, met)
+                for i, (row, place) in enumerate(zip(self.rows, places, strict=True))
+            ]
+        else:
+            plain = plain_image if self.kind == "image" else plain_category
+            rows = [plain(row, place, met) for row, place in zip(self.rows, places, strict=True)]
+        return Table(self.path, self.kind, [row for row in rows if row is not None], self.first)
 
 
 def read_tables(path: Path, kinds: dict[str, str] = KINDS) -> Iterator[Table]:
@@ -131,43 +121,48 @@ class Parsed:
     report: Report
 
 
-def parse(path: Path, *, masks: bool = True) -> Parsed:
+def parse(path: Path, *, masks: bool = True, tolerant: bool = False) -> Parsed:
     """Read an annotation file, piece by piece.
 
     Args:
         path: the file.
-        masks: every object needs a sound one; otherwise faulty or missing masks count as empty.
+        masks: every object needs one; otherwise broken or missing masks count as empty.
+        tolerant: errors in rows are no more than counted, and these rows left out.
 
     Raises:
-        UserError: the file is missing, broken or contradicts itself.
+        UserError: the file is missing or no file of annotations, or it has errors (see `oddities`).
     """
+    met = Tally()
     images, annotations = _Batches(), _Batches()
     categories: list[Row] = []
-    faults: dict[int, str] = {}  # of segmentations, by the annotation's number: no matter where it is dropped
+    faults: dict[int, Fault] = {}  # of segmentations, by the annotation's place in the columns
+    read = done = 0
     for table in read_tables(path):
         if table.kind == "image":
-            images.add(_image_columns(table))
+            images.add(_columns_of(table, _image_columns, met))
         elif table.kind == "category":
             categories += table.rows
         else:
-            columns, faulty = _annotation_columns(table)
+            read += len(table.rows)
+            columns, faulty = _columns_of(table, partial(_annotation_columns, met=met), met)
+            faults |= {done + i: fault for i, fault in faulty.items()}
+            done += len(columns["annotation_ids"])
             annotations.add(columns)
-            faults |= {table.first + i: fault for i, fault in faulty.items()}
     of_images, of_annotations = images.joined(), annotations.joined()
-    if not len(of_images["image_ids"]) or not categories:
+    ids, names, groups = category_columns(Table(path, "category", categories), met)
+    if not categories or not (len(of_images["image_ids"]) or met.counts):
         missing = "images" if categories else "categories"
         raise UserError(f"{path}: the list of {missing} is empty; there is nothing to work on")
-    require_unique(path, "image", of_images["image_ids"])
-    ids, names, groups = category_columns(Table(path, "category", categories))
-    stated = [row.get("image_count") for row in categories]
-    stated_counts = np.array([count if type(count) is int else -1 for count in stated], np.int64)
-    faults = faults if masks else {}
-    kept, report = keep(path, of_annotations, of_images, ids, faults, derive_areas_from_masks=masks)
-    rle_hws = of_annotations.pop("rle_hws")
-    if masks:
-        require_sound_segmentations(path, of_annotations, of_images, kept, faults, rle_hws)
+    negative = int((of_images["image_ids"] < 0).sum())
+    if "unsigned_id" in met.counts and negative > met.counts["unsigned_id"]:
+        met.add("image_id_signs", [f"image {of_images['image_ids'].min()}: its id is below 0"], negative)
+    add_repeated(met, "image", of_images["image_ids"])
+    kept = keep(of_annotations, of_images, ids, faults, met, with_masks=masks)
+    oddities = oddities_of(met)
+    if not tolerant:
+        require_sound(path, oddities)
     columns = in_order(of_annotations, kept)
-    columns["stated_image_counts"] = stated_counts[np.argsort([row["id"] for row in categories])]
+    columns["stated_image_counts"] = _stated_counts(categories, ids)
     positions = columns.pop("images")
     columns["first_annotation"] = starts_of(np.bincount(positions, minlength=len(of_images["image_ids"])))
     for name, column in of_images.items():
@@ -175,63 +170,146 @@ def parse(path: Path, *, masks: bool = True) -> Parsed:
         columns[name.replace("_lengths", "_starts")] = starts_of(column) if flat else column
     trained = columns["trained"]
     counted = _count(ids, names, groups, positions[trained], columns["labels"][trained])
+    instances = np.bincount(positions[trained], minlength=len(of_images["image_ids"]))
+    report = Report(
+        annotations=read,
+        crowd=int(columns["crowd"].sum()),
+        ignored=int(columns["ignored"].sum()),
+        thin=int((~trained & ~columns["crowd"] & ~columns["ignored"]).sum()),
+        empty_images=int((instances == 0).sum()),
+        oddities=oddities,
+    )
     return Parsed(columns, counted, groups is not None, report)
 
 
+T = TypeVar("T")
+
+
+def _columns_of(table: Table, columns: Callable[[Table], T], met: Tally) -> T:
+    """The columns of some rows; of those that are not plain, what can be made of them."""
+    try:
+        return columns(table)
+    except _NotPlainError:
+        return columns(table.repaired(met))
+
+
 def category_columns(
-    categories: Table,
+    categories: Table, met: Tally | None = None
 ) -> tuple[NDArray[np.int64], list[str], list[Frequency] | None]:
-    """Ids in order, with their names, and frequency groups where the file states all of them."""
-    ids = categories.integers("id")
-    require_unique(categories.path, "category", ids)
-    names = categories.values("name", (str,), "a string")
-    order = np.argsort(ids)
-    stated = [row.get("frequency") for row in categories.rows]
-    groups = [stated[i] for i in order] if all(group in ("r", "c", "f") for group in stated) else None
-    return ids[order], [names[i] for i in order], groups
+    """Ids in order, with their names, and frequency groups where the file states all of them.
+
+    Args:
+        categories: all rows of the list.
+        met: where odd rows are counted; by default an error among them is raised.
+    """
+    tally = met or Tally()
+    try:
+        ids, names = _integers(categories, "id"), _values(categories, "name", (str,))
+        if not all(names):
+            raise _NotPlainError
+        rows = categories.rows
+    except _NotPlainError:
+        rows = categories.repaired(tally).rows
+        ids, names = np.array([row["id"] for row in rows], np.int64), [row["name"] for row in rows]
+    add_repeated(tally, "category", ids)
+    if met is None:
+        require_sound(categories.path, oddities_of(tally))
+    order = np.unique(ids, return_index=True)[1]
+    stated = [rows[i].get("frequency") for i in order]
+    groups = stated if stated and all(group in ("r", "c", "f") for group in stated) else None
+    return ids[order], _apart(ids[order], [names[i] for i in order], tally), groups
+
+
+def _apart(ids: NDArray[np.int64], names: list[str], met: Tally) -> list[str]:
+    """The names, those that an earlier category has with a number behind them: ``bolt``, ``bolt (2)``."""
+    if len(set(names)) == len(names):
+        return names
+    taken, apart = set(names), list[str]()
+    for number, name in zip(ids.tolist(), names, strict=True):
+        own, count = name, 1
+        while own in apart or (count > 1 and own in taken):
+            count += 1
+            own = f"{name} ({count})"
+        if own != name:
+            met.add("same_name", [f"category {number}: {name!r} is now {own!r}"])
+        apart.append(own)
+    return apart
+
+
+def _stated_counts(categories: list[Row], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(C,) each category's ``image_count`` in the file, -1 where it has none."""
+    stated = {whole(row.get("id")): row.get("image_count") for row in categories}
+    counts = (stated.get(number) for number in ids.tolist())
+    return np.array([count if type(count) is int and 0 <= count < 2**63 else -1 for count in counts], np.int64)
+
+
+def _values(table: Table, key: str, types: tuple[type, ...]) -> list[Any]:
+    """The values under ``key``, each of one of ``types`` (exactly: a bool is no int)."""
+    values = [row.get(key) for row in table.rows]
+    if not set(map(type, values)) <= set(types):
+        raise _NotPlainError
+    return values
+
+
+def _integers(table: Table, key: str) -> NDArray[np.int64]:
+    """A column of whole numbers."""
+    try:
+        return np.array(_values(table, key, (int,)), dtype=np.int64)
+    except OverflowError:
+        raise _NotPlainError from None
+
+
+def _boxes(table: Table) -> NDArray[np.float64]:
+    """The ``bbox`` column: (N, 4) x, y, width, height; NaN where there is none."""
+    boxes = _values(table, "bbox", (list,))
+    if not (set(map(len, boxes)) <= {4} and set(map(type, chain.from_iterable(boxes))) <= {int, float}):
+        raise _NotPlainError
+    column = np.fromiter(chain.from_iterable(boxes), np.float64, 4 * len(boxes)).reshape(-1, 4)
+    if (np.abs(column) > FARTHEST).any():
+        raise _NotPlainError
+    return column
 
 
 def _image_columns(images: Table) -> Columns:
     """Some rows of the list of images; texts and lists laid flat beside their lengths."""
-    ids, heights, widths = images.integers("id"), images.integers("height"), images.integers("width")
+    ids, heights, widths = (_integers(images, key) for key in ("id", "height", "width"))
     hws = np.stack([heights, widths], axis=1)
-    bad = np.flatnonzero(((hws < 1) | (hws > MAX_SIDE)).any(axis=1))
-    if bad.size:
-        size = f"height {heights[bad[0]]} and width {widths[bad[0]]}"
-        raise images.fault(int(bad[0]), f"it has {size}; sides must be 1 to {MAX_SIDE} pixels")
+    if ((hws < 1) | (hws > MAX_SIDE)).any():
+        raise _NotPlainError
     columns: Columns = {"image_ids": ids, "image_sizes": hws}
     for key in ("file_name", "coco_url"):
-        texts = [(text or "").encode() for text in images.values(key, (str, type(None)), "a string")]
+        texts = [(text or "").encode() for text in _values(images, key, (str, type(None)))]
         columns[f"{key}_utf8"] = np.frombuffer(b"".join(texts), np.uint8)
         columns[f"{key}_lengths"] = _lengths(texts)
     for key in ("neg_category_ids", "not_exhaustive_category_ids"):
-        values = [value or [] for value in images.values(key, (list, type(None)), "a list of category ids")]
+        values = [value or [] for value in _values(images, key, (list, type(None)))]
         lengths = _lengths(values)
         try:
             if not set(map(type, chain.from_iterable(values))) <= {int}:
-                raise OverflowError
+                raise _NotPlainError
             columns[f"{key}_ids"] = np.fromiter(chain.from_iterable(values), np.int64, int(lengths.sum()))
         except OverflowError:
-            position = next(i for i, v in enumerate(values) if any(type(x) is not int or x >= 2**63 for x in v))
-            problem = f"{key} must be a list of whole numbers, the ids of categories"
-            raise images.fault(position, problem) from None
+            raise _NotPlainError from None
         columns[f"{key}_lengths"] = lengths
     columns["neg_stated"] = np.array([row.get("neg_category_ids") is not None for row in images.rows], np.bool_)
     return columns
 
 
-def _annotation_columns(annotations: Table) -> tuple[Columns, dict[int, str]]:
+def _annotation_columns(annotations: Table, met: Tally) -> tuple[Columns, dict[int, Fault]]:
     """Some rows of the list of annotations, as they stand there; and faults of segmentations, by row."""
-    flags = annotations.values("iscrowd", (int, bool, type(None)), "0 or 1")
+    flags = [_values(annotations, key, (int, bool, type(None))) for key in ("iscrowd", "ignore")]
+    if not set(chain.from_iterable(flags)) <= {0, 1, None}:
+        raise _NotPlainError
     columns = {
-        "annotation_ids": annotations.integers("id"),
-        "image_id": annotations.integers("image_id"),
-        "category_id": annotations.integers("category_id"),
-        "boxes_xywh": annotations.boxes(),
-        "areas": np.array(annotations.values("area", (int, float, type(None)), "a number, in pixels"), np.float64),
-        "crowd": np.fromiter(map(bool, flags), np.bool_, len(flags)),
+        "annotation_ids": _integers(annotations, "id"),
+        "image_id": _integers(annotations, "image_id"),
+        "category_id": _integers(annotations, "category_id"),
+        "boxes_xywh": _boxes(annotations),
+        "areas": np.array(_values(annotations, "area", (int, float, type(None))), np.float64),
+        "crowd": np.fromiter(map(bool, flags[0]), np.bool_, len(flags[0])),
+        "ignored": np.fromiter(map(bool, flags[1]), np.bool_, len(flags[1])),
     }
-    segmentations, faults = segmentation_columns(annotations.rows)
+    segmentations, faults = segmentation_columns(annotations.rows, annotations.place, met)
     return columns | segmentations, faults
 
 

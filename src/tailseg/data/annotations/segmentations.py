@@ -2,60 +2,95 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from hotcoco import mask as rle
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.masks import rle_runs
+from tailseg.data.annotations.oddities import Tally
 
 MAX_SIDE = 65_535  # pixels; no JPEG is larger, and a wild number must not make us allocate its square
 
 
-def segmentation_columns(rows: list[dict[str, Any]]) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A segmentation that cannot be used."""
+
+    kind: Literal["no_mask", "bad_mask"]
+    problem: str  # what it is, for a message
+
+
+def segmentation_columns(
+    rows: list[dict[str, Any]], place: Callable[[int], str], met: Tally
+) -> tuple[dict[str, NDArray[Any]], dict[int, Fault]]:
     """The segmentations of some annotations, flat, and what is wrong with some of them.
+
+    Args:
+        rows: the annotations.
+        place: name of a row.
+        met: where polygons that are left out, or taken as something else, are counted.
 
     Returns:
         Columns: ``coordinates`` of all polygons in a row (see `Segmentations`), ``polygon_lengths`` (P,) numbers in
         each, ``polygon_counts`` (N,), ``rle_bytes`` in a row, ``rle_lengths`` (N,), ``rle_hws`` (N, 2), the size that
-        an RLE states and zeros elsewhere. And a sentence for each row at fault, whose segmentation is then empty.
-        Whether an RLE has its image's size is left to the caller.
+        an RLE states and zeros elsewhere. And a fault for each row whose segmentation cannot be used, and is then
+        empty. Whether an RLE has its image's size is left to the caller.
     """
     values = [row.get("segmentation") for row in rows]
-    faults: dict[int, str] = {}
+    faults: dict[int, Fault] = {}
     for i, value in enumerate(values):
-        if type(value) is not list and type(value) is not dict:
+        if not value or (type(value) is not list and type(value) is not dict):
             found = f"is {short(value)}" if "segmentation" in rows[i] else "is missing"
-            faults[i] = f"segmentation {found}; it must be a list of polygons or an RLE object"
-        elif type(value) is list and not value:
-            faults[i] = "segmentation is empty; give at least one polygon, or remove the annotation"
+            faults[i] = Fault("bad_mask" if value else "no_mask", f"segmentation {found}")
     lists = [value if type(value) is list else [] for value in values]
     packed = _pack(lists)
-    if packed is None:  # find the rows at fault, leave them out, do the rest again
+    if packed is None:  # find the rows at fault, leave out what is broken of them, do the rest again
         for i, polygons in enumerate(lists):
-            if fault := next(filter(None, map(_polygon_fault, polygons)), None):
+            lists[i], fault = _sound_polygons(polygons, partial(place, i), met)
+            if fault is not None:
                 faults[i] = fault
-                lists[i] = []
         packed = _pack(lists)
         assert packed is not None
     sizes = np.zeros((len(rows), 2), np.int32)
     codes = [b""] * len(rows)
-    objects = [(i, value) for i, value in enumerate(values) if type(value) is dict]
+    objects = [(i, value) for i, value in enumerate(values) if value and type(value) is dict]
     for i, value in objects:
         try:
             codes[i], sizes[i] = _compressed(value)
         except ValueError as error:
-            faults[i] = str(error)
+            faults[i] = Fault("bad_mask", str(error))
     if objects:
-        faults |= {i: fault for i, fault in _rle_faults(codes, sizes).items() if i not in faults}
+        for i, problem in _rle_faults(codes, sizes).items():
+            faults.setdefault(i, Fault("bad_mask", problem))
+            codes[i], sizes[i] = b"", 0
     about_codes: dict[str, NDArray[Any]] = {
         "rle_bytes": np.frombuffer(b"".join(codes), np.uint8),
         "rle_lengths": np.fromiter(map(len, codes), np.int64, len(codes)),
         "rle_hws": sizes,
     }
     return packed | about_codes, faults
+
+
+def _sound_polygons(polygons: list[Any], place: Callable[[], str], met: Tally) -> tuple[list[Any], Fault | None]:
+    """The sound polygons of an annotation; and its fault, if there is none among several."""
+    if polygons and set(map(type, polygons)) <= {int, float} and _polygon_fault(polygons) is None:
+        met.add("flat", [place()])
+        return [polygons], None
+    problems = list(map(_polygon_fault, polygons))
+    sound = [polygon for polygon, problem in zip(polygons, problems, strict=True) if problem is None]
+    wrong = [problem for problem in problems if problem is not None]
+    if not wrong:
+        return polygons, None
+    if not sound:
+        return [], Fault("bad_mask", wrong[0])
+    met.add("ring", [f"{place()}: {problem}" for problem in wrong])
+    return sound, None
 
 
 def _pack(values: list[list[Any]]) -> dict[str, NDArray[Any]] | None:
@@ -82,11 +117,11 @@ def _pack(values: list[list[Any]]) -> dict[str, NDArray[Any]] | None:
 def _polygon_fault(value: Any) -> str | None:
     """Say what is wrong with one polygon."""
     if type(value) is not list or not set(map(type, value)) <= {int, float}:
-        return f"a polygon is {short(value)}; it must be a flat list of numbers x0, y0, x1, y1, ..."
+        return f"a polygon is {short(value)}, no flat list of numbers x0, y0, x1, y1, ..."
     if len(value) < 6 or len(value) % 2:
-        return f"a polygon has {len(value)} coordinates; it needs at least three points, an x and a y each"
+        return f"a polygon has {len(value)} coordinates, not three points or more of an x and a y each"
     if not max(map(abs, value)) <= MAX_SIDE:
-        return f"a polygon has a coordinate beyond {MAX_SIDE} pixels; give pixels of the image"
+        return f"a polygon has a coordinate beyond {MAX_SIDE} pixels"
     return None
 
 
@@ -94,18 +129,17 @@ def _compressed(value: dict[str, Any]) -> tuple[bytes, list[int]]:
     """The compressed counts and the size of an RLE object; ValueError says what is wrong with it."""
     size, counts = value.get("size"), value.get("counts")
     if not isinstance(size, list) or not set(map(type, size)) <= {int} or len(size) != 2:
-        raise ValueError(f"the RLE's size is {short(size)}; it must be the image's height and width")
+        raise ValueError(f"the RLE's size is {short(size)}, not the image's height and width")
     height, width = size
     if not 0 < min(size) <= max(size) <= MAX_SIDE:
-        raise ValueError(f"the RLE's size is {size}; sides must be 1 to {MAX_SIDE} pixels")
+        raise ValueError(f"the RLE's size is {size}, not sides of 1 to {MAX_SIDE} pixels")
     if isinstance(counts, list):
         if not set(map(type, counts)) <= {int} or min(counts, default=0) < 0 or sum(counts) != height * width:
-            message = f"the RLE's counts must be whole numbers that sum to {height} x {width} pixels"
-            raise ValueError(f"{message}; encode the mask again")
+            raise ValueError(f"the RLE's counts are not whole numbers that sum to {height} x {width} pixels")
         code: bytes = rle.frPyObjects({"size": size, "counts": counts}, height, width)["counts"]
         return code, size
     if not isinstance(counts, str) or not counts:
-        raise ValueError(f"the RLE's counts are {short(counts)}; they must be a string or a list of run lengths")
+        raise ValueError(f"the RLE's counts are {short(counts)}, no string and no list of run lengths")
     return counts.encode(), size
 
 
@@ -116,13 +150,12 @@ def _rle_faults(codes: list[bytes], sizes: NDArray[np.int32]) -> dict[int, str]:
         runs, first = rle_runs(codes)
     except ValueError as error:
         if len(codes) == 1:
-            return {0: f"{error}; encode the mask again"}
+            return {0: str(error)}
         parts = (_rle_faults(codes[i : i + 1], sizes[i : i + 1]) for i in range(len(codes)))
         return {i: fault[0] for i, fault in enumerate(parts) if fault}
     totals = np.diff(np.concatenate([[0], np.cumsum(runs)])[first])
     return {
-        int(i): f"the RLE covers {totals[i]} pixels but the image has {sizes[i, 0]} x {sizes[i, 1]}; "
-        "encode the mask again"
+        int(i): f"the RLE covers {totals[i]} pixels but its size is {sizes[i, 0]} x {sizes[i, 1]}"
         for i in np.flatnonzero(totals != pixels)
     }
 

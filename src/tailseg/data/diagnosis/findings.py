@@ -17,6 +17,7 @@ from tailseg.data.diagnosis.mask_checks import MaskFacts
 
 Severity = Literal["error", "warning", "note"]
 TINY = (8, 16, 32)  # pixels
+CROWD_SHARE = 0.1  # of all annotations, from which on crowds are a warning; COCO has 1 %
 TINY_SHARE = 0.2  # of objects under the smallest of these sides, from which on it is a warning
 
 
@@ -44,7 +45,7 @@ class Split:
     def image(self, number: int) -> str:
         """Name of an image in a finding."""
         path = self.files[number].path
-        return f"image {self.annotations.image_ids[number]}" + (f" ({path.name})" if path else "")
+        return f"image {self.annotations.image_id(number)}" + (f" ({path.name})" if path else "")
 
     def images(self, flags: NDArray[np.bool_]) -> list[str]:
         """The images where ``flags`` (I,) is True."""
@@ -182,23 +183,40 @@ def _mask_findings(split: Split) -> list[Finding]:
     ]
 
 
+def _crowd_finding(split: Split) -> Finding:
+    """Crowds are few; where they are many, a tool has probably written them for single objects."""
+    part, count = split.annotations, split.annotations.report.crowd
+    crowds = np.bincount(np.asarray(part.labels)[np.asarray(part.crowd)], minlength=len(part.categories))
+    only = [c.name for c, crowd in zip(part.categories, crowds.tolist(), strict=True) if crowd and not c.instance_count]
+    what = "crowds: not trained on, ignored in evaluation"
+    if not count or (not only and count < CROWD_SHARE * part.report.annotations):
+        return Finding("note", split.name, what, "no action needed", count, ())
+    fix = (
+        "if these are single objects drawn as masks (CVAT writes iscrowd 1 for all of them), "
+        "`tailseg data convert coco SRC OUT --crowds-are-objects` takes them as objects"
+    )
+    examples = tuple(f"all of class {name}" for name in only)
+    share = count / part.report.annotations
+    return Finding("warning", split.name, f"{what}: {share:.0%} of all objects", fix, count, examples)
+
+
 def _report_findings(split: Split) -> list[Finding]:
-    """Findings from the counts of reading the file; they do not name the annotations."""
+    """Findings from reading the file; they name the first annotations."""
     report, name = split.annotations.report, split.name
     unused = "left out of training" if name == "train" else "used as negatives"
+    ignored = 'objects with "ignore": not trained on; found or not, they do not count'
+    thin = "objects under a pixel wide or high: scored, not trained on"
     counts: list[tuple[Severity, int, str, str]] = [
-        ("warning", report.outside, "annotations whose box does not meet the image: dropped", "correct or remove them"),
-        ("warning", report.no_area, "annotations without area: dropped", "correct or remove them"),
-        (
-            "note",
-            report.thin,
-            "objects under a pixel wide or high: scored, not trained on",
-            "no action needed",
-        ),
-        ("note", report.crowd, "crowds: not trained on, ignored in evaluation", "no action needed"),
+        ("note", report.thin, thin, "no action needed"),
+        ("note", report.ignored, ignored, "no action needed"),
         ("note", report.empty_images, f"images without objects: {unused}", "no action needed"),
     ]
     found = [Finding(severity, name, what, fix, count, ()) for severity, count, what, fix in counts]
+    found += [
+        Finding(oddity.about.severity, name, oddity.about.meaning, oddity.about.fix, oddity.count, oddity.places)
+        for oddity in report.oddities
+    ]
+    found.append(_crowd_finding(split))
     if name == "train":
         small = split.images(split.annotations.image_sizes.min(axis=1) < MIN_TRAIN_SIDE)
         what = f"images with a side under {MIN_TRAIN_SIDE} pixels: left out of training"
