@@ -196,9 +196,7 @@ def data_export(
         exported = export(kind, annotated_set(splits), out, advance)
     counts = (f"{exported.images[split]} {split} images with {exported.objects[split]} objects" for split in there)
     typer.echo(f"{out}: {', '.join(counts)}")
-    dropped = [
-        f"left out when {part.path} was read: {summary(part)}" for part in splits.values() if part.report.dropped
-    ]
+    dropped = [summary(part) for part in splits.values() if part.report.dropped]
     for note in (*dropped, *exported.notes):
         typer.echo(f"- {note}")
 

@@ -54,7 +54,10 @@ def test_pycocotools_reads_the_same_objects(plan, tmp_path_factory):
 @pytest.mark.parametrize("split", ["val", ""])
 def test_the_files(split, tmp_path):
     rle = code_of(np.eye(6, 8))
-    items = [*objects({"id": 2**60}, {"score": 0.25, "id": 7}), an_object(0, rle, (6, 8), crowd=True, id=-3)]
+    items = [
+        *objects({"id": 2**60}, {"score": 0.25, "id": 7}),
+        an_object(0, rle, (6, 8), crowd=True, ignored=True, id=-3),
+    ]
     extras = {"neg_category_ids": [3, 9], "not_exhaustive_category_ids": []}
     plan = {split: [{"name": "x y.png", "image_hw": (6, 8), "objects": items} | extras]}
     trip = written(plan, tmp_path / "in")
@@ -71,7 +74,7 @@ def test_the_files(split, tmp_path):
         "segmentation": [[1, 1, 3, 1, 3, 3, 1, 3]],
     }
     assert (scored["id"], scored["score"]) == (7, 0.25)
-    assert (crowd["id"], crowd["iscrowd"]) == (-3, 1)
+    assert (crowd["id"], crowd["iscrowd"], crowd["ignore"]) == (-3, 1, 1)
     assert crowd["segmentation"] == {"size": [6, 8], "counts": rle.decode()}
 
 

@@ -34,7 +34,7 @@ def test_the_files(split, tmp_path):
     done = exported("labelme", trip, tmp_path / "out")
     assert done.objects == {split: 3}
     assert done.notes[:2] == [
-        "1 crowds left out, which the format cannot mark as such (sub/a b.png)",
+        "1 crowds left out: the format has no mark for them (sub/a b.png)",
         "1 objects without a mask left out (sub/a b.png)",
     ]
     base = tmp_path / "out" / split / "sub"

@@ -53,7 +53,7 @@ def test_the_files(tmp_path):
     assert done.notes == [
         "Pascal VOC has boxes only: the masks are not in it",
         "2 images renamed, since their name was taken or cannot be read everywhere (sub_dir/a_b.png, c-2.png)",
-        "1 crowds left out, which the format cannot mark as such (sub_dir/a_b.png)",
+        "1 crowds left out: the format has no mark for them (sub_dir/a_b.png)",
         "images are hard links to the source's files",
     ]
 

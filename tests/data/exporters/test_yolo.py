@@ -56,7 +56,7 @@ def test_the_files(tmp_path):
     assert content == {"train": "images/train", "names": {i: row.name for i, row in enumerate(CATEGORIES)}}
     assert done.objects == {"train": 2}
     assert done.notes[0].startswith("1 images renamed")
-    assert done.notes[1] == "1 crowds left out, which the format cannot mark as such (sub/a b.png)"
+    assert done.notes[1] == "1 crowds left out: the format has no mark for them (sub/a b.png)"
 
 
 def test_a_set_without_splits_and_an_image_without_objects(tmp_path):

@@ -49,6 +49,8 @@ class CocoWriter:
                 "iscrowd": int(item.crowd),
                 "segmentation": _segmentation(item.segmentation, image.image_hw),
             }
+            if item.ignored:
+                annotation["ignore"] = 1
             if item.score is not None:
                 annotation["score"] = item.score
             content = orjson.dumps(annotation, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -67,7 +67,8 @@ class ExportFolder:
         Raises:
             UserError: the image cannot be read, or has not the size of the record.
         """
-        own, content = image.name, image.path
+        own = image.name
+        content: Path | bytes = image.path
         if image_size(image.path, image.name) != image.image_hw:
             image_size(image.path, image.name, image.image_hw)  # raises the error, if it is no matter of turning
             own, content = str(PurePosixPath(image.name).with_suffix(".png")), _as_stored(image.path)

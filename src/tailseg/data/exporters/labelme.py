@@ -39,8 +39,9 @@ class LabelmeWriter:
             shape |= {} if item.score is None else {"score": item.score}
             shapes += [shape | {"points": polygon.reshape(-1, 2)} for polygon in polygons]
         height, width = image.image_hw
-        content = {"version": _VERSION, "flags": {}, "shapes": shapes, "imagePath": PurePosixPath(name).name}
-        content |= {"imageData": None, "imageHeight": height, "imageWidth": width}
+        content: dict[str, Any] = {"version": _VERSION, "flags": {}, "shapes": shapes}
+        content |= {"imagePath": PurePosixPath(name).name, "imageData": None}
+        content |= {"imageHeight": height, "imageWidth": width}
         target = PurePosixPath(split, name).with_suffix(".json")
         options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_INDENT_2
         self._folder.write(str(target), orjson.dumps(content, option=options))

@@ -175,7 +175,8 @@ class _Chain:
         while (corner := self.following[corners[-1]]) != first:
             corners.append(corner)
         ring = np.array([self.points[corner] for corner in corners])
-        return ring[(ring != np.roll(ring, 1, axis=0)).any(axis=1)]
+        moved: Ring = ring[(ring != np.roll(ring, 1, axis=0)).any(axis=1)]
+        return moved
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ class ExportObject:
     segmentation: Segmentation
     area: float  # pixels
     crowd: bool = False
+    ignored: bool = False  # in LVIS's sense: found or not, it does not count
     score: float | None = None  # of a detection
     id: int | None = None  # of an annotation
 
@@ -47,7 +48,7 @@ class ExportSet:
 
     where: str  # opens sentences about its categories
     categories: Sequence[Category]  # by label
-    splits: dict[str, Iterable[ExportImage]]  # by name; a set without splits has one of the name ""
+    splits: Mapping[str, Iterable[ExportImage]]  # by name; a set without splits has one of the name ""
     frequencies: bool = False  # the categories' frequency groups are stated, not computed
 
 
@@ -68,7 +69,7 @@ def images_of(annotations: Annotations) -> Iterator[ExportImage]:
             path=path,
             image_hw=(height, width),
             objects=[_object(annotations, row) for row in range(first, stop)],
-            id=int(annotations.image_ids[i]),
+            id=annotations.image_id(i),
             neg_category_ids=annotations.neg_category_ids[i].tolist() if stated else None,
             not_exhaustive_category_ids=annotations.not_exhaustive_category_ids[i].tolist() if stated else None,
         )
@@ -82,16 +83,22 @@ def _object(annotations: Annotations, row: int) -> ExportObject:
         segmentation=annotations.segmentation(row),
         area=float(annotations.areas[row]),
         crowd=bool(annotations.crowd[row]),
+        ignored=bool(annotations.ignored[row]),
         id=int(annotations.annotation_ids[row]),
     )
 
 
 def single_objects(image: ExportImage, name: str, found: LeftOut) -> list[ExportObject]:
-    """The objects of an image that are no crowds; those are counted, with the image's ``name``."""
-    crowds = sum(item.crowd for item in image.objects)
-    if crowds:
-        found.add("crowds left out, which the format cannot mark as such", *[name] * crowds)
-    return [item for item in image.objects if not item.crowd]
+    """The objects of an image but crowds and ignored ones, which are counted, with the image's ``name``."""
+    kept = []
+    for item in image.objects:
+        if item.crowd or item.ignored:
+            found.add(
+                f"{'crowds' if item.crowd else 'ignored objects'} left out: the format has no mark for them", name
+            )
+        else:
+            kept.append(item)
+    return kept
 
 
 def class_names(data: ExportSet) -> list[str]:

@@ -46,7 +46,7 @@ class VocWriter:
         """A box as the format has it: inside of the image, pixels counted from 1, the last one part of it."""
         x, y, w, h = item.box
         thin = False
-        sides = {}
+        sides: dict[str, float] = {}
         for axis, start, end, limit in (("x", x, x + w, image_hw[1]), ("y", y, y + h, image_hw[0])):
             low, high = max(start, 0.0), min(end, float(limit))
             if high - low < 1:
