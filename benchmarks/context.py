@@ -28,6 +28,7 @@ import torch
 from miniature import gains, spread, table
 from torch import Tensor, nn
 
+from tailseg.data.annotations.frequency import GroupRule
 from tailseg.data.dataset import DetectionDataset
 from tailseg.data.sources import known_categories, open_source
 from tailseg.data.transforms import fit_transform
@@ -162,7 +163,7 @@ def measure(path: Path, data: str, split: str) -> dict[str, Any]:
     if model.detector.context is None:
         sys.exit(f"{path}: has no context encoder; give a model of table2/04-htc-lite or a later row.")
     recipe = model.recipe.data
-    splits = open_source(data, need=(split,), rare_max=recipe.rare_max, common_max=recipe.common_max, show=False)
+    splits = open_source(data, need=(split,), rule=GroupRule.of(recipe), show=False)
     annotations = splits.val if split == "val" else splits.train
     assert annotations is not None
     resize = fit_transform(recipe.test_short_edge, recipe.long_edge)

@@ -34,7 +34,7 @@ class Checkpoint:
     recipe: Recipe
     categories: tuple[Category, ...]
     step: int
-    metrics: dict[str, Any] | None  # of the validation split when it was saved, as in metrics.json
+    metrics: dict[str, Any] | None  # of the validation split, as in metrics.json; only best models have them
     state: dict[str, Tensor]  # the detector's state dict
 
 

@@ -5,6 +5,7 @@ from io import BytesIO
 
 from checked_data import SOUND, SOUND_VAL, row, write
 from PIL import Image
+from tiny import assert_done, assert_refused, tailseg
 from typer.testing import CliRunner
 
 from tailseg.cli.main import app
@@ -93,3 +94,37 @@ def test_export_tells_what_reading_dropped(tmp_path):
     )
     content = json.loads((tmp_path / "out/annotations/instances_train.json").read_text())
     assert [item["id"] for item in content["annotations"]] == [1, 2, 3, 4]
+
+
+def test_check_says_which_rule_made_the_groups(tmp_path):
+    folder = write(tmp_path / "src", SOUND, SOUND_VAL)
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("extends: demo/seesaw\ndata: {groups: quantiles}\n")
+    assert_done(done := tailseg("data", "check", folder))
+    assert "Groups: rare up to 10 training images, common up to 100: " in done.stderr
+    assert_done(done := tailseg("data", "check", folder, "--recipe", recipe))
+    assert "Groups: thirds of the classes: rare up to " in done.stderr
+    content = json.loads((folder / "train.json").read_text())
+    for category in content["categories"]:
+        category["frequency"] = "c"
+    (folder / "train.json").write_text(json.dumps(content))
+    done = tailseg("data", "check", folder, "--recipe", recipe)
+    assert_refused(done, "data.groups = quantiles", "train.json", "remove 'frequency'")
+    assert_done(done := tailseg("data", "check", folder))
+    assert f"Groups: as {folder / 'train.json'} states them: 0 rare, " in done.stderr
+
+
+def test_divided_data_states_no_groups_of_the_source(tmp_path):
+    folder = write(tmp_path / "src", [row(i, i) for i in range(1, 5)], SOUND_VAL)
+    content = json.loads((folder / "train.json").read_text())
+    for category in content["categories"]:
+        category |= {"frequency": "f", "image_count": 5000, "instance_count": 9000}
+    (folder / "train.json").write_text(json.dumps(content))
+    for command in (("split", folder / "train.json"), ("convert", "coco", folder / "train.json")):
+        out = tmp_path / command[0]
+        assert_done(tailseg("data", *command, out))
+        for split in ("train", "val"):
+            categories = json.loads((out / f"{split}.json").read_text())["categories"]
+            assert all(set(category) == {"id", "name"} for category in categories)
+        assert_done(done := tailseg("data", "check", out))
+        assert "Groups: rare up to 10 training images" in done.stderr

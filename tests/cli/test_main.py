@@ -120,6 +120,7 @@ def test_train_with_odd_but_sound_data(trained: tuple[Path, Done]) -> None:
     assert "dropped 1: 1 without overlap with the image." in done.stderr
     assert f"{IMAGES} training images, 4 classes" in done.stderr
     assert "Learning rate 0.00025 = 0.001 x 2 / 8" in done.stderr
+    assert "Groups: as " in done.stderr
     assert "segm AP" in done.stderr
     assert "AP50" in done.stdout
     names = {path.name for path in out.iterdir()}
@@ -169,6 +170,23 @@ def test_eval_and_score_agree(trained: tuple[Path, Done], data: Path, tmp_path: 
     done = tailseg("score", data / "val.json", tmp_path / "detections.json", "--iou", "bbox", "--out", tmp_path / "s")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "s").read_text()) == {"bbox": metrics["bbox"]}
+
+
+def test_eval_says_where_the_groups_come_from(trained: tuple[Path, Done], data: Path, tmp_path: Path) -> None:
+    model = trained[0] / "last.safetensors"
+    done = tailseg("eval", model, "--data", data, "--out", tmp_path / "stated")
+    assert f"Groups: as {data / 'val.json'} states them: " in done.stderr
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "images").symlink_to(data / "images")
+    for split in ("train", "val"):
+        content = orjson.loads((data / f"{split}.json").read_bytes())
+        content["categories"] = [{"id": row["id"], "name": row["name"]} for row in content["categories"]]
+        (bare / f"{split}.json").write_bytes(orjson.dumps(content))
+    done = tailseg("eval", model, "--data", bare, "--out", tmp_path / "computed")
+    assert f"Groups: those that {model} was trained with." in done.stderr
+    stated, computed = ((tmp_path / name / "classes.csv").read_text() for name in ("stated", "computed"))
+    assert stated == computed
 
 
 def test_predict(trained: tuple[Path, Done], data: Path, tmp_path: Path) -> None:
@@ -359,6 +377,12 @@ def cut_image(plain: Path, folder: Path) -> Path:
     return folder
 
 
+def other_size(plain: Path, folder: Path) -> Path:
+    shutil.copytree(plain, folder)
+    Image.new("RGB", (64, 60)).save(folder / "images" / "val_000001.jpg")
+    return folder
+
+
 def set_in(table: str, **values: Any) -> Change:
     return lambda content: content[table][2].update(values)
 
@@ -386,6 +410,7 @@ DATA_FAULTS: dict[str, tuple[Callable[[Path, Path], Path], tuple[str, ...]]] = {
         lambda plain, folder: with_change(plain, folder, set_in("annotations", id=1)),
         ("train.json", "annotation 1", "more than once"),
     ),
+    "validation image of another size": (other_size, ("val_000001.jpg", "is 64 x 60 pixels", "says 64 x 64")),
     "truncated JPEG": (cut_image, ("train_000003.jpg", "broken or cut off")),
 }
 
@@ -438,7 +463,9 @@ def refusals(
     jobs["other recipe"] = (*again, "--resume", "--set", "optimizer.weight_decay=0.5")
     jobs["diverged"] = (*again[:-1], root / "diverged", "--set", "optimizer.lr=1e12", "--set", "optimizer.clip=null")
     jobs["out is a file"] = (*again[:-1], recipe)
-    return {name: tailseg(*job, "--quiet") for name, job in jobs.items()}
+    done = {name: tailseg(*job, "--quiet") for name, job in jobs.items()}
+    assert not [name for name in DATA_FAULTS if (root / f"run {name}").exists()]  # found before the first step
+    return done
 
 
 @pytest.mark.parametrize("name", DATA_FAULTS)
@@ -493,6 +520,14 @@ def test_recipe_faults(tmp_path: Path, plain: Path) -> None:
         assert_refused(tailseg("recipes", "show", *arguments), *named)
     done = tailseg("train", "demo/seasaw", "--data", plain, "--out", tmp_path / "run")
     assert_refused(done, "'demo/seasaw'", "'demo/seesaw'")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("setting", ["data.rare_max=2", "data.common_max=50", "data.groups=quantiles"])
+def test_a_group_rule_that_the_file_overrides(plain: Path, tmp_path: Path, setting: str) -> None:
+    done = tailseg("train", "demo/seesaw", "--data", plain, "--out", tmp_path / "run", "--set", setting)
+    key, _, value = setting.partition("=")
+    assert_refused(done, f"{key} = {value}: {plain / 'train.json'} and {plain / 'val.json'} state", "leave", "remove")
     assert not (tmp_path / "run").exists()
 
 

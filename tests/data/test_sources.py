@@ -10,6 +10,7 @@ import pytest
 from annotation_files import content
 
 from tailseg.data.annotations.annotations import Annotations, Category
+from tailseg.data.annotations.frequency import GroupRule
 from tailseg.data.sources import known_categories, open_data, open_source, same_name, splits_there
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.errors import UserError
@@ -116,14 +117,16 @@ def make_splits(folder, val=None):
 
 def test_open_data_from_a_folder_and_from_yaml(tmp_path):
     make_splits(tmp_path)
-    splits = open_data(tmp_path, rare_max=0)
+    splits = open_data(tmp_path, rule=GroupRule(rare_max=0))
     assert splits.name == tmp_path.name
     assert [c.frequency for c in splits.val.categories] == ["c", "r", "c"]  # those of the training images
     (tmp_path / "pets.yaml").write_text("train: train.json\nval: val.json\nimages: images\n")
-    again = open_data(str(tmp_path / "pets.yaml"), need=("val",), rare_max=0)
+    again = open_data(str(tmp_path / "pets.yaml"), need=("val",), rule=GroupRule(rare_max=0))
     assert again.name == "pets"
     assert again.val.path == tmp_path / "val.json"
     assert again.val.categories == splits.val.categories
+    assert again.groups == splits.groups
+    assert splits.groups.startswith("Groups: rare up to 0 training images, common up to 100: 1 rare, 2 common, 0 ")
     (tmp_path / "val.json").unlink()
     assert open_data(tmp_path, need=("train",)).val is None
 
@@ -179,3 +182,21 @@ def test_the_splits_that_are_there(tmp_path: Path) -> None:
     assert splits_there("synthetic") == ("train", "val")
     with pytest.raises(UserError, match="no such folder or file"):
         splits_there(str(tmp_path / "gone"))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_images_are_looked_at_before_they_are_needed(tmp_path, monkeypatch, split):
+    """All of validation, whose faults would show at the first evaluation; of training a sample."""
+    folder = write_synthetic(tmp_path / "set", SyntheticSettings(classes=4, train_images=6, val_images=6, size=64))
+    path = sorted((folder / "images").glob(f"{split}*"))[4]
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UserError, match=rf"{path}: the image is broken or cut off"):
+        open_source(str(folder))
+    assert open_source(str(folder), need=("train" if split == "val" else "val",)) is not None
+    assert open_source(str(folder), examine=True).val is not None
+    monkeypatch.setattr("tailseg.data.sources.TRAIN_SAMPLE", 0)
+    if split == "train":
+        open_source(str(folder))
+    else:
+        with pytest.raises(UserError, match="broken or cut off"):
+            open_source(str(folder))

@@ -167,6 +167,15 @@ def test_every_section_is_frozen_strict_and_told(kind: type[Section]) -> None:
         (lambda: ScheduleRecipe(milestones=(0, 8)), r"milestones must be rising epochs from 1 on, received \[0, 8\]"),
         (lambda: DataRecipe(long_edges=(64, 32)), r"long_edges must be two sizes of at least 32 in order, .*\[64, 32"),
         (lambda: DataRecipe(long_edges=(31, 64)), r"long_edges must be two sizes of at least 32 in order, .*\[31, 64"),
+        (lambda: DataRecipe(rare_max=100), "rare_max must be below common_max, received 100 and 100"),
+        (
+            lambda: DataRecipe(groups="quantiles", rare_max=2),
+            "groups=quantiles takes no rare_max; set data.groups=limits, or leave out rare_max",
+        ),
+        (
+            lambda: DataRecipe(groups="quantiles", rare_max=2, common_max=5),
+            "takes no rare_max and common_max; set data.groups=limits, or leave out rare_max and common_max",
+        ),
         (lambda: FinetuneRecipe(cache=True), "never seen twice cannot be cached; set finetune.views, for example to 1"),
         (lambda: ContextRecipe(residual=True, convs=3), "residual needs an even number of convs, received 3"),
     ],
@@ -179,4 +188,6 @@ def test_values_that_contradict_each_other(make: Callable[[], Section], sentence
 def test_what_just_fits() -> None:
     assert ScheduleRecipe(milestones=()).milestones == ()
     assert DataRecipe(long_edges=(32, 32)).long_edges == (32, 32)
+    assert DataRecipe(rare_max=0, common_max=1).groups == "limits"
+    assert DataRecipe(groups="quantiles").groups == "quantiles"
     assert FinetuneRecipe(cache=True, views=1).cache

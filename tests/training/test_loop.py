@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import numpy as np
 import orjson
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import SMALL_RECIPE
 from torch import Tensor
 
-from tailseg.data.annotations.annotations import Annotations
+from tailseg.data.annotations.annotations import Annotations, load_annotations
 from tailseg.data.dataset import evaluation_dataset, train_dataset
 from tailseg.data.sources import DataSplits, open_source
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
@@ -25,6 +27,7 @@ from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import to_yaml
 from tailseg.training.loop import Run, class_statistics, train
+from tailseg.training.run_log import RunLog
 
 TINY = (
     *SMALL_RECIPE,
@@ -89,16 +92,23 @@ def test_other_seed_other_weights(data: DataSplits, reference: Path, tmp_path: P
 def test_stopped_and_resumed(
     data: DataSplits, reference: Path, tmp_path: Path, stop_at: Callable[[int], None], step: int
 ) -> None:
-    """After the first step, in the middle and after the last one, with other numbers of workers."""
+    """After the first step, in the middle and after the last one, with other numbers of workers.
+
+    Ctrl-C in the last step of an epoch does not wait for the evaluation, which --resume makes up for.
+    """
     out = tmp_path / "run"
     stop_at(step)
     with pytest.raises(KeyboardInterrupt):
         train(tiny(), data, out, show=False)
+    assert not (out / "metrics.json").exists()
     stop_at(-1)
     train(tiny("data.workers=1"), data, out, resume=True, show=False)
     assert differing(out, reference) == []
     assert differing(out, reference, "trainer.safetensors") == []
+    assert differing(out, reference, "best.safetensors") == []
+    assert (out / "metrics.json").read_bytes() == (reference / "metrics.json").read_bytes()
     assert [row["step"] for row in rows(out) if "loss" in row] == sorted({step, STEPS})
+    assert [row["step"] for row in rows(out) if "metrics" in row] == [STEPS]
 
 
 def test_resuming_cuts_the_log(data: DataSplits, tmp_path: Path, stop_at: Callable[[int], None]) -> None:
@@ -316,8 +326,146 @@ def test_best_is_the_best(data: DataSplits, tmp_path: Path, monkeypatch: pytest.
     best, last = (load_model(tmp_path / "run" / f"{name}.safetensors") for name in ("best", "last"))
     assert (best.step, last.step) == (2 * STEPS, 4 * STEPS)
     assert best.metrics == {"bbox": {}, "segm": {"AP": 0.5, "APr": None}}
+    assert last.metrics is None  # it is saved before it is evaluated
     assert [c.name for c in best.categories] == [c.name for c in data.val.categories]  # type: ignore[union-attr]
     assert best.recipe == last.recipe
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A run saves before it evaluates
+
+
+RESULTS = ("metrics.json", "detections.json", "classes.csv", "recipe.yaml")
+
+
+def header(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        return {key: json.loads(value) for key, value in file.metadata().items()}
+
+
+def assert_same_files(out: Path, reference: Path) -> None:
+    """Equal files, but for the speed in the log."""
+    assert {path.name for path in out.iterdir()} == {path.name for path in reference.iterdir()}
+    assert [name for name in RESULTS if (out / name).read_bytes() != (reference / name).read_bytes()] == []
+    for name in ("best.safetensors", "last.safetensors", "trainer.safetensors"):
+        assert differing(out, reference, name) == []
+        assert header(out / name) == header(reference / name)
+    ours, theirs = ([row | {"images_per_second": 0} for row in rows(folder)] for folder in (out, reference))
+    assert ours == theirs
+
+
+def stopped_in(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """The first evaluation is killed in its middle, before it saves the best model, or before it is logged."""
+    from tailseg.training import loop
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise SystemExit("killed")
+
+    save, write = Run._save_model, RunLog.write
+    if place == "evaluate":
+        monkeypatch.setattr(loop, "evaluate", killed)
+    elif place == "best":
+        monkeypatch.setattr(
+            Run, "_save_model", lambda self, name, *a: killed() if name.startswith("best") else save(self, name, *a)
+        )
+    else:
+        monkeypatch.setattr(RunLog, "write", lambda self, row: killed() if "metrics" in row else write(self, row))
+
+
+@pytest.mark.parametrize("place", ["evaluate", "best", "log"])
+def test_a_kill_while_it_evaluates_loses_nothing(
+    data: DataSplits, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stopped_in(patch, place)
+        with pytest.raises(SystemExit):
+            train(tiny(), data, out, show=False)
+    assert load_file(out / "trainer.safetensors")
+    assert differing(out, reference) == []
+    assert [row for row in rows(out) if "metrics" in row] == []
+    scores = train(tiny(), data, out, resume=True, show=False)
+    assert scores is not None
+    assert scores.metrics == json.loads((reference / "metrics.json").read_text())
+    assert_same_files(out, reference)
+    assert train(tiny(), data, out, resume=True, show=False) is None  # nothing is left to do
+    assert_same_files(out, reference)
+
+
+def test_a_broken_image_of_validation_leaves_a_run_that_goes_on(
+    data: DataSplits, reference: Path, tmp_path: Path
+) -> None:
+    """The file was cut off while the run trained."""
+    assert data.val is not None
+    folder = tmp_path / "images"
+    shutil.copytree(data.val.images_dir, folder)
+    moved = replace(data, val=replace(data.val, images_dir=folder))
+    path = moved.val.image_path(1)  # type: ignore[union-attr]
+    sound = path.read_bytes()
+    path.write_bytes(sound[: len(sound) // 2])
+    with pytest.raises(UserError, match=rf"^{path}: the image is broken or cut off"):
+        train(tiny(), moved, tmp_path / "run", show=False)
+    path.write_bytes(sound)
+    train(tiny(), moved, tmp_path / "run", resume=True, show=False)
+    assert_same_files(tmp_path / "run", reference)
+
+
+def test_the_best_of_before_a_kill_stays_the_best(
+    data: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainer file is older than the evaluation of its own step, whose result is in the log."""
+    from tailseg.checkpoint import load_model
+    from tailseg.evaluation.metrics import Scores
+    from tailseg.model.detector import Detector
+    from tailseg.training import loop
+
+    out, values, evaluated = tmp_path / "run", iter([0.5, 0.3, None, 0.6]), []
+
+    def scored(*_: Any, **__: Any) -> Scores:
+        value = next(values)
+        evaluated.append(value)
+        return Scores(metrics={"bbox": {}, "segm": {"AP": value, "APr": None}}, per_category=[])
+
+    def killed_at(step: int) -> Callable[..., None]:
+        def step_or_die(self: Run, batches: Iterator[Any]) -> None:
+            if self.step == step:
+                raise SystemExit("killed")
+            train_step(self, batches)
+
+        return step_or_die
+
+    train_step = Run.train_step
+    monkeypatch.setattr(loop, "evaluate", scored)
+    monkeypatch.setattr(Detector, "forward", lambda self, _: weights_alone(self))
+    recipe = tiny("schedule.epochs=4", "schedule.milestones=[]")
+    for kill, best in ((STEPS, STEPS), (2 * STEPS + 1, STEPS), (3 * STEPS + 2, STEPS), (-1, 4 * STEPS)):
+        monkeypatch.setattr(Run, "train_step", killed_at(kill))
+        if kill > 0:
+            with pytest.raises(SystemExit):
+                train(recipe, data, out, resume=out.exists(), show=False)
+        else:
+            train(recipe, data, out, resume=True, show=False)
+        assert load_model(out / "best.safetensors").step == best
+    assert evaluated == [0.5, 0.3, None, 0.6]  # each once
+    assert [row["metrics"]["segm"]["AP"] for row in rows(out) if "metrics" in row] == evaluated
+
+
+def test_validation_without_annotations(
+    data: DataSplits, reference: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert data.val is not None
+    content = orjson.loads(data.val.path.read_bytes()) | {"annotations": []}
+    path = tmp_path / "val.json"
+    path.write_bytes(orjson.dumps(content))
+    bare = replace(data, val=load_annotations(path, data.val.images_dir))
+    caplog.set_level("INFO", logger="tailseg")
+    out = tmp_path / "run"
+    assert train(tiny("schedule.epochs=2"), bare, out, show=False) is None
+    names = {path.name for path in out.iterdir()}
+    assert names == {"last.safetensors", "trainer.safetensors", "metrics.jsonl", "recipe.yaml"}
+    said = [message for message in caplog.messages if "best.safetensors" in message]
+    assert said == [f"{path}: has no annotations, so the run is not evaluated: no best.safetensors."]
+    assert [row["step"] for row in rows(out)] == [STEPS, 2 * STEPS]
 
 
 def test_divergence_is_told_before_it_is_saved(

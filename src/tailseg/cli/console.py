@@ -11,6 +11,9 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; may be repeated.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bar, warnings only.")]
 
 

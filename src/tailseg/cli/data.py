@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
@@ -60,12 +61,15 @@ def data_check(
     from tailseg.recipes.resolve import resolve
 
     resolved = resolve(recipe, ())
+    from tailseg.data.annotations.frequency import GroupRule, require_rule_in_use
     from tailseg.data.diagnosis.dataset_report import check_data, file_steps
     from tailseg.data.sources import open_source
     from tailseg.progress import progress_bar
 
-    rare_max, common_max = resolved.data.rare_max, resolved.data.common_max
-    splits = open_source(data, rare_max=rare_max, common_max=common_max, show=not quiet, examine=True)
+    rule = GroupRule.of(resolved.data)
+    splits = open_source(data, rule=rule, show=not quiet, examine=True)
+    require_rule_in_use(rule, splits.train, splits.val)
+    logging.getLogger(__name__).info(splits.groups)
     with progress_bar("looking at images", file_steps(splits), show=not quiet) as advance:
         report = check_data(data, splits, resolved, advance)
     for table in check_tables(report):
@@ -163,14 +167,15 @@ def data_split(
     log(quiet)
     if not 0 < val < 1:
         raise typer.BadParameter(f"{val:g} is not between 0 and 1", param_hint="--val")
+    from tailseg.data.importers.coco import read_set
     from tailseg.data.importers.convert import image_note, only_train_note
-    from tailseg.data.importers.split import divide, read_set
+    from tailseg.data.importers.split import divide
     from tailseg.data.importers.writer import write_parts
 
-    categories, part = read_set(source)
+    categories, part, notes = read_set(source)
     division = divide(part, categories, share=val, seed=seed, source=source)
     linked = write_parts(out, categories, division.parts)
-    _tell(division.parts, [*only_train_note(division.only_train), image_note(linked)], out)
+    _tell(division.parts, [*notes, *only_train_note(division.only_train), image_note(linked)], out)
 
 
 @data_app.command("export")

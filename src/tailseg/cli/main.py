@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from tailseg.cli.console import QuietOption
+from tailseg.cli.console import QuietOption, SetOption
 from tailseg.cli.console import log as _log
 from tailseg.cli.console import print_table as _print
+from tailseg.cli.convert import convert_app
 from tailseg.cli.data import data_app
 from tailseg.errors import UserError
 
@@ -28,7 +29,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from tailseg.evaluation.metrics import Scores
-    from tailseg.zoo.conversion import ForeignModel
 
 T = TypeVar("T")
 
@@ -38,7 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-convert_app = typer.Typer(help="Turn checkpoints of other projects into models of ours.", no_args_is_help=True)
 recipes_app = typer.Typer(help="List, show and compare recipes.", invoke_without_command=True)
 app.add_typer(data_app, name="data")
 app.add_typer(convert_app, name="convert")
@@ -46,9 +45,6 @@ app.add_typer(recipes_app, name="recipes")
 
 DataOption = Annotated[
     str, typer.Option("--data", help="Folder with train.json, val.json and images/; a YAML file; or 'synthetic'.")
-]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; may be repeated.")
 ]
 RecipeArgument = Annotated[
     str, typer.Argument(help="Built-in recipe (see `tailseg recipes`), YAML file, or model file (its recipe).")
@@ -97,9 +93,12 @@ def train(
     from tailseg.recipes.resolve import resolve
 
     resolved = resolve(recipe, settings or ())
+    from tailseg.data.annotations.frequency import GroupRule, require_rule_in_use
     from tailseg.data.sources import open_source
 
-    splits = open_source(data, rare_max=resolved.data.rare_max, common_max=resolved.data.common_max, show=not quiet)
+    rule = GroupRule.of(resolved.data)
+    splits = open_source(data, rule=rule, show=not quiet)
+    require_rule_in_use(rule, splits.train, splits.val)
     # Imported after the data is known to be sound: a fault there is told seconds earlier.
     from tailseg.evaluation.metrics import format_table
     from tailseg.training.loop import train as run
@@ -110,7 +109,8 @@ def train(
     )
     if scores is not None:
         _print(format_table(scores.metrics))
-        typer.echo(f"Models: {out / 'best.safetensors'} (best segm AP), {out / 'last.safetensors'}")
+        best, last = out / "best.safetensors", out / "last.safetensors"
+        typer.echo(f"Models: {best} (best segm AP), {last}" if best.is_file() else f"Model: {last} (no segm AP)")
 
 
 FixedApOption = Annotated[
@@ -144,6 +144,7 @@ def evaluate(
     if split not in ("train", "val"):
         raise typer.BadParameter(f"'{split}' is not one of train, val", param_hint="--split")
     from tailseg.data.annotations.annotations import summary
+    from tailseg.data.annotations.frequency import GroupRule
     from tailseg.data.dataset import evaluation_dataset
     from tailseg.data.sources import known_categories, open_source
     from tailseg.evaluation.evaluate import evaluate as run
@@ -154,7 +155,7 @@ def evaluate(
     limit = [] if max_dets is None else [f"test.max_detections={max_dets}"]
     loaded = load(model, settings=[*limit, *_tta_setting(tta), *(settings or ())])
     recipe, views = loaded.recipe.data, views_of(loaded.recipe.test)
-    splits = open_source(data, need=(split,), rare_max=recipe.rare_max, common_max=recipe.common_max, show=not quiet)
+    splits = open_source(data, need=(split,), rule=GroupRule.of(recipe), show=not quiet)
     annotations = splits.val if split == "val" else splits.train
     assert annotations is not None
     dataset = evaluation_dataset(annotations, recipe, resized=not views)
@@ -165,9 +166,11 @@ def evaluate(
     if any(category.image_count for category in loaded.categories):
         pairs = zip(known, loaded.categories, strict=True)
         learned = {category_id: category for category_id, category in pairs if category_id is not None}
-    frequencies = None
+    frequencies, groups = None, splits.groups
     if learned and not dataset.annotations.frequency_stated:
         frequencies = {category_id: category.frequency for category_id, category in learned.items()}
+        groups = f"Groups: those that {model} was trained with."
+    logging.getLogger(__name__).info(groups)
     scores = run(
         loaded.detector,
         dataset,
@@ -261,68 +264,6 @@ def _write_analysis_page(scores: Scores, path: Path) -> None:
         from tailseg.visualize.analysis_page import write_page  # matplotlib takes its time
 
         write_page(scores.analysis, scores.per_category, path)
-
-
-OutModelArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Model file to write, ending in .safetensors.")]
-CategoriesOption = Annotated[
-    Path | None,
-    typer.Option("--categories", metavar="ANN.json", help="Annotation file with the classes it was trained on."),
-]
-
-
-@convert_app.command("mmdet")
-def convert_mmdet(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of mmdetection 2.x or 3.x, .pth.")],
-    out: OutModelArgument,
-    categories: CategoriesOption = None,
-    settings: SetOption = None,
-) -> None:
-    """Mask R-CNN or Cascade Mask R-CNN of mmdetection, with cross-entropy or Seesaw Loss."""
-    _log(quiet=False)
-    from tailseg.zoo.mmdet import read_mmdet
-
-    _convert(read_mmdet(checkpoint), out, categories, settings)
-
-
-@convert_app.command("torchvision")
-def convert_torchvision(
-    source: Annotated[
-        str, typer.Argument(help="maskrcnn_resnet50_fpn (downloads its weights), or a state dict, .pth.")
-    ],
-    out: OutModelArgument,
-    categories: CategoriesOption = None,
-    settings: SetOption = None,
-) -> None:
-    """Mask R-CNN R50-FPN (version 1) of torchvision."""
-    _log(quiet=False)
-    from tailseg.zoo.torchvision import read_torchvision
-
-    _convert(read_torchvision(source), out, categories, settings)
-
-
-@convert_app.command("detectron2")
-def convert_detectron2(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of detectron2, .pkl or .pth.")],
-    out: OutModelArgument,
-    categories: CategoriesOption = None,
-    settings: SetOption = None,
-) -> None:
-    """Mask R-CNN R50-FPN or R101-FPN of detectron2, for COCO or LVIS."""
-    _log(quiet=False)
-    from tailseg.zoo.detectron2 import read_detectron2
-
-    _convert(read_detectron2(checkpoint), out, categories, settings)
-
-
-def _convert(foreign: ForeignModel, out: Path, categories: Path | None, settings: list[str] | None) -> None:
-    from tailseg.zoo.conversion import convert
-
-    recipe, labels = convert(foreign, out, categories=categories, settings=settings or ())
-    stages = {1: "Mask R-CNN", 3: "Cascade Mask R-CNN"}.get(len(recipe.model.stages), "detector")
-    typer.echo(
-        f"{out}: {stages}, {recipe.model.backbone.name}, {len(labels)} classes, classifier {recipe.classifier.loss}; "
-        f"its recipe: tailseg recipes show {out}"
-    )
 
 
 @recipes_app.callback()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import yaml
@@ -15,16 +15,16 @@ from tailseg.data.annotations.annotations import (
     Category,
     load_annotations,
     require_same_categories,
-    with_frequencies_of,
 )
+from tailseg.data.annotations.frequency import LVIS_LIMITS, GroupRule, with_groups
 from tailseg.data.synthetic.generate import SyntheticSettings, default_synthetic_folder, open_synthetic
 from tailseg.errors import UserError
 from tailseg.progress import progress_bar
-from tailseg.recipes.schema import COMMON_MAX, RARE_MAX
 
 logger = logging.getLogger(__name__)
 
 SYNTHETIC = "synthetic"
+TRAIN_SAMPLE = 5000  # images of a training split that are looked at before it is used
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +34,7 @@ class DataSplits:
     name: str
     train: Annotations | None
     val: Annotations | None
+    groups: str = ""  # one line on where the frequency groups come from
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ def open_data(
     data: str | Path,
     *,
     need: tuple[str, ...] = ("train", "val"),
-    rare_max: int = RARE_MAX,
-    common_max: int = COMMON_MAX,
+    rule: GroupRule = LVIS_LIMITS,
     tolerant: bool = False,
 ) -> DataSplits:
     """Open a data set.
@@ -60,8 +60,7 @@ def open_data(
             ``train``, ``val`` and ``images``, relative to the YAML file.
         need: the splits that must be there. The training file is also read, where there is one, when only it
             can tell the frequency groups.
-        rare_max: most training images of a rare class, where the files state no groups.
-        common_max: most training images of a common class.
+        rule: makes the frequency groups where the files state none.
         tolerant: rows of a file with errors are left out and counted in its report.
 
     Raises:
@@ -83,15 +82,15 @@ def open_data(
     def load(path: Path | None) -> Annotations:
         assert path is not None
         assert sources.images is not None
-        return load_annotations(path, sources.images, rare_max=rare_max, common_max=common_max, tolerant=tolerant)
+        return load_annotations(path, sources.images, tolerant=tolerant)
 
     val = load(sources.val) if "val" in need else None
     only_train_knows = val is not None and not val.frequency_stated and sources.train and sources.train.exists()
     train = load(sources.train) if "train" in need or only_train_knows else None
     if train and val:
         require_same_categories(train, val)
-        val = val if val.frequency_stated else with_frequencies_of(val, train)
-    return DataSplits(data.resolve().stem if data.is_file() else data.resolve().name, train, val)
+    train, val, groups = with_groups(train, val, rule)
+    return DataSplits(data.resolve().stem if data.is_file() else data.resolve().name, train, val, groups)
 
 
 def _sources(data: Path) -> _Sources:
@@ -124,19 +123,19 @@ def open_source(
     data: str,
     *,
     need: tuple[str, ...] = ("train", "val"),
-    rare_max: int = RARE_MAX,
-    common_max: int = COMMON_MAX,
+    rule: GroupRule = LVIS_LIMITS,
     show: bool = True,
     examine: bool = False,
 ) -> DataSplits:
-    """Open a data set and check that every image that it lists is there.
+    """Open a data set and check that every image that it lists is there, and that training can read it.
+
+    Of a training split, 5,000 images are read in part, always the same ones: all would take as long as opening LVIS.
 
     Args:
         data: a folder with train.json, val.json and images/, a YAML file, or ``synthetic``: the built-in set, drawn on
             first use.
         need: the splits that must be there.
-        rare_max: most training images of a rare class, for data without frequency groups.
-        common_max: most training images of a common class.
+        rule: makes the frequency groups where the files state none.
         show: draw a progress bar while the built-in set is drawn.
         examine: images need not be there, and rows of a file with errors are left out and counted in its report.
 
@@ -145,12 +144,11 @@ def open_source(
     """
     if data == SYNTHETIC:
         splits = open_data(str(draw_synthetic(SyntheticSettings(), show=show)), need=need)
-        splits = DataSplits(SYNTHETIC, splits.train, splits.val)
+        splits = replace(splits, name=SYNTHETIC)
     else:
-        splits = open_data(data, need=need, rare_max=rare_max, common_max=common_max, tolerant=examine)
-    for split in () if examine else need:
-        annotations = getattr(splits, split)
-        annotations.check_images()
+        splits = open_data(data, need=need, rule=rule, tolerant=examine)
+    if not examine:
+        _check_images(splits, need, show)
     return splits
 
 
@@ -167,6 +165,18 @@ def splits_there(data: str) -> tuple[str, ...]:
     if not there:
         raise UserError(f"{data}: it has neither a training nor a validation file; give a folder with train.json")
     return there
+
+
+def _check_images(splits: DataSplits, need: Sequence[str], show: bool) -> None:
+    parts = {split: getattr(splits, split) for split in need}
+    for part in parts.values():
+        part.check_images()
+    from tailseg.data.diagnosis.image_checks import require_sound_files  # imports PyTorch, which takes seconds
+
+    for split, part in parts.items():
+        at_most = TRAIN_SAMPLE if split == "train" else None
+        with progress_bar(f"looking at {split} images", min(len(part), at_most or len(part)), show=show) as advance:
+            require_sound_files(part, at_most=at_most, advance=advance)
 
 
 def draw_synthetic(settings: SyntheticSettings, *, show: bool) -> str:

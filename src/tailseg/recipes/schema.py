@@ -270,10 +270,22 @@ class DataRecipe(Section):
     """Most cells a side of a stored mask; larger objects are area-averaged into it."""
     workers: int = Field(2, ge=0)
     """Loader processes of each training process."""
+    groups: Literal["limits", "quantiles"] = "limits"
+    """For data without frequency groups: by the two numbers below, or thirds of the classes by training images."""
     rare_max: int = Field(RARE_MAX, ge=0)
     """For data without frequency groups: a class in at most this many training images is rare."""
     common_max: int = Field(COMMON_MAX, ge=1)
     """For data without frequency groups: a class in at most this many is common, in more frequent."""
+
+    @model_validator(mode="after")
+    def _groups_in_order(self) -> DataRecipe:
+        limits = self.model_dump(include={"rare_max", "common_max"}, exclude_defaults=True)
+        if self.groups == "quantiles" and limits:
+            keys = " and ".join(limits)
+            raise ValueError(f"groups=quantiles takes no {keys}; set data.groups=limits, or leave out {keys}")
+        if self.rare_max >= self.common_max:
+            raise ValueError(f"rare_max must be below common_max, received {self.rare_max} and {self.common_max}")
+        return self
 
     @model_validator(mode="after")
     def _long_edges_in_order(self) -> DataRecipe:

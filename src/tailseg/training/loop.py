@@ -21,7 +21,7 @@ from tailseg.data.sampling import RepeatFactors, TrainSampler, epoch_draw
 from tailseg.data.sources import DataSplits
 from tailseg.errors import UserError
 from tailseg.evaluation.evaluate import evaluate
-from tailseg.evaluation.metrics import Scores
+from tailseg.evaluation.metrics import Metrics, Scores
 from tailseg.losses import ClassStatistics
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
@@ -99,23 +99,18 @@ def train(
             raise KeyboardInterrupt
         advance = stack.enter_context(progress_bar("training", run.total_steps, show=show and run.is_main_process))
         batches = stack.enter_context(closing(run.batches()))  # whatever happens, the workers are sent home
+        run.evaluate_if_due(show)  # a resumed run may have stopped before or while it evaluated
         while run.step < run.total_steps:
             run.train_step(batches)
             advance(run.step, run.note)
-            epoch, within = divmod(run.step, run.steps_per_epoch)
-            if within == 0:
-                run.log()
-                last = run.step == run.total_steps
-                if last or epoch % recipe.training.evaluate_every == 0:
-                    run.evaluate(epoch, show)
-                run.save()
-            elif run.step % recipe.training.save_steps == 0:
+            if run.step % run.steps_per_epoch == 0 or run.step % recipe.training.save_steps == 0:
                 run.log()  # before saving: a diverged model must not replace a sound checkpoint
                 run.save()
             if run.agreed(stop):
                 run.log()
                 run.save()
                 raise KeyboardInterrupt
+            run.evaluate_if_due(show)  # after saving: a kill or a fault meanwhile loses nothing
     if run.is_main_process:
         run.learner.finish()
     return run.scores
@@ -166,7 +161,9 @@ class Run:
             self.average = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(recipe.training.ema))
         self.run_log = RunLog(out / "metrics.jsonl", writes=self.is_main_process)
         self.step = 0
-        self.best: float | None = None
+        self.can_be_scored = len(data.val.labels) > 0
+        self.best: float | None = None  # segm AP
+        self.evaluated_step = 0  # the last one that was evaluated
         self.scores: Scores | None = None
         self.note = ""
 
@@ -195,6 +192,9 @@ class Run:
             self.run_log.cut(self.step)
             self._announce()
         self.fabric.barrier()
+        recorded = self.run_log.metrics_at(self.step) if resume else None
+        if recorded:  # evaluated after it was saved
+            self.evaluated_step, self.best = self.step, _better(self.best, recorded["segm"]["AP"])
         self.run_log.restart_clock()
 
     def _announce(self) -> None:
@@ -202,15 +202,15 @@ class Run:
         for split in (self.data.train, self.data.val):
             assert split is not None
             logger.info(summary(split))
+            if not len(split.labels):  # training data without any is refused before
+                logger.warning("%s: has no annotations, so the run is not evaluated: no best.safetensors.", split.path)
+        if self.data.groups:
+            logger.info(self.data.groups)
         trainable = sum(p.numel() for p in self.detector.parameters() if p.requires_grad)
         logger.info(
             "%s: %d training images, %d classes, %.1f M trainable parameters, %s.",
-            self.recipe.name,
-            len(self.dataset),
-            len(self.categories),
-            trainable / 1e6,
-            self.weights_note,
-        )
+            self.recipe.name, len(self.dataset), len(self.categories), trainable / 1e6, self.weights_note,
+        )  # fmt: skip
         if self.norm_note:
             logger.info(self.norm_note)
         draw = self.sampler.draw
@@ -219,13 +219,9 @@ class Run:
             logger.info("Repeat factors: %d images make %d an epoch, r up to %.2f.", images, draw.length, most)
         logger.info(
             "Learning rate %g = %g x %d / %d (images a step / the recipe's reference), %d steps from step %d on.",
-            self.base_rate,
-            self.recipe.optimizer.lr,
-            self.images_a_step,
-            self.recipe.optimizer.reference_batch,
-            self.total_steps,
-            self.step,
-        )
+            self.base_rate, self.recipe.optimizer.lr, self.images_a_step, self.recipe.optimizer.reference_batch,
+            self.total_steps, self.step,
+        )  # fmt: skip
 
     def prepare(self, stop: Sequence[int], show: bool) -> bool:
         """Make what has to exist before the first step; False if the run was told to stop meanwhile."""
@@ -303,6 +299,17 @@ class Run:
         row = {"step": self.step, "loss": total, **losses, "lr": rate, "images_per_second": images / seconds}
         self.run_log.write(row)
 
+    def evaluate_if_due(self, show: bool) -> None:
+        """Evaluate at the end of an epoch that the recipe wants evaluated, unless that is done.
+
+        What an evaluation changes is written down by itself (metrics.jsonl, best.safetensors), so the trainer file of
+        the same step stays as it was saved before.
+        """
+        epoch, within = divmod(self.step, self.steps_per_epoch)
+        wanted = self.step == self.total_steps or epoch % self.recipe.training.evaluate_every == 0
+        if within == 0 and wanted and self.evaluated_step < self.step and self.can_be_scored:
+            self.evaluate(epoch, show)
+
     def evaluate(self, epoch: int, show: bool) -> None:
         """Score the validation split; keep the model if its segm AP is the best so far.
 
@@ -320,18 +327,21 @@ class Run:
             world=self.fabric.world_size,
             barrier=self.fabric.barrier,
             autocast=self.recipe.training.precision == "bf16",
+            train_images={category.id: category.image_count for category in self.categories},
             show=show and self.is_main_process,
         )
         self.run_log.restart_clock()
+        self.evaluated_step = self.step
         if scores is None:
             return
         self.scores = scores
-        self.run_log.write({"step": self.step, "epoch": epoch, "metrics": scores.metrics})
         reached = scores.metrics["segm"]["AP"]
         logger.info("Epoch %d: segm AP %s, APr %s.", epoch, _percent(reached), _percent(scores.metrics["segm"]["APr"]))
-        if reached is not None and (self.best is None or reached > self.best):
+        if _better(self.best, reached) != self.best:
             self.best = reached
-            self._save_model("best.safetensors")
+            self._save_model("best.safetensors", scores.metrics)
+        # Last: a resumed run does not repeat an evaluation that the log holds.
+        self.run_log.write({"step": self.step, "epoch": epoch, "metrics": scores.metrics})
 
     def save(self) -> None:
         """Write last.safetensors, then trainer.safetensors, all that resuming needs in one file.
@@ -363,8 +373,7 @@ class Run:
     def _saved_detector(self) -> Detector:
         return self.detector if self.average is None else self.learner.detector_with(self.average.module)
 
-    def _save_model(self, name: str) -> None:
-        metrics = self.scores.metrics if self.scores else None
+    def _save_model(self, name: str, metrics: Metrics | None = None) -> None:
         model = self._saved_detector()
         save_model(self.out / name, model, self.recipe, self.categories, step=self.step, metrics=metrics)
 
@@ -372,6 +381,11 @@ class Run:
 def _mixed(seed: int, step: int, rank: int) -> int:
     """One generator seed out of three numbers, without collisions for fewer than 2^20 processes."""
     return (seed * 1_000_003 + step) * (1 << 20) % (1 << 62) + rank
+
+
+def _better(one: float | None, other: float | None) -> float | None:
+    """The larger of two APs, of which either may be missing."""
+    return max((value for value in (one, other) if value is not None), default=None)
 
 
 def _percent(value: float | None) -> str:

@@ -26,6 +26,12 @@ class RunLog:
         self._batches = 0
         self._started = time.perf_counter()
 
+    def metrics_at(self, step: int) -> dict[str, Any] | None:
+        """The metrics of the evaluation at this step; None if there was none, or the run stopped before its end."""
+        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        found = [row["metrics"] for row in map(json.loads, lines) if row["step"] == step and "metrics" in row]
+        return found[-1] if found else None
+
     def cut(self, step: int) -> None:
         """Drop lines that were written after the checkpoint of this step, from which the run goes on."""
         if not self.writes:

@@ -6,7 +6,8 @@ import numpy as np
 from markupsafe import Markup
 
 from tailseg.data.annotations.annotations import Annotations
-from tailseg.data.diagnosis.dataset_report import GROUPS, DatasetReport, object_sides
+from tailseg.data.annotations.frequency import GROUPS
+from tailseg.data.diagnosis.dataset_report import DatasetReport, object_sides
 from tailseg.data.diagnosis.mask_checks import image_of_rows
 from tailseg.visualize.charts import add_legend, new_figure, to_svg
 

@@ -2,9 +2,9 @@ import json
 
 import numpy as np
 import pytest
-from annotation_files import annotation, content, load
+from annotation_files import content, load
 
-from tailseg.data.annotations.annotations import frequency_group, load_annotations
+from tailseg.data.annotations.annotations import load_annotations
 from tailseg.data.sources import open_data
 from tailseg.errors import UserError
 
@@ -16,24 +16,6 @@ def test_labels_are_positions_in_id_order(tmp_path):
     assert data.category_id_to_label(np.array([9, 2, 2])).tolist() == [2, 0, 0]
     with pytest.raises(ValueError, match="received 3"):
         data.category_id_to_label(np.array([3]))
-
-
-def test_frequencies_stated_computed_and_taken_from_the_training_split(tmp_path):
-    rows = [annotation(i, image, 2) for i, image in enumerate((1, 1, 5))] + [annotation(7, 5, 4)]
-    computed = load(tmp_path, content(rows), rare_max=0, common_max=1)
-    assert [c.frequency for c in computed.categories] == ["f", "c", "r"]  # in 2, 1 and 0 images
-    assert not computed.frequency_stated
-    taken = load(tmp_path, content([]), frequency_from=computed)
-    assert [c.frequency for c in taken.categories] == ["f", "c", "r"]
-    stated = content([])
-    for row, group in zip(stated["categories"], "rcf", strict=True):
-        row["frequency"] = group
-    assert [c.frequency for c in load(tmp_path, stated, frequency_from=computed).categories] == [
-        "c",
-        "f",
-        "r",
-    ]
-    assert [frequency_group(n) for n in (0, 10, 11, 100, 101)] == ["r", "r", "c", "c", "f"]
 
 
 def test_image_without_a_name_is_named_when_its_file_is_wanted(tmp_path):

@@ -33,6 +33,12 @@ def test_nothing_to_train_on(tmp_path):
     assert found.findings[0].what == "no annotation to train on"
 
 
+def test_nothing_to_score_on(tmp_path):
+    found = report(write(tmp_path, SOUND, []))
+    assert finding(found, "no annotation to score on").examples == (str(tmp_path / "val.json"),)
+    assert found.usable()
+
+
 def test_files_that_are_missing_broken_cut_or_of_another_size(tmp_path):
     folder = write(tmp_path, SOUND, SOUND_VAL)
     images = folder / "images"

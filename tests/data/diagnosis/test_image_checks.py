@@ -7,7 +7,16 @@ from PIL import Image
 
 from tailseg.data.annotations.annotations import load_annotations
 from tailseg.data.diagnosis import image_checks
-from tailseg.data.diagnosis.image_checks import EDGE, FileFacts, file_facts, look_at_files, same_content, steps
+from tailseg.data.diagnosis.image_checks import (
+    EDGE,
+    FileFacts,
+    file_facts,
+    look_at_files,
+    require_sound_files,
+    same_content,
+    steps,
+)
+from tailseg.errors import UserError
 
 
 @pytest.fixture
@@ -105,6 +114,74 @@ def test_a_sample_is_decoded(annotations, folder):
     assert file_facts(annotations, 2).complete
     assert [facts.problem is None for facts in found] == [True, True, False, True]
     assert advanced == list(range(1, steps(annotations) + 1))
+
+
+def test_sound_files_are_only_looked_at(annotations, folder, monkeypatch):
+    replace(annotations, folder, "a.jpg")
+    monkeypatch.setattr("tailseg.data.dataset.to_rgb", None)  # no pixel is decoded
+    advanced = []
+    require_sound_files(annotations, advance=advanced.append)
+    assert advanced == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (lambda sound: b"", "the file is empty; replace it by a JPEG or PNG file"),
+        (lambda sound: b"<html>", "not an image that can be read; replace it by a JPEG or PNG file"),
+        (lambda sound: sound[:20], ""),
+        (lambda sound: sound[:-300], "the image is broken or cut off"),
+    ],
+)
+def test_a_file_that_training_cannot_read(annotations, folder, content, problem):
+    path = folder / "3.png"
+    path.write_bytes(content(path.read_bytes()))
+    with pytest.raises(UserError) as caught:
+        require_sound_files(annotations)
+    assert str(caught.value).startswith(f"{path}: {problem}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_another_size(annotations, folder):
+    Image.new("RGB", (WIDTH + 1, HEIGHT)).save(folder / "3.png")
+    with pytest.raises(UserError) as caught:
+        require_sound_files(annotations)
+    assert str(caught.value) == (
+        f"{folder / '3.png'}: the image is {WIDTH + 1} x {HEIGHT} pixels but {annotations.path} (image 3) says "
+        f"{WIDTH} x {HEIGHT}; correct the entry or restore the image"
+    )
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_turned_images_may_be_annotated_either_way(annotations, folder, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    replace(annotations, folder, "a.jpg", exif=exif)
+    require_sound_files(annotations)
+    Image.new("RGB", (HEIGHT, WIDTH)).save(folder / "1.png", exif=exif)
+    if orientation > 4:
+        require_sound_files(annotations)
+    else:
+        with pytest.raises(UserError, match=f"the image is {HEIGHT} x {WIDTH} pixels"):
+            require_sound_files(annotations)
+
+
+def test_a_sample_of_the_files_is_always_the_same(annotations, folder):
+    seen = set()
+    for number in range(1, 5):
+        path = folder / f"{number}.png"
+        sound = path.read_bytes()
+        path.write_bytes(b"")
+        for _ in range(2):
+            try:
+                require_sound_files(annotations, at_most=2)
+            except UserError:
+                seen.add(number)
+        path.write_bytes(sound)
+    assert len(seen) == 2
+    advanced = []
+    require_sound_files(annotations, at_most=0, advance=advanced.append)
+    assert advanced == []
 
 
 def files(folder, *contents):

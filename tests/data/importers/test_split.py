@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tailseg.data.importers.split import class_images, divide, read_set, stratified_validation
+from tailseg.data.importers.coco import read_set
+from tailseg.data.importers.split import class_images, divide, stratified_validation
 from tailseg.data.sources import open_source
 from tailseg.errors import UserError
 
@@ -83,7 +84,7 @@ def source(tmp_path):
 
 
 def test_a_folder_is_read_and_divided(source):
-    categories, part = read_set(source)
+    categories, part, _ = read_set(source)
     assert [row["id"] for row in categories] == [4, 5]
     division = divide(part, categories, share=0.2, seed=0, source=source)
     ids = [{row["id"] for row in part.images} for part in division.parts.values()]
@@ -104,7 +105,7 @@ def test_a_set_of_unique_images_cannot_be_divided(source):
     content = json.loads((source / "train.json").read_text())
     content["images"], content["annotations"] = content["images"][1:3], content["annotations"][1:3]
     (source / "train.json").write_text(json.dumps(content))
-    categories, part = read_set(source)
+    categories, part, _ = read_set(source)
     with pytest.raises(UserError, match="can be spared for validation"):
         divide(part, categories, share=0.2, seed=0, source=source)
 
@@ -112,7 +113,7 @@ def test_a_set_of_unique_images_cannot_be_divided(source):
 def test_real_photographs(shared, tmp_path):
     from tailseg.data.importers.writer import write_parts
 
-    categories, part = read_set(shared / "data" / "coco128-lvis" / "train.json")
+    categories, part, _ = read_set(shared / "data" / "coco128-lvis" / "train.json")
     division = divide(part, categories, share=0.2, seed=0, source=shared)
     write_parts(tmp_path / "out", categories, division.parts)
     splits = open_source(str(tmp_path / "out"), show=False)

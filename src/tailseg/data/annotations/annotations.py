@@ -2,12 +2,12 @@
 
 A file becomes a handful of numpy arrays, those of a large file mapped from the cache (`store.py`): no Python object
 per annotation, so that all processes share the memory.
-Frequency groups and instance filter follow the LVIS paper and MMDetection's ``datasets/coco.py``.
+The instance filter follows MMDetection's ``datasets/coco.py``; `frequency.py` makes the groups of the LVIS paper.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,7 @@ from tailseg.data.annotations.filtering import Report
 from tailseg.data.annotations.image_files import ImageFolder, candidate_names
 from tailseg.data.annotations.masks import Segmentation
 from tailseg.data.annotations.parsing import Category as Category
-from tailseg.data.annotations.parsing import Frequency
 from tailseg.errors import UserError
-from tailseg.recipes.schema import COMMON_MAX, RARE_MAX
 
 SHOWN = 3  # places of each kind of odd thing in a summary
 
@@ -152,24 +150,15 @@ class Annotations:
             self.image_path(image)
 
 
-def load_annotations(
-    json_path: Path,
-    images_dir: Path,
-    *,
-    frequency_from: Annotations | None = None,
-    rare_max: int = RARE_MAX,
-    common_max: int = COMMON_MAX,
-    masks: bool = True,
-    tolerant: bool = False,
-) -> Annotations:
+def load_annotations(json_path: Path, images_dir: Path, *, masks: bool = True, tolerant: bool = False) -> Annotations:
     """Read an LVIS or COCO annotation file.
+
+    A file that does not state the frequency of every category leaves all of them "f" until `frequency.with_groups`
+    makes groups; ``frequency_stated`` tells the two apart.
 
     Args:
         json_path: the file.
         images_dir: folder of the images; looked at when an image is asked for, not before.
-        frequency_from: the training split, whose frequency groups are taken when the file states none.
-        rare_max: most training images of a rare class, where groups must be computed.
-        common_max: most training images of a common class.
         masks: objects without a sound one are left out; False reads a file of boxes.
         tolerant: rows with errors are left out and counted in the report, as `tailseg data check` wants it.
 
@@ -177,7 +166,7 @@ def load_annotations(
         UserError: the file is missing, broken or contradicts itself.
     """
     stored = stored_columns(Path(json_path), masks=masks, tolerant=tolerant)
-    loaded = Annotations(
+    return Annotations(
         path=Path(json_path),
         images_dir=Path(images_dir),
         categories=stored.categories,
@@ -186,12 +175,6 @@ def load_annotations(
         cache=stored.cache,
         **_typed(stored.columns),
     )
-    if loaded.frequency_stated:
-        return loaded
-    if frequency_from is not None:
-        return with_frequencies_of(loaded, frequency_from)
-    named = [replace(c, frequency=frequency_group(c.image_count, rare_max, common_max)) for c in loaded.categories]
-    return replace(loaded, categories=tuple(named))
 
 
 def _typed(columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
@@ -220,18 +203,6 @@ def _restored(values: dict[str, Any]) -> Annotations:
     if values["cache"] is not None:
         values = values | _typed(mapped_columns(values["cache"]))
     return Annotations(**values)
-
-
-def frequency_group(image_count: int, rare_max: int = RARE_MAX, common_max: int = COMMON_MAX) -> Frequency:
-    """LVIS's group of a class with ``image_count`` training images."""
-    return "r" if image_count <= rare_max else "c" if image_count <= common_max else "f"
-
-
-def with_frequencies_of(annotations: Annotations, train: Annotations) -> Annotations:
-    """``annotations`` with the frequency groups of the training split (UserError if categories differ)."""
-    require_same_categories(train, annotations)
-    pairs = zip(annotations.categories, train.categories, strict=True)
-    return replace(annotations, categories=tuple(replace(c, frequency=t.frequency) for c, t in pairs))
 
 
 def require_same_categories(train: Annotations, val: Annotations) -> None:

@@ -77,6 +77,20 @@ def segmentation_columns(
     return packed | about_codes, faults
 
 
+def sound_segmentation(value: Any, place: str, met: Tally) -> tuple[Any, Fault | None]:
+    """One ``segmentation`` as it should be, and its fault if it cannot be used; see `segmentation_columns`."""
+    if not value or type(value) not in (list, dict):
+        return None, Fault("bad_mask" if value else "no_mask", f"segmentation is {short(value)}")
+    if type(value) is list:
+        return _sound_polygons(value, lambda: place, met)
+    try:
+        code, size = _compressed(value)
+    except ValueError as error:
+        return None, Fault("bad_mask", str(error))
+    problems = _rle_faults([code], np.array([size], np.int32))
+    return value, Fault("bad_mask", problems[0]) if problems else None
+
+
 def _sound_polygons(polygons: list[Any], place: Callable[[], str], met: Tally) -> tuple[list[Any], Fault | None]:
     """The sound polygons of an annotation; and its fault, if there is none among several."""
     if polygons and set(map(type, polygons)) <= {int, float} and _polygon_fault(polygons) is None:

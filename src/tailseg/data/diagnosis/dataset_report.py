@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.annotations import Annotations
+from tailseg.data.annotations.frequency import GROUPS
 from tailseg.data.dataset import MIN_TRAIN_SIDE
 from tailseg.data.diagnosis.findings import TINY, Finding, Split, all_findings
 from tailseg.data.diagnosis.image_checks import look_at_files, steps
@@ -18,8 +19,6 @@ from tailseg.data.diagnosis.mask_checks import check_masks, image_of_rows
 from tailseg.data.sampling import repeat_factors
 from tailseg.data.sources import DataSplits
 from tailseg.recipes.schema import Recipe
-
-GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

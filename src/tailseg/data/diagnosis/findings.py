@@ -82,6 +82,13 @@ def _class_findings(train: Annotations, val: Annotations) -> list[Finding]:
     return [
         _finding("error", "train", "no annotation to train on", "annotate some images", nothing),
         _finding(
+            "warning",
+            "val",
+            "no annotation to score on: training does not evaluate and keeps no best model",
+            "annotate some images, or divide the training data with `tailseg data split`",
+            [] if len(val.labels) else [str(val.path)],
+        ),
+        _finding(
             "warning", "", "classes without training images: never found", "add images or remove the class", no_train
         ),
         _finding(

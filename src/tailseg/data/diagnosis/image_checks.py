@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from tailseg.data.annotations.annotations import Annotations
-from tailseg.data.dataset import read_image
+from tailseg.data.dataset import DetectionDataset, read_image
 from tailseg.data.importers.foreign import ORIENTATION
+from tailseg.data.transforms import Compose
 from tailseg.errors import UserError
 
 T = TypeVar("T")
@@ -78,6 +79,31 @@ def look_at_files(annotations: Annotations, advance: Callable[[int], None]) -> l
             if problem:
                 found[image] = FileFacts(found[image].path, problem)
     return found
+
+
+def require_sound_files(
+    annotations: Annotations, *, at_most: int | None = None, advance: Callable[[int], None] = lambda done: None
+) -> None:
+    """Raise the UserError with which training or evaluation would stop at an image file.
+
+    Looks at the header and both ends of every file. Those that cannot be read, look cut off or have another size than
+    stated are opened as training opens them, in the file's order; that decides. A fault in the middle of a file is
+    not found.
+
+    Args:
+        annotations: whose images all exist.
+        at_most: look at this many images, drawn at random but the same ones each time.
+        advance: called with the number of files looked at.
+    """
+    images = np.random.default_rng(0).permutation(len(annotations))[:at_most]
+    images.sort()
+    whole = DetectionDataset(annotations, Compose(()), drop_empty=False, with_objects=False)
+    with ThreadPoolExecutor(_threads()) as pool:
+        looked = _counted(pool.map(lambda i: file_facts(annotations, i), images.tolist()), advance)
+        for image, facts in zip(images.tolist(), looked, strict=True):
+            stated = tuple(annotations.image_sizes[image].tolist())
+            if facts.problem or not facts.complete or stated not in (facts.shown_hw, facts.stored_hw):
+                whole[image]
 
 
 def steps(annotations: Annotations) -> int:

@@ -1,87 +1,183 @@
-"""COCO's instance files, also LVIS's and Roboflow's."""
+"""COCO's instance files as tools write them, also LVIS's and Roboflow's, in any of the usual layouts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from tailseg.data.annotations.annotations import Annotations, require_same_categories
-from tailseg.data.annotations.image_files import ImageFolder, candidate_names
-from tailseg.data.importers.foreign import Source, read_object
-from tailseg.data.importers.split import read_part
+from tailseg.data.annotations.image_files import files_below
+from tailseg.data.annotations.streaming import read_lists
+from tailseg.data.importers.coco_content import CocoContent
+from tailseg.data.importers.foreign import Source
+from tailseg.data.importers.layouts import split_of, words_of
 from tailseg.data.importers.writer import Part, Row
 from tailseg.errors import UserError
 
+MOST_FILES = 50  # JSON files of a folder that are looked into, the largest
+_OTHER = {"caption", "captions", "keypoint", "keypoints", "panoptic", "stuff"}  # COCO's files for other tasks
 
-def read_coco(source: Path) -> Source:
-    """COCO's instance files (also LVIS's, and Roboflow's `_annotations.coco.json`), with masks."""
-    read: dict[str, tuple[Annotations, list[Row], Part]] = {}
-    for split, path in _coco_files(source).items():
-        read[split] = read_part(path, _coco_images(path, source if source.is_dir() else source.parent, split))
-    train = read["train"][0]
-    if "val" in read:
-        require_same_categories(train, read["val"][0])
-    parts = {split: part for split, (_, _, part) in read.items()}
+
+def read_coco(source: Path, *, crowds_are_objects: bool = False) -> Source:
+    """A folder of COCO files and images in any of the usual layouts, or one file.
+
+    Which file holds which split is told by words in its name or folder (`layouts.split_of`); a single file is one set.
+    Images are searched for below the folder (`layouts.ImageFinder`).
+
+    Args:
+        source: the folder or file.
+        crowds_are_objects: take ``iscrowd`` as 0 throughout.
+
+    Raises:
+        UserError: nothing fits, or a file has errors that cannot be repaired.
+    """
+    files, notes = coco_files(source)
+    root = source if source.is_dir() else _root_of(source)
+    contents = {split: CocoContent(path, split, root, crowds_are_objects) for split, path in files.items()}
+    categories, numbers, more = _categories(contents)
+    parts = {split: content.part(numbers[split]) for split, content in contents.items()}
+    used = {row["category_id"] for part in parts.values() for row in part.annotations}
+    parents = _roots_only(categories, used)
+    if parents:
+        names = ", ".join(repr(row["name"]) for row in parents)
+        more.append(f"{names}: left out, no object has this category and it is only the supercategory of others")
+        categories = [row for row in categories if row not in parents]
     if "val" in parts:
         _separate(parts)
-    return Source(read["train"][1], parts)
+    several = len(contents) > 1
+    odd = [note for c in contents.values() for note in c.all_notes(f" in {c.path.name}" if several else "")]
+    return Source(categories, parts, [*notes, *more, *odd])
 
 
-SPLIT_FOLDERS = {"train": ("train", "training", "train2017"), "val": ("val", "valid", "validation", "val2017")}
+def read_set(source: Path) -> tuple[list[Row], Part, list[str]]:
+    """The categories and the images of a data folder without validation split, or of an annotation file; and notes.
+
+    Raises:
+        UserError: something is missing or broken, or the folder has a validation split already.
+    """
+    path = source / "train.json" if source.is_dir() else source
+    if source.is_dir() and (source / "val.json").exists():
+        raise UserError(f"{source}: it has a val.json already; name the file to divide, such as {path}")
+    found = read_coco(path)
+    return found.categories, found.parts["train"], found.notes
+
+
+def coco_files(source: Path) -> tuple[dict[str, Path], list[str]]:
+    """The annotation file of each split, and notes on those that are left out.
+
+    Raises:
+        UserError: there is none, or several that could be meant.
+    """
+    if source.is_file():
+        return {"train": source}, []
+    found = [path for path in _largest(source) if is_coco(path)]
+    if not found:
+        raise UserError(f"{source}: there is no COCO annotation file (.json) in it; check the folder, or name the file")
+    usual = [path for path in found if not _OTHER & set(words_of(path.name))] or found
+    if len(usual) == 1:
+        return {"train": usual[0]}, _left_out(source, found, usual)
+    by_split: dict[str | None, list[Path]] = {}
+    for path in usual:
+        by_split.setdefault(_split_of_file(path, source), []).append(path)
+    if "train" not in by_split and "val" in by_split and len(by_split.get(None, ())) == 1:
+        by_split["train"] = by_split.pop(None)  # CVAT calls the subset that nobody named `default`
+    for split in ("train", "val"):
+        if len(by_split.get(split, ())) > 1:
+            names = " and ".join(str(path.relative_to(source)) for path in by_split[split][:2])
+            raise UserError(f"{source}: {names} both look like the {split} split; give one file instead of the folder")
+    if "train" not in by_split:
+        names = ", ".join(str(path.relative_to(source)) for path in usual[:4])
+        raise UserError(f"{source}: none of {names} has 'train' in its name; give the file instead of the folder")
+    files = {split: by_split[split][0] for split in ("train", "val") if split in by_split}
+    return files, _left_out(source, found, list(files.values()))
+
+
+def is_coco(path: Path) -> bool:
+    """Return whether a JSON file has a list of images or annotations at its top; it is read up to there."""
+    try:
+        for key, _, rows in read_lists(path, ("images", "annotations", "categories", "shapes", "items")):
+            return key in ("images", "annotations", "categories") and isinstance(rows, list)
+    except UserError:
+        return False
+    return False
+
+
+def _largest(source: Path) -> list[Path]:
+    paths = sorted(files_below(source, (".json",)), key=lambda path: -path.stat().st_size)[:MOST_FILES]
+    return sorted(paths)
+
+
+def _split_of_file(path: Path, source: Path) -> str | None:
+    """The split that a file's name tells, or the nearest folder that tells one."""
+    names = [path.stem, *reversed(path.relative_to(source).parent.parts)]
+    return next((split for split in map(split_of, names) if split), None)
+
+
+def _left_out(source: Path, found: Sequence[Path], used: Sequence[Path]) -> list[str]:
+    others = [str(path.relative_to(source)) for path in found if path not in used]
+    return [f"other annotation files, left out: {', '.join(others)}"] if others else []
+
+
+def _root_of(path: Path) -> Path:
+    """The folder below which the images of a single file are searched for: its own, or that around `annotations`."""
+    folder = path.parent
+    return folder.parent if folder.name.lower() in ("annotations", "labels") else folder
+
+
+def _categories(contents: Mapping[str, CocoContent]) -> tuple[list[Row], dict[str, dict[Any, int]], list[str]]:
+    """The categories of all files together; the new id of each file's ids; and notes.
+
+    Ids stay where the files agree on them; else categories are the same where their names are.
+    """
+    rows = [(split, row) for split, content in contents.items() for row in content.categories]
+    notes = []
+    sizes = {split: len(content.categories) for split, content in contents.items()}
+    by_id: dict[Any, str] = {}
+    agree = all(by_id.setdefault(row["id"], row["name"]) == row["name"] for _, row in rows)
+    by_name: dict[str, set[Any]] = {}
+    for _, row in rows:
+        by_name.setdefault(row["name"], set()).add(row["id"])
+    unique = all(len({row["name"] for row in c.categories}) == len(c.categories) for c in contents.values())
+    if unique and any(len(ids) > 1 for ids in by_name.values()):
+        agree = False
+    plain = all(type(row["id"]) is int and -(2**63) <= row["id"] < 2**63 for _, row in rows)
+    if agree and plain:
+        union = {row["id"]: row for _, row in reversed(rows)}
+        categories = [union[number] for number in sorted(union)]
+        numbers = {split: {row["id"]: row["id"] for row in content.categories} for split, content in contents.items()}
+    else:
+        if not unique:
+            paths = " and ".join(str(content.path) for content in contents.values())
+            raise UserError(f"{paths}: ids and names of the categories do not agree; give each category its own name")
+        new = {name: number for number, name in enumerate(by_name, 1)}
+        first = {row["name"]: row for _, row in reversed(rows)}
+        categories = [{**first[name], "id": number} for name, number in new.items()]
+        numbers = {
+            split: {row["id"]: new[row["name"]] for row in content.categories} for split, content in contents.items()
+        }
+        notes.append("the files do not agree on the ids of categories, or these are no whole numbers: matched by name")
+    for split, size in sizes.items():
+        if size < len(categories):
+            notes.append(
+                f"{contents[split].path.name} lists {size} of {len(categories)} categories: it gets all of them"
+            )
+    return categories, numbers, notes
+
+
+def _roots_only(categories: Sequence[Row], used: set[int]) -> list[Row]:
+    """Categories without an object that are the supercategory of another: Roboflow writes the project's name so."""
+    above = [(row.get("supercategory"), row["id"]) for row in categories]
+    return [
+        row
+        for row in categories
+        if row["id"] not in used and any(name == row["name"] and number != row["id"] for name, number in above)
+    ]
 
 
 def _separate(parts: dict[str, Part]) -> None:
     """Keep apart images of the two splits that have the same name but are not the same file."""
     train = dict(zip((row["file_name"] for row in parts["train"].images), parts["train"].files, strict=True))
     pairs = zip(parts["val"].images, parts["val"].files, strict=True)
-    if any(train.get(row["file_name"], path).resolve() != path.resolve() for row, path in pairs):
+    if any(train.get(row["file_name"], path) != path for row, path in pairs):
         for split, part in parts.items():
             part.images = [{**row, "file_name": f"{split}/{row['file_name']}"} for row in part.images]
-
-
-def _coco_files(source: Path) -> dict[str, Path]:
-    """The annotation file of each split."""
-    if source.is_file():
-        return {"train": source}
-    other = ("caption", "keypoint", "panoptic", "stuff", "image_info", "test")
-    patterns = ("*.json", "annotations/*.json", "*/_annotations.coco.json")
-    files = [path for pattern in patterns for path in sorted(source.glob(pattern))]
-    files = [path for path in files if not any(word in str(path.relative_to(source)) for word in other)]
-    found: dict[str, list[Path]] = {
-        split: [path for path in files if split in str(path.relative_to(source)).lower()] for split in ("train", "val")
-    }
-    if not found["train"] and len(files) == 1:
-        return {"train": files[0]}
-    for split, paths in found.items():
-        if len(paths) > 1:
-            names = f"{paths[0].relative_to(source)} and {paths[1].relative_to(source)}"
-            raise UserError(f"{source}: {names} both look like the {split} split; give one file instead of the folder")
-    if not found["train"]:
-        raise UserError(f"{source}: no annotation file with 'train' in its name; give the file instead of the folder")
-    return {split: paths[0] for split, paths in found.items() if paths}
-
-
-def _coco_images(path: Path, root: Path, split: str) -> Path:
-    """The folder that holds the images of an annotation file: all of them, or else at least the first.
-
-    The split's own folders come first, since both splits may have files of the same name.
-    """
-    images = read_object(path).get("images")
-    if not isinstance(images, list) or not images or not all(isinstance(row, dict) for row in images):
-        raise UserError(f"{path}: 'images' must be a list of at least one image; check the file")
-    names = [candidate_names(_text(row.get("file_name")), _text(row.get("coco_url"))) for row in images]
-    bases = (root, root / "images")
-    folders = [base / name for base in bases for name in SPLIT_FOLDERS[split]]
-    folders = [
-        folder for folder in (*folders, path.parent, path.parent / "images", *reversed(bases)) if folder.is_dir()
-    ]
-    for wanted in (names, names[:1]):
-        for folder in folders:
-            listing = ImageFolder(folder)
-            if all(listing.find(candidates, f"{path}: an image") for candidates in wanted):
-                return folder
-    shown = names[0][0] if names[0] else "without a name"
-    raise UserError(f"{path}: its first image, {shown}, is not in {root} or its images folder; put the images there")
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None

@@ -7,9 +7,11 @@ source without a validation split is divided as by `tailseg data split`. Nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from tailseg.data.importers.coco import read_coco
+from tailseg.data.importers.coco import is_coco, read_coco
+from tailseg.data.importers.foreign import Source
 from tailseg.data.importers.labelme import read_labelme
 from tailseg.data.importers.split import divide
 from tailseg.data.importers.voc import read_voc
@@ -17,28 +19,82 @@ from tailseg.data.importers.writer import Part, write_parts
 from tailseg.data.importers.yolo import read_yolo
 from tailseg.errors import UserError
 
+READERS: dict[str, Callable[[Path], Source]] = {
+    "coco": read_coco,
+    "yolo": read_yolo,
+    "labelme": read_labelme,
+    "voc": read_voc,
+}
+SHARE = 0.2  # of a source without validation split that is set aside for it
 
-def convert(
-    kind: str, source: Path, out: Path, *, progress: Callable[[int], None] = lambda done: None
-) -> tuple[dict[str, Part], list[str]]:
-    """Write ``source`` as a data folder; returns its parts and notes for the user.
+
+def recognise(source: Path) -> str | None:
+    """The format of a file or folder, a key of `READERS`; None if it is none of them."""
+    if source.suffix.lower() == ".json":
+        return "coco" if is_coco(source) else None
+    return None
+
+
+def read_source(kind: str, source: Path, *, crowds_are_objects: bool = False) -> Source:
+    """A source with both splits, and notes for the user.
+
+    Args:
+        kind: of `READERS`.
+        source: folder or file.
+        crowds_are_objects: of COCO files: take ``iscrowd`` as 0.
 
     Raises:
         UserError: the source is broken or not of this kind; the sentence names file and place.
     """
-    readers = {"coco": read_coco, "yolo": read_yolo, "labelme": read_labelme, "voc": read_voc}
     if not source.exists():
         raise UserError(f"{source}: no such folder or file; check the path")
-    found = readers[kind](source)
-    parts, notes = found.parts, list(found.notes)
+    found = read_coco(source, crowds_are_objects=True) if crowds_are_objects else READERS[kind](source)
+    parts, notes = dict(found.parts), list(found.notes)
+    if "val" in parts:
+        notes += _without_leaks(parts)
     if "val" not in parts:
-        division = divide(parts["train"], found.categories, share=0.2, seed=0, source=source)
+        division = divide(parts["train"], found.categories, share=SHARE, seed=0, source=source)
         parts = division.parts
         notes.append("the source has no validation split: a fifth of the images was set aside, rare classes first")
         notes += only_train_note(division.only_train)
-    linked = write_parts(out, found.categories, parts, progress)
-    notes.append(image_note(linked))
-    return parts, notes
+    return replace(found, parts=parts, notes=notes)
+
+
+def convert(
+    kind: str,
+    source: Path,
+    out: Path,
+    *,
+    crowds_are_objects: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[dict[str, Part], list[str]]:
+    """Write ``source`` as a data folder; returns its parts and notes for the user.
+
+    Arguments and errors are those of `read_source`; ``progress`` is called with the number of images written.
+    """
+    found = read_source(kind, source, crowds_are_objects=crowds_are_objects)
+    linked = write_parts(out, found.categories, found.parts, progress)
+    return found.parts, [*found.notes, image_note(linked)]
+
+
+def _without_leaks(parts: dict[str, Part]) -> list[str]:
+    """Take images that are in training too out of validation; all of them: there is no validation split."""
+    train = {path.resolve() for path in parts["train"].files if isinstance(path, Path)}
+    val = parts["val"]
+    kept = [i for i, path in enumerate(val.files) if not (isinstance(path, Path) and path.resolve() in train)]
+    count = len(val.files) - len(kept)
+    if not count:
+        return []
+    if not kept:
+        del parts["val"]
+        return ["all validation images are training images too: they count as one set"]
+    ids = {val.images[i]["id"] for i in kept}
+    parts["val"] = Part(
+        images=[val.images[i] for i in kept],
+        files=[val.files[i] for i in kept],
+        annotations=[row for row in val.annotations if row["image_id"] in ids],
+    )
+    return [f"{count} images are in both splits: left out of validation"]
 
 
 def image_note(linked: bool) -> str:

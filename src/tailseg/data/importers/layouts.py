@@ -1,10 +1,16 @@
-"""Names of splits: how tools call the files and folders of training, validation and test data."""
+"""How tools name the files and folders of training, validation and test data, and where they put images."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
+
+from tailseg.data.annotations.image_files import FileTree, alike, files_below, parts_below
+from tailseg.data.importers.foreign import IMAGE_SUFFIXES
 
 Split = Literal["train", "val", "test"]
 _NAMES: dict[Split, frozenset[str]] = {
@@ -35,3 +41,79 @@ def split_folders(root: Path) -> dict[str, Path]:
         if split in ("train", "val") and path.is_dir():
             found.setdefault(split, path)
     return found if "train" in found else {"train": root}
+
+
+class ImageFinder:
+    r"""Finds the images of an annotation file in whatever folder of a set they lie.
+
+    First the usual places are tried for all of them, then every folder below the root is searched by the ends of
+    names: ``/data/upload/3/a.jpg`` and ``C:\x\a.jpg`` find ``images/a.jpg``.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Make one for the set in ``root``; nothing is listed yet."""
+        self.root = root
+        self._tree = FileTree(root)
+
+    def locate(self, names: Sequence[Sequence[str]], folder: Path, split: str) -> list[Path | None]:
+        """The file of each image, or None.
+
+        Args:
+            names: of each image, those it may have, in order of preference.
+            folder: of the annotation file.
+            split: "train" or "val"; where files of one name lie in several folders, those of the split come first.
+
+        Raises:
+            UserError: a file is a link that leads out of the root.
+        """
+        for base in self._usual(folder, split):
+            found = [self._first(candidates, base) for candidates in names]
+            if all(found):
+                return found
+        return self._searched(names, folder, split)
+
+    def _usual(self, folder: Path, split: str) -> list[Path]:
+        """Folders that tools put images in, those of the split first."""
+        places = [folder, self.root, *(self.root / name for name in ("images", "JPEGImages", "data"))]
+        places += [folder / name for name in ("images", "data")]
+        inside = [path for path in dict.fromkeys(places) if path.is_dir()]
+        own = [path for place in inside for path in sorted(place.iterdir()) if split_of(path.name) == split]
+        return [path for path in [*own, *(path / "images" for path in own), *inside] if path.is_dir()]
+
+    def _first(self, candidates: Sequence[str], base: Path) -> Path | None:
+        for name in candidates:
+            parts = parts_below(self.root, name, base)
+            if parts and (path := self._tree.at(parts, str(self.root))) is not None:
+                return path
+        return None
+
+    def _searched(self, names: Sequence[Sequence[str]], folder: Path, split: str) -> list[Path | None]:
+        by_name: dict[str, list[Path]] = {}
+        for path in files_below(self.root, IMAGE_SUFFIXES):
+            by_name.setdefault(alike(path.name), []).append(path)
+        matches = [[_matches(name, by_name, self.root) for name in candidates] for candidates in names]
+        votes = Counter(base for own in matches for found in own for length, base, _ in found if length)
+
+        def rank(match: tuple[int, tuple[str, ...], Path]) -> tuple[int, int, int, int]:
+            length, base, path = match
+            told = {split_of(part) for part in base} & {"train", "val", "test"}
+            preference = (split in told) - bool(told - {split})
+            return length, preference, votes[base], path.is_relative_to(folder)
+
+        best = []
+        for own in matches:
+            found = next((found for found in own if found), [])
+            best.append(max(found, key=rank)[2] if found else None)
+        return best
+
+
+def _matches(name: str, by_name: dict[str, list[Path]], root: Path) -> list[tuple[int, tuple[str, ...], Path]]:
+    """Files that agree with the end of a name: in how many parts, the folder that is left, and the file."""
+    wanted = [alike(part) for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    found = []
+    for path in by_name.get(wanted[-1], ()) if wanted else ():
+        parts = path.relative_to(root).parts
+        pairs = zip(reversed(wanted), map(alike, reversed(parts)), strict=False)
+        length = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        found.append((length, parts[: len(parts) - length], path))
+    return found

@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tailseg.data.annotations.annotations import Annotations, load_annotations
-from tailseg.data.importers.foreign import read_object
-from tailseg.data.importers.writer import Part, Row, new_names
+from tailseg.data.importers.writer import Part, Row
 from tailseg.errors import UserError
 
 
@@ -123,30 +121,3 @@ def divide(part: Part, categories: Sequence[Row], *, share: float, seed: int, so
     reached = np.isin(np.arange(len(categories)), pairs[val[pairs[:, 0]], 1])
     has = np.isin(np.arange(len(categories)), pairs[:, 1])
     return Division(parts, [categories[i]["name"] for i in np.flatnonzero(has & ~reached).tolist()])
-
-
-def read_set(source: Path) -> tuple[list[Row], Part]:
-    """The categories and the images of a data folder without validation split, or of an annotation file.
-
-    The images of a file lie in `images/` beside it, or beside it.
-
-    Raises:
-        UserError: something is missing or broken, or the folder has a validation split already.
-    """
-    path = source / "train.json" if source.is_dir() else source
-    if source.is_dir() and (source / "val.json").exists():
-        raise UserError(f"{source}: it has a val.json already; name the file to divide, such as {path}")
-    folder = path.parent / "images"
-    return read_part(path, folder if folder.is_dir() else path.parent)[1:]
-
-
-def read_part(path: Path, folder: Path) -> tuple[Annotations, list[Row], Part]:
-    """An annotation file as columns and, unchanged but for the images' names, as rows."""
-    annotations = load_annotations(path, folder)
-    annotations.check_images()
-    content = read_object(path)
-    files = [annotations.image_path(i) for i in range(len(annotations))]
-    names = new_names(files, folder)
-    images = [{**row, "file_name": name} for row, name in zip(content["images"], names, strict=True)]
-    categories = sorted(content["categories"], key=lambda row: int(row["id"]))
-    return annotations, categories, Part(images, files, content["annotations"])

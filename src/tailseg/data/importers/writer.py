@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 import orjson
 
-from tailseg.data.annotations.annotations import frequency_group
 from tailseg.data.annotations.image_files import parts_below
 from tailseg.errors import UserError
 
 Row = dict[str, Any]
 IMAGE_FOLDERS = ("images", "JPEGImages")  # names that say nothing about an image: left out of its new name
+OF_TRAINING = ("frequency", "image_count", "instance_count")  # entries of a category that count training images
 
 
 @dataclass(slots=True)
@@ -63,11 +62,11 @@ def write_parts(
     """Write the splits to ``out``; returns whether the images are links to the source's bytes.
 
     Hard links: a symbolic link that leads out of the image folder is refused when the data is read. Where the file
-    system has none, images are copied. Frequency groups are those of the training split, by LVIS's limits.
+    system has none, images are copied. Categories are written without frequency and counts, also where the source has
+    them: those of another set of images would be read as if they were of this training split.
     """
     linked, done = True, 0
-    images_of = _image_counts(categories, parts["train"].annotations)
-    groups = {category_id: frequency_group(count) for category_id, count in images_of.items()}
+    rows = [{key: value for key, value in row.items() if key not in OF_TRAINING} for row in categories]
     with new_folder(out) as folder:
         for part in parts.values():
             for row, path in zip(part.images, part.files, strict=True):
@@ -75,18 +74,6 @@ def write_parts(
                 done += 1
                 progress(done)
         for split, part in parts.items():
-            counts = _image_counts(categories, part.annotations)
-            ids, numbers = np.unique([row["category_id"] for row in part.annotations], return_counts=True)
-            instances = dict(zip(ids.tolist(), numbers.tolist(), strict=True))
-            rows = [
-                {
-                    **row,
-                    "frequency": groups[row["id"]],
-                    "image_count": counts[row["id"]],
-                    "instance_count": instances.get(row["id"], 0),
-                }
-                for row in categories
-            ]
             content = {"images": part.images, "annotations": part.annotations, "categories": rows}
             (folder / f"{split}.json").write_bytes(orjson.dumps(content))
     return linked
@@ -127,14 +114,6 @@ def place_file(path: Path | bytes, folder: Path, name: str, link: bool) -> bool:
             return True
     shutil.copyfile(source, target)
     return False
-
-
-def _image_counts(categories: Sequence[Row], annotations: Sequence[Row]) -> dict[int, int]:
-    """Images that contain each category, crowds left out."""
-    pairs = {(row["category_id"], row["image_id"]) for row in annotations if not row.get("iscrowd")}
-    ids, numbers = np.unique([category_id for category_id, _ in pairs], return_counts=True)
-    found = dict(zip(ids.tolist(), numbers.tolist(), strict=True))
-    return {row["id"]: found.get(row["id"], 0) for row in categories}
 
 
 def new_names(files: Sequence[Path], root: Path) -> list[str]:

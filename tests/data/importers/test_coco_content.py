@@ -1,0 +1,168 @@
+"""Rows of a COCO file that are odd: repaired or left out, counted and said."""
+
+import json
+
+import pytest
+from foreign_files import coco_set, converted
+from PIL import Image
+from pycocotools.coco import COCO
+
+from tailseg.data.importers.coco import read_coco
+from tailseg.errors import UserError
+
+CODE = {"size": [40, 80], "counts": [805, 10, 2385]}  # ten pixels of column 20, from row 5 on
+TRIANGLE = [20, 10, 60, 10, 20, 30]
+
+
+def changed(tmp_path, change):
+    """A set of six images with a triangle each, whose content ``change`` changes."""
+    root = coco_set(tmp_path / "src", "train.json", "images", range(6))
+    content = json.loads((root / "train.json").read_text())
+    change(content)
+    (root / "train.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "kind"),
+    [
+        ([], "annotations without a mask: left out (annotation 2: segmentation is [])"),
+        (None, "annotations without a mask: left out (annotation 2: segmentation is None)"),
+        ([[1, 2, 3, 4]], "annotations with a broken mask or of another size"),
+        ({"size": [40, 80], "counts": "zz"}, "annotations with a broken mask or of another size"),
+        ({"size": [80, 40], "counts": [3200]}, "the RLE's size is [80, 40], the image's [40, 80]"),
+    ],
+)
+def test_an_object_without_a_mask_is_left_out_and_counted(tmp_path, segmentation, kind):
+    root = changed(tmp_path, lambda data: data["annotations"][2].update(segmentation=segmentation))
+    found = read_coco(root)
+    assert [row["id"] for row in found.parts["train"].annotations] == [0, 1, 3, 4, 5]
+    assert len(found.parts["train"].images) == 6
+    (note,) = found.notes
+    assert note.startswith("1 annotations")
+    assert kind in note
+
+
+def test_a_broken_ring_beside_a_good_one_goes_alone(tmp_path):
+    root = changed(tmp_path, lambda data: data["annotations"][2]["segmentation"].append([1, 2]))
+    found = read_coco(root)
+    assert found.parts["train"].annotations[2]["segmentation"] == [TRIANGLE]
+    assert found.notes[0].startswith("1 broken polygons beside sound ones")
+
+
+def test_boxes_and_areas_are_those_of_pycocotools(tmp_path):
+    def change(data):
+        for row in data["annotations"]:
+            del row["area"], row["bbox"]
+        data["annotations"][1]["segmentation"] = CODE
+
+    splits, notes = converted("coco", changed(tmp_path, change), tmp_path)
+    judge = {}
+    for split in ("train", "val"):
+        content = json.loads((tmp_path / "out" / f"{split}.json").read_text())
+        coco = COCO()
+        coco.dataset = content
+        coco.createIndex()
+        judge |= {row["id"]: float(coco.annToMask(row).sum()) for row in content["annotations"]}
+        boxes = {row["id"]: row["bbox"] for row in content["annotations"]}
+        for number, box in boxes.items():
+            assert box == ([20, 5, 1, 10] if number == 1 else [20, 10, 40, 20])
+        assert {row["id"]: row["area"] for row in content["annotations"]} == {i: judge[i] for i in boxes}
+    assert judge[1] == 10
+    assert len(splits.train.labels) + len(splits.val.labels) == 6
+    assert any(note.startswith("6 annotations without a sound area: taken from the mask") for note in notes)
+
+
+def test_a_set_of_boxes_becomes_rectangles(tmp_path):
+    def change(data):
+        for row in data["annotations"]:
+            row["segmentation"] = []
+
+    found = read_coco(changed(tmp_path, change))
+    rectangle = [[20, 10, 60, 10, 60, 30, 20, 30]]
+    assert [row["segmentation"] for row in found.parts["train"].annotations] == [rectangle] * 6
+    assert found.notes == ["6 objects have a box only: their masks are rectangles"]
+
+
+def test_crowds_become_objects_if_asked_for(tmp_path):
+    """CVAT writes every mask drawn with the brush as RLE with iscrowd 1."""
+
+    def change(data):
+        for row in data["annotations"][:4]:
+            row |= {"iscrowd": 1, "segmentation": CODE}
+
+    root = changed(tmp_path, change)
+    assert sum(row["iscrowd"] for row in read_coco(root).parts["train"].annotations) == 4
+    found = read_coco(root, crowds_are_objects=True)
+    assert [row["iscrowd"] for row in found.parts["train"].annotations] == [0] * 6
+
+
+def test_sizes_that_are_missing_come_from_the_files(tmp_path):
+    def change(data):
+        del data["images"][1]["height"]
+        data["images"][2]["width"] = 0
+
+    found = read_coco(changed(tmp_path, change))
+    assert {(row["height"], row["width"]) for row in found.parts["train"].images} == {(40, 80)}
+    assert found.notes == ["2 images without a sound height and width: taken from the file (image 1, image 2)"]
+
+
+@pytest.mark.parametrize("number", [str, lambda i: 2**64 + i, lambda i: 2**63 + i, lambda i: float(2**60 + 2**9 * i)])
+def test_ids_that_do_not_fit_are_numbered_anew(tmp_path, number):
+    def change(data):
+        for row in data["images"]:
+            row["id"] = number(row["id"])
+        for row in data["annotations"]:
+            row["image_id"] = number(row["image_id"])
+
+    root = changed(tmp_path, change)
+    if number(0) == 2**64:  # JSON readers make floats of them, and floats of these are all the same
+        with pytest.raises(UserError, match="this id is that of two files; give each its own"):
+            read_coco(root)
+        return
+    part = read_coco(root).parts["train"]
+    names = {row["id"]: row["file_name"] for row in part.images}
+    assert [names[row["image_id"]] for row in part.annotations] == [f"{i}.jpg" for i in range(6)]
+    assert all(type(row["id"]) is int for row in part.images)
+
+
+def test_annotations_of_nothing(tmp_path):
+    def change(data):
+        data["annotations"][0]["image_id"] = 99
+        data["annotations"][1]["image_id"] = [1]
+        del data["annotations"][2]["id"]
+        data["annotations"][3]["bbox"] = [200, 200, 5, 5]
+        data["annotations"][4]["area"] = 0
+
+    found = read_coco(changed(tmp_path, change))
+    assert [row["image_id"] for row in found.parts["train"].annotations] == [2, 5]
+    assert [note.split(" (")[0] for note in found.notes] == [
+        "2 annotations of an image that the file does not list: left out",
+        "1 annotations without an id of their own: it is not needed",
+        "1 annotations whose box does not meet the image: left out",
+        "1 annotations without area: left out",
+    ]
+
+
+def test_a_category_that_is_not_listed_is_an_error(tmp_path):
+    root = changed(tmp_path, lambda data: data["annotations"][3].update(category_id=5))
+    with pytest.raises(
+        UserError, match=r"train\.json: annotation 3: there is no category with the category_id 5; add it"
+    ):
+        read_coco(root)
+
+
+def test_a_file_without_annotations_is_a_set_of_empty_images(tmp_path):
+    root = changed(tmp_path, lambda data: data.pop("annotations"))
+    part = read_coco(root).parts["train"]
+    assert (len(part.images), part.annotations) == (6, [])
+
+
+def test_an_image_listed_twice_counts_once(tmp_path):
+    root = changed(tmp_path, lambda data: data["images"].append(data["images"][0]))
+    assert len(read_coco(root).parts["train"].images) == 6
+    Image.new("RGB", (80, 40)).save(root / "images" / "7.jpg")
+
+    root = changed(tmp_path, lambda data: data["images"].append({**data["images"][0], "file_name": "7.jpg"}))
+    with pytest.raises(UserError, match="image 0: this id is that of two files"):
+        read_coco(root)

@@ -1,0 +1,52 @@
+"""The log of a run: lines of losses and evaluations, cut back to a checkpoint."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tailseg.training.run_log import RunLog
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> RunLog:
+    return RunLog(tmp_path / "metrics.jsonl", writes=True)
+
+
+def test_means_over_the_batches_since_the_last_line(log: RunLog) -> None:
+    assert log.means()[:2] == ({}, 0)
+    for value in (1.0, 2.0):
+        log.collect({"box": torch.tensor(value), "mask": torch.tensor(4 * value)})
+    means, batches, seconds = log.means()
+    assert (means, batches) == ({"box": 1.5, "mask": 6.0}, 2)
+    assert seconds >= 0
+    assert log.means()[:2] == ({}, 0)
+
+
+def test_metrics_of_a_step(log: RunLog) -> None:
+    assert log.metrics_at(6) is None
+    log.write({"step": 6, "loss": 1.0})
+    assert log.metrics_at(6) is None
+    log.write({"step": 6, "epoch": 1, "metrics": {"segm": {"AP": 0.25}}})
+    log.write({"step": 12, "loss": 0.5})
+    assert log.metrics_at(6) == {"segm": {"AP": 0.25}}
+    assert log.metrics_at(12) is None
+
+
+def test_cut_back_to_a_checkpoint(log: RunLog) -> None:
+    rows = [{"step": 6, "loss": 1.0}, {"step": 6, "metrics": {"segm": {"AP": 0.5}}}, {"step": 8, "loss": 0.5}]
+    for row in rows:
+        log.write(row)
+    with log.path.open("a") as file:
+        file.write('{"step": 6, "metr')
+    log.cut(6)
+    assert [json.loads(line) for line in log.path.read_text().splitlines()] == rows[:2]
+    assert log.metrics_at(6) == rows[1]["metrics"]
+
+
+def test_another_process_writes_nothing(tmp_path: Path) -> None:
+    other = RunLog(tmp_path / "metrics.jsonl", writes=False)
+    other.write({"step": 1})
+    other.cut(0)
+    assert not other.path.exists()
