@@ -91,7 +91,7 @@ def as_one_polygon(segmentation: Segmentation, image_hw: tuple[int, int]) -> NDA
         (2k,), k >= 3, in thousandths of pixels; (0,) where an RLE covers nothing.
     """
     given = as_polygons(segmentation, image_hw)
-    inside = [polygon.clip(0, np.resize(image_hw[::-1], polygon.shape)) for polygon in given]
+    inside = [polygon.reshape(-1, 2).clip(0, image_hw[::-1]).ravel() for polygon in given]
     if len(given) == 1 and np.array_equal(inside[0], given[0]):
         return given[0]
     one = _flat(joined([polygon.reshape(-1, 2) for polygon in inside]))

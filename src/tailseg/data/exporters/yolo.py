@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
 import yaml
 
 from tailseg.data.exporters.folder import ExportFolder
@@ -34,7 +33,7 @@ class YoloWriter:
             if not len(polygon):
                 self._folder.found.add(WITHOUT_MASK, name)
                 continue
-            shares = (polygon / np.resize(image.image_hw[::-1], polygon.shape)).tolist()
+            shares = (polygon.reshape(-1, 2) / image.image_hw[::-1]).ravel().tolist()
             numbers = [f"{share:.{_DECIMALS}f}".rstrip("0").rstrip(".") for share in shares]
             lines.append(" ".join([str(item.label), *numbers]) + "\n")
         label = PurePosixPath("labels", split, name).with_suffix(".txt")
