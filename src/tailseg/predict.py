@@ -16,10 +16,10 @@ from torch import Tensor
 from tailseg.checkpoint import load_model, load_weights
 from tailseg.data.annotations.annotations import Category
 from tailseg.data.annotations.masks import pixels_covered
-from tailseg.data.dataset import read_image, to_rgb
 from tailseg.data.exporters.export import Exported, export
 from tailseg.data.exporters.outlines import editable
 from tailseg.data.exporters.records import ExportImage, ExportObject, ExportSet
+from tailseg.data.images import read_image, to_rgb
 from tailseg.data.loading import batch_of
 from tailseg.data.transforms import fit_transform
 from tailseg.errors import UserError

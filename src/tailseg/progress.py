@@ -23,8 +23,8 @@ def _silent(done: int, note: str = "") -> None:
 
 
 @contextmanager
-def progress_bar(title: str, total: int, *, show: bool) -> Iterator[Advance]:
-    """A bar of ``total`` units; without a terminal, or if ``show`` is False, nothing is drawn."""
+def progress_bar(title: str, total: int | None, *, show: bool) -> Iterator[Advance]:
+    """A bar of ``total`` units, None if nobody knows; without a terminal, or if ``show`` is False, nothing is drawn."""
     console = Console(stderr=True)
     if not show or not console.is_terminal:
         yield _silent

@@ -513,7 +513,7 @@ def test_recipe_faults(tmp_path: Path, plain: Path) -> None:
         ((tmp_path / "type.yaml",), ("type.yaml", "schedule.epochs", "'many'")),
         ((tmp_path / "one.yaml",), ("one.yaml", "circle")),
         ((tmp_path / "orphan.yaml",), ("'demo/sesaw'", "'demo/seesaw'", "orphan.yaml")),
-        ((tmp_path / "broken.yaml",), ("broken.yaml, line ", "YAML")),
+        ((tmp_path / "broken.yaml",), ("broken.yaml: not valid YAML at line 2;", "fix the file")),
         ((tmp_path / "gone.yaml",), ("gone.yaml", "cannot be read")),
     ]
     for arguments, named in cases:

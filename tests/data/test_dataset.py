@@ -9,7 +9,8 @@ from PIL import Image
 
 from tailseg.data import dataset as dataset_module
 from tailseg.data.annotations.annotations import load_annotations
-from tailseg.data.dataset import DetectionDataset, read_image, train_dataset
+from tailseg.data.dataset import DetectionDataset, train_dataset
+from tailseg.data.images import read_image
 from tailseg.data.instaboost import InstaBoost
 from tailseg.data.loading import train_loader
 from tailseg.data.sampling import TrainSampler
@@ -135,8 +136,8 @@ def test_a_reduced_jpeg_gives_the_same_sample(tmp_path, monkeypatch, size, turne
     stored = upright if turn is None else upright.transpose(turn)
     stored.save(tmp_path / "images" / "0.jpg", quality=95, subsampling=0, exif=exif)
     reductions = []
-    decode = dataset_module._decode
-    monkeypatch.setattr(dataset_module, "_decode", lambda *args: reductions.append(decode(*args)[1]) or decode(*args))
+    decode = dataset_module.decode
+    monkeypatch.setattr(dataset_module, "decode", lambda *args: reductions.append(decode(*args)[1]) or decode(*args))
     for seed in range(6):
         reduced = DetectionDataset(annotations, REDUCING, drop_empty=True)[0, seed]
         whole = DetectionDataset(annotations, WHOLE, drop_empty=True)[0, seed]
@@ -167,54 +168,6 @@ def test_an_image_of_just_the_reduced_size_is_still_an_error(tmp_path, format_):
         Image.fromarray(photograph(*sides)).save(tmp_path / "images" / "0.png", format_)
         with pytest.raises(UserError, match=f"the image is {sides[1]} x {sides[0]} pixels but .* says 240 x 160"):
             DetectionDataset(annotations, REDUCING, drop_empty=True)[0]
-
-
-def test_every_kind_of_picture_becomes_rgb(tmp_path):
-    ramp = np.tile(np.arange(0, 250, 10, dtype=np.uint8), (4, 1))
-    rgb = np.stack([ramp, 255 - ramp, ramp // 2], axis=2)
-    pictures = {
-        "rgb.png": Image.fromarray(rgb),
-        "grey.png": Image.fromarray(ramp),
-        "grey16.png": Image.fromarray(ramp.astype(np.uint16) * 257),
-        "palette.png": Image.fromarray(rgb).quantize(64),
-        "cmyk.tif": Image.fromarray(rgb).convert("CMYK"),
-        "bits.png": Image.fromarray(ramp > 100),
-        "alpha.png": Image.fromarray(np.dstack([rgb, np.where(ramp > 100, 255, 0).astype(np.uint8)])),
-    }
-    for name, picture in pictures.items():
-        picture.save(tmp_path / name)
-    read = {name: read_image(tmp_path / name).astype(int) for name in pictures}
-    assert all(image.shape == (4, 25, 3) and image.max() <= 255 for image in read.values())
-    np.testing.assert_array_equal(read["rgb.png"], rgb)
-    np.testing.assert_array_equal(read["grey.png"], np.repeat(ramp[:, :, None], 3, 2))
-    np.testing.assert_array_equal(read["grey16.png"], read["grey.png"])
-    assert np.abs(read["palette.png"] - rgb).max() < 20
-    assert np.abs(read["cmyk.tif"] - rgb).max() <= 1
-    np.testing.assert_array_equal(read["bits.png"][:, :, 0], np.where(ramp > 100, 255, 0))
-    np.testing.assert_array_equal(read["alpha.png"], np.where(ramp[:, :, None] > 100, rgb, 255))
-
-
-def test_unreadable_images_are_named(tmp_path):
-    good = tmp_path / "good.jpg"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 80, 3), dtype=np.uint8)).save(good)
-    cases = {
-        "cut.jpg": (good.read_bytes()[:3000], "broken or cut off"),
-        "empty.jpg": (b"", "the file is empty"),
-        "text.jpg": (b"hello", "not an image"),
-    }
-    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "x.png")
-    png = (tmp_path / "x.png").read_bytes()
-    cases["broken.png"] = (png[:43] + b"\xff\xff\xff\xff" + png[47:], "broken or cut off")
-    for name, (content, message) in cases.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=f"{name}: .*{message}.*; ") as caught:
-            read_image(tmp_path / name)
-        assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="no such image"):
-        read_image(tmp_path / "nowhere.png")
-    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(UserError, match="floating point"):
-        read_image(tmp_path / "float.tif")
 
 
 def test_photographs(shared):
@@ -339,8 +292,8 @@ def test_instaboost_comes_before_the_transform_and_takes_no_chance_from_it(tmp_p
     both = DetectionDataset(annotations, REDUCING, drop_empty=True, instaboost=boost)
     boosted = DetectionDataset(annotations, KEEP, drop_empty=True, instaboost=boost)
     reductions = []
-    decode = dataset_module._decode
-    monkeypatch.setattr(dataset_module, "_decode", lambda *args: reductions.append(decode(*args)[1]) or decode(*args))
+    decode = dataset_module.decode
+    monkeypatch.setattr(dataset_module, "decode", lambda *args: reductions.append(decode(*args)[1]) or decode(*args))
     changed = []
     for seed in range(20):
         sample, untouched = both[0, seed], plain[0, seed]

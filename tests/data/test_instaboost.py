@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tailseg.data import instaboost as module
 from tailseg.data.annotations.masks import Bitmap, bitmap_of
-from tailseg.data.dataset import read_image
+from tailseg.data.images import read_image
 from tailseg.data.instaboost import (
     InstaBoost,
     Objects,

@@ -138,6 +138,7 @@ def test_open_data_from_a_folder_and_from_yaml(tmp_path):
         ("train: 3", "train is 3; it must be a path"),
         ("- a", "expected the entries"),
         ("a: [", "not valid YAML at line"),
+        ("train: 2020-13-45", "not valid YAML; write the entries train, val and images"),
         ("train: train.json\nval: val.json", "the entry 'images' is missing"),
         ("train: train.json\nval: gone.json\nimages: images", r"gone\.json does not exist"),
         ("train: train.json\nval: val.json\nimages: val.json", r"val\.json is not a folder"),
@@ -171,7 +172,7 @@ def test_splits_need_the_same_categories(tmp_path):
 
 def test_the_splits_that_are_there(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    folder.mkdir()
+    (folder / "images").mkdir(parents=True)
     with pytest.raises(UserError, match=r"data: it has neither a training nor a validation file"):
         splits_there(str(folder))
     for name, splits in (("val", ("val",)), ("train", ("train", "val"))):
@@ -180,6 +181,8 @@ def test_the_splits_that_are_there(tmp_path: Path) -> None:
     (tmp_path / "one.yaml").write_text("train: data/train.json\nimages: data")
     assert splits_there(str(tmp_path / "one.yaml")) == ("train",)
     assert splits_there("synthetic") == ("train", "val")
+    (tmp_path / "other.json").write_text(json.dumps(content()))
+    assert splits_there(str(tmp_path / "other.json")) == ("train", "val")  # as COCO's, which are divided
     with pytest.raises(UserError, match="no such folder or file"):
         splits_there(str(tmp_path / "gone"))
 

@@ -14,7 +14,8 @@ import torch
 from hotcoco import mask as rle
 from torch import nn
 
-from tailseg.data.dataset import DetectionDataset, read_image
+from tailseg.data.dataset import DetectionDataset
+from tailseg.data.images import read_image
 from tailseg.data.sources import open_source
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.data.transforms import Compose, fit_transform

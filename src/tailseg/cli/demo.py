@@ -19,7 +19,7 @@ from PIL import Image
 
 from tailseg.checkpoint import VERSION
 from tailseg.data.annotations.annotations import Annotations
-from tailseg.data.dataset import read_image
+from tailseg.data.images import read_image
 from tailseg.data.sources import SYNTHETIC, DataSplits, open_source
 from tailseg.errors import UserError
 from tailseg.evaluation.metrics import write_json

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image as PillowImage
-from PIL import ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.annotations.masks import bitmap_of, into_grid
+from tailseg.data.images import decode, to_rgb
 from tailseg.data.instaboost import InstaBoost, Objects
 from tailseg.data.transforms import Compose, Image, clip_boxes, fit_transform, train_transform
 from tailseg.errors import UserError
@@ -23,67 +21,6 @@ from tailseg.recipes.schema import MASK_GRID, DataRecipe
 from tailseg.structures import Instances, Sample
 
 MIN_TRAIN_SIDE = 32  # pixels; MMDetection's ``filter_cfg`` for LVIS
-
-
-def read_image(path: Path) -> Image:
-    """An image file as (H, W, 3) uint8 RGB.
-
-    The orientation of the EXIF data is applied. Transparent pixels are shown on white. Of 16 bits the upper 8
-    count.
-
-    Raises:
-        UserError: the file is missing, empty, broken, cut off or no image.
-    """
-    return to_rgb(_decode(path)[0], path, upright=True)
-
-
-def _decode(path: Path, reduction: int = 1) -> tuple[PillowImage.Image, int]:
-    """The decoded image, in the mode and orientation of the file, and by how much it is reduced.
-
-    That is ``reduction`` (1, 2, 4 or 8) for a JPEG whose sides are multiples of it, else 1.
-    """
-    try:
-        with PillowImage.open(path) as image:
-            width, height = image.size
-            if reduction > 1 and width % reduction == 0 and height % reduction == 0:
-                image.draft(None, (width // reduction, height // reduction))
-            image.load()
-            return image, width // image.width
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such image; check the path") from None
-    except UnidentifiedImageError:
-        empty = path.is_file() and path.stat().st_size == 0
-        problem = "the file is empty" if empty else "not an image that can be read"
-        raise UserError(f"{path}: {problem}; replace it by a JPEG or PNG file") from None
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's decoders raise many types on broken files: OSError, SyntaxError, zlib's ...
-        message = f"{path}: the image is broken or cut off ({error}); copy or download it again"
-        raise UserError(message.replace("\n", " ")) from None
-
-
-def to_rgb(image: PillowImage.Image, path: Path, *, upright: bool) -> Image:
-    """A Pillow image of any mode as (H, W, 3) uint8 RGB; ``path`` names it in errors.
-
-    Args:
-        image: of any mode.
-        path: for the error message.
-        upright: apply the camera's orientation.
-
-    Raises:
-        UserError: its pixels are floating point numbers.
-    """
-    if upright:
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise UserError(f"{path}: the pixels are floating point numbers; save the image with 8 bits a channel")
-    if image.mode.startswith("I"):  # greyscale of 16 bits, which Pillow's own conversion would clip at 255
-        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = PillowImage.alpha_composite(PillowImage.new("RGBA", rgba.size, "white"), rgba)
-    return np.array(image.convert("RGB"))  # a copy: torch wants memory that can be written to
 
 
 def _channels_first(image: Image) -> Tensor:
@@ -185,7 +122,7 @@ class DetectionDataset(Dataset[Sample]):
     def _image(self, position: int, reduction: int) -> Image:
         """The pixels in the orientation that the annotations were made in, reduced or (if no JPEG) whole."""
         path = self.annotations.image_path(position)
-        decoded, reduced = _decode(path, reduction)
+        decoded, reduced = decode(path, reduction)
         height, width = self.annotations.image_sizes[position].tolist()
         image = to_rgb(decoded, path, upright=True)
         true_h, true_w = image.shape[0] * reduced, image.shape[1] * reduced

@@ -1,4 +1,4 @@
-"""From what stands behind ``--data`` to a data set: a folder, a YAML file, or the word ``synthetic``."""
+"""From what stands behind ``--data`` to a data set: a folder or file, ours or another tool's, or ``synthetic``."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import yaml
-
 from tailseg.data.annotations.annotations import (
     Annotations,
     Category,
     load_annotations,
     require_same_categories,
+    with_categories_of,
 )
 from tailseg.data.annotations.frequency import LVIS_LIMITS, GroupRule, with_groups
+from tailseg.data.importers.convert import NAMES, recognise
+from tailseg.data.importers.in_place import import_in_place
 from tailseg.data.synthetic.generate import SyntheticSettings, default_synthetic_folder, open_synthetic
 from tailseg.errors import UserError
 from tailseg.progress import progress_bar
+from tailseg.yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -52,22 +54,25 @@ def open_data(
     need: tuple[str, ...] = ("train", "val"),
     rule: GroupRule = LVIS_LIMITS,
     tolerant: bool = False,
+    show: bool = False,
 ) -> DataSplits:
     """Open a data set.
 
     Args:
         data: a folder with ``train.json``, ``val.json`` and ``images/``, or a YAML file with the entries
-            ``train``, ``val`` and ``images``, relative to the YAML file.
+            ``train``, ``val`` and ``images``, relative to the YAML file; or a set of another tool (see
+            `importers.convert.recognise`), which is imported into the cache.
         need: the splits that must be there. The training file is also read, where there is one, when only it
             can tell the frequency groups.
         rule: makes the frequency groups where the files state none.
         tolerant: rows of a file with errors are left out and counted in its report.
+        show: draw a progress bar while a set is imported.
 
     Raises:
         UserError: something is missing or broken, or train and val have different categories.
     """
     data = Path(data)
-    sources = _sources(data)
+    sources = _sources(data, need, show)
     for split in (*need, "images"):
         path = getattr(sources, split)
         if path is None:
@@ -88,25 +93,29 @@ def open_data(
     only_train_knows = val is not None and not val.frequency_stated and sources.train and sources.train.exists()
     train = load(sources.train) if "train" in need or only_train_knows else None
     if train and val:
+        val = with_categories_of(val, train)
         require_same_categories(train, val)
     train, val, groups = with_groups(train, val, rule)
     return DataSplits(data.resolve().stem if data.is_file() else data.resolve().name, train, val, groups)
 
 
-def _sources(data: Path) -> _Sources:
-    """The paths that a folder or a YAML file stands for."""
-    if data.is_dir():
-        return _Sources(data / "train.json", data / "val.json", data / "images")
+def _sources(data: Path, need: Sequence[str], show: bool) -> _Sources:
+    """The paths that a folder or a YAML file stands for; a set of another tool is imported first."""
     if not data.exists():
         raise UserError(f"{data}: no such folder or file; give a folder with train.json, val.json and images/")
+    own = _Sources(data / "train.json", data / "val.json", data / "images")
+    if data.is_dir() and own.images.is_dir() and all(getattr(own, split).is_file() for split in need):
+        return own
+    kind = recognise(data)
+    if kind is not None:
+        return _imported(kind, data, show)
+    if data.is_dir():
+        return own
     if data.suffix.lower() not in (".yaml", ".yml"):
-        raise UserError(f"{data}: expected a folder or a YAML file with the entries train, val and images")
-    try:
-        content = yaml.safe_load(data.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{data}: not valid YAML{place}; write the entries train, val and images") from None
+        raise UserError(
+            f"{data}: expected a folder, an annotation file, or a YAML file with the entries train, val and images"
+        )
+    content = read_yaml(data, fix="write the entries train, val and images")
     known = [field.name for field in fields(_Sources)]
     if not isinstance(content, dict):
         raise UserError(f"{data}: expected the entries train, val and images, each with a path")
@@ -117,6 +126,16 @@ def _sources(data: Path) -> _Sources:
         if not isinstance(value, str) or not value:
             raise UserError(f"{data}: {key} is {value!r}; it must be a path")
     return _Sources(**{key: data.parent / content[key] if key in content else None for key in known})
+
+
+def _imported(kind: str, data: Path, show: bool) -> _Sources:
+    """A set of another tool, imported into the cache; what was recognised and left out is said."""
+    with progress_bar(f"importing {NAMES[kind]}", None, show=show) as advance:
+        found = import_in_place(kind, data, progress=advance)
+    logger.info("%s: recognised as %s: %s.", data, NAMES[kind], found.line)
+    for note in found.notes:
+        logger.warning("%s: %s", data, note)
+    return _Sources(found.train, found.val, found.images)
 
 
 def open_source(
@@ -132,11 +151,10 @@ def open_source(
     Of a training split, 5,000 images are read in part, always the same ones: all would take as long as opening LVIS.
 
     Args:
-        data: a folder with train.json, val.json and images/, a YAML file, or ``synthetic``: the built-in set, drawn on
-            first use.
+        data: as for `open_data`, or ``synthetic``: the built-in set, drawn on first use.
         need: the splits that must be there.
         rule: makes the frequency groups where the files state none.
-        show: draw a progress bar while the built-in set is drawn.
+        show: draw a progress bar while the built-in set is drawn or a set is imported.
         examine: images need not be there, and rows of a file with errors are left out and counted in its report.
 
     Raises:
@@ -146,22 +164,26 @@ def open_source(
         splits = open_data(str(draw_synthetic(SyntheticSettings(), show=show)), need=need)
         splits = replace(splits, name=SYNTHETIC)
     else:
-        splits = open_data(data, need=need, rule=rule, tolerant=examine)
+        splits = open_data(data, need=need, rule=rule, tolerant=examine, show=show)
     if not examine:
         _check_images(splits, need, show)
     return splits
 
 
 def splits_there(data: str) -> tuple[str, ...]:
-    """The splits, of train and val, that `open_source` finds behind ``data``; at least one.
+    """The splits, of train and val, that `open_source` finds behind ``data``; at least one. Nothing is imported.
 
     Raises:
         UserError: ``data`` is no data set, or has neither.
     """
-    if data == SYNTHETIC:
-        return ("train", "val")
-    sources = _sources(Path(data))
-    there = tuple(split for split in ("train", "val") if (path := getattr(sources, split)) and path.exists())
+    path = Path(data)
+    own = tuple(split for split in ("train", "val") if (path / f"{split}.json").is_file())
+    if own and (path / "images").is_dir():
+        return own
+    if data == SYNTHETIC or (path.exists() and recognise(path) is not None):
+        return ("train", "val")  # a set of another tool that has no validation is divided
+    sources = _sources(path, (), show=False)
+    there = tuple(split for split in ("train", "val") if (found := getattr(sources, split)) and found.exists())
     if not there:
         raise UserError(f"{data}: it has neither a training nor a validation file; give a folder with train.json")
     return there

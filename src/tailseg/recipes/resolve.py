@@ -11,13 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tailseg.errors import UserError
 from tailseg.recipes import small, table1, table2
 from tailseg.recipes.model_header import read_header, recipe_in
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import merge, override, validate
+from tailseg.yaml_files import read_yaml
 
 BUILT_IN: dict[str, Callable[[], Recipe]] = {
     "table1/cross-entropy": table1.cross_entropy,
@@ -61,14 +60,7 @@ def _load(name: str, chain: tuple[Path, ...]) -> Recipe:
 def _from_file(path: Path, chain: tuple[Path, ...]) -> Recipe:
     if path.resolve() in chain:
         raise UserError(f"{path}: 'extends' leads back to this file; break the circle")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{place}: not valid YAML; fix the file") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of recipe keys; see `tailseg recipes show small/seesaw`")
     parent = values.pop("extends", None)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from tailseg.errors import UserError
 from tailseg.recipes.classifiers import CLASSIFIERS, ClassifierRecipe
 from tailseg.recipes.schema import Recipe
+from tailseg.yaml_files import load_yaml
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -121,10 +122,7 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         key, separator, text = setting.partition("=")
         if not separator or not key:
             raise UserError(f"--set {setting}: expected KEY=VALUE, for example optimizer.lr=0.01")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {setting}: the value is not valid YAML") from error
+        value = load_yaml(text, f"--set {setting}", fix="write another value")
         changes.pop(key, None)  # the last of equal keys counts, and comes in its own place
         changes[key] = _number(value) if isinstance(value, str) else value
         places[key] = f"--set {setting}"

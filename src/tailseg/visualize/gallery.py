@@ -10,9 +10,9 @@ from hotcoco import mask as rle
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.annotations import Annotations
-from tailseg.data.dataset import read_image
 from tailseg.data.diagnosis.dataset_report import ClassRow, DatasetReport
 from tailseg.data.diagnosis.mask_checks import image_of_rows
+from tailseg.data.images import read_image
 from tailseg.errors import UserError
 from tailseg.visualize.colours import PALETTE
 

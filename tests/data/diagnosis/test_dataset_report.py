@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from checked_data import RECIPE, SOUND, SOUND_VAL, finding, report, row, write
 
-from tailseg.data.diagnosis.dataset_report import check_data, expected_memory, suggest
+from tailseg.data.diagnosis.dataset_report import check_data, expected_memory, suggest, tiny_classes
 from tailseg.data.sources import open_source
 from tailseg.recipes.resolve import resolve
 
@@ -13,7 +13,20 @@ def test_numbers_at_the_recipes_resolution(tmp_path):
     found = report(write(tmp_path, rows, SOUND_VAL, sizes={1: (1333, 800), 2: (1333, 800)}))
     assert (found.scale["under_8"], found.scale["under_16"], found.scale["under_32"]) == (0.5, 0.5, 0.5)
     assert found.scale["median_side"] == pytest.approx((4 + 20 * 300**0.5) / 2)
-    assert finding(found, "side under 8 pixels").severity == "warning"
+    assert finding(found, "of the objects have a side under 8 pixels").severity == "warning"
+
+
+def test_classes_whose_objects_are_tiny(tmp_path):
+    """By the median of their sides, as large as the recipe shows them; the smallest first."""
+    sizes = dict.fromkeys(range(1, 5), (1333, 800))
+    boxes = {1: (9, 9), 2: (7, 7), 3: (5, 5), 4: (4, 9), 5: (3, 3), 6: (90, 90)}  # sides 9, 7, 5; 6, 3, 90
+    rows = [row(i, i % 4 + 1, (1, 1, *box), 1 if i < 4 else 2) for i, box in boxes.items()]
+    rows += [row(7, 1, (1, 1, 50, 50), 3), row(8, 2, (1, 1, 2, 2), 3, iscrowd=1)]
+    folder = write(tmp_path, rows, SOUND_VAL, ("nut", "pin", "cat"), sizes=sizes)
+    train = open_source(str(folder), show=False).train
+    assert tiny_classes(train, RECIPE) == ["pin (median 6.0)", "nut (median 7.0)"]
+    none = open_source(str(write(tmp_path / "none", [], SOUND_VAL)), show=False).train
+    assert tiny_classes(none, RECIPE) == []
 
 
 def test_repeat_factors_and_epochs(tmp_path):

@@ -6,9 +6,12 @@ from checked_data import HEIGHT, SOUND, SOUND_VAL, WIDTH, finding, polygon_of, r
 from PIL import Image
 
 from tailseg.data.annotations.annotations import load_annotations
+from tailseg.data.diagnosis import findings
 from tailseg.data.diagnosis.findings import Split, all_findings
-from tailseg.data.diagnosis.image_checks import FileFacts
+from tailseg.data.diagnosis.image_checks import FileFacts, PixelFacts
 from tailseg.data.diagnosis.mask_checks import check_masks
+from tailseg.data.diagnosis.near_duplicates import thumbnail_of
+from tailseg.data.images import ImageHeader
 
 
 def test_a_sound_set_has_nothing_to_remark(tmp_path):
@@ -45,7 +48,7 @@ def test_files_that_are_missing_broken_cut_or_of_another_size(tmp_path):
     (images / "1.png").unlink()
     (images / "2.png").write_bytes(b"")
     (images / "3.png").write_bytes((images / "3.png").read_bytes()[:-300])
-    Image.new("RGB", (WIDTH, HEIGHT + 1)).save(images / "4.png")
+    Image.linear_gradient("L").resize((WIDTH, HEIGHT + 1)).save(images / "4.png")
     found = report(folder)
     assert not found.usable()
     assert "'1.png' is not in" in finding(found, "not there").examples[0]
@@ -106,10 +109,11 @@ def split_of(folder, name, rows, files=None, names=("cat", "owl")):
     """What was looked at in a split, with sound files unless others are given."""
     write(folder, rows, names=names)
     annotations = load_annotations(folder / "train.json", folder / "images")
-    sound = FileFacts(folder / "images" / "1.png", stored_hw=(HEIGHT, WIDTH))
+    sound = FileFacts(folder / "images" / "1.png", header=HEADER)
     return Split(name, annotations, files or [sound] * len(annotations), check_masks(annotations))
 
 
+HEADER = ImageHeader("PNG", (HEIGHT, WIDTH), 1)
 NO_TINY = {"under_8": 0.0}
 
 
@@ -128,10 +132,10 @@ def test_images_and_annotations_are_named(tmp_path):
 
 def test_errors_come_first_and_the_most_frequent_of_each(tmp_path):
     files = [FileFacts(None, "gone"), FileFacts(tmp_path / "a", "broken"), FileFacts(tmp_path / "b", "broken")]
-    files.append(FileFacts(tmp_path / "c", stored_hw=(HEIGHT, WIDTH), orientation=3))
+    files.append(FileFacts(tmp_path / "c", header=ImageHeader("PNG", (HEIGHT, WIDTH), 3)))
     rows = [row(1, 1), row(2, 1), row(3, 2, iscrowd=1)]  # a third of the objects
     looked = [split_of(tmp_path / "t", "train", rows, files), split_of(tmp_path / "v", "val", SOUND)]
-    found = all_findings(looked, NO_TINY)
+    found = all_findings(looked, NO_TINY, ())
     assert [(f.severity, f.count) for f in found] == [
         ("error", 2),
         ("error", 1),
@@ -147,7 +151,7 @@ def test_names_that_are_alike(tmp_path):
     names = ("stop sign", "Stop_Sign", "cup", "cups")
     rows = [row(i, i, category=i) for i in range(1, 5)]
     looked = [split_of(tmp_path / name, name, rows, names=names) for name in ("train", "val")]
-    found = named(all_findings(looked, NO_TINY))
+    found = named(all_findings(looked, NO_TINY, ()))
     assert found == {
         ("warning", "", "categories that differ in spelling only"): (1, ("stop sign / Stop_Sign",)),
         ("note", "", "category names one letter or a plural apart"): (1, ("cup / cups",)),
@@ -157,10 +161,99 @@ def test_names_that_are_alike(tmp_path):
 @pytest.mark.parametrize(("share", "told"), [(0.0, False), (0.199, False), (0.2, True), (1.0, True)])
 def test_tiny_objects_are_told_from_a_fifth_on(tmp_path, share, told):
     looked = [split_of(tmp_path / name, name, SOUND) for name in ("train", "val")]
-    found = all_findings(looked, {"under_8": share})
+    found = all_findings(looked, {"under_8": share}, ())
     assert [f.what for f in found] == [
         f"{share:.0%} of the objects have a side under 8 pixels at the recipe's resolution"
     ] * told
+
+
+def test_classes_of_tiny_objects_are_named(tmp_path):
+    looked = [split_of(tmp_path / name, name, SOUND) for name in ("train", "val")]
+    found = named(all_findings(looked, NO_TINY, ["nut (median 5.0)"]))
+    text = "classes of which most objects have a side under 8 pixels at the recipe's resolution"
+    assert found == {("warning", "train", text): (1, ("nut (median 5.0)",))}
+
+
+def with_pixels(levels, deep=False):
+    seen = PixelFacts(levels, deep, np.zeros((16, 18), np.float32))
+    return FileFacts(None, header=HEADER, pixels=seen)
+
+
+def test_images_that_use_little_of_their_range(tmp_path):
+    """12 bits in 16 are told from images of nearly one colour; those that were not decoded are told nothing about."""
+    files = [with_pixels(31, deep=True), with_pixels(31), with_pixels(0, deep=True), with_pixels(32, deep=True)]
+    looked = [split_of(tmp_path / name, name, SOUND, files) for name in ("train", "val")]
+    found = named(all_findings([looked[0], split_of(tmp_path / "v", "val", SOUND)], NO_TINY, ()))
+    deep = "images of more than 8 bits whose values use less than 1/8 of the range, as 12 bits stored in 16 do"
+    assert found == {
+        ("warning", "train", deep): (1, ("image 1",)),
+        ("note", "train", "images that are nearly of one colour"): (2, ("image 2", "image 3")),
+    }
+
+
+def test_12_bits_in_16_and_uniform_images_of_a_set(tmp_path):
+    folder = write(tmp_path, SOUND, SOUND_VAL)
+    ramp = np.tile(np.linspace(0, 3800, WIDTH), (HEIGHT, 1))
+    Image.fromarray(ramp.astype(np.uint16)).save(folder / "images" / "1.png")
+    Image.new("RGB", (WIDTH, HEIGHT), (20, 20, 20)).save(folder / "images" / "2.png")
+    found = report(folder)
+    assert finding(found, "12 bits stored in 16").examples == ("image 1 (1.png)",)
+    assert finding(found, "nearly of one colour").examples == ("image 2 (2.png)",)
+    assert len(found.findings) == 2
+
+
+def test_images_that_are_nearly_the_same_in_both_splits(tmp_path):
+    """Scaled and brightened they are named with what they look like, equal ones elsewhere; within a split none is."""
+    folder = write(tmp_path, SOUND, SOUND_VAL, sizes={11: (90, 60), 12: (WIDTH, HEIGHT)})
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    pixels = (100 + 50 * np.sin(x / 5) + 40 * np.cos(y / 4 + x / 9)).astype(np.uint8)
+    picture = Image.fromarray(pixels)
+    picture.save(folder / "images" / "2.png")
+    picture.save(folder / "images" / "3.png", compress_level=1)
+    picture.resize((90, 60)).point(lambda value: value * 1.2).save(folder / "images" / "11.png")
+    shutil.copy(folder / "images" / "3.png", folder / "images" / "12.png")
+    found = report(folder)
+    near = finding(found, "look nearly like")
+    assert near.severity == "warning"
+    assert near.what == "validation images that look nearly like a training image"
+    assert near.examples in [(f"val image 11 (11.png) ~ train image {i} ({i}.png)",) for i in (2, 3)]
+    assert finding(found, "in both splits").examples == ("train image 3 (3.png) = val image 12 (12.png)",)
+    assert len(found.findings) == 2
+
+
+def test_where_not_all_images_are_compared_it_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(findings, "DECODED", 3)
+    thumbnail = thumbnail_of(np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8))
+    seen = FileFacts(tmp_path / "b.png", header=HEADER, pixels=PixelFacts(255, False, thumbnail))
+    files = [FileFacts(tmp_path / "a.png", header=HEADER), seen, seen, seen]
+    looked = [split_of(tmp_path / name, name, SOUND, files) for name in ("train", "val")]
+    (found,) = all_findings(looked, NO_TINY, ())
+    assert found.what.endswith("like a training image (only 3 images of each split, chosen at random, were compared)")
+    assert found.examples == tuple(f"val image {i} (b.png) ~ train image 2 (b.png)" for i in (2, 3, 4))
+
+
+def test_images_that_are_too_large(tmp_path):
+    folder = write(tmp_path, SOUND, SOUND_VAL)
+    path = folder / "images" / "1.png"
+    Image.new("L", (8, 8)).save(path, "BMP")
+    content = bytearray(path.read_bytes())
+    content[18:26] = (20_000).to_bytes(4, "little") * 2  # width and height
+    path.write_bytes(content)
+    found = report(folder)
+    (only,) = found.findings
+    assert (only.severity, only.what) == ("error", "images that are too large")
+    assert only.fix == "shrink them, or cut them into pieces"
+    assert "the limit is 178,956,970" in only.examples[0]
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_tiff_that_pillow_turns_is_sound(tmp_path, orientation):
+    """Its stated size is the one as shown: no warning that it is annotated as stored."""
+    shown = (HEIGHT, WIDTH) if orientation == 6 else (WIDTH, HEIGHT)
+    folder = write(tmp_path, SOUND, SOUND_VAL, sizes={1: shown})
+    noise = np.random.default_rng(9).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "images" / "1.png", "TIFF", tiffinfo={0x0112: orientation})
+    assert report(folder).findings == ()
 
 
 def test_a_file_three_times_is_one_finding(tmp_path):

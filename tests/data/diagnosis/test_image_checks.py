@@ -16,6 +16,7 @@ from tailseg.data.diagnosis.image_checks import (
     same_content,
     steps,
 )
+from tailseg.data.images import ImageHeader
 from tailseg.errors import UserError
 
 
@@ -41,8 +42,7 @@ def replace(annotations, folder, name, **how):
 
 def test_a_sound_file(annotations, folder):
     facts = file_facts(annotations, 2)
-    assert (facts.path, facts.problem, facts.orientation) == (folder / "3.png", None, 1)
-    assert facts.stored_hw == facts.shown_hw == (HEIGHT, WIDTH)
+    assert (facts.path, facts.problem, facts.header) == (folder / "3.png", None, ImageHeader("PNG", (HEIGHT, WIDTH), 1))
     assert facts.complete
     assert len(facts.fingerprint) == 16
 
@@ -54,9 +54,9 @@ def test_orientations(annotations, folder, name, orientation):
     exif[0x0112] = orientation
     facts = replace(annotations, folder, name, exif=exif)
     assert facts.problem is None
-    assert facts.orientation == (orientation if 1 <= orientation <= 8 else 1)
-    assert facts.stored_hw == (HEIGHT, WIDTH)
-    assert facts.shown_hw == ((WIDTH, HEIGHT) if 5 <= orientation <= 8 else (HEIGHT, WIDTH))
+    assert facts.header.orientation == (orientation if 1 <= orientation <= 8 else 1)
+    assert facts.header.stored_hw == (HEIGHT, WIDTH)
+    assert facts.header.shown_hw == ((WIDTH, HEIGHT) if 5 <= orientation <= 8 else (HEIGHT, WIDTH))
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.gif"])
@@ -71,7 +71,7 @@ def test_a_file_that_lacks_its_end(annotations, folder, name):
     content = (folder / "1.png").read_bytes()
     (folder / "1.png").write_bytes(content[: len(content) // 2])
     facts = file_facts(annotations, 0)
-    assert (facts.problem, facts.complete, facts.stored_hw) == (None, False, (HEIGHT, WIDTH))
+    assert (facts.problem, facts.complete, facts.header.stored_hw) == (None, False, (HEIGHT, WIDTH))
 
 
 def test_files_that_are_missing_empty_or_no_images(annotations, folder):
@@ -81,9 +81,8 @@ def test_files_that_are_missing_empty_or_no_images(annotations, folder):
     missing, empty, text = (file_facts(annotations, i) for i in range(3))
     assert missing.path is None
     assert "image 1: '1.png' is not in" in missing.problem
-    assert empty.problem == f"{folder / '2.png'}: the file is empty; replace it"
-    assert text.problem.startswith(f"{folder / '3.png'}: cannot be read (")
-    assert text.problem.endswith("); replace it")
+    assert empty.problem == f"{folder / '2.png'}: the file is empty; replace it by a JPEG or PNG file"
+    assert text.problem == f"{folder / '3.png'}: not an image that can be read; replace it by a JPEG or PNG file"
     for facts in (missing, empty, text):
         assert "\n" not in facts.problem
         assert facts.fingerprint == b""
@@ -182,6 +181,49 @@ def test_a_sample_of_the_files_is_always_the_same(annotations, folder):
     advanced = []
     require_sound_files(annotations, at_most=0, advance=advanced.append)
     assert advanced == []
+
+
+def test_the_pixels_of_decoded_images(annotations, folder, monkeypatch):
+    monkeypatch.setattr(image_checks, "DECODED", 2)
+    content = (folder / "1.png").read_bytes()
+    (folder / "1.png").write_bytes(content[:-300])
+    Image.fromarray(np.array([[9, 9, 40]] * 30, np.uint8)).save(folder / "2.png")
+    Image.fromarray(np.array([[0, 4095, 256]] * 30, np.uint16)).save(folder / "3.png")
+    Image.fromarray(np.array([[0, 4095, 256]] * 30, np.int32)).save(folder / "4.png", "TIFF")
+    monkeypatch.setattr(np.random, "default_rng", lambda _seed: Fixed())
+    found = look_at_files(annotations, lambda _done: None)
+    assert [facts.pixels is None for facts in found] == [True, False, False, True]  # broken, two of a sample, not in it
+    assert [(found[i].pixels.levels, found[i].pixels.deep) for i in (1, 2)] == [(31, False), (15, True)]
+    assert found[1].pixels.thumbnail.shape == (16, 18)
+    monkeypatch.setattr(image_checks, "DECODED", 4)
+    whole = look_at_files(annotations, lambda _done: None)
+    assert (whole[3].pixels.levels, whole[3].pixels.deep) == (255, True)  # 32 bits are scaled
+
+
+class Fixed:
+    """Chance that leaves images in an order of its own: the second, the third, then the others."""
+
+    def permutation(self, count):
+        return np.array([1, 2, 0, 3][:count])
+
+
+def test_a_file_of_too_many_pixels(annotations, folder):
+    Image.new("L", (8, 8)).save(folder / "1.png", "BMP")
+    content = bytearray((folder / "1.png").read_bytes())
+    content[18:26] = (20_000).to_bytes(4, "little") * 2  # width and height
+    (folder / "1.png").write_bytes(content)
+    facts = file_facts(annotations, 0)
+    assert facts.too_large
+    assert "1.png: the image is too large (400,000,000 pixels, the limit is 178,956,970); shrink it" in facts.problem
+    assert not file_facts(annotations, 1).too_large
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_tiff_is_turned_already(annotations, folder, orientation):
+    (folder / "1.png").unlink()
+    Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "1.png", "TIFF", tiffinfo={0x0112: orientation})
+    shown = (WIDTH, HEIGHT) if orientation == 6 else (HEIGHT, WIDTH)
+    assert file_facts(annotations, 0).header == ImageHeader("TIFF", shown, 1)
 
 
 def files(folder, *contents):

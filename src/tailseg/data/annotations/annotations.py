@@ -205,6 +205,28 @@ def _restored(values: dict[str, Any]) -> Annotations:
     return Annotations(**values)
 
 
+def with_categories_of(val: Annotations, train: Annotations) -> Annotations:
+    """``val`` with all categories of ``train``, if it lists some of them, under the same ids and names; else as it is.
+
+    Tools that write each split by itself list the categories that occur in it.
+    """
+    known = {category.id: category for category in train.categories}
+    own = {category.id: category for category in val.categories}
+    if own.keys() == known.keys() or not all(i in known and known[i].name == own[i].name for i in own):
+        return val
+    stated = dict(zip(own, val.stated_image_counts.tolist(), strict=True))
+    return replace(
+        val,
+        categories=tuple(
+            own.get(i, replace(category, image_count=0, instance_count=0)) for i, category in known.items()
+        ),
+        frequency_stated=val.frequency_stated and train.frequency_stated,
+        labels=positions_of(val.label_to_category_id[np.asarray(val.labels)], train.label_to_category_id)[0],
+        stated_image_counts=np.array([stated.get(i, -1) for i in known], np.int64),
+        cache=None,  # its labels are the old ones
+    )
+
+
 def require_same_categories(train: Annotations, val: Annotations) -> None:
     """Raise UserError unless both files have the same category ids and names."""
     ours = {c.id: c.name for c in train.categories}

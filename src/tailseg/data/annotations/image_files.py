@@ -14,6 +14,7 @@ from tailseg.errors import UserError
 _SUBFOLDERS = ("", "train2017", "val2017")  # LVIS's val split has files of both COCO splits
 _V05_NAME = re.compile(r"COCO_(?:train|val|test)\d{4}_(\d{12}\.jpg)$")
 _DRIVE = re.compile(r"[A-Za-z]:")
+MOST_ENTRIES = 5_000_000  # of a folder and the folders in it
 _HIDDEN = ("__MACOSX", "Thumbs.db", "desktop.ini")  # left by archives and file managers, as are names with a dot first
 
 
@@ -188,22 +189,41 @@ def files_below(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
         UserError: a file is a link that leads out of the folder it lies in.
     """
     tops = [folder.resolve()]
-    waiting = [(folder, 0)]
     found: list[Path] = []
+    for entry in walk(folder, tops):
+        if entry.name.lower().endswith(tuple(suffixes)):
+            path = Path(entry.path)
+            if entry.is_symlink() and not any(path.resolve().is_relative_to(top) for top in tops):
+                raise UserError(f"{path} is a link that leads out of {folder}; put the file itself there")
+            found.append(path)
+    yield from sorted(found)
+
+
+def walk(folder: Path, tops: list[Path] | None = None) -> Iterator[os.DirEntry[str]]:
+    """The files in a folder and the folders in it, as `files_below` looks at them, in any order.
+
+    Args:
+        folder: where to begin.
+        tops: gains the places that links to folders lead to.
+
+    Raises:
+        UserError: a folder cannot be listed, or there are more than `MOST_ENTRIES` files and folders.
+    """
+    waiting = [(folder, 0)]
+    count = 0
     while waiting:
         path, depth = waiting.pop()
         try:
             entries = [entry for entry in os.scandir(path) if not is_hidden(entry.name)]
         except OSError as error:
             raise UserError(f"{path}: cannot be listed ({error.strerror}); check its rights") from None
+        count += len(entries)
+        if count > MOST_ENTRIES:
+            raise UserError(f"{folder}: holds more than {MOST_ENTRIES:,} files; name the folder of the data itself")
         for entry in entries:
-            here = path / entry.name
             if entry.is_dir(follow_symlinks=depth == 0):
-                if entry.is_symlink():
-                    tops.append(here.resolve())
-                waiting.append((here, depth + 1))
-            elif entry.name.lower().endswith(tuple(suffixes)) and entry.is_file():
-                if entry.is_symlink() and not any(here.resolve().is_relative_to(top) for top in tops):
-                    raise UserError(f"{here} is a link that leads out of {folder}; put the file itself there")
-                found.append(here)
-    yield from sorted(found)
+                if entry.is_symlink() and tops is not None:
+                    tops.append(Path(entry.path).resolve())
+                waiting.append((Path(entry.path), depth + 1))
+            elif entry.is_file():
+                yield entry

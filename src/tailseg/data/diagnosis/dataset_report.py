@@ -96,7 +96,7 @@ def check_data(
         sampling=_sampling(train, recipe),
         memory=expected_memory(splits, recipe),
         suggestion=suggest(data, train),
-        findings=all_findings(looked, scale),
+        findings=all_findings(looked, scale, tiny_classes(train, recipe)),
     )
 
 
@@ -156,6 +156,20 @@ def object_sizes(train: Annotations, recipe: Recipe) -> dict[str, float]:
     for side in TINY:
         found[f"under_{side}"] = float((sides < side).mean()) if len(sides) else 0.0
     return found
+
+
+def tiny_classes(train: Annotations, recipe: Recipe) -> list[str]:
+    """Classes whose training objects have a median side under the smallest of `TINY`, with it; the smallest first."""
+    sides = object_sides(train, recipe.data.test_short_edge, recipe.data.long_edge)
+    labels = np.asarray(train.labels)[np.asarray(train.trained)]
+    order = np.lexsort((sides, labels))
+    medians = {
+        train.categories[int(labels[own[0]])].name: float(np.median(sides[own]))
+        for own in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+        if len(own)
+    }
+    smallest = sorted(medians.items(), key=lambda item: item[1])
+    return [f"{name} (median {side:.1f})" for name, side in smallest if side < TINY[0]]
 
 
 def _sampling(train: Annotations, recipe: Recipe) -> dict[str, float]:

@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.dataset import MIN_TRAIN_SIDE
 from tailseg.data.diagnosis.class_names import near_names
-from tailseg.data.diagnosis.image_checks import FileFacts, same_content
+from tailseg.data.diagnosis.image_checks import DECODED, FileFacts, same_content
 from tailseg.data.diagnosis.mask_checks import MaskFacts
+from tailseg.data.diagnosis.near_duplicates import nearest_alike
 
 Severity = Literal["error", "warning", "note"]
 TINY = (8, 16, 32)  # pixels
 CROWD_SHARE = 0.1  # of all annotations, from which on crowds are a warning; COCO has 1 %
 TINY_SHARE = 0.2  # of objects under the smallest of these sides, from which on it is a warning
+FEW_LEVELS = 32  # an eighth of the range of 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +58,26 @@ class Split:
         return [f"annotation {number}" for number in self.annotations.annotation_ids[flags].tolist()]
 
 
-def all_findings(looked: Sequence[Split], scale: Mapping[str, float]) -> tuple[Finding, ...]:
-    """Everything odd about the training and the validation split, errors first."""
+def all_findings(
+    looked: Sequence[Split], scale: Mapping[str, float], tiny_classes: Sequence[str]
+) -> tuple[Finding, ...]:
+    """Everything odd about the training and the validation split, errors first.
+
+    Args:
+        looked: training, validation.
+        scale: shares of the training objects under some sides, ``under_8`` for instance.
+        tiny_classes: names of the classes most of whose objects are under the smallest of these sides.
+    """
     train, val = (split.annotations for split in looked)
-    findings = [*_class_findings(train, val), *_shared(looked), *_scale_findings(scale)]
+    findings = [*_class_findings(train, val), *_shared(looked), *_scale_findings(scale, tiny_classes)]
     for split in looked:
-        findings += [*_file_findings(split), *_mask_findings(split), *_report_findings(split)]
+        findings += [*_file_findings(split), *_pixel_findings(split)]
+        findings += [*_mask_findings(split), *_report_findings(split)]
+    return by_severity(findings)
+
+
+def by_severity(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The findings that count something: errors first, and the most frequent of each severity."""
     order: list[Severity] = ["error", "warning", "note"]
     return tuple(sorted((f for f in findings if f.count), key=lambda f: (order.index(f.severity), -f.count)))
 
@@ -104,11 +120,12 @@ def _class_findings(train: Annotations, val: Annotations) -> list[Finding]:
 
 
 def _shared(looked: Sequence[Split]) -> list[Finding]:
-    """Files that are there twice: in both splits, or within one."""
+    """Images that are there twice: in both splits, exactly or nearly, or within one."""
     files = {split.name: split.files for split in looked}
     named = {split.name: split for split in looked}
     across: list[str] = []
     within: dict[str, list[str]] = {name: [] for name in files}
+    equal: set[tuple[str, int]] = set()  # images with a file of equal content in the other split
     for places in same_content(files).values():
         splits = {split for split, _ in places}
         shown = [next(place for place in places if place[0] == split) for split in sorted(splits)]
@@ -117,11 +134,13 @@ def _shared(looked: Sequence[Split]) -> list[Finding]:
         text += f" and {len(places) - 2} more" if len(places) > 2 else ""
         if len(splits) > 1:
             across.append(text)
+            equal |= set(places)
         else:
             within[splits.pop()].append(text)
     fix = "remove them from one split: scores on images that were trained on mean nothing"
     return [
         _finding("warning", "", "images that are in both splits", fix, across),
+        _near_duplicates(looked, equal),
         *(
             _finding("note", name, "images with equal content", "keep one of each", texts)
             for name, texts in within.items()
@@ -129,33 +148,59 @@ def _shared(looked: Sequence[Split]) -> list[Finding]:
     ]
 
 
-def _scale_findings(scale: Mapping[str, float]) -> list[Finding]:
+def _near_duplicates(looked: Sequence[Split], equal: set[tuple[str, int]]) -> Finding:
+    """Validation images that look like a training image; those in ``equal`` are told elsewhere."""
+    decoded = [
+        [(i, facts.pixels.thumbnail) for i, facts in enumerate(split.files) if facts.pixels is not None]
+        for split in looked
+    ]
+    decoded[1] = [(i, thumbnail) for i, thumbnail in decoded[1] if (looked[1].name, i) not in equal]
+    texts = []
+    if all(decoded):
+        train, val = (np.stack([thumbnail for _, thumbnail in images]) for images in decoded)
+        for own, other in zip(*nearest_alike(val, train), strict=True):
+            pair = looked[1].image(decoded[1][own][0]), looked[0].image(decoded[0][other][0])
+            texts.append(f"{looked[1].name} {pair[0]} ~ {looked[0].name} {pair[1]}")
+    what = "validation images that look nearly like a training image"
+    if any(len(split.files) > DECODED for split in looked):
+        what += f" (only {DECODED:,} images of each split, chosen at random, were compared)"
+    fix = "look at some pairs; if they are the same scene, move both into one split: scores on them mean little"
+    return _finding("warning", "", what, fix, texts)
+
+
+def _scale_findings(scale: Mapping[str, float], tiny_classes: Sequence[str]) -> list[Finding]:
     share = scale[f"under_{TINY[0]}"]
     text = f"{share:.0%} of the objects have a side under {TINY[0]} pixels at the recipe's resolution"
+    classes = f"classes of which most objects have a side under {TINY[0]} pixels at the recipe's resolution"
     fix = "raise data.short_edges, data.test_short_edge and data.long_edge"
-    return [_finding("warning", "train", text, fix, ["all"] if share >= TINY_SHARE else [])]
+    return [
+        _finding("warning", "train", text, fix, ["all"] if share >= TINY_SHARE else []),
+        _finding("warning", "train", classes, fix, tiny_classes),
+    ]
 
 
 def _file_findings(split: Split) -> list[Finding]:
     expected = [(int(h), int(w)) for h, w in split.annotations.image_sizes.tolist()]
     facts = split.files
     wrong = [
-        f"{split.image(i)}: {f.shown_hw[1]} x {f.shown_hw[0]}, stated {hw[1]} x {hw[0]}"
+        f"{split.image(i)}: {f.header.shown_hw[1]} x {f.header.shown_hw[0]}, stated {hw[1]} x {hw[0]}"
         for i, (f, hw) in enumerate(zip(facts, expected, strict=True))
-        if f.problem is None and hw not in (f.shown_hw, f.stored_hw)
+        if f.problem is None and hw not in (f.header.shown_hw, f.header.stored_hw)
     ]
-    turned = [split.image(i) for i, f in enumerate(facts) if f.orientation != 1]
+    turned = [split.image(i) for i, f in enumerate(facts) if f.header.orientation != 1]
     stored = [
         split.image(i)
         for i, (f, hw) in enumerate(zip(facts, expected, strict=True))
-        if f.problem is None and hw == f.stored_hw != f.shown_hw
+        if f.problem is None and hw == f.header.stored_hw != f.header.shown_hw
     ]
     name = split.name
     missing = [f.problem for f in facts if f.problem and f.path is None]
-    broken = [f.problem for f in facts if f.problem and f.path is not None]
+    broken = [f.problem for f in facts if f.problem and f.path is not None and not f.too_large]
+    too_large = [f.problem for f in facts if f.problem and f.too_large]
     return [
         _finding("error", name, "images that are not there", "put them into the image folder", missing),
         _finding("error", name, "images that cannot be read", "copy or download them again", broken),
+        _finding("error", name, "images that are too large", "shrink them, or cut them into pieces", too_large),
         _finding("error", name, "images of another size than stated", "correct width and height in the file", wrong),
         _finding(
             "note", name, "images with a camera orientation (EXIF): it is applied", "look at one of them drawn", turned
@@ -166,6 +211,32 @@ def _file_findings(split: Split) -> list[Finding]:
             "images annotated as stored, before the camera's orientation is applied: trained as stored",
             "check that their objects stand as people see them",
             stored,
+        ),
+    ]
+
+
+def _pixel_findings(split: Split) -> list[Finding]:
+    """Images of which decoding a sample shows that they are dark, pale or empty."""
+    dark, plain = [], []
+    for i, facts in enumerate(split.files):
+        if facts.pixels is not None and facts.pixels.levels < FEW_LEVELS:
+            few = dark if facts.pixels.deep and facts.pixels.levels else plain
+            few.append(split.image(i))
+    return [
+        _finding(
+            "warning",
+            split.name,
+            "images of more than 8 bits whose values use less than 1/8 of the range, as 12 bits stored in 16 do: they "
+            "are read as nearly one grey",
+            "stretch the values to the whole range (12 bits: times 16), or save them with 8 bits",
+            dark,
+        ),
+        _finding(
+            "note",
+            split.name,
+            "images that are nearly of one colour: their pixels use less than 1/8 of the range",
+            "look at them; if they should show more, save them again with the whole range",
+            plain,
         ),
     ]
 

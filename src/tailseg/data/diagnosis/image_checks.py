@@ -6,16 +6,16 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
 from tailseg.data.annotations.annotations import Annotations
-from tailseg.data.dataset import DetectionDataset, read_image
-from tailseg.data.importers.foreign import ORIENTATION
+from tailseg.data.dataset import DetectionDataset
+from tailseg.data.diagnosis.near_duplicates import Thumbnail, thumbnail_of
+from tailseg.data.images import ImageHeader, ImageTooLargeError, decode, read_header, to_rgb
 from tailseg.data.transforms import Compose
 from tailseg.errors import UserError
 
@@ -23,23 +23,29 @@ T = TypeVar("T")
 DECODED = 2000  # images of the sample that is decoded in full; the header and the end of all are read
 EDGE = 4096  # bytes at either end of a file that make its fingerprint
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what a complete file has near its end
+NO_HEADER = ImageHeader("", (0, 0), 1)  # of a file that has a problem
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PixelFacts:
+    """Facts about an image that only decoding tells."""
+
+    levels: int  # between the smallest and the largest value of its RGB, 0 to 255
+    deep: bool  # greyscale of more than 8 bits in the file
+    thumbnail: Thumbnail
 
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """Facts about an image file that are known without decoding it."""
+    """Facts about an image file, most of them known without decoding it."""
 
     path: Path | None  # None: not found
     problem: str | None = None  # a sentence, if it is missing or broken
-    stored_hw: tuple[int, int] = (0, 0)
-    orientation: int = 1  # EXIF's, 1 to 8
+    too_large: bool = False  # the problem is its number of pixels
+    header: ImageHeader = NO_HEADER
     fingerprint: bytes = b""  # of its length and both ends
     complete: bool = True  # it ends as its format wants; if not, only decoding tells
-
-    @property
-    def shown_hw(self) -> tuple[int, int]:
-        """The size after the camera's orientation is applied."""
-        return self.stored_hw[::-1] if self.orientation in (5, 6, 7, 8) else self.stored_hw
+    pixels: PixelFacts | None = None  # None: not decoded
 
 
 def file_facts(annotations: Annotations, image: int) -> FileFacts:
@@ -54,17 +60,18 @@ def file_facts(annotations: Annotations, image: int) -> FileFacts:
             head = file.read(EDGE)
             file.seek(max(size - EDGE, 0))
             tail = file.read()
-            file.seek(0)
-            with Image.open(file) as opened:
-                # Asked for EXIF that it has not met yet, Pillow decodes a whole PNG to look behind the pixels.
-                known = opened.format != "PNG" or "exif" in opened.info
-                turned = opened.getexif().get(ORIENTATION, 1) if known else 1
-                stored, end = (opened.height, opened.width), ENDS.get(opened.format or "", b"")
-    except Exception as error:  # Pillow's readers raise many types on broken files
-        reason = "the file is empty" if path.is_file() and path.stat().st_size == 0 else f"cannot be read ({error})"
-        return FileFacts(path, f"{path}: {reason}; replace it".replace("\n", " "))
+            header = read_header(path, file)
+    except OSError as error:
+        return FileFacts(path, f"{path}: the image cannot be read ({error.strerror}); check the path and its rights")
+    except UserError as error:
+        return _unreadable(path, error)
     fingerprint = hashlib.blake2b(size.to_bytes(8, "little") + head + tail, digest_size=16).digest()
-    return FileFacts(path, None, stored, turned if turned in range(1, 9) else 1, fingerprint, end in tail)
+    complete = ENDS.get(header.format, b"") in tail
+    return FileFacts(path, header=header, fingerprint=fingerprint, complete=complete)
+
+
+def _unreadable(path: Path, error: UserError) -> FileFacts:
+    return FileFacts(path, str(error), too_large=isinstance(error, ImageTooLargeError))
 
 
 def look_at_files(annotations: Annotations, advance: Callable[[int], None]) -> list[FileFacts]:
@@ -74,10 +81,9 @@ def look_at_files(annotations: Annotations, advance: Callable[[int], None]) -> l
         sample = np.random.default_rng(0).permutation(len(found))[:DECODED].tolist()
         doubtful = [i for i, facts in enumerate(found) if not facts.complete]
         chosen = [i for i in sorted({*sample, *doubtful}) if found[i].problem is None]
-        decoded = pool.map(lambda i: _decoding_problem(found[i]), chosen)
-        for image, problem in zip(chosen, _counted(decoded, advance, len(found)), strict=True):
-            if problem:
-                found[image] = FileFacts(found[image].path, problem)
+        decoded = pool.map(lambda i: _with_pixels(found[i]), chosen)
+        for image, facts in zip(chosen, _counted(decoded, advance, len(found)), strict=True):
+            found[image] = facts
     return found
 
 
@@ -102,7 +108,7 @@ def require_sound_files(
         looked = _counted(pool.map(lambda i: file_facts(annotations, i), images.tolist()), advance)
         for image, facts in zip(images.tolist(), looked, strict=True):
             stated = tuple(annotations.image_sizes[image].tolist())
-            if facts.problem or not facts.complete or stated not in (facts.shown_hw, facts.stored_hw):
+            if facts.problem or not facts.complete or stated not in (facts.header.shown_hw, facts.header.stored_hw):
                 whole[image]
 
 
@@ -121,13 +127,16 @@ def _counted(items: Iterable[T], advance: Callable[[int], None], start: int = 0)
         yield item
 
 
-def _decoding_problem(facts: FileFacts) -> str | None:
+def _with_pixels(facts: FileFacts) -> FileFacts:
+    """The facts of a file and of its pixels, or what is wrong with them."""
     assert facts.path is not None
     try:
-        read_image(facts.path)
+        image, _ = decode(facts.path)
+        pixels = to_rgb(image, facts.path, upright=True)
     except UserError as error:
-        return str(error)
-    return None
+        return _unreadable(facts.path, error)
+    levels = int(pixels.max()) - int(pixels.min())
+    return replace(facts, pixels=PixelFacts(levels, image.mode.startswith("I"), thumbnail_of(pixels)))
 
 
 def same_content(groups: dict[str, list[FileFacts]]) -> dict[bytes, list[tuple[str, int]]]:

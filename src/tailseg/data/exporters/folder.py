@@ -15,11 +15,11 @@ from PIL import Image
 
 from tailseg.data.annotations.image_files import parts_below
 from tailseg.data.exporters.records import ExportImage
+from tailseg.data.images import decode, read_header, to_rgb
 from tailseg.data.importers.foreign import LeftOut, image_size
 from tailseg.data.importers.writer import place_file
 
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"\\|?*]')  # in names that other systems read too
-_PNG_MODES = ("1", "L", "LA", "RGB", "RGBA", "I;16")
 
 
 class ExportFolder:
@@ -69,7 +69,7 @@ class ExportFolder:
         """
         own = image.name
         content: Path | bytes = image.path
-        if image_size(image.path, image.name) != image.image_hw:
+        if read_header(image.path).shown_hw != image.image_hw:
             image_size(image.path, image.name, image.image_hw)  # raises the error, if it is no matter of turning
             own, content = str(PurePosixPath(image.name).with_suffix(".png")), _as_stored(image.path)
             self.found.add("images annotated as their pixels are stored, not as shown: written so, as PNG", own)
@@ -124,7 +124,5 @@ def _readable(name: str) -> str:
 def _as_stored(path: Path) -> bytes:
     """An image as PNG, its pixels as they are stored, without the camera's orientation."""
     buffer = BytesIO()
-    with Image.open(path) as image:
-        picture = image if image.mode in _PNG_MODES else image.convert("RGB")
-        Image.frombytes(picture.mode, picture.size, picture.tobytes()).save(buffer, "PNG")
+    Image.fromarray(to_rgb(decode(path)[0], path, upright=False)).save(buffer, "PNG")
     return buffer.getvalue()

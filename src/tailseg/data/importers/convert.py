@@ -25,6 +25,7 @@ READERS: dict[str, Callable[[Path], Source]] = {
     "labelme": read_labelme,
     "voc": read_voc,
 }
+NAMES = {"coco": "COCO", "yolo": "YOLO", "labelme": "labelme", "voc": "Pascal VOC", "cvat": "CVAT for images"}
 SHARE = 0.2  # of a source without validation split that is set aside for it
 
 
@@ -35,13 +36,20 @@ def recognise(source: Path) -> str | None:
     return None
 
 
-def read_source(kind: str, source: Path, *, crowds_are_objects: bool = False) -> Source:
+def read_source(
+    kind: str,
+    source: Path,
+    *,
+    crowds_are_objects: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Source:
     """A source with both splits, and notes for the user.
 
     Args:
         kind: of `READERS`.
         source: folder or file.
         crowds_are_objects: of COCO files: take ``iscrowd`` as 0.
+        progress: called with the number of images read.
 
     Raises:
         UserError: the source is broken or not of this kind; the sentence names file and place.

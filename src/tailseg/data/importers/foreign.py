@@ -11,14 +11,12 @@ import numpy as np
 import orjson
 from hotcoco import mask as rle
 from numpy.typing import NDArray
-from PIL import Image
 
 from tailseg.data.annotations.masks import Bitmap
+from tailseg.data.images import read_header
 from tailseg.data.importers.writer import Part, Row, new_names
 from tailseg.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 turn the image by 90 degrees
 DECIMALS = 3  # of written coordinates, in pixels
 PLACES = 3  # of each kind of odd thing that a note names
 
@@ -144,16 +142,13 @@ def image_size(path: Path, where: str, stated: tuple[int, int] | None = None) ->
     Raises:
         UserError: it cannot be read, or has another size than stated.
     """
+    if not path.exists():
+        raise UserError(f"{where}: {path} does not exist; put the image there")
     try:
-        with Image.open(path) as image:
-            stored = (image.height, image.width)
-            turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-    except FileNotFoundError:
-        raise UserError(f"{where}: {path} does not exist; put the image there") from None
-    except Exception as error:  # Pillow's readers raise many types on broken files
-        problem = str(error).replace("\n", " ")
-        raise UserError(f"{where}: {path} cannot be read as an image ({problem}); replace it") from None
-    shown = stored[::-1] if turned else stored
+        header = read_header(path)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    shown, stored = header.shown_hw, header.stored_hw
     if stated in (None, shown):
         return shown
     if stated == stored:

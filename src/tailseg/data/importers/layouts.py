@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from tailseg.data.annotations.image_files import FileTree, alike, files_below, parts_below
-from tailseg.data.importers.foreign import IMAGE_SUFFIXES
+from tailseg.data.images import IMAGE_SUFFIXES
 
 Split = Literal["train", "val", "test"]
 _NAMES: dict[Split, frozenset[str]] = {

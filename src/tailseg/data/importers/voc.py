@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.image_files import files_below
+from tailseg.data.images import IMAGE_SUFFIXES
 from tailseg.data.importers.foreign import (
-    IMAGE_SUFFIXES,
     AnnotatedImage,
     LeftOut,
     Shape,

@@ -65,18 +65,29 @@ def write_parts(
     system has none, images are copied. Categories are written without frequency and counts, also where the source has
     them: those of another set of images would be read as if they were of this training split.
     """
-    linked, done = True, 0
-    rows = [{key: value for key, value in row.items() if key not in OF_TRAINING} for row in categories]
     with new_folder(out) as folder:
-        for part in parts.values():
-            for row, path in zip(part.images, part.files, strict=True):
-                linked = place_file(path, folder / "images", row["file_name"], linked)
-                done += 1
-                progress(done)
-        for split, part in parts.items():
-            content = {"images": part.images, "annotations": part.annotations, "categories": rows}
-            (folder / f"{split}.json").write_bytes(orjson.dumps(content))
+        linked = place_parts(folder / "images", parts, progress)
+        write_annotations(folder, categories, parts)
     return linked
+
+
+def place_parts(folder: Path, parts: dict[str, Part], progress: Callable[[int], None] = lambda done: None) -> bool:
+    """Put the images of all splits below ``folder``, by hard links where it can be; returns whether they are links."""
+    linked, done = True, 0
+    for part in parts.values():
+        for row, path in zip(part.images, part.files, strict=True):
+            linked = place_file(path, folder, row["file_name"], linked)
+            done += 1
+            progress(done)
+    return linked
+
+
+def write_annotations(folder: Path, categories: Sequence[Row], parts: dict[str, Part]) -> None:
+    """Write ``train.json`` and ``val.json``."""
+    rows = [{key: value for key, value in row.items() if key not in OF_TRAINING} for row in categories]
+    for split, part in parts.items():
+        content = {"images": part.images, "annotations": part.annotations, "categories": rows}
+        (folder / f"{split}.json").write_bytes(orjson.dumps(content))
 
 
 def place_file(path: Path | bytes, folder: Path, name: str, link: bool) -> bool:

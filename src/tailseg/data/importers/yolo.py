@@ -12,8 +12,8 @@ import yaml
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.image_files import files_below
+from tailseg.data.images import IMAGE_SUFFIXES
 from tailseg.data.importers.foreign import (
-    IMAGE_SUFFIXES,
     AnnotatedImage,
     LeftOut,
     Shape,

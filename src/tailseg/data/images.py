@@ -1,0 +1,217 @@
+"""Image files: the one place that opens them, with their size, orientation and pixels."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from tailseg.errors import UserError
+
+Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
+
+# Pillow's other formats are left out: EPS would start Ghostscript, and icons, films and maps are no photographs.
+# TGA, which has no mark at its beginning, is tried last.
+FORMATS = (
+    *("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", "TGA"),
+)  # fmt: skip
+MAX_PIXELS = 178_956_970  # of an image: twice `PIL.Image.MAX_IMAGE_PIXELS`, from where on Pillow refuses to decode
+
+Image.init()  # registers all formats with their suffixes
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # from half of MAX_PIXELS on
+# A Pillow without libavif has no AVIF; MPO is opened as JPEG.
+_OPENED = tuple(name for name in FORMATS if name in Image.OPEN)
+# ".jpg", ".png", ...: all that Pillow knows for these formats, in lower case.
+IMAGE_SUFFIXES = tuple(suffix for name in FORMATS for suffix, owner in Image.EXTENSION.items() if owner == name)
+
+_ORIENTATION = 0x0112  # tag of EXIF and TIFF
+_BITS_PER_SAMPLE, _SAMPLE_FORMAT = 0x0102, 0x0153  # tags of TIFF
+_SIGNED = 2  # value of the latter
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Beginnings of PNG chunks that may hold an orientation, behind the length: type, and keyword of a text.
+_PNG_ORIENTED = re.compile(rb"eXIf|[tzi][ET]Xt(?:Raw profile type exif|XML:com\.adobe\.xmp)\0")
+
+
+class ImageTooLargeError(UserError):
+    """An image has more than `MAX_PIXELS` pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageHeader:
+    """The beginning of an image file, known without decoding its pixels."""
+
+    format: str  # one of `FORMATS`
+    stored_hw: tuple[int, int]  # pixels, as they are decoded
+    orientation: int  # EXIF's, 1 to 8, still to be applied to the decoded pixels
+
+    @property
+    def shown_hw(self) -> tuple[int, int]:
+        """The size after the camera's orientation is applied."""
+        return self.stored_hw[::-1] if self.orientation >= 5 else self.stored_hw
+
+
+def read_header(path: Path, file: IO[bytes] | None = None) -> ImageHeader:
+    """Format, size and orientation of an image file.
+
+    Args:
+        path: of the file, for messages; read unless ``file`` is given.
+        file: the file itself, if it is open already; it stays open, at any position.
+
+    Raises:
+        UserError: the file is missing, empty, a folder, or no image.
+        ImageTooLargeError: it has too many pixels.
+    """
+    try:
+        if file is None:
+            with path.open("rb") as opened:
+                return read_header(path, opened)
+        with Image.open(file, formats=_OPENED) as image:
+            stored_hw = (image.height, image.width)
+            if image.format != "PNG" or "exif" in image.info or _may_turn_behind_pixels(file):
+                return ImageHeader(image.format or "", stored_hw, orientation_of(image))
+            # Asked for EXIF that it has not met, Pillow's PNG decodes all pixels to look behind them. None is there.
+            return ImageHeader(image.format, stored_hw, _stated_orientation(Image.Image.getexif(image)))
+    except Exception as error:
+        raise _fault(path, error) from None
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The turn, 1 to 8 as EXIF counts them, by which an image has to be turned to stand as people see it.
+
+    It is 1 for a TIFF: Pillow turns it on decoding, and states the turned size before.
+    """
+    return 1 if image.format == "TIFF" else _stated_orientation(image.getexif())
+
+
+def _stated_orientation(exif: Image.Exif) -> int:
+    stated = exif.get(_ORIENTATION, 1)
+    return stated if stated in _TURNS else 1
+
+
+def _may_turn_behind_pixels(file: IO[bytes]) -> bool:
+    """Return whether a PNG has a chunk behind its pixels that may hold an orientation; nothing is decoded."""
+    place, behind = 8, False
+    while True:
+        file.seek(place)
+        head = file.read(40)
+        kind = head[4:8]
+        if len(kind) < 4 or kind == b"IEND":
+            return False
+        if behind and _PNG_ORIENTED.match(head, 4):
+            return True
+        behind |= kind == b"IDAT"
+        place += 12 + int.from_bytes(head[:4], "big")
+
+
+def read_image(path: Path) -> Pixels:
+    """An image file as (H, W, 3) uint8 RGB; see `to_rgb`. Of several frames or pages it is the first.
+
+    Raises:
+        UserError: the file is missing, empty, a folder, broken, cut off or no image; or see `to_rgb`.
+        ImageTooLargeError: it has too many pixels.
+    """
+    return to_rgb(decode(path)[0], path, upright=True)
+
+
+def decode(path: Path, reduction: int = 1) -> tuple[Image.Image, int]:
+    """The decoded image, in the mode and orientation of the file, and by how much it is reduced.
+
+    That is ``reduction`` (1, 2, 4 or 8) for a JPEG whose sides are multiples of it, else 1.
+
+    Raises:
+        UserError: the file is missing, empty, a folder, broken, cut off or no image.
+        ImageTooLargeError: it has too many pixels.
+    """
+    try:
+        # Opened as a file: by its name, Pillow would map some formats, and garble grey TIFFs that are to be turned.
+        with path.open("rb") as file, Image.open(file, formats=_OPENED) as image:
+            width, height = image.size
+            if reduction > 1 and width % reduction == 0 and height % reduction == 0:
+                image.draft(None, (width // reduction, height // reduction))
+            image.load()
+            return image, width // image.width
+    except Exception as error:
+        raise _fault(path, error) from None
+
+
+def to_rgb(image: Image.Image, path: Path, *, upright: bool) -> Pixels:
+    """A Pillow image of any mode as (H, W, 3) uint8 RGB, which may be written to.
+
+    Transparent pixels are shown on white. Greyscale of 9 to 16 bits keeps its upper 8 bits. Greyscale of 32 bits has
+    no known largest value: it is scaled so that the image's own becomes 255; values below 0 count as 0.
+
+    Args:
+        image: of any mode.
+        path: names it in errors.
+        upright: apply the camera's orientation.
+
+    Raises:
+        UserError: its pixels are floating point numbers.
+    """
+    turn = _TURNS.get(orientation_of(image)) if upright else None
+    if image.mode == "F":
+        raise UserError(f"{path}: the pixels are floating point numbers; save the image with 8 bits a channel")
+    if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
+        image = Image.fromarray(_grey_of_8_bits(image))
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.array(
+        image if image.mode == "RGB" else image.convert("RGB")
+    )  # a copy: torch wants memory that can be written to
+
+
+def _grey_of_8_bits(image: Image.Image) -> Pixels:
+    """Greyscale of more than 8 bits, in whole numbers, as (H, W) uint8."""
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    if image.mode == "I" and not tags and image.format not in ("PNG", "PPM"):
+        bits = 32  # from memory
+    values = np.asarray(image)
+    if bits <= 16:
+        return (values >> (bits - 8)).clip(0, 255).astype(np.uint8)
+    if tags and tags.get(_SAMPLE_FORMAT, (1,))[0] != _SIGNED:
+        values = values.view(np.uint32)
+    grey = values.clip(0).astype(np.int64)
+    return (grey * 255 // max(int(grey.max()), 1)).astype(np.uint8)
+
+
+def _fault(path: Path, error: Exception) -> Exception:
+    """The user's error that a failure to open or decode a file stands for; Pillow's decoders raise many types."""
+    if isinstance(error, UserError | MemoryError):
+        return error
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return UserError(f"{path}: no such image; check the path")
+    if os.path.isdir(path):  # unlike `Path.is_dir`, it never raises
+        return UserError(f"{path}: it is a folder; give an image file")
+    if isinstance(error, OSError) and error.errno:  # Pillow's own have none
+        return UserError(f"{path}: the image cannot be read ({error.strerror}); check the path and its rights")
+    if isinstance(error, Image.DecompressionBombError):
+        pixels = re.search(r"\d+", str(error))
+        found = f"{int(pixels[0]):,} pixels" if pixels else str(error)
+        return ImageTooLargeError(
+            f"{path}: the image is too large ({found}, the limit is {MAX_PIXELS:,}); shrink it or cut it into pieces"
+        )
+    if isinstance(error, UnidentifiedImageError):
+        empty = path.is_file() and path.stat().st_size == 0
+        problem = "the file is empty" if empty else "not an image that can be read"
+        return UserError(f"{path}: {problem}; replace it by a JPEG or PNG file")
+    message = f"{path}: the image is broken or cut off ({error}); copy or download it again"
+    return UserError(message.replace("\n", " "))

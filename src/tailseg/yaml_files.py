@@ -1,0 +1,72 @@
+"""YAML of users and other tools: plain values only, of bounded size and depth; every fault is one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tailseg.errors import UserError
+
+LARGEST = 1_000_000  # bytes of a file
+DEEPEST = 50  # lists and mappings in each other
+_SafeLoader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML has it
+
+
+class _TextLoader(_SafeLoader):  # type: ignore[misc]
+    """Leaves every value as it is written: ``no``, ``007`` and ``2020-13-45`` are texts."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # PyYAML's own type
+
+
+def read_yaml(path: Path, *, fix: str = "fix the file", texts: bool = False) -> Any:
+    """The content of a YAML file; see `load_yaml`.
+
+    Raises:
+        UserError: it cannot be read, or `load_yaml` refuses it.
+    """
+    try:
+        size = path.stat().st_size
+        content = path.read_bytes() if size <= LARGEST else b""
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason}); check the path and its rights") from None
+    if size > LARGEST:
+        raise UserError(f"{path}: it is larger than {LARGEST // 1000:,} kB, too large for a YAML file; check the path")
+    return load_yaml(content, str(path), fix=fix, texts=texts)
+
+
+def load_yaml(content: str | bytes, where: str, *, fix: str = "fix the file", texts: bool = False) -> Any:
+    """The value that a YAML text states.
+
+    Args:
+        content: the text; bytes are UTF-8, with or without byte order mark.
+        where: the text's place, with which a fault begins.
+        fix: advice with which the sentence about invalid YAML ends.
+        texts: leave numbers, dates, ``yes``, ``no`` and ``null`` as the texts that they are written as.
+
+    Raises:
+        UserError: it is not valid YAML, or uses aliases (which can unfold to any size), or is nested too deeply.
+    """
+    loader = _TextLoader if texts else _SafeLoader
+    text = content if isinstance(content, str) else ""
+    depth = 0
+    try:
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content.removeprefix("\ufeff")
+        for event in yaml.parse(text, Loader=loader):
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            if isinstance(event, yaml.AliasEvent):
+                alias = f"line {line} has the alias *{event.anchor}, and aliases are not read"
+                raise UserError(f"{where}: {alias}; write its value out")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise UserError(f"{where}: more than {DEEPEST} lists or mappings in each other at line {line}; {fix}")
+        return yaml.load(text, loader)
+    except UserError:
+        raise
+    except Exception as error:  # dates and numbers that cannot be: PyYAML lets through many types
+        mark = getattr(error, "problem_mark", None)
+        lines = max(1, len(text.splitlines()))  # the end of a text has a mark beyond it
+        place = f" at line {min(mark.line + 1, lines)}" if mark else ""
+        raise UserError(f"{where}: not valid YAML{place}; {fix}") from None

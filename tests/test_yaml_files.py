@@ -1,0 +1,78 @@
+import datetime
+
+import pytest
+from foreign_files import attempt
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailseg.errors import UserError
+from tailseg.yaml_files import DEEPEST, LARGEST, load_yaml, read_yaml
+
+BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
+
+
+def test_values_and_texts():
+    text = "{a: [1, no, 007, 2020-01-02, null], 3: 1e3}"
+    assert load_yaml(text, "w") == {"a": [1, False, 7, datetime.date(2020, 1, 2), None], 3: "1e3"}
+    assert load_yaml(text, "w", texts=True) == {"a": ["1", "no", "007", "2020-01-02", "null"], "3": "1e3"}
+    assert load_yaml("", "w") is None
+    assert load_yaml("\ufeffa: 1", "w") == load_yaml(b"\xef\xbb\xbfa: 1\r\n", "w") == {"a": 1}
+    assert load_yaml("a: é".encode(), "w") == {"a": "é"}
+
+
+@pytest.mark.parametrize("text", ["2020-13-45", "2020-02-30", "9" * 5000, "!!timestamp x", "!!bool x", "!!int ''"])
+def test_values_that_cannot_be(text):
+    with pytest.raises(UserError) as caught:
+        load_yaml(f"a: {text}", "d.yaml", fix="write it again")
+    assert str(caught.value) == "d.yaml: not valid YAML; write it again"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("a:\n  [", "not valid YAML at line 2; fix the file"),
+        ("a: b: c", "not valid YAML at line 1; fix the file"),
+        ("a: !!python/object/apply:os.system [x]", "not valid YAML at line 1; fix the file"),
+        (b"a: \xff", "not valid YAML; fix the file"),
+        ("a: \0", "not valid YAML; fix the file"),
+        ("a: \ud800", "not valid YAML; fix the file"),
+        (BOMB, "line 2 has the alias *a, and aliases are not read; write its value out"),
+        ("&a [*a]", "line 1 has the alias *a, and aliases are not read; write its value out"),
+        ("[" * 51 + "]" * 51, "more than 50 lists or mappings in each other at line 1; fix the file"),
+        ("\n" + "{a: " * 100_000, "more than 50 lists or mappings in each other at line 2; fix the file"),
+    ],
+    ids=range(10),
+)
+def test_texts_at_fault(text, sentence):
+    for texts in (False, True):
+        with pytest.raises(UserError) as caught:
+            load_yaml(text, "d.yaml", texts=texts)
+        assert str(caught.value) == f"d.yaml: {sentence}"
+
+
+def test_nesting_up_to_the_limit():
+    value = load_yaml("[" * DEEPEST + "]" * DEEPEST, "w")
+    for _ in range(DEEPEST - 1):
+        (value,) = value
+    assert value == []
+
+
+def test_files(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("a: no", encoding="utf-8-sig")
+    assert read_yaml(path) == {"a": False}
+    assert read_yaml(path, texts=True) == {"a": "no"}
+    path.write_text("#" * (LARGEST + 1))
+    with pytest.raises(UserError, match=rf"^{path}: it is larger than 1,000 kB, too large for a YAML file"):
+        read_yaml(path)
+    for wrong in (tmp_path / "gone.yaml", tmp_path, tmp_path / ("n" * 300), tmp_path / "a\0b"):
+        with pytest.raises(UserError, match=r": cannot be read \(.+\); check the path and its rights$"):
+            read_yaml(wrong)
+
+
+@given(st.text(st.sampled_from("ab0:-.,[]{}&*!?|>'\"#%@`\n\t \\<=~é\0\ud800"), max_size=40) | st.binary(max_size=20))
+def test_any_text_is_read_or_refused_with_a_sentence(text):
+    for texts in (False, True):
+        _, fault = attempt(lambda t, texts=texts: load_yaml(t, "d.yaml", texts=texts), text)
+        assert "\n" not in fault
+        assert not fault or fault.startswith("d.yaml: ")
