@@ -60,6 +60,18 @@ def test_only_stated_frequencies_are_exported(frequency, written_as, tmp_path):
     assert {row.get("frequency") for row in data["categories"]} == {written_as}
 
 
+@pytest.mark.parametrize("kind", WRITERS)
+def test_what_only_coco_can_say_of_lvis_is_said(kind, tmp_path):
+    folder = data_folder(tmp_path / "in")
+    data = json.loads((folder / "val.json").read_text())
+    data["images"][1]["neg_category_ids"] = [9]
+    (folder / "val.json").write_text(json.dumps(data))
+    notes = export(kind, annotated_set(opened(folder)), tmp_path / "out").notes
+    assert any(note.startswith("LVIS's lists of verified absent classes are not in it") for note in notes) == (
+        kind != "coco"
+    )
+
+
 @given(plan=plans())
 @settings(max_examples=5)
 def test_all_files_lie_in_the_new_folder(plan, tmp_path_factory):

@@ -63,16 +63,22 @@ def export(kind: str, data: ExportSet, out: Path, progress: Callable[[int], None
         UserError: ``out`` is not empty, an image cannot be read, or the format cannot hold the classes' names.
     """
     images, objects = (dict.fromkeys(data.splits, 0) for _ in range(2))
-    found = LeftOut()
+    found, federated = LeftOut(), False
     with new_folder(out) as root, ExportFolder(root, found) as folder:
         writer = WRITERS[kind](folder, data)
         for split, split_images in data.splits.items():
             for image in split_images:
                 objects[split] += writer.add(split, image)
                 images[split] += 1
+                federated |= image.neg_category_ids is not None
                 progress(sum(images.values()))
         writer.finish()
     lost = ["Pascal VOC has boxes only: the masks are not in it"] if kind == "voc" else []
+    if federated and kind != "coco":
+        lost.append(
+            "LVIS's lists of verified absent classes are not in it: a class without an object in an image "
+            "counts as absent there"
+        )
     return Exported(images, objects, [*lost, *found.notes(), image_note(folder.linked)])
 
 
