@@ -3,12 +3,24 @@ import json
 import re
 from io import BytesIO
 
+import numpy as np
+import pytest
+import torch
 from checked_data import SOUND, SOUND_VAL, row, write
 from PIL import Image
-from tiny import assert_done, assert_refused, tailseg
+from tiny import SMALL_RECIPE, assert_done, assert_refused, tailseg
 from typer.testing import CliRunner
 
+from tailseg.checkpoint import save_model
 from tailseg.cli.main import app
+from tailseg.data.annotations.annotations import Category
+from tailseg.data.dataset import DetectionDataset
+from tailseg.data.sources import open_source
+from tailseg.data.transforms import Compose
+from tailseg.model.build import build_detector
+from tailseg.model.detector import Detector
+from tailseg.recipes.resolve import resolve
+from tailseg.structures import Detections
 
 
 def run(*arguments):
@@ -37,6 +49,130 @@ def test_real_photographs_through_the_command(shared, tmp_path):
     assert 24 <= len(pictures) <= 72
     sides = [max(Image.open(BytesIO(base64.b64decode(picture))).size) for picture in pictures]
     assert set(sides) == {220}
+
+
+def write_small(folder, side=96):
+    """Squares of one colour, of two classes, on noise."""
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    for split, numbers in (("train", range(4)), ("val", range(4, 6))):
+        images, annotations = [], []
+        for number in numbers:
+            pixels = rng.integers(0, 60, (side, side, 3), dtype=np.uint8)
+            pixels[20:60, 30:70] = (250, 30, 10)
+            Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+            images.append({"id": number, "file_name": f"{number}.png", "height": side, "width": side})
+            annotations.append(row(number + 1, number, (30, 20, 40, 40), number % 2 + 1))
+        categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "owl"}]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_the_recommended_recipe_measures(tmp_path):
+    """Unless one is given: images of 96 pixels are to be trained on with a demo recipe."""
+    folder, out = write_small(tmp_path / "data"), tmp_path / "check.json"
+    assert run("check", folder, "--json", out, "--quiet").exit_code == 0
+    content = json.loads(out.read_text())
+    assert content["recipe"] == content["suggestion"]["recipe"] == "demo/cross-entropy"
+    assert content["scale"]["short_edge"] == resolve("demo/cross-entropy").data.test_short_edge
+    assert run("check", folder, "--json", out, "--quiet", "--recipe", "table1/seesaw").exit_code == 0
+    content = json.loads(out.read_text())
+    assert (content["recipe"], content["scale"]["short_edge"]) == ("table1/seesaw", 800)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Of random weights, for the classes cat and owl."""
+    torch.manual_seed(0)
+    recipe = resolve("demo/seesaw", SMALL_RECIPE)
+    categories = (Category(1, "cat", "f", 9, 9), Category(2, "owl", "f", 9, 9))
+    save_model(tmp_path / "m.safetensors", build_detector(recipe, 2), recipe, categories, step=0)
+    return tmp_path / "m.safetensors"
+
+
+def test_labels_that_a_model_disagrees_with(tmp_path, model, monkeypatch):
+    """Detections of our own in place of the model's: an owl where image 4 has a cat, and a cat in the corner of 5."""
+
+    def detect(self, batch):
+        found = [(4, 1, (30, 20, 70, 60)), (5, 0, (0, 0, 15, 12))]
+        return [
+            Detections(
+                image_hw=(96, 96),
+                boxes=torch.tensor([box for image, _, box in found if image == image_id]).float(),
+                scores=torch.full((1,), 0.875),
+                labels=torch.tensor([label for image, label, _ in found if image == image_id]),
+                masks=torch.ones(1, 28, 28),
+            )
+            for image_id in batch.image_ids.tolist()
+        ]
+
+    monkeypatch.setattr(Detector, "detect", detect)
+    folder, out = write_small(tmp_path / "data"), tmp_path / "check.json"
+    done = run("check", folder, "--model", model, "--json", out, "--quiet")
+    assert done.exit_code == 0, done.output
+    notes = {f["what"]: (f["severity"], f["split"], f["examples"]) for f in json.loads(out.read_text())["findings"]}
+    assert notes["annotations in whose place the model finds another class"] == (
+        "note", "val", ["image 4 (4.png): annotation 5 is 'cat', found 'owl' with 0.88"]
+    )  # fmt: skip
+    assert notes["objects that the model finds and nobody annotated"] == (
+        "note", "val", ["image 5 (5.png): 'cat' with 0.88 at x 0, y 0, 15 x 12 pixels"]
+    )  # fmt: skip
+
+
+def test_a_model_as_it_is_looks_at_the_validation_images(tmp_path, model):
+    done = run("check", write_small(tmp_path / "data"), "--model", model, "--quiet")
+    assert done.exit_code == 0, done.output
+
+
+def test_a_model_of_other_classes_is_refused(tmp_path, model):
+    folder = write_small(tmp_path / "data")
+    for name in ("train", "val"):
+        path = folder / f"{name}.json"
+        path.write_text(path.read_text().replace('"owl"', '"hen"'))
+    done = run("check", folder, "--model", model, "--quiet")
+    assert "has a category 'hen', which" in str(done.exception)
+
+
+def test_photographs_of_every_suffix_are_imported(tmp_path):
+    """As `predict` reads them: the objects of none are lost."""
+    source = tmp_path / "src"
+    suffixes = [".jpg", ".JPEG", ".jfif", ".gif", ".jp2", ".tif", ".webp", ".bmp", ".ppm"]
+    for split, names in (("train", suffixes), ("val", [".png"])):
+        for kind in ("images", "labels"):
+            (source / kind / split).mkdir(parents=True)
+        for number, suffix in enumerate(names):
+            Image.new("RGB", (96, 64), (20 * number, 90, 10)).save(source / "images" / split / f"{number}{suffix}")
+            (source / "labels" / split / f"{number}.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.9\n")
+    (source / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [nut]\n")
+    done = run("convert", "yolo", source, tmp_path / "out")
+    assert f"{len(suffixes)} training images with {len(suffixes)} objects, 1 validation images with 1" in done.output
+
+
+def test_a_turned_tiff_from_import_to_training(tmp_path):
+    """Height 200, width 100 and the object as people see it; `data check` is content, and a sample has that size."""
+    source = tmp_path / "src"
+    for split, side in (("train", slice(0, 20)), ("val", slice(180, 200))):
+        for kind in ("images", "labels"):
+            (source / kind / split).mkdir(parents=True)
+        stored = np.full((100, 200, 3), 90, np.uint8)  # the camera lay on its side
+        stored[:, side] = 255
+        Image.fromarray(stored).save(source / "images" / split / "a.tif", tiffinfo={0x0112: 6})
+        (source / "labels" / split / "a.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.9 0.1 0.9\n")
+    (source / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [bolt]\n")
+    out = tmp_path / "out"
+    assert run("convert", "yolo", source, out).exit_code == 0
+    content = json.loads((out / "train.json").read_text())
+    assert [(image["height"], image["width"]) for image in content["images"]] == [(200, 100)]
+    assert content["annotations"][0]["bbox"] == [10, 20, 40, 160]
+    done = run("check", out, "--json", tmp_path / "check.json", "--quiet")
+    assert done.exit_code == 0, done.output
+    assert [f["what"] for f in json.loads((tmp_path / "check.json").read_text())["findings"]] == []
+    splits = open_source(str(out), show=False)
+    sample = DetectionDataset(splits.train, Compose(()), drop_empty=True)[0]
+    assert tuple(sample.image.shape) == (3, 200, 100)
+    assert sample.image[:, :20].min() == 255  # what the camera had on its left is above
+    assert sample.instances.boxes.tolist() == [[10, 20, 50, 180]]
 
 
 def test_data_that_cannot_be_used(tmp_path):

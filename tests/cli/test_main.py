@@ -117,7 +117,7 @@ def test_train_with_odd_but_sound_data(trained: tuple[Path, Done]) -> None:
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert f"train.json: {IMAGES + 1} images, 1 of them without objects" in done.stderr
-    assert "dropped 1: 1 without overlap with the image." in done.stderr
+    assert "1 annotations whose box does not meet the image: left out (annotation 9999)." in done.stderr
     assert f"{IMAGES} training images, 4 classes" in done.stderr
     assert "Learning rate 0.00025 = 0.001 x 2 / 8" in done.stderr
     assert "Groups: as " in done.stderr
@@ -402,13 +402,9 @@ DATA_FAULTS: dict[str, tuple[Callable[[Path, Path], Path], tuple[str, ...]]] = {
         lambda plain, folder: with_change(plain, folder, set_in("annotations", category_id=77)),
         ("train.json", "annotation 3", "category_id 77"),
     ),
-    "polygon of two points": (
-        lambda plain, folder: with_change(plain, folder, set_in("annotations", segmentation=[[1, 1, 20, 20]])),
-        ("train.json", "annotation 3", "4 coordinates"),
-    ),
     "duplicate ids": (
-        lambda plain, folder: with_change(plain, folder, set_in("annotations", id=1)),
-        ("train.json", "annotation 1", "more than once"),
+        lambda plain, folder: with_change(plain, folder, set_in("images", id=1)),
+        ("train.json", "image 1", "more than once"),
     ),
     "validation image of another size": (other_size, ("val_000001.jpg", "is 64 x 60 pixels", "says 64 x 64")),
     "truncated JPEG": (cut_image, ("train_000003.jpg", "broken or cut off")),

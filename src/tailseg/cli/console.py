@@ -11,6 +11,10 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+DATA_HELP = (
+    "Folder with train.json, val.json and images/; YAML file with these entries; "
+    "COCO, YOLO, labelme, VOC or CVAT folder or file; or 'synthetic'."
+)
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; may be repeated.")
 ]

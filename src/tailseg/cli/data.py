@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import orjson
 import typer
 
-from tailseg.cli.console import QuietOption, log, print_table
+from tailseg.cli.console import DATA_HELP, QuietOption, log, print_table
 from tailseg.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from tailseg.data.diagnosis.dataset_report import DatasetReport
+    from tailseg.data.diagnosis.findings import Finding
     from tailseg.data.importers.writer import Part
+    from tailseg.data.sources import DataSplits
 
 EXAMPLES = 4  # of a finding on the terminal
 
@@ -50,8 +52,13 @@ def data_synth(
 
 @data_app.command("check")
 def data_check(
-    data: Annotated[str, typer.Argument(help="Folder with train.json, val.json, images/; YAML file; 'synthetic'.")],
-    recipe: Annotated[str, typer.Option(help="Recipe whose resolution and sampling count.")] = "table1/seesaw",
+    data: Annotated[str, typer.Argument(help=DATA_HELP)],
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe whose resolution and sampling count; by default the one recommended.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Show where this model surely disagrees with validation labels.")
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="JSON file for everything that was found.")] = None,
     page: Annotated[Path | None, typer.Option("--html", help="HTML file with charts and rare classes.")] = None,
     quiet: QuietOption = False,
@@ -60,18 +67,22 @@ def data_check(
     log(quiet)
     from tailseg.recipes.resolve import resolve
 
-    resolved = resolve(recipe, ())
-    from tailseg.data.annotations.frequency import GroupRule, require_rule_in_use
-    from tailseg.data.diagnosis.dataset_report import check_data, file_steps
+    given = None if recipe is None else resolve(recipe, ())
+    from tailseg.data.annotations.frequency import LVIS_LIMITS, GroupRule, require_rule_in_use
+    from tailseg.data.diagnosis.dataset_report import check_data, file_steps, suggest
     from tailseg.data.sources import open_source
     from tailseg.progress import progress_bar
 
-    rule = GroupRule.of(resolved.data)
+    rule = LVIS_LIMITS if given is None else GroupRule.of(given.data)
     splits = open_source(data, rule=rule, show=not quiet, examine=True)
     require_rule_in_use(rule, splits.train, splits.val)
     logging.getLogger(__name__).info(splits.groups)
+    assert splits.train is not None
+    resolved = given or resolve(suggest(data, splits.train)["recipe"], ())
     with progress_bar("looking at images", file_steps(splits), show=not quiet) as advance:
         report = check_data(data, splits, resolved, advance)
+    if model is not None and report.usable():
+        report = report.with_findings(_label_findings(model, splits, show=not quiet))
     for table in check_tables(report):
         print_table(table)
     typer.echo(f"To begin: {report.suggestion['command']}\n  ({report.suggestion['reason']})")
@@ -80,11 +91,37 @@ def data_check(
     if page is not None:
         from tailseg.visualize.dataset_page import write_page
 
-        assert splits.train is not None
         write_page(report, splits.train, page)
     if not report.usable():
         first = report.findings[0]
         raise UserError(f"{data}: cannot be trained on: {first.count} {first.what} ({first.split}); {first.fix}")
+
+
+def _label_findings(model: Path, splits: DataSplits, *, show: bool) -> list[Finding]:
+    """Labels of the validation split, which no model has learned by heart, that a model disagrees with."""
+    from tempfile import TemporaryDirectory
+
+    from tailseg.data.dataset import evaluation_dataset
+    from tailseg.data.sources import known_categories
+    from tailseg.evaluation.evaluate import evaluate
+    from tailseg.evaluation.suspicious_labels import disagreements, label_findings
+    from tailseg.predict import load
+
+    assert splits.val is not None
+    loaded = load(model)
+    data = loaded.recipe.data
+    with TemporaryDirectory() as folder:
+        evaluate(
+            loaded.detector,
+            evaluation_dataset(splits.val, data),
+            Path(folder),
+            device=loaded.device,
+            batch_size=data.batch_per_device,
+            workers=data.workers,
+            category_ids=known_categories(splits.val, loaded.categories, str(model)),
+            show=show,
+        )
+        return label_findings(disagreements(splits.val, Path(folder) / "detections.json"), "val", "the model")
 
 
 def check_tables(report: DatasetReport) -> list[Table]:
@@ -140,18 +177,25 @@ def check_tables(report: DatasetReport) -> list[Table]:
 
 @data_app.command("convert")
 def data_convert(
-    kind: Annotated[str, typer.Argument(metavar="coco|yolo|labelme|voc", help="Format of the source.")],
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder, COCO annotation file or YOLO data.yaml.")],
+    kind: Annotated[str, typer.Argument(metavar="coco|yolo|labelme|voc|cvat", help="Format of the source.")],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder, annotation file or YOLO data.yaml.")],
     out: NewFolderArgument,
+    crowds_are_objects: Annotated[
+        bool, typer.Option("--crowds-are-objects", help="COCO: iscrowd counts as 0; CVAT writes 1 for drawn masks.")
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Turn COCO, YOLO, labelme or Pascal VOC (boxes) into LVIS format; the source stays as it is."""
+    """Write a set of another tool in LVIS format, odd objects repaired or left out; the source stays as it is."""
     log(quiet)
-    if kind not in ("coco", "yolo", "labelme", "voc"):
-        raise typer.BadParameter(f"'{kind}' is not one of coco, yolo, labelme, voc", param_hint="FORMAT")
-    from tailseg.data.importers.convert import convert
+    from tailseg.data.importers.convert import READERS, convert
+    from tailseg.progress import progress_bar
 
-    parts, notes = convert(kind, source, out)
+    if kind not in READERS:
+        raise typer.BadParameter(f"'{kind}' is not one of {', '.join(READERS)}", param_hint="FORMAT")
+    if crowds_are_objects and kind != "coco":
+        raise typer.BadParameter(f"is for coco; {kind} has no crowds", param_hint="--crowds-are-objects")
+    with progress_bar("converting", None, show=not quiet) as advance:
+        parts, notes = convert(kind, source, out, crowds_are_objects=crowds_are_objects, progress=advance)
     _tell(parts, notes, out)
 
 
@@ -181,7 +225,7 @@ def data_split(
 @data_app.command("export")
 def data_export(
     kind: Annotated[str, typer.Argument(metavar="coco|yolo|voc", help="Format to write.")],
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Anything that --data takes.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder.")],
     quiet: QuietOption = False,
 ) -> None:

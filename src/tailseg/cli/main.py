@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from tailseg.cli.console import QuietOption, SetOption
+from tailseg.cli.console import DATA_HELP, QuietOption, SetOption
 from tailseg.cli.console import log as _log
 from tailseg.cli.console import print_table as _print
 from tailseg.cli.convert import convert_app
@@ -43,9 +43,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(convert_app, name="convert")
 app.add_typer(recipes_app, name="recipes")
 
-DataOption = Annotated[
-    str, typer.Option("--data", help="Folder with train.json, val.json and images/; a YAML file; or 'synthetic'.")
-]
+DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP)]
 RecipeArgument = Annotated[
     str, typer.Argument(help="Built-in recipe (see `tailseg recipes`), YAML file, or model file (its recipe).")
 ]
@@ -197,7 +195,7 @@ def evaluate(
 @app.command()
 def predict(
     model: ModelArgument,
-    images: Annotated[list[Path], typer.Argument(help="Images: JPEG, PNG and what else Pillow reads.")],
+    images: Annotated[list[Path], typer.Argument(help="Images: JPEG, PNG, TIFF, WebP and others.")],
     out: Annotated[Path, typer.Option(help="Folder for a picture and a JSON file per image, or for --format.")],
     score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score shown.")] = 0.5,
     kind: Annotated[

@@ -186,11 +186,11 @@ def _grey_of_8_bits(image: Image.Image) -> Pixels:
         bits = 32  # from memory
     values = np.asarray(image)
     if bits <= 16:
-        return (values >> (bits - 8)).clip(0, 255).astype(np.uint8)
+        return np.asarray((values >> (bits - 8)).clip(0, 255), np.uint8)
     if tags and tags.get(_SAMPLE_FORMAT, (1,))[0] != _SIGNED:
         values = values.view(np.uint32)
     grey = values.clip(0).astype(np.int64)
-    return (grey * 255 // max(int(grey.max()), 1)).astype(np.uint8)
+    return np.asarray(grey * 255 // max(int(grey.max()), 1), np.uint8)
 
 
 def _fault(path: Path, error: Exception) -> Exception:

@@ -218,9 +218,16 @@ def known_categories(annotations: Annotations, categories: Sequence[Category], m
     Raises:
         UserError: model and data each have a category that the other has not; names one of each.
     """
-    ids = {same_name(category.name): category.id for category in annotations.categories}
     exact = {category.name: category.id for category in annotations.categories}
-    known = [exact.get(category.name, ids.get(same_name(category.name))) for category in categories]
+    known = [exact.get(category.name) for category in categories]
+    spelt: dict[str, list[int]] = {}
+    for category in annotations.categories:
+        if category.id not in known:
+            spelt.setdefault(same_name(category.name), []).append(category.id)
+    for label, category in enumerate(categories):
+        if known[label] is None:  # two classes never become one: a name that could be two others is none of them
+            ids = spelt.get(same_name(category.name), [])
+            known[label] = ids.pop() if len(ids) == 1 else None
     found = {category_id for category_id in known if category_id is not None}
     beyond = [category.name for category, category_id in zip(categories, known, strict=True) if category_id is None]
     unknown = [category.name for category in annotations.categories if category.id not in found]

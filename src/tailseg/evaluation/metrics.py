@@ -110,7 +110,7 @@ def score(
     for iou_type in iou_types:
         own = columns.ranked(iou_type, cut)
         areas = detection_areas(own, use_masks=iou_type == "segm" and mask_areas)
-        evaluation = _match(truth, own, areas, iou_type, cut.limit)
+        evaluation = match_detections(truth, own, areas, iou_type, cut.limit)
         curves = evaluation.eval
         assert curves is not None
         precision, recall = curves["precision"][..., 0], curves["recall"][..., 0]
@@ -145,7 +145,7 @@ def detection_areas(columns: ResultColumns, *, use_masks: bool) -> NDArray[np.fl
     return columns.boxes[:, 2] * columns.boxes[:, 3]
 
 
-def _match(
+def match_detections(
     truth: GroundTruth, columns: ResultColumns, areas: NDArray[np.float64], iou_type: str, limit: int
 ) -> COCOeval:
     """Match detections to ground truth and accumulate.

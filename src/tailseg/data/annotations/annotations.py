@@ -7,7 +7,7 @@ The instance filter follows MMDetection's ``datasets/coco.py``; `frequency.py` m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.annotations.frequency import GROUPS
 from tailseg.data.dataset import MIN_TRAIN_SIDE
-from tailseg.data.diagnosis.findings import TINY, Finding, Split, all_findings
+from tailseg.data.diagnosis.findings import TINY, Finding, Split, all_findings, by_severity
 from tailseg.data.diagnosis.image_checks import look_at_files, steps
 from tailseg.data.diagnosis.mask_checks import check_masks, image_of_rows
 from tailseg.data.sampling import repeat_factors
@@ -52,6 +52,10 @@ class DatasetReport:
     def usable(self) -> bool:
         """Return whether training can begin."""
         return all(finding.severity != "error" for finding in self.findings)
+
+    def with_findings(self, more: Iterable[Finding]) -> DatasetReport:
+        """The same report with more findings, those that count nothing left out."""
+        return replace(self, findings=by_severity([*self.findings, *more]))
 
     def as_json(self) -> dict[str, Any]:
         """Everything, for a JSON file."""

@@ -217,7 +217,8 @@ def _file_findings(split: Split) -> list[Finding]:
 
 def _pixel_findings(split: Split) -> list[Finding]:
     """Images of which decoding a sample shows that they are dark, pale or empty."""
-    dark, plain = [], []
+    dark: list[str] = []
+    plain: list[str] = []
     for i, facts in enumerate(split.files):
         if facts.pixels is not None and facts.pixels.levels < FEW_LEVELS:
             few = dark if facts.pixels.deep and facts.pixels.levels else plain

@@ -104,12 +104,15 @@ def require_sound_files(
     images = np.random.default_rng(0).permutation(len(annotations))[:at_most]
     images.sort()
     whole = DetectionDataset(annotations, Compose(()), drop_empty=False, with_objects=False)
-    with ThreadPoolExecutor(_threads()) as pool:
+    pool = ThreadPoolExecutor(_threads())
+    try:
         looked = _counted(pool.map(lambda i: file_facts(annotations, i), images.tolist()), advance)
         for image, facts in zip(images.tolist(), looked, strict=True):
             stated = tuple(annotations.image_sizes[image].tolist())
             if facts.problem or not facts.complete or stated not in (facts.header.shown_hw, facts.header.stored_hw):
                 whole[image]
+    finally:
+        pool.shutdown(cancel_futures=True)  # a fault is told at once, whatever is still to be looked at
 
 
 def steps(annotations: Annotations) -> int:

@@ -2,10 +2,10 @@
 
 Two tests on thumbnails must agree. A difference hash (dHash) of 64 bits compares neighbouring brightness: pairs whose
 hashes differ in at most `BITS` bits are candidates. The correlation of their thumbnails must then reach `ALIKE`.
-Measured on 128 photographs of COCO: of 292,608 pairs of different photographs and parts of them, none passes (26 pass
+Measured on 128 photographs of COCO: of 292,608 pairs of different photographs and parts of them, none passes (27 pass
 the first test, the best of which correlates at 0.76). Of copies that were halved, compressed to JPEG quality 30,
-darkened to 0.6 or given noise of 10 levels, 99 % or more pass; brightened by 1.3 or cut by 1 % at each edge, 97 %; by
-2.5 %, 67 %.
+darkened to 0.6 or given noise of 10 levels, all pass; brightened by 1.3 or cut by 1 % at each edge, 98 %; cut by 2.5 %,
+67 %.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ BLOCK = 512  # images that are compared with all others at once
 
 def thumbnail_of(pixels: Pixels) -> Thumbnail:
     """The mean brightness of an image (H, W, 3) in a grid of 16 x 18 cells; large ones are looked at in steps."""
-    step = max(min(pixels.shape[:2]) // (SAMPLES * HEIGHT), 1)
-    grey = cv2.cvtColor(np.ascontiguousarray(pixels[::step, ::step]), cv2.COLOR_RGB2GRAY)
+    height, width = pixels.shape[:2]
+    step = max(min(height, width) // (SAMPLES * HEIGHT), 1)
+    if step > 1:
+        pixels = cv2.resize(pixels, (width // step, height // step), interpolation=cv2.INTER_NEAREST)
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     return np.asarray(cv2.resize(grey, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA), np.float32)
 
 

@@ -95,8 +95,8 @@ def coco_files(source: Path) -> tuple[dict[str, Path], list[str]]:
 def is_coco(path: Path) -> bool:
     """Return whether a JSON file has a list of images or annotations at its top; it is read up to there."""
     try:
-        for key, _, rows in read_lists(path, ("images", "annotations", "categories", "shapes", "items")):
-            return key in ("images", "annotations", "categories") and isinstance(rows, list)
+        for key, _, rows in read_lists(path, ("images", "annotations", "shapes", "items")):
+            return key in ("images", "annotations") and isinstance(rows, list)
     except UserError:
         return False
     return False
