@@ -171,7 +171,7 @@ def read_again(source: Source) -> dict[str, dict[bytes, list[dict[str, Any]]]]:
                 for item in part.annotations
                 if item["image_id"] == row["id"]
             ]
-            key = file if isinstance(file, bytes) else file.read_bytes()
+            key = file.read_bytes() if isinstance(file, Path) else file()
             assert key not in found[split]
             found[split][key] = objects
     return found

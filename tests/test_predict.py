@@ -1,7 +1,6 @@
 import json
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -9,15 +8,13 @@ import torch
 from export_sets import read_again
 from hotcoco import mask as rle
 from PIL import Image
-from tiny import assert_done, assert_refused
+from tiny import assert_refused
 from tiny import tailseg as tailseg_command
 
 import tailseg
 from tailseg.checkpoint import save_model, write_tensors
 from tailseg.data.annotations.annotations import Category
-from tailseg.data.importers.coco import read_coco
-from tailseg.data.importers.labelme import read_labelme
-from tailseg.data.importers.yolo import read_yolo
+from tailseg.data.importers.convert import READERS
 from tailseg.errors import UserError
 from tailseg.evaluation.tta import View, detect_views
 from tailseg.model.build import build_detector
@@ -358,7 +355,7 @@ def photographs(picture: np.ndarray, tmp_path: Path) -> list[Path]:
     return paths
 
 
-@pytest.mark.parametrize("kind", ["coco", "yolo", "labelme"])
+@pytest.mark.parametrize("kind", ["coco", "yolo", "labelme", "cvat"])
 def test_predictions_that_a_tool_can_open(
     kind: str, path: Path, model: Model, photographs: list[Path], tmp_path: Path
 ) -> None:
@@ -373,8 +370,7 @@ def test_predictions_that_a_tool_can_open(
     count = sum(map(len, found))
     assert done.stdout.splitlines()[0] == f"2 of 3 images with {count} objects in {out}"
     assert "- 1 images renamed" in done.stdout
-    source = {"coco": read_coco, "yolo": read_yolo, "labelme": read_labelme}[kind](out)
-    again = read_again(source)["train"]
+    again = read_again(READERS[kind](out))["train"]
     assert set(again) == {image.read_bytes() for image in photographs[:2]}
     for image, one in zip(photographs, found, strict=False):
         objects = again[image.read_bytes()]
@@ -383,16 +379,6 @@ def test_predictions_that_a_tool_can_open(
             ours, theirs = item["pixels"], rle.decode(expected["segmentation"])
             assert (ours & theirs).sum() >= 0.9 * (ours | theirs).sum()
             assert kind != "coco" or item["score"] == expected["score"]
-
-
-def test_predictions_for_cvat(path: Path, model: Model, photographs: list[Path], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    done = tailseg_command("predict", path, photographs[0], "--out", out, "--format", "cvat", "--score", 0, "--quiet")
-    assert_done(done)
-    (image,) = ElementTree.parse(out / "annotations.xml").getroot().findall("image")
-    found = model.predict(photographs[0])
-    assert (out / "images" / "p q.jpg").read_bytes() == photographs[0].read_bytes()
-    assert {shape.get("label") for shape in image} == {CATEGORIES[label].name for label in found.labels.tolist()}
 
 
 def test_no_format_is_written_without_an_image(path: Path, photographs: list[Path], tmp_path: Path) -> None:

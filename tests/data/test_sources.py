@@ -153,13 +153,15 @@ def test_bad_yaml(tmp_path, text, expected):
 
 def test_missing_pieces_of_a_folder(tmp_path):
     make_splits(tmp_path)
+    (tmp_path / "train.json").unlink()
     (tmp_path / "val.json").unlink()
-    with pytest.raises(UserError, match=r"val\.json does not exist; it should be an annotation file"):
+    with pytest.raises(UserError, match=r"train\.json does not exist; it should be an annotation file"):
         open_data(tmp_path)
     with pytest.raises(UserError, match="no such folder or file"):
         open_data(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="expected a folder or a YAML file"):
-        open_data(tmp_path / "train.json")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match="expected a folder, an annotation file, or a YAML file"):
+        open_data(tmp_path / "notes.txt")
 
 
 def test_splits_need_the_same_categories(tmp_path):

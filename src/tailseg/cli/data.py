@@ -240,7 +240,7 @@ def data_export(
 
     there = splits_there(data)
     opened = open_source(data, need=there, show=not quiet)
-    splits = {split: part for split in there if (part := getattr(opened, split)) is not None}
+    splits = {split: getattr(opened, split) for split in there}
     with progress_bar("writing", sum(map(len, splits.values())), show=not quiet) as advance:
         exported = export(kind, annotated_set(splits), out, advance)
     counts = (f"{exported.images[split]} {split} images with {exported.objects[split]} objects" for split in there)

@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -147,6 +148,15 @@ def decode(path: Path, reduction: int = 1) -> tuple[Image.Image, int]:
             return image, width // image.width
     except Exception as error:
         raise _fault(path, error) from None
+
+
+def open_png(content: bytes) -> Image.Image:
+    """The PNG that some bytes are, as masks stand in annotation files; its pixels are not decoded yet.
+
+    Raises:
+        Exception: of many types, if it is none.
+    """
+    return Image.open(BytesIO(content), formats=["PNG"])
 
 
 def to_rgb(image: Image.Image, path: Path, *, upright: bool) -> Pixels:

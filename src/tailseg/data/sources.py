@@ -80,14 +80,14 @@ def open_data(
         if not path.exists():
             what = "a folder of images" if split == "images" else "an annotation file in LVIS or COCO format"
             raise UserError(f"{data}: {path} does not exist; it should be {what}")
-    assert sources.images is not None
-    if not sources.images.is_dir():
-        raise UserError(f"{data}: {sources.images} is not a folder; give the folder that holds the images")
+    images = sources.images
+    assert images is not None
+    if not images.is_dir():
+        raise UserError(f"{data}: {images} is not a folder; give the folder that holds the images")
 
     def load(path: Path | None) -> Annotations:
         assert path is not None
-        assert sources.images is not None
-        return load_annotations(path, sources.images, tolerant=tolerant)
+        return load_annotations(path, images, tolerant=tolerant)
 
     val = load(sources.val) if "val" in need else None
     only_train_knows = val is not None and not val.frequency_stated and sources.train and sources.train.exists()
@@ -104,7 +104,7 @@ def _sources(data: Path, need: Sequence[str], show: bool) -> _Sources:
     if not data.exists():
         raise UserError(f"{data}: no such folder or file; give a folder with train.json, val.json and images/")
     own = _Sources(data / "train.json", data / "val.json", data / "images")
-    if data.is_dir() and own.images.is_dir() and all(getattr(own, split).is_file() for split in need):
+    if (data / "images").is_dir() and all(getattr(own, split).is_file() for split in need):
         return own
     kind = recognise(data)
     if kind is not None:

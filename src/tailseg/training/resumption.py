@@ -32,7 +32,9 @@ def require_same_run(
         seed: of all random numbers.
         world_size: number of processes.
     """
-    old, new = flatten(about["recipe"]), flatten(recipe.model_dump(mode="json"))
+    new = flatten(recipe.model_dump(mode="json"))
+    defaults = flatten(Recipe(name="").model_dump(mode="json"))
+    old = defaults | flatten(about["recipe"])  # a run of an earlier version knows nothing of newer keys
     free = {"data.workers", "schedule.epochs", "schedule.milestones"}
     free |= {key for key in new if key.startswith("training.") and key.endswith(("_steps", "_every"))}
     changed = [key for key in new if key not in free and old.get(key) != new[key]]

@@ -11,7 +11,7 @@ from pycocotools import mask as coco
 from tiny import rasterise
 from torchvision.ops import roi_align
 
-from tailseg.data.annotations.masks import rle_runs
+from tailseg.data.annotations.masks import Bitmap, encode_bitmap, rle_runs
 from tailseg.data.sources import open_data
 
 GRID = 112
@@ -180,3 +180,19 @@ def test_photographs_targets_agree_with_full_bitmaps(shared):
     assert max(apart) <= 1e-4
     assert np.mean(wrong) <= 0.003
     assert max(wrong) <= 0.01
+
+
+@given(
+    st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.tuples(st.integers(-10, 14), st.integers(-10, 14)),
+    st.sampled_from([0, 0.3, 0.7, 1]),
+    st.integers(0, 99),
+)
+def test_a_bitmap_is_encoded_as_by_coco_wherever_it_lies(image_hw, mask_hw, place, share, seed):
+    pixels = (np.random.default_rng(seed).random(mask_hw) < share).astype(np.uint8)
+    x, y = place
+    wide = np.zeros((50, 50), np.uint8)
+    wide[y + 20 : y + 20 + mask_hw[0], x + 20 : x + 20 + mask_hw[1]] = pixels
+    full = np.asfortranarray(wide[20 : 20 + image_hw[0], 20 : 20 + image_hw[1]])
+    assert encode_bitmap(Bitmap(pixels, x, y), image_hw) == coco.encode(full)["counts"]

@@ -3,8 +3,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from export_sets import CATEGORIES, an_object, code_of, expected, exported, mask_of, plans, written
+from export_sets import CATEGORIES, an_object, assert_same_objects, code_of, expected, exported, mask_of, plans, written
 from hypothesis import given
+
+from tailseg.data.importers.cvat import read_cvat
 
 HW = (10, 20)
 SQUARE = np.array([2.0, 1, 12, 1, 12, 6.25, 2, 6.25])
@@ -46,6 +48,14 @@ def test_every_object_is_in_the_file(plan, tmp_path_factory):
             objects[key] = objects.get(key, 0) | pixels_of(shape, image.image_hw)
             names[key] = shape.get("label")
         assert Counter((names[key], objects[key].tobytes()) for key in objects) == expected(image)
+
+
+@given(plan=plans())
+def test_out_and_in_again(plan, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cvat")
+    trip = written(plan, folder / "in")
+    exported("cvat", trip, folder / "out")
+    assert_same_objects(trip, read_cvat(folder / "out"))
 
 
 @pytest.mark.parametrize("split", ["train", ""])

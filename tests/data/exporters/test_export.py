@@ -33,7 +33,7 @@ def opened(root):
     return {"train": splits.train, "val": splits.val}
 
 
-@pytest.mark.parametrize("kind", ["coco", "yolo", "voc", "labelme"])
+@pytest.mark.parametrize("kind", WRITERS)
 def test_a_data_folder_survives_export_and_convert(kind, tmp_path):
     before = opened(data_folder(tmp_path / "in"))
     done = []

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as rle
 
-from tailseg.data.annotations.masks import Bitmap
+from tailseg.data.annotations.masks import Bitmap, encode_bitmap
 from tailseg.data.importers.foreign import (
     AnnotatedImage,
     LeftOut,
@@ -198,13 +198,31 @@ def test_an_object_outside_of_its_image_is_left_out_and_said(tmp_path):
     ("x", "y", "box", "area"),
     [(15, 15, [15, 15, 20, 10], 200), (-5, -4, [0, 0, 15, 6], 90), (70, 35, [70, 35, 10, 5], 50), (80, 0, None, 0)],
 )
-def test_pixels_of_a_mask_stand_where_its_rectangle_is(x, y, box, area):
+def test_columns_of_a_mask(x, y, box, area):
     """A mask of 20 x 10 pixels in an image of 80 x 40."""
-    columns = mask_columns(Bitmap(np.ones((10, 20), np.uint8), x, y), (40, 80))
+    columns = mask_columns(encode_bitmap(Bitmap(np.ones((10, 20), np.uint8), x, y), (40, 80)), (40, 80))
     if box is None:
         assert columns is None
         return
     assert (columns["bbox"], columns["area"]) == (box, area)
+    assert columns["segmentation"]["size"] == [40, 80]
     expected = np.zeros((40, 80), np.uint8)
     expected[box[1] : box[1] + box[3], box[0] : box[0] + box[2]] = 1
     assert np.array_equal(rle.decode(columns["segmentation"]), expected)
+
+
+def test_an_image_without_file_is_its_reader(tmp_path):
+    image = AnnotatedImage(tmp_path / "a.png", (9, 9), ["cat"], [[rectangle(1, 1, 5, 5)]], lambda: b"pixels")
+    part = source_of({"train": [image]}, tmp_path, ["cat"], LeftOut()).parts["train"]
+    assert part.images[0]["file_name"] == "a.png"
+    assert part.files[0]() == b"pixels"
+
+
+def test_a_set_without_objects_says_what_was_left_out(tmp_path):
+    left_out = LeftOut()
+    left_out.add("lines: left out", *[])
+    left_out.add("points: left out", "a.json: shape 1")
+    with pytest.raises(UserError) as caught:
+        source_by_names({"train": [objects_of(tmp_path / "a.jpg")]}, tmp_path, left_out)
+    reason = "1 points: left out (a.json: shape 1)"
+    assert str(caught.value) == f"{tmp_path}: no file in it has an object ({reason}); check the folder"

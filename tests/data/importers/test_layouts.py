@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from tailseg.data.importers.layouts import split_folders, split_of, words_of
+from tailseg.data.importers.layouts import by_split, split_of, split_of_path, words_of
 
 
 @pytest.mark.parametrize(
@@ -34,23 +36,33 @@ def test_splits_are_told_by_words(name, split):
 
 
 @pytest.mark.parametrize(
-    ("folders", "found"),
+    ("path", "split"),
     [
-        ((), {"train": ""}),
-        (("train", "val"), {"train": "train", "val": "val"}),
-        (("Training", "validation"), {"train": "Training", "val": "validation"}),
-        (("train2017", "val2017"), {"train": "train2017", "val": "val2017"}),
-        (("train", "test"), {"train": "train"}),
-        (("val",), {"train": ""}),  # a set without training folder is one whole
-        (("carnival", "strain"), {"train": ""}),
+        ("train/a.json", "train"),
+        ("labels/val2017/a.json", "val"),
+        ("test/train/a.json", "test"),  # the first that tells
+        ("x/y/a.json", None),
+        ("train.json", None),  # a file's own name tells nothing
     ],
 )
-def test_folders_of_splits(tmp_path, folders, found):
-    for name in folders:
-        (tmp_path / name).mkdir()
-    assert split_folders(tmp_path) == {split: tmp_path / name for split, name in found.items()}
+def test_folders_of_a_path_tell_its_split(path, split):
+    assert split_of_path(Path("train_data", path), Path("train_data")) == split
 
 
-def test_a_file_called_train_is_no_folder(tmp_path):
-    (tmp_path / "train").touch()
-    assert split_folders(tmp_path) == {"train": tmp_path}
+@pytest.mark.parametrize(
+    ("told", "parts", "rest"),
+    [
+        ({}, {"train": []}, []),
+        ({"a": None, "b": None}, {"train": ["a", "b"]}, []),
+        ({"a": "val", "b": "train", "c": "train"}, {"train": ["b", "c"], "val": ["a"]}, []),
+        ({"a": "val", "b": "train", "c": "test", "d": None}, {"train": ["b"], "val": ["a"]}, ["c", "d"]),
+        ({"a": None, "b": "test", "c": "train"}, {"train": ["a", "c"]}, ["b"]),  # train may be a class
+        ({"a": "val", "b": None, "c": "test"}, {"train": ["b"], "val": ["a"]}, ["c"]),
+        ({"a": "val", "b": "test"}, {"train": ["b"], "val": ["a"]}, []),
+        ({"a": "test", "b": None}, {"train": ["a", "b"]}, []),  # so may be a word such as test
+        ({"a": "val", "b": "val"}, {"train": ["a", "b"]}, []),
+        ({"a": "test"}, {"train": ["a"]}, []),
+    ],
+)
+def test_items_by_their_splits(told, parts, rest):
+    assert by_split(told.items()) == (parts, rest)

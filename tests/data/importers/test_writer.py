@@ -81,6 +81,13 @@ def test_after_one_failed_link_all_are_copies(tmp_path, monkeypatch):
         assert not os.path.samefile(copy, source)
 
 
+def test_an_image_without_file_is_read_when_it_is_written(tmp_path):
+    part = part_of(tmp_path / "src", "a.jpg", "b.jpg")
+    part.files[1] = lambda: b"pixels"
+    assert write_parts(tmp_path / "out", CATEGORIES, {"train": part})
+    assert (tmp_path / "out/images/b.jpg").read_bytes() == b"pixels"
+
+
 @pytest.mark.parametrize("missing", ["image", "category"])
 def test_a_failure_leaves_nothing_behind(tmp_path, missing):
     part = part_of(tmp_path / "src", "a.jpg", "b.jpg", annotations=[row(0, 3)])

@@ -99,6 +99,21 @@ def run_lengths(segmentation: Segmentation, image_hw: tuple[int, int]) -> str:
     return counts
 
 
+def encode_bitmap(bitmap: Bitmap, image_hw: tuple[int, int]) -> bytes:
+    """The compressed RLE of a bitmap over the whole image; what lies outside of the image is cut off."""
+    height, width = image_hw
+    x, y = bitmap.x, bitmap.y
+    cut = bitmap.pixels[max(-y, 0) : max(height - y, 0), max(-x, 0) : max(width - x, 0)] != 0
+    columns = np.zeros((cut.shape[1], height), bool)  # of the bitmap only, over the image's height
+    columns[:, max(y, 0) : max(y, 0) + cut.shape[0]] = cut.T
+    before = max(x, 0) * height if columns.size else 0
+    places = np.flatnonzero(np.diff(columns.ravel(), prepend=False, append=False)) + before
+    runs = np.diff(places, prepend=0, append=height * width)
+    runs = runs[: len(runs) - (runs[-1] == 0)]  # as COCO's own encoder ends, where the object reaches the last pixel
+    code: bytes = rle.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)["counts"]
+    return code
+
+
 def pixels_covered(segmentation: Segmentation, image_hw: tuple[int, int]) -> float:
     """The area of one object in pixels; arguments of `run_lengths`."""
     return float(rle.area({"size": list(image_hw), "counts": run_lengths(segmentation, image_hw)}))

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -17,7 +18,7 @@ from tailseg.data.annotations.image_files import parts_below
 from tailseg.data.exporters.records import ExportImage
 from tailseg.data.images import decode, read_header, to_rgb
 from tailseg.data.importers.foreign import LeftOut, image_size
-from tailseg.data.importers.writer import place_file
+from tailseg.data.importers.writer import ImageFile, place_file
 
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"\\|?*]')  # in names that other systems read too
 
@@ -68,10 +69,10 @@ class ExportFolder:
             UserError: the image cannot be read, or has not the size of the record.
         """
         own = image.name
-        content: Path | bytes = image.path
+        content: ImageFile = image.path
         if read_header(image.path).shown_hw != image.image_hw:
             image_size(image.path, image.name, image.image_hw)  # raises the error, if it is no matter of turning
-            own, content = str(PurePosixPath(image.name).with_suffix(".png")), _as_stored(image.path)
+            own, content = str(PurePosixPath(image.name).with_suffix(".png")), partial(_as_stored, image.path)
             self.found.add("images annotated as their pixels are stored, not as shown: written so, as PNG", own)
         name = self._unused(folder, rename(_readable(own)), by_stem=by_stem)
         if name != own:

@@ -70,7 +70,7 @@ def coco_files(source: Path) -> tuple[dict[str, Path], list[str]]:
     """
     if source.is_file():
         return {"train": source}, []
-    found = [path for path in _largest(source) if is_coco(path)]
+    found = [path for path in json_files(source) if is_coco(path)]
     if not found:
         raise UserError(f"{source}: there is no COCO annotation file (.json) in it; check the folder, or name the file")
     usual = [path for path in found if not _OTHER & set(words_of(path.name))] or found
@@ -88,7 +88,7 @@ def coco_files(source: Path) -> tuple[dict[str, Path], list[str]]:
     if "train" not in by_split:
         names = ", ".join(str(path.relative_to(source)) for path in usual[:4])
         raise UserError(f"{source}: none of {names} has 'train' in its name; give the file instead of the folder")
-    files = {split: by_split[split][0] for split in ("train", "val") if split in by_split}
+    files: dict[str, Path] = {split: by_split[split][0] for split in ("train", "val") if split in by_split}
     return files, _left_out(source, found, list(files.values()))
 
 
@@ -102,7 +102,8 @@ def is_coco(path: Path) -> bool:
     return False
 
 
-def _largest(source: Path) -> list[Path]:
+def json_files(source: Path) -> list[Path]:
+    """The JSON files in a folder, in order; of many the largest."""
     paths = sorted(files_below(source, (".json",)), key=lambda path: -path.stat().st_size)[:MOST_FILES]
     return sorted(paths)
 

@@ -12,7 +12,7 @@ from hotcoco import mask as rle
 from tailseg.data.annotations.image_files import candidate_names
 from tailseg.data.annotations.masks import run_lengths
 from tailseg.data.annotations.oddities import ODD_KINDS, Tally
-from tailseg.data.annotations.repair import plain_annotation
+from tailseg.data.annotations.repair import plain_annotation, whole
 from tailseg.data.annotations.segmentations import MAX_SIDE, sound_segmentation
 from tailseg.data.importers.foreign import DECIMALS, image_size, read_object, rectangle
 from tailseg.data.importers.layouts import ImageFinder
@@ -94,9 +94,9 @@ class CocoContent:
         return kept
 
     def _size(self, row: Row, path: Path) -> tuple[int, int]:
-        height, width = row.get("height"), row.get("width")
-        if all(type(side) in (int, float) and side == int(side) and 1 <= side <= MAX_SIDE for side in (height, width)):
-            return int(height), int(width)  # type: ignore[arg-type]
+        height, width = whole(row.get("height")), whole(row.get("width"))
+        if height is not None and width is not None and 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
+            return height, width
         self.met.add("size_read", [f"image {row.get('id')!r}"])
         return image_size(path, f"{self.path}: image {row.get('id')!r}")
 

@@ -1,4 +1,4 @@
-"""From COCO, YOLO, labelme or Pascal VOC to a data folder in LVIS format.
+"""From COCO, YOLO, labelme, Pascal VOC or CVAT to a data folder in LVIS format.
 
 A reader turns a source into its categories and one `Part` (LVIS rows and image files) for each split that it has. A
 source without a validation split is divided as by `tailseg data split`. Nothing of the source is changed or moved.
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
-from tailseg.data.importers.coco import is_coco, read_coco
+from tailseg.data.annotations.image_files import files_below
+from tailseg.data.importers.coco import is_coco, json_files, read_coco
+from tailseg.data.importers.cvat import is_cvat, read_cvat
 from tailseg.data.importers.foreign import Source
-from tailseg.data.importers.labelme import read_labelme
+from tailseg.data.importers.labelme import is_labelme, read_labelme
 from tailseg.data.importers.split import divide
-from tailseg.data.importers.voc import read_voc
+from tailseg.data.importers.voc import is_voc, read_voc
 from tailseg.data.importers.writer import Part, write_parts
 from tailseg.data.importers.yolo import read_yolo
 from tailseg.errors import UserError
@@ -24,16 +27,29 @@ READERS: dict[str, Callable[[Path], Source]] = {
     "yolo": read_yolo,
     "labelme": read_labelme,
     "voc": read_voc,
+    "cvat": read_cvat,
 }
 NAMES = {"coco": "COCO", "yolo": "YOLO", "labelme": "labelme", "voc": "Pascal VOC", "cvat": "CVAT for images"}
 SHARE = 0.2  # of a source without validation split that is set aside for it
+LOOKED_AT = 20  # XML and JSON files of a folder, to tell its format
 
 
 def recognise(source: Path) -> str | None:
-    """The format of a file or folder, a key of `READERS`; None if it is none of them."""
-    if source.suffix.lower() == ".json":
-        return "coco" if is_coco(source) else None
-    return None
+    """The format of a file or folder of another tool, a key of `READERS`; None if it is none of them.
+
+    A folder is looked through once; of its files the beginnings of a few are read.
+    """
+    if source.is_file():
+        kinds = {"coco": is_coco, "cvat": is_cvat}
+        return next((kind for kind, told in kinds.items() if told(source)), None)
+    for told, kind, suffix in (
+        (is_cvat, "cvat", ".xml"),
+        (is_voc, "voc", ".xml"),
+        (is_labelme, "labelme", ".json"),
+    ):
+        if any(map(told, islice(files_below(source, (suffix,)), LOOKED_AT))):
+            return kind
+    return "coco" if any(map(is_coco, json_files(source))) else None
 
 
 def read_source(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import orjson
 from hotcoco import mask as rle
 from numpy.typing import NDArray
 
-from tailseg.data.annotations.masks import Bitmap
 from tailseg.data.images import read_header
 from tailseg.data.importers.writer import Part, Row, new_names
 from tailseg.errors import UserError
@@ -20,7 +20,8 @@ from tailseg.errors import UserError
 DECIMALS = 3  # of written coordinates, in pixels
 PLACES = 3  # of each kind of odd thing that a note names
 
-Shape = list[NDArray[np.float64]] | Bitmap  # polygons, each (K, 2) x, y in pixels, whose union is the object; or pixels
+# An object: polygons, each (K, 2) x, y in pixels, which it is the union of; or a compressed RLE of the whole image.
+Shape = list[NDArray[np.float64]] | bytes
 
 
 class LeftOut:
@@ -35,6 +36,8 @@ class LeftOut:
 
         ``kind`` is a phrase in the plural and says what became of them: "lines without a class: left out".
         """
+        if not places:
+            return
         self.counts[kind] = self.counts.get(kind, 0) + len(places)
         known = self._places.setdefault(kind, [])
         known += places[: PLACES - len(known)]
@@ -64,7 +67,7 @@ class AnnotatedImage:
     image_hw: tuple[int, int]
     names: list[str]  # class of each object
     shapes: list[Shape]  # of each object
-    content: bytes | None = None  # the file's bytes, if it stands inside of an annotation file
+    content: Callable[[], bytes] | None = None  # reads the file's bytes, if it stands inside of an annotation file
 
 
 def source_of(images: dict[str, list[AnnotatedImage]], root: Path, names: Sequence[str], found: LeftOut) -> Source:
@@ -105,7 +108,8 @@ def source_by_names(images: dict[str, list[AnnotatedImage]], root: Path, found: 
     """The source with the categories that occur, in the order of their names."""
     names = sorted({name for part in images.values() for image in part for name in image.names})
     if not names:
-        raise UserError(f"{root}: no file in it has an object; check the folder")
+        reason = next((f" ({note})" for note in found.notes()), "")
+        raise UserError(f"{root}: no file in it has an object{reason}; check the folder")
     return source_of(images, root, names, found)
 
 
@@ -116,16 +120,10 @@ def rectangle(x0: float, y0: float, x1: float, y1: float) -> NDArray[np.float64]
 
 def mask_columns(shape: Shape, image_hw: tuple[int, int]) -> Row | None:
     """Segmentation, box and area (pixels of the mask) of an object; None if it has no extent in its image."""
-    height, width = image_hw
-    if isinstance(shape, Bitmap):
-        full = np.zeros(image_hw, np.uint8)
-        x, y, right, low = shape.box
-        inside = full[max(y, 0) : max(low, 0), max(x, 0) : max(right, 0)]
-        inside[:] = shape.pixels[max(-y, 0) :, max(-x, 0) :][: inside.shape[0], : inside.shape[1]]
-        code = rle.encode(np.asfortranarray(full))
-        box = np.asarray(rle.toBbox(code), np.float64).tolist()
-        area = float(rle.area(code))
-        segmentation: Any = {"size": [height, width], "counts": code["counts"].decode("ascii")}
+    if isinstance(shape, bytes):
+        code = {"size": list(image_hw), "counts": shape}
+        box, area = np.asarray(rle.toBbox(code), np.float64).tolist(), float(rle.area(code))
+        segmentation: Any = {"size": list(image_hw), "counts": shape.decode("ascii")}
         return {"segmentation": segmentation, "bbox": box, "area": area} if area else None
     flat = [np.round(polygon, DECIMALS).ravel().tolist() for polygon in shape]
     points = np.concatenate(shape).clip(0, image_hw[::-1])
@@ -136,16 +134,24 @@ def mask_columns(shape: Shape, image_hw: tuple[int, int]) -> Row | None:
     return {"segmentation": flat, "bbox": np.round([*low, *(high - low)], DECIMALS).tolist(), "area": area}
 
 
-def image_size(path: Path, where: str, stated: tuple[int, int] | None = None) -> tuple[int, int]:
+def image_size(
+    path: Path, where: str, stated: tuple[int, int] | None = None, content: bytes | None = None
+) -> tuple[int, int]:
     """(height, width) of an image as it is shown, or ``stated`` if its pixels are stored in that size.
+
+    Args:
+        path: of its file; of the file that it would have, if it stands inside of an annotation file.
+        where: the place that asks for it, with which a sentence begins.
+        stated: height and width according to that place.
+        content: the image, if it stands inside of an annotation file.
 
     Raises:
         UserError: it cannot be read, or has another size than stated.
     """
-    if not path.exists():
+    if content is None and not path.exists():
         raise UserError(f"{where}: {path} does not exist; put the image there")
     try:
-        header = read_header(path)
+        header = read_header(path, None if content is None else BytesIO(content))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     shown, stored = header.shown_hw, header.stored_hw

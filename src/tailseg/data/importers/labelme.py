@@ -1,81 +1,254 @@
-"""labelme's files, one JSON for each image: polygons and rectangles."""
+"""labelme's files, one JSON for each image, also those of X-AnyLabeling: polygons, rectangles, circles and masks."""
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import json
+import re
+from collections.abc import Hashable
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import orjson
+from PIL import Image
 
 from tailseg.data.annotations.image_files import files_below
+from tailseg.data.annotations.masks import Bitmap
+from tailseg.data.images import open_png, read_header
 from tailseg.data.importers.foreign import (
     AnnotatedImage,
     LeftOut,
-    Shape,
     Source,
-    image_size,
-    read_object,
+    read_bytes,
     rectangle,
     source_by_names,
 )
-from tailseg.data.importers.layouts import split_folders
-from tailseg.data.importers.writer import require_inside
+from tailseg.data.importers.layouts import split_of_path
+from tailseg.data.importers.shapes import (
+    ObjectList,
+    OddObjectError,
+    Piece,
+    ellipse,
+    label_of,
+    polygon_of,
+    require_mask_fits,
+    size_of,
+)
+from tailseg.data.importers.source_images import SourceImages, recognised
 from tailseg.errors import UserError
+
+HEAD = 4096  # bytes at a file's beginning and end that tell whether it is labelme's
+MAX_BYTES = 2**29  # of a file; labelme's may hold a photograph
+MAX_MASK = 2**26  # characters of a mask
+MAX_NAME = 200  # bytes of an image's name, of which file systems take 255
+
+_KEYS = re.compile(rb'"(?:shapes"\s*:\s*\[|imagePath"\s*:|imageData"\s*:)')
+_OTHER_KEYS = re.compile(rb'"(?:images|annotations|categories)"\s*:\s*\[')  # COCO's
+_OUTLINES = ("polygon", "oriented_rectangle", "rotation", "quadrilateral")  # the latter two are X-AnyLabeling's
+_NO_AREA = ("point", "points", "line", "linestrip", "line_strip")
+
+
+def is_labelme(path: Path) -> bool:
+    """Return whether a file looks like labelme's, by its first and last 4 KB.
+
+    It is an object in JSON with one of the keys `shapes`, `imagePath` and `imageData`, and without COCO's. Of the long
+    values (the shapes, the photograph) one begins in the first 4 KB, whatever the order of the keys.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+            file.seek(max(path.stat().st_size - HEAD, 0))
+            ends = head + b"\n" + file.read(HEAD)
+    except OSError:
+        return False
+    is_object = head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+    return is_object and _KEYS.search(ends) is not None and _OTHER_KEYS.search(ends) is None
 
 
 def read_labelme(source: Path) -> Source:
-    """A folder of labelme's files beside their images, or its folders `train` and `val`."""
-    objects = {
-        split: [_labelme(path, source) for path in files_below(folder, (".json",))]
-        for split, folder in split_folders(source).items()
-    }
-    if not any(objects.values()):
-        raise UserError(f"{source}: there is no labelme file (.json) in it; check the folder")
-    return source_by_names(objects, source, LeftOut())
+    """A folder of labelme's files and their images, in any folders in it; those called train and val are splits."""
+    if source.is_file():
+        raise UserError(f"{source}: labelme writes one file for each image; give the folder that holds all of them")
+    found = LeftOut()
+    images = SourceImages(source, found, "annotation files")
+    files = list(files_below(source, (".json",)))
+    own = recognised(files, is_labelme, "JSON files that are not labelme's: left out", found)
+    if not own:
+        problem = f"none of its {len(files)} JSON files is labelme's" if files else "there is no JSON file in it"
+        raise UserError(f"{source}: {problem}; give the folder that holds labelme's files")
+    told = [(path, split_of_path(path, source)) for path in own]
+    return source_by_names(images.read(told, lambda path: _read(path, images, found)), source, found)
 
 
-def _labelme(path: Path, root: Path) -> AnnotatedImage:
-    content = read_object(path)
-    shapes, image = content.get("shapes"), content.get("imagePath")
-    if not isinstance(shapes, list) or not isinstance(image, str) or not image:
-        raise UserError(f"{path}: it has no 'shapes' or no 'imagePath'; leave only labelme's files in the folder")
-    file = require_inside(path.parent / image.replace("\\", "/"), root, str(path))
-    height, width = content.get("imageHeight"), content.get("imageWidth")
-    stated = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-    image_hw = image_size(file, str(path), stated)
-    names: list[str] = []
-    polygons: list[list[NDArray[np.float64]]] = []
-    groups: dict[tuple[str, Any], int] = {}  # of objects in several pieces: where they are in the lists
-    for number, shape in enumerate(shapes, start=1):
-        name, points = parse_shape(shape, f"{path}: shape {number}")
-        group = (name, shape.get("group_id"))
-        if isinstance(group[1], int) and group in groups:
-            polygons[groups[group]].append(points)
-            continue
-        groups[group] = len(names)
-        names.append(name)
-        polygons.append([points])
-    shapes: list[Shape] = [*polygons]
-    return AnnotatedImage(file, image_hw, names, shapes)
+def _read(path: Path, images: SourceImages, found: LeftOut) -> AnnotatedImage | None:
+    """The image of a file with its objects; None, and counted, if there is no such thing."""
+    where = str(path)
+    try:
+        content = _content(path)
+    except UserError as error:
+        images.fault("JSON files that cannot be read: left out", where, str(error))
+        return None
+    located = _locate(path, content, images)
+    if located is None:
+        return None
+    file, photograph = located
+    stated = size_of(content.get("imageHeight"), content.get("imageWidth"))
+    image_hw = images.use(file, where, stated, photograph)
+    if image_hw is None:
+        return None
+    objects = ObjectList(image_hw)
+    for number, shape in enumerate(content["shapes"], start=1):
+        try:
+            name, piece = parse_shape(shape, image_hw)
+        except OddObjectError as odd:
+            found.add(str(odd), f"{where}: shape {number}")
+        else:
+            objects.add(name, piece, _group(shape.get("group_id")))
+    reader = None if photograph is None else partial(read_photograph, path)
+    return AnnotatedImage(file, image_hw, objects.names, objects.shapes(), reader)
 
 
-def parse_shape(shape: Any, where: str) -> tuple[str, NDArray[np.float64]]:
-    """Label and (K, 2) polygon of one of labelme's shapes; a fault begins with ``where``."""
-    if not isinstance(shape, dict) or not isinstance(shape.get("label"), str) or not shape["label"]:
-        raise UserError(f"{where}: it has no label; give it one")
-    kind = shape.get("shape_type", "polygon")
-    if kind not in ("polygon", "rectangle"):
-        raise UserError(f"{where}: it is a {kind!r}; only polygons and rectangles have a mask, so draw one of these")
+def _content(path: Path) -> dict[str, Any]:
+    """The object in a file, with a list of shapes.
+
+    Raises:
+        UserError: the file is too large, not JSON or of another kind.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path}: it has more than {MAX_BYTES >> 20} MB; save it without the photograph")
+    text = read_bytes(path).removeprefix(b"\xef\xbb\xbf")
+    try:
+        content = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        try:
+            content = json.loads(text)  # also takes NaN, which Python's own writer writes
+        except (ValueError, RecursionError):
+            place = f"line {error.lineno}, column {error.colno}"
+            raise UserError(f"{path}: not valid JSON: {error.msg} at {place}; write it again") from None
+    if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
+        raise UserError(f"{path}: it has no list 'shapes'; check the file")
+    return content
+
+
+def _locate(path: Path, content: dict[str, Any], images: SourceImages) -> tuple[Path, bytes | None] | None:
+    """The image of a file: where it lies, or the path that it would have and its bytes, or None.
+
+    In this order: as stated; of the stated name beside the file; of the file's own name beside it; inside of the file;
+    of the stated name anywhere in the source.
+    """
+    stated = content.get("imagePath")
+    name = stated.replace("\\", "/") if isinstance(stated, str) else ""
+    base = name.rpartition("/")[2]
+    folder = path.parent
+    file = images.stated(name, [folder], str(path)) or images.stated(base, [folder], str(path))
+    file = file or images.of_stem(path.stem, [folder])
+    if file is not None:
+        return file, None
+    photograph = _decoded(content.get("imageData"))
+    if photograph is not None:
+        with contextlib.suppress(UserError):
+            kind = read_header(path, BytesIO(photograph)).format
+            return _path_of_photograph(path, base, kind, images), photograph
+    file = images.anywhere(name)
+    if file is None:
+        shown = name or f"{path.stem}.jpg"
+        fix = "put it there, or give the folder that holds both"
+        images.missing(str(path), f"{path}: its image {shown!r} is not in {images.root}; {fix}")
+        return None
+    return file, None
+
+
+def _decoded(text: object, most: int = MAX_BYTES) -> bytes | None:
+    """The bytes of a text in base64; None if it is none, or too long."""
+    if not isinstance(text, str) or not 0 < len(text) <= most:
+        return None
+    try:
+        return base64.b64decode(text.rpartition("base64,")[2]) or None
+    except ValueError:
+        return None
+
+
+def _path_of_photograph(path: Path, base: str, kind: str, images: SourceImages) -> Path:
+    """The path that a photograph inside of a file would have beside it: by the name it states, or else the file's own.
+
+    Args:
+        path: of the file.
+        base: the name it states.
+        kind: Pillow's name of the photograph's format.
+        images: that are used already.
+    """
+    try:
+        usable = "\0" not in base and len(base.encode()) <= MAX_NAME
+    except UnicodeEncodeError:
+        usable = False
+    suffixes = Image.registered_extensions()
+    if usable and suffixes.get(Path(base).suffix.lower()) == kind and not images.is_used(path.parent / base):
+        return path.parent / base
+    return path.with_suffix(next(suffix for suffix, name in {".jpg": "JPEG", **suffixes}.items() if name == kind))
+
+
+def read_photograph(path: Path) -> bytes:
+    """The bytes of the image that stands inside of a labelme file; UserError if there is none."""
+    photograph = _decoded(_content(path).get("imageData"))
+    if photograph is None:
+        raise UserError(f"{path}: its 'imageData' is no image; write it again")
+    return photograph
+
+
+def _group(value: object) -> Hashable:
+    """The group of a shape, or None; tools also write lists and the like, which stand for none."""
+    known = isinstance(value, (int, str)) and not isinstance(value, bool) and value != ""
+    return value if known and isinstance(value, Hashable) else None
+
+
+def parse_shape(shape: Any, image_hw: tuple[int, int]) -> tuple[str, Piece]:
+    """Label and polygon (K, 2) or pixels of one of labelme's shapes, in an image of the given size.
+
+    Raises:
+        OddObjectError: it has no label, no area, or cannot be read.
+    """
+    if not isinstance(shape, dict):
+        raise OddObjectError("objects without a label: left out")
+    name = label_of(shape.get("label"))
+    kind = shape.get("shape_type") or "polygon"
     points = shape.get("points")
-    rows = points if isinstance(points, list) else []
-    numbers = all(
-        isinstance(row, list) and len(row) == 2 and all(type(value) in (int, float) for value in row) for row in rows
-    )
-    least = 2 if kind == "rectangle" else 3
-    if not numbers or len(rows) < least or not np.isfinite(np.array(rows, np.float64)).all():
-        raise UserError(f"{where}: a {kind} needs at least {least} points, each [x, y]; draw it again")
-    corners = np.array(rows, np.float64)
+    if kind in _NO_AREA:
+        raise OddObjectError("points and lines, which have no area: left out")
+    if kind in _OUTLINES:
+        return name, polygon_of(points)
     if kind == "rectangle":
-        return shape["label"], rectangle(*corners.min(axis=0), *corners.max(axis=0))
-    return shape["label"], corners
+        corners = polygon_of(points, least=2)
+        return name, rectangle(*corners.min(axis=0), *corners.max(axis=0))
+    if kind == "circle":
+        centre, edge = polygon_of(points, least=2)[:2]
+        radius = float(np.hypot(*(edge - centre)))
+        return name, polygon_of(ellipse(centre, (radius, radius)))
+    if kind == "mask":
+        return name, _mask(polygon_of(points, least=2), shape.get("mask"), image_hw)
+    raise OddObjectError("shapes of an unknown type: left out")
+
+
+def _mask(points: Any, text: object, image_hw: tuple[int, int]) -> Bitmap:
+    """The pixels of a mask: a PNG in base64 that fills the rectangle between its first and its last pixel.
+
+    labelme has written rectangles that end a pixel behind the last one, and of several decimals after a move.
+    """
+    (x, y), (right, low) = np.rint([points.min(axis=0), points.max(axis=0)]).astype(int).tolist()
+    require_mask_fits(low - y + 1, right - x + 1, image_hw)
+    content = _decoded(text, MAX_MASK)
+    try:
+        with open_png(content or b"") as image:
+            if abs(image.width - (right - x + 1)) > 1 or abs(image.height - (low - y + 1)) > 1:
+                raise OddObjectError("masks of another size than their rectangle: left out")
+            pixels = np.asarray(image.getchannel(0) if image.mode in ("RGB", "LA") else image) != 0
+    except OddObjectError:
+        raise
+    except Exception:  # Pillow's readers raise many types on broken files
+        raise OddObjectError("masks that are no PNG: left out") from None
+    if pixels.ndim != 2:
+        raise OddObjectError("masks that are no PNG: left out")
+    return Bitmap(pixels.astype(np.uint8), x, y)

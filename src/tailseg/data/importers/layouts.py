@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from tailseg.data.annotations.image_files import FileTree, alike, files_below, parts_below
 from tailseg.data.images import IMAGE_SUFFIXES
 
+T = TypeVar("T")
 Split = Literal["train", "val", "test"]
 _NAMES: dict[Split, frozenset[str]] = {
     "train": frozenset({"train", "training", "trainset"}),
@@ -33,14 +34,28 @@ def split_of(name: str) -> Split | None:
     return told[0] if len(told) == 1 else None
 
 
-def split_folders(root: Path) -> dict[str, Path]:
-    """The folders for training and validation directly in ``root``, or ``root`` itself for training if it has none."""
-    found: dict[str, Path] = {}
-    for path in sorted(root.iterdir()) if root.is_dir() else ():
-        split = split_of(path.name)
-        if split in ("train", "val") and path.is_dir():
-            found.setdefault(split, path)
-    return found if "train" in found else {"train": root}
+def split_of_path(path: Path, root: Path) -> Split | None:
+    """The split that the folders between ``root`` and a file tell: the first of them that tells one."""
+    return next(filter(None, map(split_of, path.relative_to(root).parts[:-1])), None)
+
+
+def by_split(items: Iterable[tuple[T, Split | None]]) -> tuple[dict[str, list[T]], list[T]]:
+    """Items for training and validation, in their order, and those for neither, by the splits that they are told.
+
+    An item that is told none belongs to neither where both are told of others. Else it is for training: folders called
+    train, bus and car are classes. Where none is told to be for validation or training, all are for training.
+    """
+    told = list(items)
+    splits = {split for _, split in told}
+    if not splits & {"train", "val"} or len(splits) == 1:
+        return {"train": [item for item, _ in told]}, []
+    training: set[Split | None] = {"train"} if {"train", "val"} <= splits else {"train", None}
+    if not training & splits:
+        training = {"test"}
+    train = [item for item, split in told if split in training]
+    val = [item for item, split in told if split == "val"]
+    rest = [item for item, split in told if split not in (*training, "val")]
+    return {"train": train} | ({"val": val} if val else {}), rest
 
 
 class ImageFinder:
@@ -51,9 +66,10 @@ class ImageFinder:
     """
 
     def __init__(self, root: Path) -> None:
-        """Make one for the set in ``root``; nothing is listed yet."""
+        """Make one for the set in ``root``, in which folders may be links; nothing else is listed yet."""
         self.root = root
-        self._tree = FileTree(root)
+        links = [path for path in root.iterdir() if path.is_symlink() and path.is_dir()] if root.is_dir() else []
+        self._tree = FileTree(root, also_inside=links)
 
     def locate(self, names: Sequence[Sequence[str]], folder: Path, split: str) -> list[Path | None]:
         """The file of each image, or None.

@@ -1,116 +1,245 @@
-"""Pascal VOC's files, one XML for each image: boxes."""
+"""Pascal VOC's files, one XML for each image: boxes, and the polygons that Roboflow adds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tailseg.data.annotations.image_files import files_below
+from tailseg.data.annotations.image_files import alike, files_below
 from tailseg.data.images import IMAGE_SUFFIXES
 from tailseg.data.importers.foreign import (
     AnnotatedImage,
     LeftOut,
-    Shape,
     Source,
-    image_size,
     read_bytes,
     read_text,
     rectangle,
     source_by_names,
 )
-from tailseg.data.importers.layouts import split_folders
-from tailseg.data.importers.writer import require_inside
+from tailseg.data.importers.layouts import Split, split_of, split_of_path, words_of
+from tailseg.data.importers.shapes import ObjectList, OddObjectError, label_of, number_of, polygon_of, size_of
+from tailseg.data.importers.source_images import SourceImages, recognised
+from tailseg.data.importers.xml_files import parse_xml, root_of
 from tailseg.errors import UserError
+
+MAX_BYTES = 2**25  # of a file
+
+_ANNOTATIONS = "annotations"  # the folder, in any case
+_LIST_FOLDERS = ("Main", "Segmentation", "Layout")  # of ImageSets, in this order
+_ORDER: tuple[Split, ...] = ("train", "val", "test")
+_FLAG = re.compile(r"\s+-?[01]$")  # behind the names in the lists of a class
+_IMAGE_FOLDERS = ("JPEGImages", "images")
+
+
+def is_voc(path: Path) -> bool:
+    """Return whether a file looks like one of Pascal VOC's, by its first 4 KB: XML whose root is <annotation>."""
+    return root_of(path) == "annotation"
 
 
 def read_voc(source: Path) -> Source:
-    """`Annotations/`, `JPEGImages/` and `ImageSets/Main/` (train.txt, val.txt), or XML files beside their images."""
-    if (source / "Annotations").is_dir():
-        files = _voc_lists(source)
-    else:
-        files = {split: list(files_below(folder, (".xml",))) for split, folder in split_folders(source).items()}
-    objects = {split: [_voc(path, source) for path in paths] for split, paths in files.items()}
-    if not any(objects.values()):
-        raise UserError(f"{source}: there is no annotation (.xml) in it; check the folder")
-    found = source_by_names(objects, source, LeftOut())
-    note = "Pascal VOC has boxes only: the masks are rectangles, so mask AP means box AP"
-    return Source(found.categories, found.parts, [*found.notes, note])
+    """Pascal VOC's folders, also those of several years, or XML files in any folders.
+
+    Splits are told by the lists in `ImageSets` (train.txt, val.txt, trainval.txt) beside `Annotations`; where there are
+    none, by folders called train and val.
+    """
+    if source.is_file():
+        raise UserError(f"{source}: Pascal VOC has one file for each image; give the folder that holds all of them")
+    found = LeftOut()
+    files = list(files_below(source, (".xml",)))
+    own = recognised(files, is_voc, "XML files that are not Pascal VOC's: left out", found)
+    if not own:
+        problem = f"none of its {len(files)} XML files is Pascal VOC's" if files else "there is no XML file in it"
+        raise UserError(f"{source}: {problem}; give the folder that holds Annotations")
+    reader = _Reader(source, found)
+    result = source_by_names(reader.images.read(_told(source, own, found), reader.read), source, found)
+    return Source(result.categories, result.parts, [*result.notes, *reader.notes()])
 
 
-def _voc_lists(source: Path) -> dict[str, list[Path]]:
-    """The annotation files of each split, by the lists of image names."""
-    lists = {split: source / "ImageSets" / "Main" / f"{split}.txt" for split in ("train", "val")}
-    if not lists["train"].exists():
-        return {"train": list(files_below(source / "Annotations", (".xml",)))}
-    found: dict[str, list[Path]] = {}
-    for split, path in lists.items():
-        if path.exists():
-            found[split] = []
-            for number, line in enumerate(read_text(path).split("\n"), start=1):
-                if words := line.split():
-                    file = source / "Annotations" / f"{words[0]}.xml"
-                    found[split].append(require_inside(file, source, f"{path}: line {number}"))
-    return found
+def _told(source: Path, files: list[Path], found: LeftOut) -> list[tuple[Path, Split | None]]:
+    """The split of each file, by the lists in its `ImageSets` folder, or else by the folders that it lies in."""
+    bases: dict[Path, list[Path]] = {}
+    for path in files:
+        bases.setdefault(_base(path, source), []).append(path)
+    told: list[tuple[Path, Split | None]] = []
+    for base, paths in bases.items():
+        lists = _lists(base)
+        if lists:
+            told += _listed(lists, base, paths, found)
+        else:
+            told += [(path, split_of_path(path, source)) for path in paths]
+    return told
 
 
-def _voc(path: Path, root: Path) -> AnnotatedImage:
-    tree = parse_xml(read_bytes(path), str(path))
-    file = _voc_image(path, root, tree.findtext("filename") or "")
-    width, height = (_number(tree.findtext(f"size/{side}")) for side in ("width", "height"))
-    stated = (int(height), int(width)) if width and height else None
-    image_hw = image_size(file, str(path), stated)
-    names: list[str] = []
-    shapes: list[Shape] = []
-    for number, item in enumerate(tree.findall("object"), start=1):
-        name, box = parse_voc_object(item, f"{path}: object {number}")
-        names.append(name)
-        shapes.append([box])
-    return AnnotatedImage(file, image_hw, names, shapes)
+def _base(path: Path, source: Path) -> Path:
+    """The folder that holds `Annotations`, where a file lies in one; else the source."""
+    parts = path.parent.relative_to(source).parts
+    places = [place for place, part in enumerate(parts) if part.lower() == _ANNOTATIONS]
+    return source.joinpath(*parts[: places[0]]) if places else source
 
 
-def parse_xml(content: bytes, where: str) -> ElementTree.Element:
-    """The root of an XML file without document type, whose entities could grow without end."""
-    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-        raise UserError(f"{where}: it declares a document type; remove the line with <!DOCTYPE")
-    try:
-        return ElementTree.fromstring(content)
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise UserError(f"{where}: not valid XML: {error}; write it again".replace("\n", " ")) from None
+def _lists(base: Path) -> dict[Split, Path]:
+    """The lists of names of each split; those of a class (cat_train.txt) are not among them."""
+    for folder in _LIST_FOLDERS:
+        paths = sorted((base / "ImageSets" / folder).glob("*.txt"))
+        found: dict[Split, Path] = {}
+        for path in paths:
+            split = split_of(path.stem) if len(words_of(path.stem)) == 1 else None
+            if split is not None:
+                found.setdefault(split, path)
+        both = [path for path in paths if path.stem.lower() == "trainval"]
+        if both and "train" not in found:
+            found["train"] = both[0]
+        elif both and "val" not in found:
+            found["val"] = both[0]  # names of the training list stay with training
+        if found:
+            return found
+    return {}
 
 
-def parse_voc_object(item: ElementTree.Element, where: str) -> tuple[str, NDArray[np.float64]]:
-    """Name and rectangle of an object; its pixels count from 1, and the last one belongs to it."""
-    name = (item.findtext("name") or "").strip()
-    if not name:
-        raise UserError(f"{where}: it has no name; give it one")
-    sides = [_number(item.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")]
-    x0, y0, x1, y1 = (np.nan if side is None else side for side in sides)
-    if not (x0 <= x1 and y0 <= y1):  # also refuses what is missing or not a number
-        raise UserError(f"{where}: its bndbox needs the numbers xmin <= xmax and ymin <= ymax; correct it")
-    return name, rectangle(x0 - 1, y0 - 1, x1, y1)
+def _listed(lists: dict[Split, Path], base: Path, files: list[Path], found: LeftOut) -> list[tuple[Path, Split | None]]:
+    """The split of each file by the lists; the first of training, validation and test that names it counts."""
+    names: dict[str, Path] = {}
+    for path in files:
+        names.setdefault(alike(f"{path.stem}.xml"), path)
+    for path in files:
+        parts = path.relative_to(base).parts
+        names[alike("/".join(parts[parts[0].lower() == _ANNOTATIONS :]))] = path
+    # Where there is a list for training, files that no list names are as little for it as those of a test list.
+    rest: Split | None = "test" if "train" in lists else None
+    told: dict[Path, Split | None] = {}
+    for split in _ORDER:
+        lines = read_text(lists[split]).splitlines() if split in lists else []
+        for number, line in enumerate(lines, start=1):
+            name = line.strip().strip('"')
+            if not name:
+                continue
+            file = _named(name, names)
+            if file is None:
+                if split != "test":
+                    found.add("names in a list without annotation file: left out", f"{lists[split]}: line {number}")
+            elif file not in told:
+                told[file] = split
+            elif told[file] == "train" and split == "val" and lists[split].stem.lower() != "trainval":
+                found.add("names in both lists: kept for training only", f"{lists[split]}: line {number}")
+    return [(path, told.get(path, rest)) for path in files]
 
 
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return value if np.isfinite(value) else None
+def _named(line: str, names: dict[str, Path]) -> Path | None:
+    """The annotation file that a line of a list names: with or without folder, suffix or the flag of a class."""
+    for text in (line, _FLAG.sub("", line).strip('"')):
+        name = text.replace("\\", "/")
+        stem, dot, suffix = name.rpartition(".")
+        bare = stem if f"{dot}{suffix}".lower() in (*IMAGE_SUFFIXES, ".xml") else name
+        for candidate in (bare, bare.partition("/")[2], bare.rpartition("/")[2]):
+            if candidate and (file := names.get(alike(f"{candidate}.xml"))):
+                return file
+    return None
 
 
-def _voc_image(path: Path, root: Path, name: str) -> Path:
-    """The image of an annotation file, by the name it states or its own; in `JPEGImages` or beside it."""
-    names = [name] if name else []
-    names += [path.stem + suffix for suffix in IMAGE_SUFFIXES]
-    for file in _places(path, root, names):
-        if file.is_file():
-            return require_inside(file, root, str(path))
-    raise UserError(f"{path}: its image {names[0]!r} is not in JPEGImages or beside it; put it there")
+class _Reader:
+    """Reads annotation files, and counts what has a box only."""
+
+    def __init__(self, source: Path, found: LeftOut) -> None:
+        self.source = source
+        self.images = SourceImages(source, found, "annotation files")
+        self._found = found
+        self._boxes = self._objects = 0
+
+    def read(self, path: Path) -> AnnotatedImage | None:
+        """The image of a file with its objects; None, and counted, if there is no such thing."""
+        where = str(path)
+        try:
+            if path.stat().st_size > MAX_BYTES:
+                raise UserError(f"{where}: it has more than {MAX_BYTES >> 20} MB; write one file for each image")
+            tree = parse_xml(read_bytes(path), where)
+        except UserError as error:
+            self.images.fault("XML files that cannot be read: left out", where, str(error))
+            return None
+        file = self._image(path, tree)
+        if file is None:
+            return None
+        stated = size_of(tree.findtext("size/height"), tree.findtext("size/width"))
+        image_hw = self.images.use(file, where, stated)
+        if image_hw is None:
+            return None
+        objects = ObjectList(image_hw)
+        for number, item in enumerate(tree.findall("object"), start=1):
+            try:
+                name, polygon = parse_voc_object(item)
+            except OddObjectError as odd:
+                self._found.add(str(odd), f"{where}: object {number}")
+            else:
+                objects.add(name, polygon)
+                self._objects += 1
+                self._boxes += item.find("polygon/x1") is None
+        return AnnotatedImage(file, image_hw, objects.names, objects.shapes())
+
+    def _image(self, path: Path, tree: Element) -> Path | None:
+        """The image of a file, by the names that it states or its own; None, and counted, if there is none."""
+        folders = list(self._folders(path))
+        names = [(tree.findtext(tag) or "").strip().replace("\\", "/") for tag in ("filename", "path")]
+        bases = [name.rpartition("/")[2] for name in names]
+        for name in [*names, *bases]:
+            file = self.images.stated(name, folders, str(path)) if name else None
+            if file is not None:
+                return file
+        stems = [path.stem, *bases]  # some tools state the name without suffix
+        files = [self.images.of_stem(stem, folders) for stem in stems if stem]
+        files += [self.images.anywhere(name) for name in names if name]
+        file = next(filter(None, files), None)
+        if file is None:
+            shown = next(filter(None, names), f"{path.stem}.jpg")
+            fix = "put it into JPEGImages, images or beside the file"
+            self.images.missing(str(path), f"{path}: its image {shown!r} is not in {self.source}; {fix}")
+        return file
+
+    def _folders(self, path: Path) -> list[Path]:
+        """The folders that may hold the image of a file, those that mirror its own place first."""
+        parts = path.parent.relative_to(self.source).parts
+        places = [place for place, part in enumerate(parts) if part.lower() == _ANNOTATIONS]
+        folders: list[Path] = []
+        for place in reversed(places):
+            for name in _IMAGE_FOLDERS:
+                base = self.source.joinpath(*parts[:place], name)
+                folders += [base.joinpath(*parts[place + 1 :]), base]
+        return [*folders, path.parent, *(self.source / name for name in _IMAGE_FOLDERS), self.source]
+
+    def notes(self) -> list[str]:
+        """Sentences on masks that are rectangles, and on those that are not read."""
+        found = []
+        if self._boxes == self._objects:
+            found.append("Pascal VOC has boxes only: the masks are rectangles, so mask AP means box AP")
+        elif self._boxes:
+            found.append(f"{self._boxes:,} objects have a box only: their masks are rectangles")
+        for folder in sorted(self.source.glob("SegmentationObject")):
+            number = sum(1 for _ in files_below(folder, (".png",)))
+            found.append(f"{folder} has masks of {number:,} images, which are not read: export COCO to have them")
+        return found
 
 
-def _places(path: Path, root: Path, names: Iterable[str]) -> Iterable[Path]:
-    return (folder / name for name in names for folder in (root / "JPEGImages", path.parent, root / "images"))
+def parse_voc_object(item: Element) -> tuple[str, NDArray[np.float64]]:
+    """Name and outline (K, 2) of an object: its polygon, or the rectangle of its box.
+
+    Pixels count from 1, and the last one of a box belongs to it.
+
+    Raises:
+        OddObjectError: it has no name, or neither a polygon nor a box.
+    """
+    name = label_of((item.findtext("name") or "").strip())
+    polygon = item.find("polygon")
+    if polygon is not None and polygon.find("x1") is not None:
+        values = {child.tag: number_of(child.text) for child in polygon}
+        count = next(number for number in range(1, len(values) + 2) if f"x{number}" not in values)
+        pairs = [(values[f"x{number}"], values.get(f"y{number}", np.nan)) for number in range(1, count)]
+        return name, polygon_of(np.array(pairs) - 1)
+    sides = [number_of(item.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")]
+    if np.isnan(sides).any():
+        raise OddObjectError("objects without a box of four numbers: left out")
+    corners = polygon_of(rectangle(sides[0] - 1, sides[1] - 1, sides[2], sides[3]))
+    if not (corners[0] < corners[2]).all():
+        raise OddObjectError("objects whose box has xmin > xmax or ymin > ymax: left out")
+    return name, corners

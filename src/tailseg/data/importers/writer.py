@@ -17,6 +17,7 @@ from tailseg.data.annotations.image_files import parts_below
 from tailseg.errors import UserError
 
 Row = dict[str, Any]
+ImageFile = Path | Callable[[], bytes]  # where an image lies now; or reads its bytes, if it lies in no file of its own
 IMAGE_FOLDERS = ("images", "JPEGImages")  # names that say nothing about an image: left out of its new name
 OF_TRAINING = ("frequency", "image_count", "instance_count")  # entries of a category that count training images
 
@@ -26,7 +27,7 @@ class Part:
     """The images and annotations of one split, as LVIS rows."""
 
     images: list[Row] = field(default_factory=list)  # with id, file_name (its name in the new folder), height, width
-    files: list[Path | bytes] = field(default_factory=list)  # where each image lies now, or its bytes
+    files: list[ImageFile] = field(default_factory=list)  # of each image
     annotations: list[Row] = field(default_factory=list)
 
 
@@ -90,11 +91,11 @@ def write_annotations(folder: Path, categories: Sequence[Row], parts: dict[str, 
         (folder / f"{split}.json").write_bytes(orjson.dumps(content))
 
 
-def place_file(path: Path | bytes, folder: Path, name: str, link: bool) -> bool:
-    """Put a file, or bytes, below ``folder``: the one place that writes images.
+def place_file(file: ImageFile, folder: Path, name: str, link: bool) -> bool:
+    """Put an image below ``folder``: the one place that writes images.
 
     Args:
-        path: the file or its content.
+        file: the image.
         folder: that nothing may leave.
         name: the new file's path in it, parts joined by slashes.
         link: make a hard link, if the file system allows.
@@ -112,10 +113,10 @@ def place_file(path: Path | bytes, folder: Path, name: str, link: bool) -> bool:
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():  # the same picture in both splits
         return link
-    if isinstance(path, bytes):
-        target.write_bytes(path)
+    if not isinstance(file, Path):
+        target.write_bytes(file())
         return link
-    source = path.resolve()
+    source = file.resolve()
     if link:
         try:
             os.link(source, target)

@@ -1,0 +1,194 @@
+"""The images of a source: found by what its annotation files say of them, each used once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from itertools import takewhile
+from pathlib import Path
+from typing import TypeVar
+
+from tailseg.data.annotations.image_files import FileTree, alike, files_below, parts_below
+from tailseg.data.images import IMAGE_SUFFIXES
+from tailseg.data.importers.foreign import AnnotatedImage, LeftOut, image_size
+from tailseg.data.importers.layouts import Split, by_split, split_of_path
+from tailseg.errors import UserError
+
+T = TypeVar("T")
+_MASKS = "Segmentation"  # beginning of the names of Pascal VOC's folders of masks, which are no photographs
+
+
+def recognised(files: Iterable[Path], is_own: Callable[[Path], bool], kind: str, found: LeftOut) -> list[Path]:
+    """The files that a reader takes; the others are counted as ``kind``."""
+    taken: list[Path] = []
+    for path in files:
+        if is_own(path):
+            taken.append(path)
+        else:
+            found.add(kind, str(path))
+    return taken
+
+
+class SourceImages:
+    """Finds images, and counts what is odd about them: missing, broken, of another size, used twice, not used at all.
+
+    Nothing outside of the source is found, whatever a file says.
+    """
+
+    def __init__(self, root: Path, found: LeftOut, entries: str) -> None:
+        """Make one.
+
+        Args:
+            root: folder of the source.
+            found: where odd things are counted.
+            entries: that ask for an image each, as notes call them: "annotation files".
+        """
+        self.root = root
+        self._tree = FileTree(root)
+        self._found = found
+        self._entries = entries
+        self._used: set[Path] = set()
+        self._used_files: set[str] = set()  # without links on the way
+        self._asked = 0
+        self._faults: list[str] = []
+
+    @cached_property
+    def _files(self) -> list[Path]:
+        files = files_below(self.root, IMAGE_SUFFIXES)
+        return [path for path in files if not path.relative_to(self.root).parts[0].startswith(_MASKS)]
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[Path]]:
+        names: dict[str, list[Path]] = {}
+        for path in self._files:
+            names.setdefault(alike(path.name), []).append(path)
+        return names
+
+    @cached_property
+    def _by_stem(self) -> dict[tuple[Path, str], list[Path]]:
+        stems: dict[tuple[Path, str], list[Path]] = {}
+        for path in self._files:
+            stems.setdefault((path.parent, alike(path.name).rpartition(".")[0]), []).append(path)
+        return stems
+
+    def stated(self, name: str, folders: Iterable[Path], where: str) -> Path | None:
+        """The file of a name, also one with folders, relative to the first of ``folders`` where there is one.
+
+        Raises:
+            UserError: a link on its way leads out of the source.
+        """
+        for folder in folders:
+            if parts_below(self.root, name, folder) is not None:
+                path = self._tree.find(name, where, folder)
+                if path is not None:
+                    return path
+        return None
+
+    def of_stem(self, stem: str, folders: Iterable[Path]) -> Path | None:
+        """The image file of a name without suffix, in the first of ``folders`` where there is one."""
+        name = alike(f"{stem}.jpg").rpartition(".")[0]
+        paths = next(filter(None, (self._by_stem.get((folder, name)) for folder in folders)), None)
+        return paths[0] if paths else None
+
+    def anywhere(self, name: str) -> Path | None:
+        """The image file that agrees with a path in its last parts, the most of them; None if several do, or none."""
+        wanted = [alike(part) for part in name.split("/")][::-1]
+        paths = self._by_name.get(wanted[0], [])
+        lengths = []
+        for path in paths:
+            pairs = zip(wanted, map(alike, reversed(path.parts)), strict=False)
+            lengths.append(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        best = [path for path, length in zip(paths, lengths, strict=True) if length == max(lengths)]
+        return best[0] if len(best) == 1 else None
+
+    def use(
+        self, path: Path, where: str, stated: tuple[int, int] | None, content: bytes | None = None
+    ) -> tuple[int, int] | None:
+        """The (height, width) of an image, which counts as used from now on; None, and counted, if it cannot be used.
+
+        Args:
+            path: as found by this object; or the one that an image without file of its own would have.
+            where: the place that asks for it.
+            stated: the size that it states there.
+            content: of the image without file.
+        """
+        file = os.path.realpath(path)
+        if file in self._used_files:
+            self._found.add(f"{self._entries} for an image that is used already: left out", where)
+            return None
+        self._used.add(path)
+        try:
+            image_hw = image_size(path, where, stated, content)
+        except UserError as error:
+            self.fault(self._kind(path, where, content), where, str(error))
+            return None
+        self._asked += 1
+        self._used_files.add(file)
+        return image_hw
+
+    def _kind(self, path: Path, where: str, content: bytes | None) -> str:
+        """The kind of an image's fault."""
+        try:
+            image_size(path, where, None, content)
+        except UserError:
+            return f"{self._entries} whose image cannot be read: left out"
+        return f"{self._entries} that state another size than their image has: left out"
+
+    def is_used(self, path: Path) -> bool:
+        """Return whether an image of this path has been used."""
+        return os.path.realpath(path) in self._used_files
+
+    def missing(self, where: str, sentence: str) -> None:
+        """Count that there is no image for a place; arguments of `fault`."""
+        self.fault(f"{self._entries} without image: left out", where, sentence)
+
+    def fault(self, kind: str, where: str, sentence: str) -> None:
+        """Count what has no image that can be used.
+
+        Args:
+            kind: for `LeftOut.add`.
+            where: the place.
+            sentence: file, fault and fix, in case that most are so.
+        """
+        self._asked += 1
+        self._faults.append(sentence)
+        self._found.add(kind, where)
+
+    def read(
+        self,
+        told: Iterable[tuple[T, Split | None]],
+        reader: Callable[[T], AnnotatedImage | None],
+        place: Callable[[T], str] = str,
+    ) -> dict[str, list[AnnotatedImage]]:
+        """The images of each split, training first, which are those that can be read.
+
+        Args:
+            told: annotation files, or other places that describe an image each, and their splits.
+            reader: of one; None if it has no image that can be used, which is counted already.
+            place: of one, for notes.
+
+        Raises:
+            UserError: more than half have no image that can be used.
+        """
+        told = list(told)
+        parts, rest = by_split(told)
+        self._found.add(
+            f"{self._entries} in neither the training nor the validation split: left out", *map(place, rest)
+        )
+        read: dict[str, list[AnnotatedImage]] = {}
+        for split, items in parts.items():
+            read[split] = [image for image in map(reader, items) if image is not None]
+        faults = len(self._faults)
+        if 2 * faults > self._asked:
+            share = f" ({faults:,} of {self._asked:,} {self._entries} are at fault)" if faults > 1 else ""
+            raise UserError(self._faults[0] + share)
+        empty = [str(image.path) for part in read.values() for image in part if not image.names]
+        self._found.add("images without an object: kept, as images that show none of the classes", *empty)
+        unused = [path for path in self._files if path not in self._used]
+        # Folders whose annotations are left out, which is said already.
+        divided = {"train", "val"} <= {split for _, split in told}
+        not_meant = ("test", None) if rest and divided else ("test",)
+        unused = [path for path in unused if split_of_path(path, self.root) not in not_meant]
+        self._found.add("images without annotation: left out", *map(str, unused))
+        return read

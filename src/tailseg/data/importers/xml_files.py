@@ -1,0 +1,92 @@
+"""XML files, read without entities, document types and other things that could harm."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring, iterparse
+
+from tailseg.errors import UserError
+
+HEAD = 4096  # bytes at a file's beginning in which its root must begin
+DEPTH = 64  # levels of elements
+
+_BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+# What may stand before the root: comments, instructions, and a document type, with which reading is refused.
+_FRONT = re.compile(r"<!--.*?-->|<\?.*?\?>|<!DOCTYPE[^>\[]*(?:\[.*?\]\s*)?>", re.DOTALL)
+_ROOT = re.compile(r"\s*<([A-Za-z_][\w.-]*)[\s/>]")
+
+
+def head_of(path: Path) -> str:
+    """The beginning of an XML file, from its root on; empty if there is none in the first 4 KB, or no file."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(HEAD)
+    except OSError:
+        return ""
+    mark = next((mark for mark in _BOMS if content.startswith(mark)), b"")
+    text = content[len(mark) :].decode(_BOMS.get(mark, "utf-8"), errors="replace")
+    text = _FRONT.sub("", text)
+    return text.lstrip() if _ROOT.match(text) else ""
+
+
+def root_of(path: Path) -> str:
+    """The name of an XML file's root; empty if there is none in the first 4 KB."""
+    match = _ROOT.match(head_of(path))
+    return match[1] if match else ""
+
+
+def parse_xml(content: bytes, where: str) -> Element:
+    """The root of an XML file without document type, whose entities could grow without end.
+
+    Raises:
+        UserError: it is no such file; the sentence begins with ``where``.
+    """
+    try:
+        root: Element = fromstring(content, forbid_dtd=True)
+    except (ParseError, ValueError, LookupError) as error:
+        raise _fault(error, where) from None
+    return root
+
+
+def children_of_root(path: Path, root: str) -> Iterator[Element]:
+    """The elements directly in the root of an XML file, one by one; each is empty as soon as the next is asked for.
+
+    Args:
+        path: of the file.
+        root: the name that its root must have.
+
+    Raises:
+        UserError: it is not such a file, cannot be read, or nests its elements too deeply.
+    """
+    path_to_here: list[Element] = []
+    try:
+        for event, element in iterparse(path, events=("start", "end"), forbid_dtd=True):
+            if event == "start":
+                path_to_here.append(element)
+                if len(path_to_here) > DEPTH:
+                    raise UserError(f"{path}: its elements are nested in more than {DEPTH} levels; check the file")
+                if path_to_here[0].tag != root:
+                    raise UserError(f"{path}: it begins with <{element.tag}>, not <{root}>; check the file")
+                continue
+            path_to_here.pop()
+            if len(path_to_here) == 1:
+                yield element
+                path_to_here[0].clear()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from None
+    except UserError:
+        raise
+    except (ParseError, ValueError, LookupError) as error:
+        raise _fault(error, str(path)) from None
+
+
+def _fault(error: Exception, where: str) -> UserError:
+    if isinstance(error, DefusedXmlException):
+        return UserError(f"{where}: it declares a document type; remove the line with <!DOCTYPE")
+    return UserError(f"{where}: not valid XML: {error}; write it again".replace("\n", " "))
