@@ -20,6 +20,18 @@ def picture(path: Path, size=(80, 40), orientation=None) -> Path:
     return path
 
 
+def write_files(root: Path, files: dict[str, str | bytes | None]) -> Path:
+    """Files below ``root`` with these texts or bytes; None is a picture."""
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if content is None:
+            picture(path)
+        else:
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return root
+
+
 def converted(kind, source, tmp_path):
     """The data set that a source becomes, as `train` reads it, and the notes."""
     before = {path: path.stat().st_mtime_ns for path in Path(source).rglob("*")}

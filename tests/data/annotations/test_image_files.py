@@ -228,3 +228,18 @@ def test_folders_beside_the_top_may_be_links_and_nothing_else(tmp_path):
     os.symlink(tmp_path / "secret.jpg", tmp_path / "set" / "labels" / "s.jpg")
     with pytest.raises(UserError, match="is a link that leads out"):
         list(files_below(tmp_path / "set", (".jpg",)))
+
+
+def test_links_may_lead_anywhere_inside_a_wider_folder_that_is_named(tmp_path):
+    root = tmp_path / "set"
+    folder_of(root, "all/a.jpg", "train/b.jpg")
+    os.symlink("../all/a.jpg", root / "train/a.jpg")
+    with pytest.raises(UserError, match=rf"a\.jpg is a link that leads out of {root / 'train'}"):
+        list(files_below(root / "train", (".jpg",)))
+    os.symlink("../all", root / "train/more")
+    found = list(files_below(root / "train", (".jpg",), inside=root))
+    assert found == [root / "train/a.jpg", root / "train/b.jpg", root / "train/more/a.jpg"]
+    folder_of(tmp_path, "disk/secret.jpg")
+    os.symlink(tmp_path / "disk", root / "train/disk")
+    with pytest.raises(UserError, match=rf"disk is a link that leads out of {root}; put the file itself there"):
+        list(files_below(root / "train", (".jpg",), inside=root))

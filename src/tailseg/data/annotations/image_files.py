@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -179,32 +179,49 @@ class ImageFolder:
         return None
 
 
-def files_below(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
+def files_below(folder: Path, suffixes: Sequence[str], *, inside: Path | None = None) -> Iterator[Path]:
     """The files with one of ``suffixes`` (lower case) in a folder and the folders in it, sorted by path.
 
     Hidden files and folders are no data (see `is_hidden`). Links to folders are not followed, but for the folder itself
     and those that lie directly in it, as people link to a disk of images.
 
+    Args:
+        folder: to look in.
+        suffixes: of the files.
+        inside: links may lead anywhere in this folder, and nowhere else. By default links to files stay in the folder
+            that they lie in, and links to folders may lead anywhere.
+
     Raises:
-        UserError: a file is a link that leads out of the folder it lies in.
+        UserError: a link leads elsewhere.
     """
-    tops = [folder.resolve()]
+    tops = [folder.resolve(), *([inside.resolve()] if inside else [])]
+
+    def require_inside(link: Path) -> None:
+        if not any(link.resolve().is_relative_to(top) for top in tops):
+            raise UserError(f"{link} is a link that leads out of {inside or folder}; put the file itself there")
+
+    def follow(link: Path) -> None:
+        if inside:
+            require_inside(link)
+        else:
+            tops.append(link.resolve())
+
     found: list[Path] = []
-    for entry in walk(folder, tops):
+    for entry in walk(folder, follow):
         if entry.name.lower().endswith(tuple(suffixes)):
             path = Path(entry.path)
-            if entry.is_symlink() and not any(path.resolve().is_relative_to(top) for top in tops):
-                raise UserError(f"{path} is a link that leads out of {folder}; put the file itself there")
+            if entry.is_symlink():
+                require_inside(path)
             found.append(path)
     yield from sorted(found)
 
 
-def walk(folder: Path, tops: list[Path] | None = None) -> Iterator[os.DirEntry[str]]:
+def walk(folder: Path, follow: Callable[[Path], None] = lambda link: None) -> Iterator[os.DirEntry[str]]:
     """The files in a folder and the folders in it, as `files_below` looks at them, in any order.
 
     Args:
         folder: where to begin.
-        tops: gains the places that links to folders lead to.
+        follow: called with each link to a folder before its files come.
 
     Raises:
         UserError: a folder cannot be listed, or there are more than `MOST_ENTRIES` files and folders.
@@ -222,8 +239,8 @@ def walk(folder: Path, tops: list[Path] | None = None) -> Iterator[os.DirEntry[s
             raise UserError(f"{folder}: holds more than {MOST_ENTRIES:,} files; name the folder of the data itself")
         for entry in entries:
             if entry.is_dir(follow_symlinks=depth == 0):
-                if entry.is_symlink() and tops is not None:
-                    tops.append(Path(entry.path).resolve())
+                if entry.is_symlink():
+                    follow(Path(entry.path))
                 waiting.append((Path(entry.path), depth + 1))
             elif entry.is_file():
                 yield entry

@@ -42,6 +42,10 @@ class LeftOut:
         known = self._places.setdefault(kind, [])
         known += places[: PLACES - len(known)]
 
+    def first(self, kind: str) -> str:
+        """The first place of a kind that was met."""
+        return self._places[kind][0]
+
     def notes(self) -> list[str]:
         """A sentence a kind, in the order in which they were met."""
         return [
@@ -125,13 +129,15 @@ def mask_columns(shape: Shape, image_hw: tuple[int, int]) -> Row | None:
         box, area = np.asarray(rle.toBbox(code), np.float64).tolist(), float(rle.area(code))
         segmentation: Any = {"size": list(image_hw), "counts": shape.decode("ascii")}
         return {"segmentation": segmentation, "bbox": box, "area": area} if area else None
-    flat = [np.round(polygon, DECIMALS).ravel().tolist() for polygon in shape]
-    points = np.concatenate(shape).clip(0, image_hw[::-1])
-    low, high = points.min(axis=0), points.max(axis=0)
-    if not (high > low).all():
+    flat = [polygon.round(DECIMALS).ravel().tolist() for polygon in shape]
+    points = (shape[0] if len(shape) == 1 else np.concatenate(shape)).clip(0, image_hw[::-1])
+    (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+    if not (x1 > x0 and y1 > y0):
         return None
-    area = float(rle.area(rle.merge(rle.frPyObjects(flat, *image_hw))))
-    return {"segmentation": flat, "bbox": np.round([*low, *(high - low)], DECIMALS).tolist(), "area": area}
+    codes = [rle.frPoly(polygon, height, width) for polygon in flat]
+    area = float(rle.area(codes[0] if len(codes) == 1 else rle.merge(codes)))
+    box = [round(value, DECIMALS) for value in (x0, y0, x1 - x0, y1 - y0)]
+    return {"segmentation": flat, "bbox": box, "area": area}
 
 
 def image_size(

@@ -1,17 +1,13 @@
-"""YOLO's text labels: `data.yaml`, and for each image a file of lines `class x y x y ...`, from 0 to 1."""
+"""YOLO sets: `data.yaml`, images, and for each image a text file of polygons or boxes."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import yaml
-from numpy.typing import NDArray
-
-from tailseg.data.annotations.image_files import files_below
+from tailseg.data.annotations.image_files import is_hidden
 from tailseg.data.images import IMAGE_SUFFIXES
 from tailseg.data.importers.foreign import (
     AnnotatedImage,
@@ -22,145 +18,168 @@ from tailseg.data.importers.foreign import (
     read_text,
     source_of,
 )
-from tailseg.data.importers.writer import require_inside
+from tailseg.data.importers.yolo_config import NAME_FILES, find_config
+from tailseg.data.importers.yolo_labels import CAUSES, LabelFiles, Line, parse_labels
+from tailseg.data.importers.yolo_layout import YoloLayout, find_layout
 from tailseg.errors import UserError
 
-BEYOND = 0.01  # how far a coordinate may lie outside of 0 to 1, from rounding; it is cut
+NO_IMAGE = "label files without an image: left out"
+NO_LABEL = "images without a label file: taken as images without objects"
+BROKEN = "images that cannot be read: left out with their labels"
+NO_TEXT = "images whose label file is not a UTF-8 text: left out"
 
 
-def read_yolo(source: Path) -> Source:
-    """A YOLO segmentation set, by its folder or its `data.yaml`; lines of a box give a rectangular mask."""
-    config = source if source.is_file() else source / "data.yaml"
-    if not config.exists():
-        others = sorted([*source.glob("*.yaml"), *source.glob("*.yml")])
-        config = others[0] if len(others) == 1 else config
-    content = _yaml(config)
-    names = _names(config, content)
-    objects: dict[str, list[AnnotatedImage]] = {}
-    boxes = labelled = 0
-    for split in ("train", "val"):
-        if content.get(split) is None:
-            continue
-        objects[split] = []
-        for path in _images(config, content, split):
-            label = _label_file(path)
-            image_hw = image_size(path, str(config))
-            lines: list[tuple[int, NDArray[np.float64], bool]] = []
-            if label.exists():
-                labelled += 1
-                require_inside(label, config.parent, str(config))
-                lines = parse_labels(read_text(label), str(label), names)
-            boxes += sum(is_box for _, _, is_box in lines)
-            shapes: list[Shape] = [[points * image_hw[::-1]] for _, points, _ in lines]
-            objects[split].append(AnnotatedImage(path, image_hw, [names[number] for number, _, _ in lines], shapes))
-    if "train" not in objects:
-        raise UserError(f"{config}: the entry 'train' is missing; add it, with the folder of the training images")
-    if not labelled:
-        raise UserError(f"{config}: no image has a label file; labels/ must lie beside images/, with the same names")
-    found = source_of(objects, config.parent, names, LeftOut())
-    note = f"{boxes} objects have a box only: their masks are rectangles"
-    return Source(found.categories, found.parts, [*found.notes, *([note] if boxes else [])])
+def read_yolo(source: Path, progress: Callable[[int], None] = lambda done: None) -> Source:
+    """A YOLO set of polygons or boxes; a box gives a rectangular mask.
 
-
-def parse_labels(text: str, where: str, names: Sequence[str]) -> list[tuple[int, NDArray[np.float64], bool]]:
-    """Class, (K, 2) points from 0 to 1, and whether it was a box, of each line that is not blank.
+    Args:
+        source: its folder, or its `data.yaml` or `obj.data`.
+        progress: is told the number of images read.
 
     Raises:
-        UserError: a line is neither a polygon nor a box; it begins with ``where`` and the line's number.
+        UserError: the set cannot be read; the sentence names the file and the place.
     """
-    found = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"{where}: line {number}"
+    found = LeftOut()
+    layout = find_layout(source, found)
+    reader = _Reader(layout, found)
+    objects: dict[str, list[AnnotatedImage]] = {}
+    done = 0
+    for split, images in layout.images.items():
+        read = []
+        for image, root in images.items():
+            read.append(reader.read(image, root))
+            done += 1
+            progress(done)
+        objects[split] = [image for image in read if image is not None]
+    lone = reader.labels_without_image()
+    reader.require_objects(objects)
+    names = layout.names or {number: f"class_{number}" for number in sorted(reader.numbers)}
+    result = source_of({split: part for split, part in objects.items() if part}, layout.root, [*names.values()], found)
+    notes = [*layout.notes, *result.notes, *reader.notes(sum(map(len, objects.values())), lone)]
+    return Source(result.categories, result.parts, notes)
+
+
+class _Reader:
+    """Reads image after image and counts what the notes tell."""
+
+    def __init__(self, layout: YoloLayout, found: LeftOut) -> None:
+        self._layout = layout
+        self._found = found
+        self._finders = {root: LabelFiles(root) for root in layout.roots}
+        self._labelled = 0  # images with a label file
+        self._boxes = 0
+        self.numbers: set[int] = set()  # of classes that occur
+
+    def read(self, path: Path, root: Path) -> AnnotatedImage | None:
+        """An image below ``root`` with its objects; None if it is left out."""
+        label = self._finders[root].find(path)
         try:
-            values = np.array([float(word) for word in line.split()])
-        except ValueError:
-            raise UserError(
-                f"{place}: {line.strip()[:60]!r} is not a row of numbers; write class x y x y ..."
-            ) from None
-        label, rest = values[0], values[1:]
-        if not (label == np.floor(label) and 0 <= label < len(names)):
-            raise UserError(f"{place}: class {label:g} is not one of the {len(names)} names; use 0 to {len(names) - 1}")
-        if len(rest) != 4 and (len(rest) < 6 or len(rest) % 2):
-            what = f"{len(rest)} numbers after the class"
-            raise UserError(f"{place}: {what}; a polygon needs at least three pairs x y, a box four numbers")
-        if not ((rest >= -BEYOND) & (rest <= 1 + BEYOND)).all():  # also refuses what is not a number
-            bad = rest[~((rest >= -BEYOND) & (rest <= 1 + BEYOND))][0]
-            raise UserError(f"{place}: {bad:g} is not between 0 and 1; divide by the image's width or height")
-        is_box = len(rest) == 4
-        if is_box:
-            x, y, w, h = rest
-            rest = np.array([x - w / 2, y - h / 2, x + w / 2, y - h / 2, x + w / 2, y + h / 2, x - w / 2, y + h / 2])
-        found.append((int(label), rest.clip(0, 1).reshape(-1, 2), is_box))
-    return found
+            image_hw = image_size(path, str(self._layout.where))
+        except UserError:
+            self._found.add(BROKEN, str(path))
+            return None
+        lines: list[Line] = []
+        if label is None:
+            self._found.add(NO_LABEL, str(path))
+        else:
+            try:
+                text = read_text(label)
+            except UserError:
+                self._found.add(NO_TEXT, str(path))
+                return None
+            layout = self._layout
+            lines = parse_labels(text, str(label), layout.names, self._found, layout.keypoint_numbers)
+            self._labelled += 1
+        self._boxes += sum(is_box for _, _, is_box in lines)
+        self.numbers.update(number for number, _, _ in lines)
+        known = self._layout.names
+        names = [known[number] if known else f"class_{number}" for number, _, _ in lines]
+        shapes: list[Shape] = [[points * image_hw[::-1]] for _, points, _ in lines]
+        return AnnotatedImage(path, image_hw, names, shapes)
+
+    def labels_without_image(self) -> int:
+        """Count the label files that belong to no image."""
+        lone = [
+            str(label)
+            for root, finder in self._finders.items()
+            for label in finder.without_image(place.path for place in self._layout.folders if place.root == root)
+        ]
+        if lone:
+            self._found.add(NO_IMAGE, *lone)
+        return len(lone)
+
+    def require_objects(self, objects: dict[str, list[AnnotatedImage]]) -> None:
+        """Refuse a set of which nothing can be used, with the likely cause."""
+        where, counts = self._layout.where, self._found.counts
+        if not objects["train"]:
+            kind = BROKEN if BROKEN in counts else NO_TEXT
+            raise UserError(f"{where}: no training image can be used, such as {self._found.first(kind)}; replace it")
+        if not self._labelled:
+            raise UserError(f"{where}: no image has a label file; labels/ must lie beside images/, with the same names")
+        odd = [kind for kind in CAUSES if kind in counts]
+        if odd and not self.numbers:
+            kind = max(odd, key=counts.__getitem__)
+            what = f"{counts[kind]:,} are {kind.removesuffix(': left out')}"
+            raise UserError(f"{self._found.first(kind)}: no line of any label file can be used; {what}: {CAUSES[kind]}")
+        if not self.numbers:
+            raise UserError(f"{where}: no label file has an object; check that these are the labels")
+
+    def notes(self, images: int, lone: int) -> list[str]:
+        """What to know beside the odd things: of ``images`` images that were read and ``lone`` labels without image."""
+        notes = []
+        if self._boxes:
+            notes.append(f"{self._boxes:,} objects have a box only: their masks are rectangles")
+        if self._layout.keypoint_numbers:
+            notes.append("the set has keypoints (kpt_shape): they were left out")
+        if not self._layout.names:
+            notes.append("no file tells the class names: they are class_0 and so on; write one a line to classes.txt")
+        unlabelled = self._found.counts.get(NO_LABEL, 0)
+        if 2 * unlabelled > images:
+            share = f"{unlabelled:,} of {images:,} images have no label file"
+            notes.append(f"warning: {share}; check that labels/ lies beside images/ and that the files' names agree")
+        if lone > self._labelled:
+            share = f"{lone:,} of {lone + self._labelled:,} label files have no image"
+            notes.append(f"warning: {share}; check that no images are missing and that the files' names agree")
+        return notes
 
 
-def _yaml(config: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(read_text(config))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{config}: not valid YAML{place}; write the entries train, val and names") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{config}: expected the entries train, val and names; check the file")
-    return content
+def is_yolo(source: Path) -> bool:
+    """Whether a file or folder looks like a YOLO set: names and a training split in YAML, or labels beside images.
 
-
-def _names(config: Path, content: dict[str, Any]) -> list[str]:
-    names = content.get("names")
-    if isinstance(names, dict) and set(names) == set(range(len(names))):
-        names = [names[number] for number in range(len(names))]
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise UserError(f"{config}: 'names' must be a list of class names, or map 0, 1, 2, ... to them")
-    repeated = [name for name in names if names.count(name) > 1]
-    if repeated:
-        raise UserError(f"{config}: the class name {repeated[0]!r} occurs more than once; give each class its own")
-    return names
-
-
-def _images(config: Path, content: dict[str, Any], split: str) -> list[Path]:
-    """The images of a split: of folders, or of text files that list them."""
-    entries = content[split] if isinstance(content[split], list) else [content[split]]
-    found: list[Path] = []
-    for entry in entries:
-        if not isinstance(entry, str) or not entry:
-            raise UserError(f"{config}: {split} is {entry!r}; it must be a folder of images or a list of files")
-        path = _located(config, content.get("path"), entry)
-        if path.is_dir():
-            found += files_below(path, IMAGE_SUFFIXES)
-            continue
-        for number, line in enumerate(read_text(path).split("\n"), start=1):
-            if name := line.strip():
-                where = f"{path}: line {number}"
-                base = path.parent if name.startswith("./") else config.parent
-                image = require_inside(base / name, config.parent, where)
-                if not image.is_file():
-                    raise UserError(f"{where}: {image} does not exist; put the image there or remove the line")
-                found.append(image)
-    if not found:
-        raise UserError(f"{config}: {split} has no images; check the folder it names")
-    return found
-
-
-def _located(config: Path, base: object, entry: str) -> Path:
-    """Path of an entry of the YAML file: below its `path`, below the file's folder, or, as Roboflow writes, from a
-    folder beside it. Only what lies in the file's own folder counts.
+    Only a few folders are looked into; what it accepts may still be refused by `read_yolo`, with the reason.
     """
-    root = config.parent
-    starts = [root / base, root] if isinstance(base, str) else [root]
-    for path in [start / name for start in starts for name in (entry, entry.removeprefix("../"))]:
-        if path.exists() and path.resolve().is_relative_to(root.resolve()):
-            return Path(os.path.normpath(path)) if ".." in path.parts else path
-    raise UserError(f"{config}: {entry} is not in {root}; put data.yaml into the folder that holds the images")
+    try:
+        config = find_config(source)
+        if config is not None:
+            return bool({"names", "nc"} & config.content.keys()) and "train" in config.entries()
+    except UserError:  # in a folder, the fault of a data.yaml is for the reader to tell
+        pass
+    if not source.is_dir():
+        return False
+    folders = [source, *islice((path for path in sorted(source.iterdir()) if _is_data_folder(path)), 100)]
+    return any(map(_has_label_folder, folders)) or any(map(_has_labels_beside, folders))
 
 
-def _label_file(image: Path) -> Path:
-    """The label file of an image: its path with the last folder `images` called `labels`."""
-    parts = list(image.parts)
-    for place in reversed(range(len(parts) - 1)):
-        if parts[place] == "images":
-            parts[place] = "labels"
-            break
-    return Path(*parts).with_suffix(".txt")
+def _is_data_folder(path: Path) -> bool:
+    return path.is_dir() and not is_hidden(path.name)
+
+
+def _has_label_folder(folder: Path) -> bool:
+    """Whether a folder has images/ and labels/, and a text file lies in the latter or a folder in it."""
+    inner = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
+    if "images" not in inner or "labels" not in inner:
+        return False
+    labels = inner["labels"]
+    return any(
+        any(path.suffix.lower() == ".txt" for path in below.iterdir())
+        for below in (labels, *islice(filter(_is_data_folder, labels.iterdir()), 100))
+    )
+
+
+def _has_labels_beside(folder: Path) -> bool:
+    """Whether images have text files beside them, and class names lie there or above."""
+    if not any((place / name).is_file() for place in (folder, folder.parent) for name in NAME_FILES):
+        return False
+    names = [path.name for path in islice(folder.iterdir(), 1000)]
+    images = {os.path.splitext(name)[0] for name in names if name.lower().endswith(IMAGE_SUFFIXES)}
+    return any(name.lower().endswith(".txt") and os.path.splitext(name)[0] in images for name in names)
