@@ -5,7 +5,13 @@ from export_sets import CATEGORIES, an_object, assert_same_objects, code_of, exp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailseg.data.importers.yolo import parse_labels, read_yolo
+from tailseg.data.annotations.annotations import Category
+from tailseg.data.exporters.export import export
+from tailseg.data.exporters.outlines import as_one_polygon
+from tailseg.data.exporters.records import ExportSet
+from tailseg.data.exporters.yolo import label_line
+from tailseg.data.importers.yolo import read_yolo
+from tailseg.errors import UserError
 
 HW = (10, 20)
 
@@ -30,14 +36,12 @@ def test_out_and_in_again(plan, tmp_path_factory):
 )
 def test_decimals_suffice_for_large_images(case):
     """Corners come back to the thousandth of a pixel that is written, so on the same fifth, with the same mask."""
-    from tailseg.data.exporters.outlines import as_one_polygon
-
     (height, width), polygon = case
-    given = as_one_polygon([polygon], (height, width)).reshape(-1, 2)
-    numbers = " ".join(f"{share:.9f}" for share in (given / (width, height)).ravel())
-    ((_, points, _),) = parse_labels(f"0 {numbers}", "here", ["cat"])
-    assert np.array_equal(np.round(points * (width, height), 3), given)
-    assert np.array_equal(np.trunc(5 * given.ravel() + 0.5), np.trunc(5 * polygon + 0.5))
+    corners = as_one_polygon([polygon], (height, width))
+    label, *shares = map(float, label_line(3, corners, (height, width)).split())
+    assert label == 3
+    assert np.array_equal(np.round(np.reshape(shares, (-1, 2)) * (width, height), 3).ravel(), corners)
+    assert np.array_equal(np.trunc(5 * corners + 0.5), np.trunc(5 * polygon + 0.5))
 
 
 def test_the_files(tmp_path):
@@ -69,11 +73,6 @@ def test_a_set_without_splits_and_an_image_without_objects(tmp_path):
 
 @pytest.mark.parametrize("kind", ["yolo", "labelme", "cvat", "voc"])
 def test_formats_that_tell_classes_by_name_refuse_twins(kind, tmp_path):
-    from tailseg.data.annotations.annotations import Category
-    from tailseg.data.exporters.export import export
-    from tailseg.data.exporters.records import ExportSet
-    from tailseg.errors import UserError
-
     twins = [Category(1, "bat", "f", 1, 1), Category(2, "bat", "f", 1, 1)]
     with pytest.raises(UserError, match="set: the categories 1 and 2 are both called 'bat'"):
         export(kind, ExportSet("set", twins, {"train": []}), tmp_path / "out")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from tailseg.data.exporters.folder import ExportFolder
 from tailseg.data.exporters.outlines import as_one_polygon
@@ -33,15 +35,20 @@ class YoloWriter:
             if not len(polygon):
                 self._folder.found.add(WITHOUT_MASK, name)
                 continue
-            shares = (polygon.reshape(-1, 2) / image.image_hw[::-1]).ravel().tolist()
-            numbers = [f"{share:.{_DECIMALS}f}".rstrip("0").rstrip(".") for share in shares]
-            lines.append(" ".join([str(item.label), *numbers]) + "\n")
+            lines.append(label_line(item.label, polygon, image.image_hw))
         label = PurePosixPath("labels", split, name).with_suffix(".txt")
         self._folder.write(str(label), "".join(lines).encode())
         return len(lines)
 
     def finish(self) -> None:
         """Nothing is left to do."""
+
+
+def label_line(label: int, polygon: NDArray[np.float64], image_hw: tuple[int, int]) -> str:
+    """The line of an object: its class and its polygon, (2k,) in pixels, as shares of width and height."""
+    shares = (polygon.reshape(-1, 2) / image_hw[::-1]).ravel().tolist()
+    numbers = [f"{share:.{_DECIMALS}f}".rstrip("0").rstrip(".") for share in shares]
+    return " ".join([str(label), *numbers]) + "\n"
 
 
 def _images(split: str) -> str:
