@@ -2,12 +2,14 @@
 
 import json
 import logging
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import orjson
 import pytest
-from annotation_files import content
+from annotation_files import annotation, content
+from foreign_files import coco_set, picture
 
 from tailseg.data.annotations.annotations import Annotations, Category
 from tailseg.data.annotations.frequency import GroupRule
@@ -205,3 +207,105 @@ def test_images_are_looked_at_before_they_are_needed(tmp_path, monkeypatch, spli
     else:
         with pytest.raises(UserError, match="broken or cut off"):
             open_source(str(folder))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Sets of other tools
+
+
+def yolo_set(root):
+    (root / "labels").mkdir(parents=True)
+    (root / "data.yaml").write_text("train: images\nnames: [cat]\n")
+    for number in range(6):
+        picture(root / "images" / f"{number}.jpg")
+        (root / "labels" / f"{number}.txt").write_text("0 0.25 0.25 0.75 0.25 0.25 0.75\n")
+    return root
+
+
+def labelme_set(root):
+    for number in range(6):
+        picture(root / f"{number}.jpg")
+        shape = {"label": "cat", "points": [[20, 10], [60, 10], [20, 30]], "shape_type": "polygon"}
+        (root / f"{number}.json").write_text(json.dumps({"shapes": [shape], "imagePath": f"{number}.jpg"}))
+    return root
+
+
+def voc_set(root):
+    (root / "Annotations").mkdir(parents=True)
+    for number in range(6):
+        picture(root / "JPEGImages" / f"{number}.jpg")
+        box = "<xmin>21</xmin><ymin>11</ymin><xmax>60</xmax><ymax>30</ymax>"
+        text = f"<filename>{number}.jpg</filename><object><name>cat</name><bndbox>{box}</bndbox></object>"
+        (root / "Annotations" / f"{number}.xml").write_text(f"<annotation>{text}</annotation>")
+    return root
+
+
+def cvat_set(root):
+    images = ""
+    for number in range(6):
+        picture(root / "images" / f"{number}.jpg")
+        polygon = '<polygon label="cat" points="20,10;60,10;20,30" occluded="0"/>'
+        images += f'<image id="{number}" name="{number}.jpg" width="80" height="40">{polygon}</image>'
+    (root / "annotations.xml").write_text(f"<annotations><version>1.1</version>{images}</annotations>")
+    return root
+
+
+SETS = {
+    "COCO": lambda root: coco_set(root, "result.json", "images", range(6)),
+    "YOLO": yolo_set,
+    "labelme": labelme_set,
+    "Pascal VOC": voc_set,
+    "CVAT for images": cvat_set,
+}
+FILES = {"COCO": "result.json", "YOLO": "data.yaml", "CVAT for images": "annotations.xml"}
+
+
+@pytest.mark.parametrize("tool", SETS)
+def test_sets_of_other_tools_open_directly(tmp_path, monkeypatch, caplog, tool):
+    monkeypatch.setenv("TAILSEG_CACHE", str(tmp_path / "cache"))
+    source = SETS[tool](tmp_path / "src")
+    before = {path: path.stat().st_mtime_ns for path in source.rglob("*")}
+    with caplog.at_level(logging.INFO):
+        splits = open_source(str(source), show=False)
+    assert (
+        f"{source}: recognised as {tool}: 5 training images with 5 objects, 1 validation images with 1." in caplog.text
+    )
+    assert "the source has no validation split" in caplog.text
+    assert (splits.name, len(splits.train), len(splits.val)) == ("src", 5, 1)
+    assert [category.name for category in splits.train.categories] == ["cat"]
+    assert splits.train.boxes.tolist() == [[20, 10, 60, 30]] * 5
+    assert all(splits.train.image_path(i).is_relative_to(source) for i in range(5))
+    assert {path: path.stat().st_mtime_ns for path in source.rglob("*")} == before
+    if tool in FILES:
+        again = open_source(str(source / FILES[tool]), show=False)
+        assert again.train.image_path(0) == splits.train.image_path(0)
+
+
+def test_a_folder_of_anything_else_is_answered_with_what_is_wanted(tmp_path):
+    picture(tmp_path / "a.jpg")
+    (tmp_path / "package.json").write_text("{}")
+    with pytest.raises(UserError, match=r"train\.json does not exist; it should be an annotation file"):
+        open_data(tmp_path)
+
+
+def test_a_validation_file_that_lists_what_occurs_in_it_has_all_categories(tmp_path):
+    val = content([annotation(7, 1, 9)])
+    val["categories"] = [row for row in val["categories"] if row["name"] == "owl"]
+    make_splits(tmp_path, val)
+    splits = open_data(tmp_path)
+    assert [c.name for c in splits.val.categories] == ["cat", "dog", "owl"]
+    assert splits.val.labels.tolist() == [2]
+    assert [c.image_count for c in splits.val.categories] == [0, 0, 1]
+    assert pickle.loads(pickle.dumps(splits.val)).labels.tolist() == [2]
+
+
+def test_two_classes_of_one_name_keep_their_ids(tmp_path):
+    """All detections of both used to be written under the second id."""
+    data = content([])
+    data["categories"] = [{"id": 1, "name": "crack"}, {"id": 2, "name": "crack"}, {"id": 5, "name": "Crack"}]
+    make_splits(tmp_path, data)
+    (tmp_path / "train.json").write_text(json.dumps(data))
+    val = open_data(tmp_path).val
+    assert known_categories(val, val.categories, "m") == [1, 2, 5]
+    assert known_categories(val, model_of("CRACK", "crack", "Crack", "crack (2)"), "m") == [None, 1, 5, 2]
+    assert known_categories(val, model_of("crack", "crack (2)", "CRACK"), "m") == [1, 2, 5]

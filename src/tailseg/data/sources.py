@@ -16,6 +16,7 @@ from tailseg.data.annotations.annotations import (
     with_categories_of,
 )
 from tailseg.data.annotations.frequency import LVIS_LIMITS, GroupRule, with_groups
+from tailseg.data.importers.coco import as_downloaded
 from tailseg.data.importers.convert import NAMES, recognise
 from tailseg.data.importers.in_place import import_in_place
 from tailseg.data.synthetic.generate import SyntheticSettings, default_synthetic_folder, open_synthetic
@@ -107,6 +108,8 @@ def _sources(data: Path, need: Sequence[str], show: bool) -> _Sources:
     if (data / "images").is_dir() and all(getattr(own, split).is_file() for split in need):
         return own
     kind = recognise(data)
+    if kind == "coco" and (found := as_downloaded(data)):
+        return _Sources(*found)
     if kind is not None:
         return _imported(kind, data, show)
     if data.is_dir():

@@ -281,3 +281,55 @@ def test_images_without_objects_in_each_split(tmp_path):
     found = report(write(tmp_path, SOUND[1:], SOUND_VAL[1:]))
     assert finding(found, "images without objects: left out of training", "train").count == 1
     assert finding(found, "images without objects: used as negatives", "val").count == 1
+
+
+def crowds(*numbers):
+    return [row(i, i % 4 + 1, category=1 + (i > 20), iscrowd=int(i in numbers)) for i in range(1, 31)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "severity", "examples"),
+    [
+        (crowds(), None, ()),
+        (crowds(1, 22), "note", ()),  # under a tenth
+        (crowds(1, 2, 22), "warning", ()),
+        (crowds(*range(21, 31)), "warning", ("all of class owl",)),
+        ([*crowds(), row(31, 1, category=3, iscrowd=1)], "warning", ("all of class hen",)),
+    ],
+)
+def test_many_crowds_are_single_objects_that_a_tool_wrote_so(tmp_path, rows, severity, examples):
+    """CVAT writes every mask drawn with the brush with iscrowd 1."""
+    found = report(write(tmp_path, rows, SOUND_VAL, ("cat", "owl", "hen")))
+    about = [f for f in found.findings if f.what.startswith("crowds: ")]
+    assert [f.severity for f in about] == ([severity] if severity else [])
+    for finding_ in about:
+        assert finding_.examples == examples
+        assert ("--crowds-are-objects" in finding_.fix) == (severity == "warning")
+
+
+def test_all_faults_of_a_file_are_listed_at_once(tmp_path):
+    """Training stops at the first; here they are counted, with the first places."""
+    rows = [*SOUND, row(5, 1, category=9), row(6, 2, category=9), row(7, 77), row(8, 1, segmentation=[])]
+    rows += [row(9, 1, (30, 1, 9, 9), segmentation=[[1, 2, 3]]), row(10, 2, (30, 1, 9, 9), area=0)]
+    found = report(write(tmp_path, rows, SOUND_VAL))
+    assert not found.usable()
+    listed = {f.what.split(":")[0]: (f.severity, f.count, f.examples[0]) for f in found.findings}
+    assert listed == {
+        "annotations of a category that the file does not list": (
+            "error",
+            2,
+            "annotation 5: there is no category with the category_id 9",
+        ),
+        "annotations of an image that the file does not list": (
+            "warning",
+            1,
+            "annotation 7: there is no image with the image_id 77",
+        ),
+        "annotations without a mask": ("warning", 1, "annotation 8: segmentation is []"),
+        "annotations with a broken mask or of another size than the image": (
+            "warning",
+            1,
+            "annotation 9: a polygon has 3 coordinates, not three points or more of an x and a y each",
+        ),
+        "annotations without area": ("warning", 1, "annotation 10"),
+    }

@@ -4,7 +4,7 @@ import pytest
 from foreign_files import coco_set, converted, fault, picture
 from PIL import Image
 
-from tailseg.data.importers.coco import read_coco
+from tailseg.data.importers.coco import as_downloaded, read_coco
 from tailseg.errors import UserError
 
 
@@ -186,6 +186,19 @@ def test_one_file_is_one_set(tmp_path, tool):
     assert (len(splits.train), len(splits.val)) == (5, 1)
     assert not set(splits.train.image_ids.tolist()) & set(splits.val.image_ids.tolist())
     assert any("no validation split" in note for note in notes)
+
+
+def test_coco_and_lvis_as_downloaded_need_no_import(tmp_path):
+    files = ("annotations/instances_train2017.json", "annotations/instances_val2017.json")
+    root = coco_set(coco_set(tmp_path, files[0], "train2017", (1, 2)), files[1], "val2017", (3,))
+    assert as_downloaded(root) == (root / files[0], root / files[1], root)
+    (root / "images").mkdir()
+    for name in ("train2017", "val2017"):
+        (root / name).rename(root / "images" / name)
+    assert as_downloaded(root) == (root / files[0], root / files[1], root / "images")
+    (root / files[1]).unlink()
+    assert as_downloaded(root) is None
+    assert as_downloaded(coco_set(tmp_path / "other", "train.json", "images", (1,))) is None
 
 
 def test_files_that_are_no_data_are_not_looked_into(tmp_path):

@@ -159,12 +159,21 @@ def test_entries_at_fault(tmp_path, entries, sentence):
 def test_a_test_split_is_counted_and_need_not_be_there(tmp_path):
     images = (*SPLIT, "images/test/4.jpg", "images/test/5.jpg")
     entries = "train: images/train\nval: images/val\ntest: images/test"
-    parts, _, counts = layout_of(tmp_path, images, entries)
+    parts, _, counts = layout_of(tmp_path, images, entries, {"test.txt": "gone.jpg"})
     assert sum(map(len, parts.values())) == 3
     assert counts == {"images of the test split: left out": 2}
-    for entry in ("../test/images", "images/val"):
+    for entry in ("../test/images", "images/val", "test.txt"):
         entries = f"train: images/train\nval: images/val\ntest: {entry}"
         assert layout_of(tmp_path, (), entries)[1:] == ([], {})
+
+
+@pytest.mark.parametrize(
+    ("train", "val"), [("images/train", "images/val"), ("train/images", "valid"), ("train", "val")]
+)
+def test_validation_that_no_entry_names_is_told(tmp_path, train, val):
+    parts, notes, _ = layout_of(tmp_path, (f"{train}/1.jpg", f"{val}/2.jpg"), f"train: {train}")
+    assert parts == {"train": [f"{train}/1.jpg"]}
+    assert notes == [f"{tmp_path}/data.yaml: no entry names {tmp_path / val}: left out; add it as 'val'"]
 
 
 def test_listed_images_that_are_not_there(tmp_path):

@@ -92,6 +92,18 @@ def coco_files(source: Path) -> tuple[dict[str, Path], list[str]]:
     return files, _left_out(source, found, list(files.values()))
 
 
+def as_downloaded(source: Path) -> tuple[Path, Path, Path] | None:
+    """Training file, validation file and image folder of COCO or LVIS as one downloads them; None for anything else.
+
+    They need no import: the images lie in `train2017` and `val2017` of one folder, where our own reader finds them.
+    """
+    folders = [folder for folder in (source, source / "images") if (folder / "train2017").is_dir()]
+    if not folders:
+        return None
+    files, _ = coco_files(source)
+    return (files["train"], files["val"], folders[0]) if "val" in files else None
+
+
 def is_coco(path: Path) -> bool:
     """Return whether a JSON file has a list of images or annotations at its top; it is read up to there."""
     try:

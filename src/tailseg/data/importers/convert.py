@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tailseg.data.annotations.image_files import files_below
 from tailseg.data.importers.coco import is_coco, json_files, read_coco
@@ -19,10 +20,10 @@ from tailseg.data.importers.labelme import is_labelme, read_labelme
 from tailseg.data.importers.split import divide
 from tailseg.data.importers.voc import is_voc, read_voc
 from tailseg.data.importers.writer import Part, write_parts
-from tailseg.data.importers.yolo import read_yolo
+from tailseg.data.importers.yolo import is_yolo, read_yolo
 from tailseg.errors import UserError
 
-READERS: dict[str, Callable[[Path], Source]] = {
+READERS: dict[str, Callable[..., Source]] = {
     "coco": read_coco,
     "yolo": read_yolo,
     "labelme": read_labelme,
@@ -39,6 +40,8 @@ def recognise(source: Path) -> str | None:
 
     A folder is looked through once; of its files the beginnings of a few are read.
     """
+    if is_yolo(source):
+        return "yolo"
     if source.is_file():
         kinds = {"coco": is_coco, "cvat": is_cvat}
         return next((kind for kind, told in kinds.items() if told(source)), None)
@@ -72,7 +75,12 @@ def read_source(
     """
     if not source.exists():
         raise UserError(f"{source}: no such folder or file; check the path")
-    found = read_coco(source, crowds_are_objects=True) if crowds_are_objects else READERS[kind](source)
+    options: dict[str, Any] = {}
+    if kind == "coco":
+        options["crowds_are_objects"] = crowds_are_objects
+    if kind == "yolo":
+        options["progress"] = progress
+    found = READERS[kind](source, **options)
     parts, notes = dict(found.parts), list(found.notes)
     if "val" in parts:
         notes += _without_leaks(parts)
@@ -96,7 +104,7 @@ def convert(
 
     Arguments and errors are those of `read_source`; ``progress`` is called with the number of images written.
     """
-    found = read_source(kind, source, crowds_are_objects=crowds_are_objects)
+    found = read_source(kind, source, crowds_are_objects=crowds_are_objects, progress=progress)
     linked = write_parts(out, found.categories, found.parts, progress)
     return found.parts, [*found.notes, image_note(linked)]
 

@@ -134,7 +134,7 @@ def mask_columns(shape: Shape, image_hw: tuple[int, int]) -> Row | None:
     (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
     if not (x1 > x0 and y1 > y0):
         return None
-    codes = [rle.frPoly(polygon, height, width) for polygon in flat]
+    codes = [rle.frPoly(polygon, *image_hw) for polygon in flat]
     area = float(rle.area(codes[0] if len(codes) == 1 else rle.merge(codes)))
     box = [round(value, DECIMALS) for value in (x0, y0, x1 - x0, y1 - y0)]
     return {"segmentation": flat, "bbox": box, "area": area}

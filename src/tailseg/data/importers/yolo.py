@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 
-from tailseg.data.annotations.image_files import is_hidden
 from tailseg.data.images import IMAGE_SUFFIXES
 from tailseg.data.importers.foreign import (
     AnnotatedImage,
@@ -18,7 +16,7 @@ from tailseg.data.importers.foreign import (
     read_text,
     source_of,
 )
-from tailseg.data.importers.yolo_config import NAME_FILES, find_config
+from tailseg.data.importers.yolo_config import NAME_FILES, entries_of, find_config
 from tailseg.data.importers.yolo_labels import CAUSES, LabelFiles, Line, parse_labels
 from tailseg.data.importers.yolo_layout import YoloLayout, find_layout
 from tailseg.errors import UserError
@@ -156,30 +154,27 @@ def is_yolo(source: Path) -> bool:
         pass
     if not source.is_dir():
         return False
-    folders = [source, *islice((path for path in sorted(source.iterdir()) if _is_data_folder(path)), 100)]
-    return any(map(_has_label_folder, folders)) or any(map(_has_labels_beside, folders))
-
-
-def _is_data_folder(path: Path) -> bool:
-    return path.is_dir() and not is_hidden(path.name)
+    try:
+        folders = [source, *entries_of(source)[0][:100]]
+        return any(map(_has_label_folder, folders)) or any(map(_has_labels_beside, folders))
+    except UserError:
+        return False
 
 
 def _has_label_folder(folder: Path) -> bool:
     """Whether a folder has images/ and labels/, and a text file lies in the latter or a folder in it."""
-    inner = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
+    inner = {path.name.lower(): path for path in entries_of(folder)[0]}
     if "images" not in inner or "labels" not in inner:
         return False
-    labels = inner["labels"]
-    return any(
-        any(path.suffix.lower() == ".txt" for path in below.iterdir())
-        for below in (labels, *islice(filter(_is_data_folder, labels.iterdir()), 100))
-    )
+    folders, files = entries_of(inner["labels"])
+    files += [path for below in folders[:100] for path in entries_of(below)[1]]
+    return any(path.suffix.lower() == ".txt" for path in files)
 
 
 def _has_labels_beside(folder: Path) -> bool:
     """Whether images have text files beside them, and class names lie there or above."""
     if not any((place / name).is_file() for place in (folder, folder.parent) for name in NAME_FILES):
         return False
-    names = [path.name for path in islice(folder.iterdir(), 1000)]
+    names = [path.name for path in entries_of(folder)[1]]
     images = {os.path.splitext(name)[0] for name in names if name.lower().endswith(IMAGE_SUFFIXES)}
     return any(name.lower().endswith(".txt") and os.path.splitext(name)[0] in images for name in names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,13 +93,14 @@ def find_config(source: Path) -> YoloConfig | None:
         return _read(source)
     found = _config_in(source)
     if found is None:
-        inner = [path for path in _folders(source) if any((path / f"data{end}").is_file() for end in YAML_SUFFIXES)]
+        folders, _ = entries_of(source)
+        inner = [path for path in folders if any((path / f"data{end}").is_file() for end in YAML_SUFFIXES)]
         found = _config_in(inner[0]) if len(inner) == 1 else None
     return found
 
 
 def _config_in(folder: Path) -> YoloConfig | None:
-    files = [path for path in _entries(folder) if path.is_file()]
+    _, files = entries_of(folder)
     yamls = [path for path in files if path.suffix.lower() in YAML_SUFFIXES]
     yamls = [path for path in yamls if path.stem.lower() == "data"] or yamls
     if len(yamls) == 1:
@@ -160,27 +162,29 @@ def find_names(root: Path) -> tuple[Path, dict[int, str]] | None:
     """
     folders = [root]
     for _ in range(3):
-        files = [path for folder in folders for path in _entries(folder)]
-        found = [(path, names_in(path)) for path in files if path.name.lower() in NAME_FILES and path.is_file()]
+        listed = [entries_of(folder) for folder in folders]
+        found = [(path, names_in(path)) for _, files in listed for path in files if path.name.lower() in NAME_FILES]
         for path, names in found[1:]:
             if names != found[0][1]:
                 raise UserError(f"{path}: its class names are not those of {found[0][0]}; remove the wrong file")
         if found:
             return found[0]
-        folders = [path for folder in folders for path in _folders(folder)]
+        folders = [path for inner, _ in listed for path in inner]
     return None
 
 
-def _folders(folder: Path) -> list[Path]:
-    return [path for path in _entries(folder) if path.is_dir()]
+def entries_of(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The folders and the files in a folder, sorted, hidden ones left out.
 
-
-def _entries(folder: Path) -> list[Path]:
-    """The files and folders in a folder, sorted, hidden ones left out."""
+    Raises:
+        UserError: it cannot be listed.
+    """
     try:
-        return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
+        with os.scandir(folder) as entries:
+            known = sorted((entry.name, entry.is_dir()) for entry in entries if not is_hidden(entry.name))
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror}); check the path and its rights") from None
+    return [folder / name for name, inner in known if inner], [folder / name for name, inner in known if not inner]
 
 
 def _distinct(names: dict[int, str], path: Path) -> dict[int, str]:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tailseg.data.annotations.image_files import FileTree, files_below, is_hidden, parts_below
+from tailseg.data.annotations.image_files import FileTree, files_below, parts_below
 from tailseg.data.images import IMAGE_SUFFIXES
 from tailseg.data.importers.foreign import LeftOut, read_text
 from tailseg.data.importers.layouts import Split, split_of
-from tailseg.data.importers.yolo_config import YoloConfig, find_config, find_names, names_in
+from tailseg.data.importers.yolo_config import YoloConfig, entries_of, find_config, find_names, names_in
 from tailseg.errors import UserError
 
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:")
@@ -143,28 +143,45 @@ def _ends(text: str) -> list[list[str]]:
 def _by_entries(
     layout: YoloLayout, entries: dict[Split, list[str]], roots: Sequence[Path], found: LeftOut
 ) -> dict[Split, _Listed]:
-    images: dict[Split, _Listed] = {}
-    for split, names in entries.items():
-        for entry in names:
+    images: dict[Split, _Listed] = {split: [] for split in entries}
+    for split, entry in ((split, entry) for split, names in entries.items() for entry in names):
+        try:
             place = _locate(entry, roots)
-            if place is None and split == "test":
-                continue
             if place is None:
                 fix = "put data.yaml into the folder that holds the images, or correct or remove the entry"
                 raise UserError(f"{layout.where}: {split} is {entry}, which is not in {roots[0]}; {fix}")
-            if not any(_is_below(place.path, root) for root in roots):
-                layout.notes.append(f"{layout.where}: {split} is {place.path}, outside of the file's folder")
-            elif _ABSOLUTE.match(entry) and not os.path.exists(entry):
-                layout.notes.append(f"{layout.where}: {split} is {entry}, which is not here; {place.path} was taken")
             if place.path.is_dir():
                 files = list(files_below(place.path, IMAGE_SUFFIXES, inside=place.root))
-                layout.folders += [place] if split != "test" else []
             else:
                 files = _listed(place, found)
-            images.setdefault(split, []).extend((file, place.root) for file in files)
+        except UserError:
+            if split == "test":  # which is only counted
+                continue
+            raise
+        images[split] += [(file, place.root) for file in files]
+        if split == "test":
+            continue
+        if place.path.is_dir():
+            layout.folders.append(place)
+        if not any(_is_below(place.path, root) for root in roots):
+            layout.notes.append(f"{layout.where}: {split} is {place.path}, outside of the file's folder")
+        elif _ABSOLUTE.match(entry) and not os.path.exists(entry):
+            layout.notes.append(f"{layout.where}: {split} is {entry}, which is not here; {place.path} was taken")
+        if split == "train" and "val" not in entries:
+            unnamed = _validation_beside(place.path)
+            layout.notes += [f"{layout.where}: no entry names {path}: left out; add it as 'val'" for path in unnamed]
+    for split in entries:
         if split != "test" and not images[split]:
             raise UserError(f"{layout.where}: {split} has no images; check the folder it names")
     return images
+
+
+def _validation_beside(train: Path) -> list[Path]:
+    """Folders beside the one that tells training in a path, which tell validation: ``images/val``, ``../valid``."""
+    for folder in (train, *train.parents[:2]):
+        if split_of(folder.name) == "train":
+            return [path for path in entries_of(folder.parent)[0] if split_of(path.name) == "val"]
+    return []
 
 
 def _listed(place: Place, found: LeftOut) -> list[Path]:
@@ -214,14 +231,19 @@ def _listed_file(tree: FileTree, place: Place, name: str, where: str) -> Path | 
 def _lists_in(folder: Path) -> dict[Split, list[str]]:
     """Text files in a folder whose names tell a split and that list images, if one is for training."""
     found: dict[Split, list[str]] = {}
-    for path in sorted(folder.iterdir()):
-        split = split_of(path.stem) if path.suffix.lower() == ".txt" and not is_hidden(path.name) else None
-        if split and path.is_file():
-            with path.open("rb") as file:
-                lines = file.read(5000).decode("utf-8", "replace").split("\n")
-            if lines[0].strip().lower().endswith(IMAGE_SUFFIXES):
-                found.setdefault(split, []).append(path.name)
+    for path in entries_of(folder)[1]:
+        split = split_of(path.stem) if path.suffix.lower() == ".txt" else None
+        if split and _first_line(path).lower().endswith(IMAGE_SUFFIXES):
+            found.setdefault(split, []).append(path.name)
     return found if "train" in found else {}
+
+
+def _first_line(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(5000).decode("utf-8", "replace").partition("\n")[0].strip()
+    except OSError:
+        return ""
 
 
 def _by_folders(layout: YoloLayout, root: Path, found: LeftOut) -> dict[Split, _Listed]:
@@ -238,10 +260,8 @@ def _by_folders(layout: YoloLayout, root: Path, found: LeftOut) -> dict[Split, _
     for file in files:
         told = [split_of(part) for part in above[file]]
         splits.setdefault(next((split for split in told if split), None), []).append(file)
-        deepest = max(
-            (i for i, part in enumerate(above[file], 1) if told[i - 1] or part.lower() == "images"), default=0
-        )
-        folders[root.joinpath(*above[file][:deepest])] = None
+        ends = [i for i, part in enumerate(above[file], start=1) if told[i - 1] or part.lower() == "images"]
+        folders[root.joinpath(*above[file][: ends[-1] if ends else 0])] = None
     if not files:
         raise UserError(f"{root}: there is neither a data.yaml nor an image in it; give the folder of a YOLO set")
     if "train" not in splits:
