@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from tailseg.data.exporters.export import WRITERS, annotated_set, export
 from tailseg.data.exporters.records import ExportImage, ExportSet
 from tailseg.data.importers.convert import convert
-from tailseg.data.sources import open_source
+from tailseg.data.sources import open_source, splits_there
 from tailseg.errors import UserError
 
 
@@ -51,6 +51,15 @@ def test_a_data_folder_survives_export_and_convert(kind, tmp_path):
         if kind == "coco":
             assert annotations.annotation_ids.tolist() == before[split].annotation_ids.tolist()
             assert annotations.image_ids.tolist() == before[split].image_ids.tolist()
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_an_exported_set_opens_directly_and_goes_out_again(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("TAILSEG_CACHE", str(tmp_path / "cache"))
+    export(kind, annotated_set(opened(data_folder(tmp_path / "in"))), tmp_path / "out")
+    assert splits_there(str(tmp_path / "out")) == ("train", "val")
+    again = export("coco", annotated_set(opened(tmp_path / "out")), tmp_path / "again")
+    assert (again.images, again.objects) == ({"train": 2, "val": 2}, {"train": 3, "val": 2})
 
 
 @pytest.mark.parametrize(("frequency", "written_as"), [("r", "r"), (None, None)])
