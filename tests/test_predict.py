@@ -5,16 +5,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from export_sets import read_again
 from hotcoco import mask as rle
 from PIL import Image
+from tiny import assert_refused
+from tiny import tailseg as tailseg_command
 
 import tailseg
 from tailseg.checkpoint import save_model, write_tensors
 from tailseg.data.annotations.annotations import Category
+from tailseg.data.importers.convert import READERS
 from tailseg.errors import UserError
 from tailseg.evaluation.tta import View, detect_views
 from tailseg.model.build import build_detector
-from tailseg.predict import Model, predict_files, to_json, to_picture
+from tailseg.predict import Model, export_predictions, predict_files, to_json, to_picture
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.values import override
 from tailseg.structures import Detections
@@ -335,3 +339,53 @@ def test_images_are_padded_to_what_the_neck_asks_for(
     assert shapes[0] == plain
     assert len(shapes[1:]) == 3 * 4 - 2
     assert set(shapes[1:]) == views
+
+
+@pytest.fixture
+def photographs(picture: np.ndarray, tmp_path: Path) -> list[Path]:
+    """Two of the same name, one of them turned by the camera, and a broken one."""
+    paths = [tmp_path / "a" / "p q.jpg", tmp_path / "b" / "p q.jpg", tmp_path / "broken.png"]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for path, kept in zip(paths, (Image.Exif(), exif, None), strict=True):
+        path.parent.mkdir(exist_ok=True)
+        if kept is not None:
+            Image.fromarray(picture).save(path, exif=kept)
+    paths[2].write_bytes(b"no image")
+    return paths
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo", "labelme", "cvat"])
+def test_predictions_that_a_tool_can_open(
+    kind: str, path: Path, model: Model, photographs: list[Path], tmp_path: Path
+) -> None:
+    """Through the command and back by the importers: the same classes, and masks that differ by their outlines only."""
+    out = tmp_path / "out"
+    score = float(model.predict(photographs[0]).scores[4])
+    done = tailseg_command("predict", path, *photographs, "--out", out, "--format", kind, "--score", score, "--quiet")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"tailseg: {photographs[2]}: ")
+    found = [model.predict(image) for image in photographs[:2]]
+    found = [one[one.scores >= score] for one in found]
+    count = sum(map(len, found))
+    assert done.stdout.splitlines()[0] == f"2 of 3 images with {count} objects in {out}"
+    assert "- 1 images renamed" in done.stdout
+    again = read_again(READERS[kind](out))["train"]
+    assert set(again) == {image.read_bytes() for image in photographs[:2]}
+    for image, one in zip(photographs, found, strict=False):
+        objects = again[image.read_bytes()]
+        for item, expected in zip(objects, to_json(one, CATEGORIES), strict=True):
+            assert item["name"] == expected["category"]
+            ours, theirs = item["pixels"], rle.decode(expected["segmentation"])
+            assert (ours & theirs).sum() >= 0.9 * (ours | theirs).sum()
+            assert kind != "coco" or item["score"] == expected["score"]
+
+
+def test_no_format_is_written_without_an_image(path: Path, photographs: list[Path], tmp_path: Path) -> None:
+    line = ("predict", path, photographs[2], "--out", tmp_path / "out", "--quiet", "--format")
+    assert_refused(tailseg_command(*line, "coco"), str(photographs[2]))
+    assert not (tmp_path / "out").exists()
+    assert tailseg_command(*line, "voc").returncode == 2
+    exported, faults = export_predictions(tailseg.load(path, "cpu"), [], tmp_path / "out", "yolo", show=False)
+    assert (exported.images, faults) == ({"": 0}, [])
+    assert_refused(tailseg_command(*line, "coco"), "is not empty")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ from torch import Tensor
 
 from tailseg.checkpoint import load_model, load_weights
 from tailseg.data.annotations.annotations import Category
+from tailseg.data.annotations.masks import pixels_covered
+from tailseg.data.exporters.export import Exported, export
+from tailseg.data.exporters.outlines import editable
+from tailseg.data.exporters.records import ExportImage, ExportObject, ExportSet
 from tailseg.data.images import read_image, to_rgb
 from tailseg.data.loading import batch_of
 from tailseg.data.transforms import fit_transform
@@ -150,6 +154,57 @@ def predict_files(
                 faults.append(str(error))
             advance(done)
     return faults
+
+
+def export_predictions(
+    model: Model, images: Sequence[Path], out: Path, kind: str, *, min_score: float = 0.5, show: bool = True
+) -> tuple[Exported, list[str]]:
+    """Write the images and their detections to a new folder in the format of a tool in which they can be corrected.
+
+    Masks become polygons of few corners, see `editable`. A faulty image does not stop the others.
+
+    Args:
+        model: finds the objects.
+        images: their files.
+        out: the new folder.
+        kind: the format: coco, yolo, labelme or cvat.
+        min_score: detections below it are not written.
+        show: draw a progress bar.
+
+    Returns:
+        Counts and notes; a sentence for each image that could not be done.
+
+    Raises:
+        UserError: the folder is not empty or cannot be made, or none of the images could be done.
+    """
+    faults: list[str] = []
+
+    def predicted() -> Iterator[ExportImage]:
+        with progress_bar("predicting", len(images), show=show) as advance:
+            for done, path in enumerate(images, start=1):
+                try:
+                    found = model.predict(path)
+                except UserError as error:
+                    faults.append(str(error))
+                else:
+                    objects = _export_objects(found[found.scores >= min_score])
+                    yield ExportImage(path.name, path, found.image_hw, objects)
+                advance(done)
+        if faults and len(faults) == len(images):
+            raise UserError("; ".join(faults))
+
+    return export(kind, ExportSet("the model", model.categories, {"": predicted()}), out), faults
+
+
+def _export_objects(found: Detections) -> list[ExportObject]:
+    """Detections as objects of an export."""
+    codes = [code["counts"].encode() for code in encode_masks(found.masks, found.boxes, found.image_hw)]
+    segmentations = [editable(code, found.image_hw) for code in codes]
+    rows = zip(found.labels.tolist(), found.boxes.tolist(), segmentations, found.scores.tolist(), strict=True)
+    return [
+        ExportObject(label, (x1, y1, x2 - x1, y2 - y1), mask, pixels_covered(mask, found.image_hw), score=score)
+        for label, (x1, y1, x2, y2), mask, score in rows
+    ]
 
 
 def _free_stem(stem: str, taken: set[str]) -> str:

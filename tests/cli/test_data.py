@@ -197,6 +197,40 @@ def test_convert_and_split_commands(tmp_path):
     assert "not empty" in str(run("split", folder, tmp_path / "one").exception)
 
 
+def test_export_command(tmp_path):
+    folder = write(tmp_path / "src", [row(i, i) for i in range(1, 5)], SOUND_VAL)
+    done = run("export", "yolo", folder, tmp_path / "yolo", "--quiet")
+    assert done.exit_code == 0, done.output
+    first, *notes = done.output.splitlines()
+    val = json.loads((folder / "val.json").read_text())
+    counts = f"4 train images with 4 objects, {len(val['images'])} val images with {len(val['annotations'])} objects"
+    assert first == f"{tmp_path / 'yolo'}: {counts}"
+    assert notes == ["- images are hard links to the source's files"]
+    assert run("convert", "yolo", tmp_path / "yolo", tmp_path / "again").exit_code == 0
+    assert run("check", tmp_path / "again", "--quiet").exit_code == 0
+    (folder / "val.json").unlink()
+    done = run("export", "voc", folder, tmp_path / "voc")
+    assert done.output.splitlines()[:2] == [
+        f"{tmp_path / 'voc'}: 4 train images with 4 objects",
+        "- Pascal VOC has boxes only: the masks are not in it",
+    ]
+    assert not (tmp_path / "voc/ImageSets/Main/val.txt").exists()
+    assert run("export", "tfrecord", folder, tmp_path / "three").exit_code == 2
+    assert "not empty" in str(run("export", "coco", folder, tmp_path / "voc").exception)
+
+
+def test_export_tells_what_reading_dropped(tmp_path):
+    rows = [*(row(i, i) for i in range(1, 5)), row(9, 1, bbox=[500, 500, 5, 5])]
+    done = run("export", "coco", write(tmp_path / "src", rows, SOUND_VAL), tmp_path / "out", "--quiet")
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[1] == (
+        f"- {tmp_path / 'src/train.json'}: 4 images, 0 of them without objects; 5 annotations; "
+        "1 annotations whose box does not meet the image: left out (annotation 9)."
+    )
+    content = json.loads((tmp_path / "out/annotations/instances_train.json").read_text())
+    assert [item["id"] for item in content["annotations"]] == [1, 2, 3, 4]
+
+
 def test_check_says_which_rule_made_the_groups(tmp_path):
     folder = write(tmp_path / "src", SOUND, SOUND_VAL)
     recipe = tmp_path / "mine.yaml"

@@ -13,7 +13,7 @@ from foreign_files import coco_set, picture
 
 from tailseg.data.annotations.annotations import Annotations, Category
 from tailseg.data.annotations.frequency import GroupRule
-from tailseg.data.sources import known_categories, open_data, open_source, same_name
+from tailseg.data.sources import known_categories, open_data, open_source, same_name, splits_there
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.errors import UserError
 
@@ -172,6 +172,23 @@ def test_splits_need_the_same_categories(tmp_path):
     make_splits(tmp_path, val)
     with pytest.raises(UserError, match=r"category 2 is 'cat' in .*train\.json but 'lynx' in .*val\.json"):
         open_data(tmp_path)
+
+
+def test_the_splits_that_are_there(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"data: it has neither a training nor a validation file"):
+        splits_there(str(folder))
+    for name, splits in (("val", ("val",)), ("train", ("train", "val"))):
+        (folder / f"{name}.json").touch()
+        assert splits_there(str(folder)) == splits
+    (tmp_path / "one.yaml").write_text("train: data/train.json\nimages: data")
+    assert splits_there(str(tmp_path / "one.yaml")) == ("train",)
+    assert splits_there("synthetic") == ("train", "val")
+    (tmp_path / "other.json").write_text(json.dumps(content()))
+    assert splits_there(str(tmp_path / "other.json")) == ("train", "val")  # as COCO's, which are divided
+    with pytest.raises(UserError, match="no such folder or file"):
+        splits_there(str(tmp_path / "gone"))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -15,6 +15,9 @@ DATA_HELP = (
     "Folder with train.json, val.json and images/; YAML file with these entries; "
     "COCO, YOLO, labelme, VOC or CVAT folder or file; or 'synthetic'."
 )
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; may be repeated.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bar, warnings only.")]
 
 

@@ -1,4 +1,4 @@
-"""The `tailseg data` commands: make, examine, import and divide data."""
+"""The `tailseg data` commands: make, examine, import, divide and export data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = 4  # of a finding on the terminal
 
-data_app = typer.Typer(help="Make, examine, import and divide data.", no_args_is_help=True)
+data_app = typer.Typer(help="Make, examine, import, divide and export data.", no_args_is_help=True)
 
 NewFolderArgument = Annotated[Path, typer.Argument(metavar="OUT", help="New folder: train.json, val.json, images/.")]
 
@@ -220,6 +220,34 @@ def data_split(
     division = divide(part, categories, share=val, seed=seed, source=source)
     linked = write_parts(out, categories, division.parts)
     _tell(division.parts, [*notes, *only_train_note(division.only_train), image_note(linked)], out)
+
+
+@data_app.command("export")
+def data_export(
+    kind: Annotated[str, typer.Argument(metavar="coco|yolo|voc", help="Format to write.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder.")],
+    quiet: QuietOption = False,
+) -> None:
+    """Write a data set in the format of COCO, YOLO or Pascal VOC (boxes), with its images."""
+    log(quiet)
+    if kind not in ("coco", "yolo", "voc"):
+        raise typer.BadParameter(f"'{kind}' is not one of coco, yolo, voc", param_hint="FORMAT")
+    from tailseg.data.annotations.annotations import summary
+    from tailseg.data.exporters.export import annotated_set, export
+    from tailseg.data.sources import open_source, splits_there
+    from tailseg.progress import progress_bar
+
+    there = splits_there(data)
+    opened = open_source(data, need=there, show=not quiet)
+    splits = {split: getattr(opened, split) for split in there}
+    with progress_bar("writing", sum(map(len, splits.values())), show=not quiet) as advance:
+        exported = export(kind, annotated_set(splits), out, advance)
+    counts = (f"{exported.images[split]} {split} images with {exported.objects[split]} objects" for split in there)
+    typer.echo(f"{out}: {', '.join(counts)}")
+    dropped = [summary(part) for part in splits.values() if part.report.dropped]
+    for note in (*dropped, *exported.notes):
+        typer.echo(f"- {note}")
 
 
 def _tell(parts: dict[str, Part], notes: list[str], out: Path) -> None:

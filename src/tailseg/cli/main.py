@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from tailseg.cli.console import DATA_HELP, QuietOption
+from tailseg.cli.console import DATA_HELP, QuietOption, SetOption
 from tailseg.cli.console import log as _log
 from tailseg.cli.console import print_table as _print
+from tailseg.cli.convert import convert_app
 from tailseg.cli.data import data_app
 from tailseg.errors import UserError
 
@@ -28,7 +29,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from tailseg.evaluation.metrics import Scores
-    from tailseg.zoo.conversion import ForeignModel
 
 T = TypeVar("T")
 
@@ -38,16 +38,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-convert_app = typer.Typer(help="Turn checkpoints of other projects into models of ours.", no_args_is_help=True)
 recipes_app = typer.Typer(help="List, show and compare recipes.", invoke_without_command=True)
 app.add_typer(data_app, name="data")
 app.add_typer(convert_app, name="convert")
 app.add_typer(recipes_app, name="recipes")
 
 DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP)]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; may be repeated.")
-]
 RecipeArgument = Annotated[
     str, typer.Argument(help="Built-in recipe (see `tailseg recipes`), YAML file, or model file (its recipe).")
 ]
@@ -200,19 +196,29 @@ def evaluate(
 def predict(
     model: ModelArgument,
     images: Annotated[list[Path], typer.Argument(help="Images: JPEG, PNG, TIFF, WebP and others.")],
-    out: Annotated[Path, typer.Option(help="Folder for a picture and a JSON file per image.")],
+    out: Annotated[Path, typer.Option(help="Folder for a picture and a JSON file per image, or for --format.")],
     score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score shown.")] = 0.5,
+    kind: Annotated[
+        str | None, typer.Option("--format", metavar="coco|yolo|labelme|cvat", help="Write a set to correct by hand.")
+    ] = None,
     settings: SetOption = None,
     tta: TtaOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Detect the objects in images, draw them and write them down."""
     _log(quiet)
-    from tailseg.predict import load, predict_files
+    if kind not in (None, "coco", "yolo", "labelme", "cvat"):
+        raise typer.BadParameter(f"'{kind}' is not one of coco, yolo, labelme, cvat", param_hint="--format")
+    from tailseg.predict import export_predictions, load, predict_files
 
     loaded = load(model, settings=[*_tta_setting(tta), *(settings or ())])
-    faults = predict_files(loaded, images, out, min_score=score, show=not quiet)
-    typer.echo(f"{len(images) - len(faults)} of {len(images)} images: pictures and JSON in {out}")
+    if kind is None:
+        faults = predict_files(loaded, images, out, min_score=score, show=not quiet)
+        typer.echo(f"{len(images) - len(faults)} of {len(images)} images: pictures and JSON in {out}")
+    else:
+        exported, faults = export_predictions(loaded, images, out, kind, min_score=score, show=not quiet)
+        done = f"{exported.images['']} of {len(images)} images with {exported.objects['']} objects in {out}"
+        typer.echo("\n- ".join([done, *exported.notes]))
     if faults:
         raise UserError("; ".join(faults))
 
@@ -256,68 +262,6 @@ def _write_analysis_page(scores: Scores, path: Path) -> None:
         from tailseg.visualize.analysis_page import write_page  # matplotlib takes its time
 
         write_page(scores.analysis, scores.per_category, path)
-
-
-OutModelArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Model file to write, ending in .safetensors.")]
-CategoriesOption = Annotated[
-    Path | None,
-    typer.Option("--categories", metavar="ANN.json", help="Annotation file with the classes it was trained on."),
-]
-
-
-@convert_app.command("mmdet")
-def convert_mmdet(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of mmdetection 2.x or 3.x, .pth.")],
-    out: OutModelArgument,
-    categories: CategoriesOption = None,
-    settings: SetOption = None,
-) -> None:
-    """Mask R-CNN or Cascade Mask R-CNN of mmdetection, with cross-entropy or Seesaw Loss."""
-    _log(quiet=False)
-    from tailseg.zoo.mmdet import read_mmdet
-
-    _convert(read_mmdet(checkpoint), out, categories, settings)
-
-
-@convert_app.command("torchvision")
-def convert_torchvision(
-    source: Annotated[
-        str, typer.Argument(help="maskrcnn_resnet50_fpn (downloads its weights), or a state dict, .pth.")
-    ],
-    out: OutModelArgument,
-    categories: CategoriesOption = None,
-    settings: SetOption = None,
-) -> None:
-    """Mask R-CNN R50-FPN (version 1) of torchvision."""
-    _log(quiet=False)
-    from tailseg.zoo.torchvision import read_torchvision
-
-    _convert(read_torchvision(source), out, categories, settings)
-
-
-@convert_app.command("detectron2")
-def convert_detectron2(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of detectron2, .pkl or .pth.")],
-    out: OutModelArgument,
-    categories: CategoriesOption = None,
-    settings: SetOption = None,
-) -> None:
-    """Mask R-CNN R50-FPN or R101-FPN of detectron2, for COCO or LVIS."""
-    _log(quiet=False)
-    from tailseg.zoo.detectron2 import read_detectron2
-
-    _convert(read_detectron2(checkpoint), out, categories, settings)
-
-
-def _convert(foreign: ForeignModel, out: Path, categories: Path | None, settings: list[str] | None) -> None:
-    from tailseg.zoo.conversion import convert
-
-    recipe, labels = convert(foreign, out, categories=categories, settings=settings or ())
-    stages = {1: "Mask R-CNN", 3: "Cascade Mask R-CNN"}.get(len(recipe.model.stages), "detector")
-    typer.echo(
-        f"{out}: {stages}, {recipe.model.backbone.name}, {len(labels)} classes, classifier {recipe.classifier.loss}; "
-        f"its recipe: tailseg recipes show {out}"
-    )
 
 
 @recipes_app.callback()

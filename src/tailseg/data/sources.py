@@ -173,6 +173,25 @@ def open_source(
     return splits
 
 
+def splits_there(data: str) -> tuple[str, ...]:
+    """The splits, of train and val, that `open_source` finds behind ``data``; at least one. Nothing is imported.
+
+    Raises:
+        UserError: ``data`` is no data set, or has neither.
+    """
+    path = Path(data)
+    own = tuple(split for split in ("train", "val") if (path / f"{split}.json").is_file())
+    if own and (path / "images").is_dir():
+        return own
+    if data == SYNTHETIC or (path.exists() and recognise(path) is not None):
+        return ("train", "val")  # a set of another tool that has no validation is divided
+    sources = _sources(path, (), show=False)
+    there = tuple(split for split in ("train", "val") if (found := getattr(sources, split)) and found.exists())
+    if not there:
+        raise UserError(f"{data}: it has neither a training nor a validation file; give a folder with train.json")
+    return there
+
+
 def _check_images(splits: DataSplits, need: Sequence[str], show: bool) -> None:
     parts = {split: getattr(splits, split) for split in need}
     for part in parts.values():

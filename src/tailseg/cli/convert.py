@@ -1,0 +1,76 @@
+"""The `tailseg convert` commands: other projects' checkpoints become models of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tailseg.cli.console import SetOption, log
+
+if TYPE_CHECKING:
+    from tailseg.zoo.conversion import ForeignModel
+
+convert_app = typer.Typer(help="Turn checkpoints of other projects into models of ours.", no_args_is_help=True)
+
+OutModelArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Model file to write, ending in .safetensors.")]
+CategoriesOption = Annotated[
+    Path | None,
+    typer.Option("--categories", metavar="ANN.json", help="Annotation file with the classes it was trained on."),
+]
+
+
+@convert_app.command("mmdet")
+def convert_mmdet(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of mmdetection 2.x or 3.x, .pth.")],
+    out: OutModelArgument,
+    categories: CategoriesOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Mask R-CNN or Cascade Mask R-CNN of mmdetection, with cross-entropy or Seesaw Loss."""
+    log(quiet=False)
+    from tailseg.zoo.mmdet import read_mmdet
+
+    _convert(read_mmdet(checkpoint), out, categories, settings)
+
+
+@convert_app.command("torchvision")
+def convert_torchvision(
+    source: Annotated[
+        str, typer.Argument(help="maskrcnn_resnet50_fpn (downloads its weights), or a state dict, .pth.")
+    ],
+    out: OutModelArgument,
+    categories: CategoriesOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Mask R-CNN R50-FPN (version 1) of torchvision."""
+    log(quiet=False)
+    from tailseg.zoo.torchvision import read_torchvision
+
+    _convert(read_torchvision(source), out, categories, settings)
+
+
+@convert_app.command("detectron2")
+def convert_detectron2(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of detectron2, .pkl or .pth.")],
+    out: OutModelArgument,
+    categories: CategoriesOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Mask R-CNN R50-FPN or R101-FPN of detectron2, for COCO or LVIS."""
+    log(quiet=False)
+    from tailseg.zoo.detectron2 import read_detectron2
+
+    _convert(read_detectron2(checkpoint), out, categories, settings)
+
+
+def _convert(foreign: ForeignModel, out: Path, categories: Path | None, settings: list[str] | None) -> None:
+    from tailseg.zoo.conversion import convert
+
+    recipe, labels = convert(foreign, out, categories=categories, settings=settings or ())
+    stages = {1: "Mask R-CNN", 3: "Cascade Mask R-CNN"}.get(len(recipe.model.stages), "detector")
+    typer.echo(
+        f"{out}: {stages}, {recipe.model.backbone.name}, {len(labels)} classes, classifier {recipe.classifier.loss}; "
+        f"its recipe: tailseg recipes show {out}"
+    )
