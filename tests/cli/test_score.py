@@ -101,8 +101,8 @@ def test_faulty_results(tmp_path: Path, data: Content, text: str, message: str) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data["annotations"][0].update(image_id="7"), "annotation 1: image_id is '7'"),
-        (lambda data: data["images"][0].update(id="7"), "image '7': id is '7'; it must be a whole number"),
+        (lambda data: data["annotations"][0].update(category_id=99), "annotation 1: there is no category with the"),
+        (lambda data: data["images"][0].update(id="7"), "image '7': its id is '7'; number them"),
         (lambda data: data["annotations"][0].update(area=float("nan")), "NaN is no JSON number"),
         (lambda data: data.pop("categories"), "'categories' is missing"),
     ],
