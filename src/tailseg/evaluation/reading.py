@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tailseg.data.annotations.columns import positions_of
 from tailseg.data.annotations.streaming import NOT_A_NUMBER
 from tailseg.errors import UserError
+from tailseg.evaluation.pairs import Pairs
 from tailseg.evaluation.rows import Row, Rows, kind_of
 
 _CHUNK = 16 << 20  # bytes read at once
@@ -38,7 +39,7 @@ class Known:
     image_ids: NDArray[np.int64]  # (I,) ascending as the file states them: from 2^63 on they are negative here
     image_sizes: NDArray[np.int64]  # (I, 2) pixels
     category_ids: NDArray[np.int64]  # (K,) ascending
-    judged: NDArray[np.bool_]  # (I, K) the class was annotated in the image, or verified absent
+    judged: Pairs  # the class was annotated in the image, or verified absent
 
     def codes(self, columns: ResultColumns) -> list[Any]:
         """The masks of rows as run-length codes."""
@@ -251,7 +252,7 @@ def _columns(rows: Rows, known: Known, with_boxes: bool, with_box_scores: bool, 
     scores = rows.numbers("score")
     box_scores = rows.numbers("box_score") if with_box_scores else None
     boxes = rows.boxes() if with_boxes else None
-    judged = known.judged[image, category]
+    judged = known.judged.has(image, category)
     counts = areas = None
     if with_masks:
         counts, areas = rows.masks(known.image_sizes[image])
