@@ -21,6 +21,7 @@ import orjson
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.columns import positions_of
+from tailseg.data.annotations.packed import open_unpacked
 from tailseg.data.annotations.streaming import NOT_A_NUMBER
 from tailseg.errors import UserError
 from tailseg.evaluation.pairs import Pairs
@@ -219,10 +220,10 @@ def _not_json(source: str, text: bytes, error: orjson.JSONDecodeError, before: i
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
-    """The file opened, unpacked if its name ends in .gz; what goes wrong while it is read is told in one sentence."""
+def _reading(path: Path) -> Iterator[IO[bytes]]:
+    """The file opened, unpacked if it is packed; what goes wrong while it is read is told in one sentence."""
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        with open_unpacked(path) as file:
             yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a whole gzip file ({error}); write or download it again") from error
