@@ -143,6 +143,16 @@ def test_equals_coco_where_every_image_was_searched_for_every_class(seed):
         assert row["bbox_AP"] == (None if (theirs == -1).all() else pytest.approx(theirs.mean(), abs=1e-9))
 
 
+@pytest.mark.parametrize("federated", [True, False])
+def test_classes_taken_in_turn_are_classes_taken_at_once(federated, monkeypatch):
+    data, rows = random_data(3, federated=federated)
+    options = ScoreOptions(analyse=True)
+    at_once = score(data, rows, options=options)
+    monkeypatch.setattr("tailseg.evaluation.metrics.CLASSES_AT_ONCE", 2)
+    assert score(data, rows, options=options) == at_once  # to the last digit
+    assert at_once.metrics["bbox"]["AP"] > 0
+
+
 def one_class(**image):
     boxes = [[0, 0, 20, 20], [40, 40, 20, 20]]
     return {

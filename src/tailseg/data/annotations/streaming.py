@@ -13,12 +13,13 @@ import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, cast
+from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from tailseg.data.annotations.packed import open_unpacked
 from tailseg.errors import UserError
 
 BLOCK = 1 << 18  # bytes read at once
@@ -41,7 +42,7 @@ def read_lists(path: Path, keys: Collection[str], block: int = BLOCK) -> Iterato
         begins with ``first == 0``, also where it is empty. Where the value is no list, ``rows`` is that value.
 
     Raises:
-        UserError: the file is missing, unreadable, empty, cut off, not valid JSON or not an object.
+        UserError: the file is missing, unreadable, empty, cut off, not valid JSON, not an object, or unpacks too far.
     """
     with _Source(path, block) as source:
         if source.peek() == b"":
@@ -72,14 +73,6 @@ def read_lists(path: Path, keys: Collection[str], block: int = BLOCK) -> Iterato
             raise source.unexpected("the end of the file")
 
 
-def _opened(path: Path) -> IO[bytes]:
-    """The file's content, unpacked if it is packed."""
-    file = path.open("rb", buffering=0)
-    packed = file.read(2) == b"\x1f\x8b"
-    file.seek(0)
-    return cast("IO[bytes]", gzip.open(file) if packed else file)
-
-
 class _Source:
     """The bytes of a file from a place on; ``buffer`` holds the next of them."""
 
@@ -88,7 +81,7 @@ class _Source:
         self.block = block
         self.offset = 0  # of the buffer in the file
         try:
-            self.file = _opened(path)
+            self.file = open_unpacked(path)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; check the path") from None
         except OSError as error:
@@ -217,7 +210,7 @@ class _Source:
         """The error at byte ``at`` of the buffer."""
         place = self.offset + at
         lines, last, done = 1, 0, 0  # `last`: where the line begins
-        with _opened(self.path) as file:
+        with open_unpacked(self.path) as file:
             while done < place and (part := file.read(min(1 << 20, place - done))):
                 lines += part.count(b"\n")
                 last = done + part.rfind(b"\n") + 1 if b"\n" in part else last

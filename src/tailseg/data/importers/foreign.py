@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -13,6 +15,7 @@ import orjson
 from hotcoco import mask as rle
 from numpy.typing import NDArray
 
+from tailseg.data.annotations.packed import MARK, open_unpacked
 from tailseg.data.images import read_header
 from tailseg.data.importers.writer import Part, Row, new_names
 from tailseg.errors import UserError
@@ -189,8 +192,14 @@ def read_text(path: Path) -> str:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; UserError if there is none."""
+    """The object in a JSON file, which may be packed with gzip; UserError if there is none."""
     content = read_bytes(path)
+    if content.startswith(MARK):
+        try:
+            with open_unpacked(path) as file:
+                content = file.read()
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UserError(f"{path}: not a whole gzip file ({error}); write or download it again") from None
     try:
         data = orjson.loads(content.removeprefix(b"\xef\xbb\xbf"))
     except orjson.JSONDecodeError as error:
