@@ -100,6 +100,21 @@ def test_bad_input_is_named(tmp_path, name):
         raise UserError(message)
 
 
+def test_categories_listed_twice_are_taken_once(tmp_path):
+    data = load(tmp_path, content(categories=[*content()["categories"], {"id": 2, "name": "cat", "frequency": "r"}]))
+    assert [category.name for category in data.categories] == ["cat", "dog", "owl"]
+    assert [(o.kind, o.count, o.places) for o in data.report.oddities] == [("category_again", 1, ("category 2: 'cat'",))]
+
+
+@pytest.mark.parametrize("row", [{"id": "x", "name": "a"}, {"id": 5, "name": ""}, {"id": 5}])
+def test_faulty_categories_are_refused_even_where_other_faults_are_counted(tmp_path, row):
+    """Nothing can be said about classes that nobody knows."""
+    made = content([annotation(1, image_id="x", category_id=77)], categories=[{"id": 2, "name": "cat"}, row])
+    (tmp_path / "train.json").write_text(json.dumps(made))
+    with pytest.raises(UserError, match="category '?[x5]'?: its (id|name) is [^(]*$"):
+        load_annotations(tmp_path / "train.json", tmp_path, tolerant=True)
+
+
 def test_number_beyond_floats_is_refused(tmp_path):
     text = json.dumps(content([annotation(3, segmentation=[[777, 2, 3, 4, 5, 6]])])).replace("777", "1e999")
     assert "not valid JSON" in fault(tmp_path, text)

@@ -10,6 +10,10 @@ from typing import Literal
 from tailseg.errors import UserError
 
 Severity = Literal["error", "warning", "note"]
+CROWDS_FIX = (
+    "if these are single objects drawn as masks (CVAT writes iscrowd 1 for all of them), "
+    "`tailseg data convert coco SRC OUT --crowds-are-objects` takes them as objects"
+)
 PLACES = 5  # of each kind that are named
 
 
@@ -90,7 +94,7 @@ ODD_KINDS = {
     ),
     "no_area": OddKind(
         "warning",
-        "annotations whose area is 0: left out",
+        "annotations without area: left out",
         "correct it; an annotation without the entry 'area' gets that of its mask",
         True,
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -221,9 +222,10 @@ def category_columns(
     except _NotPlainError:
         rows = categories.repaired(tally).rows
         ids, names = np.array([row["id"] for row in rows], np.int64), [row["name"] for row in rows]
-    distinct = list(dict.fromkeys(zip(ids.tolist(), names, strict=True)))
-    tally.add("category_again", (f"{number}: {name!r}" for number, name in distinct[:1]), len(ids) - len(distinct))
-    add_repeated(tally, "category", np.array([number for number, _ in distinct], np.int64))
+    rows_of = Counter(zip(ids.tolist(), names, strict=True))
+    for (number, name), count in rows_of.items():
+        tally.add("category_again", [f"category {number}: {name!r}"], count - 1)
+    add_repeated(tally, "category", np.array([number for number, _ in rows_of], np.int64))
     if met is None:
         require_sound(categories.path, oddities_of(tally))
     order = np.unique(ids, return_index=True)[1]
