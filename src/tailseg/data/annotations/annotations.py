@@ -136,7 +136,7 @@ class Annotations:
         where = f"{self.path}: image {self.image_id(image)}"
         if not names:
             raise UserError(f"{where}: it has no file_name and no coco_url; give one, to say which file it is")
-        path = self._folder.find(names, where)
+        path = self._folder.find(names, where, self.path.parent)
         if path is None:
             place = f"{self.images_dir}, its train2017 or its val2017"
             raise UserError(f"{where}: {names[0]!r} is not in {place}; put it there or correct the image folder")
