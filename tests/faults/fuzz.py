@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of our readers with atheris: nothing but a UserError, no hang over 5 s, no memory over 1 GB.
 
-    make fuzz                                                # all kinds, a minute each; installs atheris
-    python tests/faults/fuzz.py --kind VOC --seconds 600     # one kind; stops at the first finding
+make fuzz                                                # all kinds, a minute each; installs atheris
+python tests/faults/fuzz.py --kind VOC --seconds 600     # one kind; stops at the first finding
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ ODD_KINDS = {
     "area": OddKind("note", "annotations without a sound area: taken from the mask", "no action needed"),
     "form": OddKind(
         "note",
-        "masks written in another form (a polygon in no list, points as pairs, numbers as texts, bytes): taken as meant",
+        "masks in another form (a polygon in no list, points as pairs, numbers as texts, bytes): taken as meant",
         "no action needed",
     ),
     "unsigned_id": OddKind("note", "images whose id needs all of 64 bits: taken without sign", "no action needed"),
@@ -140,7 +140,9 @@ def oddities_of(tally: Tally) -> tuple[Oddity, ...]:
     return tuple(Oddity(kind, tally.counts[kind], tuple(tally.places[kind])) for kind in met)
 
 
-def require_sound(path: Path, oddities: Iterable[Oddity], hint: str = "; `tailseg data check` lists their kinds") -> None:
+def require_sound(
+    path: Path, oddities: Iterable[Oddity], hint: str = "; `tailseg data check` lists their kinds"
+) -> None:
     """Raise UserError for the first error, if there is one; if there are more it counts them and gives the hint."""
     errors = [oddity for oddity in oddities if oddity.about.severity == "error"]
     if errors:

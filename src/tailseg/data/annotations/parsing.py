@@ -51,7 +51,8 @@ class Table:
         """The same without entries that are no objects, which are counted."""
         if set(map(type, self.rows)) <= {dict}:
             return self
-        met.add("no_object", [f"{self.first + i}: {short(row)}" for i, row in enumerate(self.rows) if type(row) is not dict])
+        odd = [f"{self.first + i}: {short(row)}" for i, row in enumerate(self.rows) if type(row) is not dict]
+        met.add("no_object", odd)
         return Table(self.path, self.kind, [row for row in self.rows if type(row) is dict], self.first)
 
     def repaired(self, met: Tally) -> Table:
