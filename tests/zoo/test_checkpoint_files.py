@@ -815,7 +815,13 @@ TWICE = b"2\x86" * 40  # DUP, TUPLE2: a tuple of two, each of two, ...
         b"}(" + b"".join(body((i, i)) + b"N" for i in range(1001)) + b"u.",
         b"}(" + b"".join(body(i * (2**61 - 1)) + b"N" for i in range(1, 1002)) + b"u.",  # all of one hash
         b"cbuiltins\nlist\nq\x00](" + b"N" * 10_000 + b"eq\x01" + b"h\x00h\x01\x85R" * 600 + b".",
-        b"cbuiltins\nbytes\nq\x00" + b"X" + struct.pack("<I", 10**6) + b"x" * 10**6 + b"q\x010" + b"h\x00h\x01\x85R" * 100 + b".",
+        b"cbuiltins\nbytes\nq\x00"
+        + b"X"
+        + struct.pack("<I", 10**6)
+        + b"x" * 10**6
+        + b"q\x010"
+        + b"h\x00h\x01\x85R" * 100
+        + b".",
         b"(" + b"".join(b"cabsent\nThing%d\n" % i for i in range(10_001)) + b"t.",
     ],
     ids=range(18),

@@ -65,7 +65,7 @@ class Backbone(nn.Module):
         super().__init__()
         try:
             net = timm.create_model(name, pretrained=False, features_only=True, **(options or {}))
-        except (RuntimeError, TypeError) as error:  # TypeError: an option that the network does not take
+        except Exception as error:  # of odd options and names, timm lets through many types
             raise UserError(
                 f"model.backbone: '{name}' with options {options or {}} is not usable as a timm backbone ({error}); "
                 "timm.list_models() lists the names"
