@@ -293,3 +293,21 @@ def test_whatever_stands_in_a_row_the_file_is_read_or_refused_in_a_sentence(tmp_
     assert found.report.annotations == len(found.columns["labels"]) + found.report.dropped
     assert np.isfinite(found.columns["boxes"]).all()
     assert np.isfinite(found.columns["areas"]).all()
+
+
+@pytest.mark.parametrize("key", ["image", "id", "name", "segmentation", "bbox", "category_id"])
+@pytest.mark.parametrize("levels", [1015, 100_000])  # orjson takes 1,024, Python's own repr fewer
+def test_deep_nesting_is_told_in_a_sentence(tmp_path, key, levels):
+    image = {"id": 1, "height": 10, "width": 10, "file_name": "a.jpg"}
+    row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 3, 3], "segmentation": [[1, 1, 4, 1, 4, 4]]}
+    category = {"id": 1, "name": "cat"}
+    {"image": image, "id": category, "name": category}.get(key, row)["height" if key == "image" else key] = "DEEP"
+    content = json.dumps({"images": [image], "annotations": [row], "categories": [category]})
+    path = tmp_path / "a.json"
+    path.write_text(content.replace('"DEEP"', "[" * levels + "]" * levels))
+    if key in ("bbox", "segmentation") and levels < 1024:
+        parse(path)  # the box is that of the mask, the object without a mask is left out
+        return
+    with pytest.raises(UserError, match=r"a\.json: ") as caught:
+        parse(path)
+    assert len(str(caught.value)) < 400

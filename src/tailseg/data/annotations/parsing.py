@@ -16,9 +16,10 @@ from tailseg.data.annotations.columns import Columns, in_full, starts_of
 from tailseg.data.annotations.filtering import Report, add_repeated, in_order, keep
 from tailseg.data.annotations.oddities import Tally, oddities_of, require_sound
 from tailseg.data.annotations.repair import FARTHEST, plain_annotation, plain_category, plain_image, whole
-from tailseg.data.annotations.segmentations import MAX_SIDE, Fault, segmentation_columns, short
+from tailseg.data.annotations.segmentations import MAX_SIDE, Fault, segmentation_columns
 from tailseg.data.annotations.streaming import read_lists
 from tailseg.errors import UserError
+from tailseg.wording import short
 
 Row = dict[str, Any]
 Frequency = Literal["r", "c", "f"]

@@ -9,7 +9,8 @@ import math
 from typing import Any
 
 from tailseg.data.annotations.oddities import Tally
-from tailseg.data.annotations.segmentations import MAX_SIDE, short
+from tailseg.data.annotations.segmentations import MAX_SIDE
+from tailseg.wording import short
 
 Row = dict[str, Any]
 FARTHEST = 10 * MAX_SIDE  # pixels that a box may reach; what is beyond is no box
