@@ -311,3 +311,17 @@ def test_deep_nesting_is_told_in_a_sentence(tmp_path, key, levels):
     with pytest.raises(UserError, match=r"a\.json: ") as caught:
         parse(path)
     assert len(str(caught.value)) < 400
+
+
+def test_an_image_too_large_to_be_read_is_refused_before_its_masks(tmp_path):
+    path = tmp_path / "huge.json"
+    whole = [0, 0, 65535, 0, 65535, 65535, 0, 65535]
+    row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 65535, 65535], "segmentation": [whole]}
+    content = {"images": [{"id": 1, "height": 65535, "width": 65535}], "annotations": [row]}
+    path.write_text(json.dumps(content | {"categories": [{"id": 1, "name": "cat"}]}))
+    with pytest.raises(UserError, match="image 1: it has height 65535 and width 65535, more than 178,956,970 pixels"):
+        parse(path)
+    assert [odd.kind for odd in parse(path, tolerant=True).report.oddities] == ["image_size", "no_image"]
+    content["images"][0] |= {"height": 2730, "width": 65535}  # fewer
+    path.write_text(json.dumps(content | {"categories": [{"id": 1, "name": "cat"}]}))
+    assert parse(path).columns["image_sizes"].tolist() == [[2730, 65535]]
