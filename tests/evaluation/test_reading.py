@@ -328,3 +328,13 @@ def test_two_rankings_of_a_file_read_in_pieces(tmp_path, monkeypatch, chunk):
     for kind, key in (("bbox", "box_score"), ("segm", "score")):
         best = sorted(sorted(range(80), key=lambda i, key=key: -rows[i][key])[:7])  # ties to the earlier row
         assert places(pieces.ranked(kind, cut)) == places(whole.ranked(kind, cut)) == best
+
+
+@pytest.mark.parametrize("key", ["image_id", "score", "bbox", "segmentation"])
+@pytest.mark.parametrize("levels", [1015, 100_000])  # orjson takes 1,024, Python's own repr fewer
+def test_deep_nesting_is_told_in_a_sentence(tmp_path, key, levels):
+    content = orjson.dumps([row(**{key: "DEEP"})]).replace(b'"DEEP"', b"[" * levels + b"]" * levels)
+    (tmp_path / "r.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"r\.json: ") as caught:
+        read_results(tmp_path / "r.json", str(tmp_path / "r.json"), known(), ("bbox", "segm"), Cut())
+    assert len(str(caught.value)) < 400

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import cv2
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tailseg.data.annotations.annotations import Annotations
-from tailseg.data.annotations.masks import bitmap_of, into_grid
+from tailseg.data.annotations.masks import Bitmap, bitmap_of, into_grid
 from tailseg.data.annotations.oddities import CROWDS_FIX
 from tailseg.data.images import decode, to_rgb
 from tailseg.data.instaboost import InstaBoost, Objects
@@ -116,13 +117,16 @@ class DetectionDataset(Dataset[Sample]):
         index, seed = item if isinstance(item, tuple) else (item, 0)
         position = int(self.image_indices[index])
         height, width = self.annotations.image_sizes[position].tolist()
-        objects = self._objects(position)
-        chance = self.instaboost.chance(seed) if self.instaboost is not None and len(objects) > 0 else None
+        rows = self.annotations.rows(position) if self.with_objects else np.zeros(0, np.int64)
+        chance = self.instaboost.chance(seed) if self.instaboost is not None and len(rows) > 0 else None
         reduction = 1 if chance is not None else self.transform.reduction((height, width), seed)
         pixels = self._image(position, reduction)
         if self.instaboost is not None and chance is not None:
-            pixels, objects = self.instaboost(pixels, objects, chance)
-        instances = self._instances(objects, (height, width))
+            pixels, objects = self.instaboost(pixels, self._objects(rows, (height, width)), chance)
+            instances = self._instances(objects.boxes, objects.labels, objects.bitmaps, (height, width))
+        else:
+            boxes, labels = self._boxes(rows, (height, width)), self.annotations.labels[rows]
+            instances = self._instances(boxes, labels, self._bitmaps(rows, (height, width)), (height, width))
         reduction = height // pixels.shape[0]
         if reduction > 1:  # of a power of two, so nothing is rounded
             boxes, frames = instances.boxes / reduction, instances.mask_frames / reduction
@@ -157,27 +161,36 @@ class DetectionDataset(Dataset[Sample]):
         message = f"{path}: the image is {found} pixels but {place} says {stated}"
         raise UserError(f"{message}; correct the entry or restore the image")
 
-    def _objects(self, position: int) -> Objects:
-        """The objects of an image, as annotated, boxes clipped to it."""
-        annotations = self.annotations
-        rows = annotations.rows(position) if self.with_objects else np.zeros(0, np.int64)
-        height, width = annotations.image_sizes[position].tolist()
-        return Objects(
-            boxes=clip_boxes(torch.from_numpy(annotations.boxes[rows]), (height, width)).numpy(),
-            labels=annotations.labels[rows],
-            bitmaps=tuple(bitmap_of(annotations.segmentation(int(row)), (height, width)) for row in rows),
-        )
+    def _boxes(self, rows: NDArray[np.int64], image_hw: tuple[int, int]) -> NDArray[np.float32]:
+        """The boxes of some annotations, clipped to their image."""
+        boxes: NDArray[np.float32] = clip_boxes(torch.from_numpy(self.annotations.boxes[rows]), image_hw).numpy()
+        return boxes
 
-    def _instances(self, objects: Objects, image_hw: tuple[int, int]) -> Instances:
-        """The same objects, their masks laid into grids."""
+    def _bitmaps(self, rows: NDArray[np.int64], image_hw: tuple[int, int]) -> Iterator[Bitmap]:
+        """The bitmaps of some annotations, one at a time: each may be as large as the image."""
+        return (bitmap_of(self.annotations.segmentation(int(row)), image_hw) for row in rows)
+
+    def _objects(self, rows: NDArray[np.int64], image_hw: tuple[int, int]) -> Objects:
+        """Some annotations of an image, boxes clipped to it."""
+        labels, bitmaps = self.annotations.labels[rows], tuple(self._bitmaps(rows, image_hw))
+        return Objects(boxes=self._boxes(rows, image_hw), labels=labels, bitmaps=bitmaps)
+
+    def _instances(
+        self,
+        boxes: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        bitmaps: Iterable[Bitmap],
+        image_hw: tuple[int, int],
+    ) -> Instances:
+        """Objects with their masks laid into grids."""
         side = self.mask_grid + 2
-        masks = np.zeros((len(objects), side, side), np.uint8)
-        frames = np.zeros((len(objects), 4), np.float32)
-        for i, bitmap in enumerate(objects.bitmaps):
+        masks = np.zeros((len(labels), side, side), np.uint8)
+        frames = np.zeros((len(labels), 4), np.float32)
+        for i, bitmap in enumerate(bitmaps):
             masks[i], frames[i] = into_grid(bitmap, image_hw, self.mask_grid)
         return Instances(
-            boxes=torch.from_numpy(objects.boxes),
-            labels=torch.from_numpy(objects.labels),
+            boxes=torch.from_numpy(boxes),
+            labels=torch.from_numpy(labels),
             masks=torch.from_numpy(masks),
             mask_frames=torch.from_numpy(frames),
         )

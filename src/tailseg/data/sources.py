@@ -22,6 +22,7 @@ from tailseg.data.importers.in_place import import_in_place
 from tailseg.data.synthetic.generate import SyntheticSettings, default_synthetic_folder, open_synthetic
 from tailseg.errors import UserError
 from tailseg.progress import progress_bar
+from tailseg.wording import short
 from tailseg.yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ def _sources(data: Path, need: Sequence[str], show: bool) -> _Sources:
             nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
             raise UserError(f"{data}: unknown entry {key!r}; did you mean {nearest!r}?")
         if not isinstance(value, str) or not value:
-            raise UserError(f"{data}: {key} is {value!r}; it must be a path")
+            raise UserError(f"{data}: {key} is {short(value)}; it must be a path")
     return _Sources(**{key: data.parent / content[key] if key in content else None for key in known})
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hotcoco import COCOeval
+from hotcoco import COCO, COCOeval
 from numpy.typing import NDArray
 from rich.table import Table
 
@@ -108,10 +108,11 @@ def score(
         category | {"train_images": (train_images or {}).get(category["id"], category["train_images"])}
         for category in truth.categories
     ]
+    dataset = truth.dataset(columns.images, columns.categories)
     for iou_type in iou_types:
         own = columns.ranked(iou_type, cut)
         areas = detection_areas(own, use_masks=iou_type == "segm" and mask_areas)
-        evaluation = match_detections(truth, own, areas, iou_type, cut.limit)
+        evaluation = match_detections(truth, dataset, own, areas, iou_type, cut.limit)
         precision, recall = curves_of(evaluation)
         metrics[iou_type] = summarise(precision, recall, groups, suffix)
         for index, row in enumerate(per_category):
@@ -146,15 +147,23 @@ def detection_areas(columns: ResultColumns, *, use_masks: bool) -> NDArray[np.fl
 
 
 def match_detections(
-    truth: GroundTruth, columns: ResultColumns, areas: NDArray[np.float64], iou_type: str, limit: int
+    truth: GroundTruth, dataset: COCO, columns: ResultColumns, areas: NDArray[np.float64], iou_type: str, limit: int
 ) -> COCOeval:
-    """Match detections to ground truth."""
+    """Match detections to ground truth.
+
+    Args:
+        truth: the objects.
+        dataset: of ``truth``, for these detections and maybe more.
+        columns: the detections that count.
+        areas: (N,) pixels, of each.
+        iou_type: "bbox" or "segm".
+        limit: detections of an image, or of a class, that count.
+    """
     kept = areas > 0
     columns, areas = columns[kept], areas[kept]
     boxes = np.zeros((len(columns), 4)) if columns.boxes is None else columns.boxes
     table = np.column_stack([columns.images + 1, boxes, columns.scores, columns.categories + 1])
     masks = truth.known.codes(columns) if iou_type == "segm" else None
-    dataset = truth.dataset(columns.images, columns.categories)
     found = dataset.load_res(table, segmentation=masks)
     del table, masks
     found.update_anns(ids=np.arange(1, len(columns) + 1), area=areas)

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 
 from tailseg.data.annotations.oddities import Tally
-from tailseg.data.annotations.segmentations import Fault, segmentation_columns, short, sound_segmentation
+from tailseg.data.annotations.segmentations import Fault, segmentation_columns, sound_segmentation
+from tailseg.wording import short
 
 
 @pytest.mark.parametrize(("number", "kind"), [(12.34, np.float32), (12.345, np.float64), (1 / 3, np.float64)])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tailseg.data.images import MAX_PIXELS
 from tailseg.errors import UserError
 
 Severity = Literal["error", "warning", "note"]
@@ -63,7 +64,7 @@ ODD_KINDS = {
     "image_size": OddKind(
         "error",
         "images without a sound height and width",
-        f"write both in pixels, whole numbers from 1 to 65535; {_REPAIR}",
+        f"write both in pixels, whole numbers from 1 to 65535, of at most {MAX_PIXELS:,} in all; {_REPAIR}",
     ),
     "category_id": OddKind("error", "categories without a whole number as id", f"number them; {_REPAIR}"),
     "category_id_again": OddKind("error", "categories whose id occurs more than once", "give each its own"),

@@ -17,9 +17,11 @@ from tailseg.data.annotations.columns import Columns, in_full, starts_of
 from tailseg.data.annotations.filtering import Report, add_repeated, in_order, keep
 from tailseg.data.annotations.oddities import Tally, oddities_of, require_sound
 from tailseg.data.annotations.repair import FARTHEST, meant, plain_annotation, plain_category, plain_image
-from tailseg.data.annotations.segmentations import MAX_SIDE, Fault, segmentation_columns, short
+from tailseg.data.annotations.segmentations import MAX_SIDE, Fault, segmentation_columns
 from tailseg.data.annotations.streaming import read_lists
+from tailseg.data.images import MAX_PIXELS
 from tailseg.errors import UserError
+from tailseg.wording import short
 
 Row = dict[str, Any]
 Frequency = Literal["r", "c", "f"]
@@ -289,7 +291,7 @@ def _image_columns(images: Table) -> Columns:
     """Some rows of the list of images; texts and lists laid flat beside their lengths."""
     ids, heights, widths = (_integers(images, key) for key in ("id", "height", "width"))
     hws = np.stack([heights, widths], axis=1)
-    if ((hws < 1) | (hws > MAX_SIDE)).any():
+    if ((hws < 1) | (hws > MAX_SIDE)).any() or (hws.prod(axis=1) > MAX_PIXELS).any():
         raise _NotPlainError
     columns: Columns = {"image_ids": ids, "image_sizes": hws}
     for key in ("file_name", "coco_url"):

@@ -10,7 +10,9 @@ import re
 from typing import Any
 
 from tailseg.data.annotations.oddities import Tally
-from tailseg.data.annotations.segmentations import MAX_SIDE, short
+from tailseg.data.annotations.segmentations import MAX_SIDE
+from tailseg.data.images import MAX_PIXELS
+from tailseg.wording import short
 
 Row = dict[str, Any]
 FARTHEST = 10 * MAX_SIDE  # pixels that a box may reach; what is beyond is no box
@@ -43,12 +45,17 @@ def plain_image(row: Row, place: str, met: Tally) -> Row | None:
         return None
     sides = [meant(row.get(key)) for key in ("height", "width")]
     if not all(side is not None and 1 <= side <= MAX_SIDE for side in sides):
-        height, width = (_found(row, key) for key in ("height", "width"))
-        met.add("image_size", [f"{place}: it has height {height} and width {width}"])
+        found = [_found(row, key) for key in ("height", "width")]
+        met.add("image_size", [f"{place}: it has height {found[0]} and width {found[1]}"])
+        return None
+    height, width = (side or 0 for side in sides)
+    if height * width > MAX_PIXELS:
+        size = f"height {height} and width {width}, more than {MAX_PIXELS:,} pixels"
+        met.add("image_size", [f"{place}: it has {size}, and no such image can be read"])
         return None
     if number >= 2**63:
         met.add("unsigned_id", [place])
-    plain = {**row, "id": wrapped(number), "height": sides[0], "width": sides[1]}
+    plain = {**row, "id": wrapped(number), "height": height, "width": width}
     for key in ("file_name", "coco_url"):
         if type(plain.get(key)) is not str:
             plain[key] = None

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tailseg.data.annotations.masks import rle_runs
 from tailseg.data.annotations.oddities import Tally
+from tailseg.wording import short
 
 _OF_BYTES = ("b'", 'b"')  # how str() of Python's bytes begins; no run lengths do
 MAX_SIDE = 65_535  # pixels; no JPEG is larger, and a wild number must not make us allocate its square
@@ -231,9 +232,3 @@ def _rle_faults(codes: list[bytes], sizes: NDArray[np.int32]) -> dict[int, str]:
         int(i): f"the RLE covers {totals[i]} pixels but its size is {sizes[i, 0]} x {sizes[i, 1]}"
         for i in np.flatnonzero(totals != pixels)
     }
-
-
-def short(value: object) -> str:
-    """A value from a file as an error shows it."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

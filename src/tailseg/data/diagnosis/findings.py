@@ -202,6 +202,13 @@ def _file_findings(split: Split) -> list[Finding]:
     return [
         _finding("error", name, "images that are not there", "put them into the image folder", missing),
         _finding("error", name, "images that cannot be read", "copy or download them again", broken),
+        _finding(
+            "warning",
+            name,
+            "JPEG images whose data end before the image does: the rest is grey or blurred",
+            "copy or download them again",
+            [split.image(i) for i, f in enumerate(facts) if f.pixels is not None and f.pixels.run_out],
+        ),
         _finding("error", name, "images that are too large", "shrink them, or cut them into pieces", too_large),
         _finding("error", name, "images of another size than stated", "correct width and height in the file", wrong),
         _finding(

@@ -18,6 +18,7 @@ from tailseg.data.importers.foreign import DECIMALS, image_size, read_object, re
 from tailseg.data.importers.layouts import ImageFinder
 from tailseg.data.importers.writer import Part, Row, new_names
 from tailseg.errors import UserError
+from tailseg.wording import short
 
 SHOWN = 3  # places of each kind of odd thing
 _MEANINGS = {
@@ -83,7 +84,7 @@ class CocoContent:
             count = f"{len(missing)} of its {len(paths)} images are not in {self.root}"
             raise UserError(f"{self.path}: {count}, the first of them {shown}; put the images there")
         for i in missing:
-            name = candidates[i][0] if candidates[i] else f"image {self.images[i].get('id')!r}"
+            name = candidates[i][0] if candidates[i] else f"image {short(self.images[i].get('id'))}"
             self.met.add("missing_image", [name])
         seen: set[tuple[Any, Path]] = set()
         kept = []
@@ -97,8 +98,8 @@ class CocoContent:
         height, width = whole(row.get("height")), whole(row.get("width"))
         if height is not None and width is not None and 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
             return height, width
-        self.met.add("size_read", [f"image {row.get('id')!r}"])
-        return image_size(path, f"{self.path}: image {row.get('id')!r}")
+        self.met.add("size_read", [f"image {short(row.get('id'))}"])
+        return image_size(path, f"{self.path}: image {short(row.get('id'))}")
 
     def _add_annotations(self, part: Part, images: Mapping[Any, Row], numbers: Mapping[Any, int]) -> None:
         """The annotations that are whole, or can be made so."""
@@ -107,7 +108,7 @@ class CocoContent:
         rectangles = 0
         for number, row in enumerate(self.annotations):
             own = row.get("id")
-            place = f"annotation {own!r}" if is_id(own) else f"annotation number {number + 1} of the list"
+            place = f"annotation {short(own)}" if is_id(own) else f"annotation number {number + 1} of the list"
             image = images.get(row.get("image_id")) if is_id(row.get("image_id")) else None
             if image is None:
                 known = _hashable(row.get("image_id")) in listed
@@ -115,7 +116,7 @@ class CocoContent:
                 continue
             category = row.get("category_id")
             if not is_id(category) or category not in numbers:
-                problem = f"{place}: there is no category with the category_id {category!r}"
+                problem = f"{place}: there is no category with the category_id {short(category)}"
                 raise UserError(f"{self.path}: {problem}; add it or remove this annotation")
             plain = plain_annotation(
                 row | {"image_id": image["id"], "category_id": numbers[category]}, place, number, self.met
@@ -200,7 +201,7 @@ def _new_ids(ids: Sequence[Any], where: str) -> list[int]:
     plain = [int(i) if type(i) is float and i.is_integer() else i for i in ids]
     for i in plain:
         if not is_id(i):
-            raise UserError(f"{where} has the id {i!r}; give each image an id, a number or a text")
+            raise UserError(f"{where} has the id {short(i)}; give each image an id, a number or a text")
     if len(set(plain)) < len(plain):
         again = next(i for i in plain if plain.count(i) > 1)
         raise UserError(f"{where} {again!r}: this id is that of two files; give each its own")
