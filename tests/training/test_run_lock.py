@@ -50,6 +50,9 @@ def test_released_also_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), run_lock(tmp_path):
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
+    with run_lock(tmp_path / "new"):
+        pass
+    assert list(tmp_path.iterdir()) == []  # nothing came of it
     with run_lock(tmp_path), pytest.raises(UserError, match="is training in this folder"), run_lock(tmp_path):
         pass
     with run_lock(tmp_path):

@@ -88,7 +88,8 @@ def train(
     fabric = launch(devices)
     run = Run(fabric, recipe, data, out, seed, init)
     with ExitStack() as stack:
-        run.start(resume, stack)
+        lock_for_all(fabric, out, stack)
+        run.start(resume)
         stop = stack.enter_context(interrupts())
         if not run.prepare(stop, show):
             run.save()
@@ -174,30 +175,25 @@ class Run:
         pin_memory = self.fabric.device.type == "cuda"
         return WholeDetector(self.detector, self.recipe, self.dataset, self.sampler, pin_memory=pin_memory)
 
-    def start(self, resume: bool, stack: ExitStack) -> None:
-        """Make the folder, or take up the run that it holds; says what is about to happen.
-
-        Args:
-            resume: of `train`.
-            stack: is given the lock of the folder.
-        """
+    def start(self, resume: bool) -> None:
+        """Make the folder, or take up the run that it holds; says what is about to happen."""
         trainer = self.out / TRAINER
-        if resume and not trainer.is_file():
-            raise UserError(f"{self.out}: holds no {TRAINER} to resume from; leave out --resume to start")
-        lock_for_all(self.fabric, self.out, stack)
-        if not resume and trainer.is_file():
-            raise UserError(f"{self.out}: already holds a run; add --resume to go on with it, or choose another --out")
         if resume:
+            if not trainer.is_file():
+                raise UserError(f"{self.out}: holds no {TRAINER} to resume from; leave out --resume to start")
             about = load_trainer(trainer, self.detector, self.optimizer, self.average)
             names = [category.name for category in self.categories]
             warnings = require_same_run(
                 about, self.out, self.recipe, names, self.seed, self.fabric.world_size, self.data_keys
             )
             self.step, self.best = about["step"], about["best"]
+        elif trainer.is_file():
+            raise UserError(f"{self.out}: already holds a run; add --resume to go on with it, or choose another --out")
         else:
             require_whole_steps(self.recipe, self.length)
             warnings = schedule_warnings(self.recipe, self.length)
         if self.is_main_process:
+            self.out.mkdir(parents=True, exist_ok=True)
             (self.out / "recipe.yaml").write_text(to_yaml(self.recipe))
             self.run_log.cut(self.step)
             announce(

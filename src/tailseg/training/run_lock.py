@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from lightning_fabric import Fabric
@@ -39,7 +39,7 @@ if sys.platform != "win32":
 
 @contextmanager
 def run_lock(out: Path) -> Iterator[None]:
-    """Keep other trainings out of a folder, which is made if absent.
+    """Keep other trainings out of a folder, which is made if absent (and removed if nothing came of it).
 
     The kernel releases the lock when the process ends, however it ends. Where the file system knows no locks, a
     warning says so.
@@ -47,6 +47,7 @@ def run_lock(out: Path) -> Iterator[None]:
     Raises:
         UserError: another process trains there.
     """
+    is_new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     path = out / NAME
     descriptor = _locked(path, out)
@@ -59,7 +60,10 @@ def run_lock(out: Path) -> Iterator[None]:
         os.write(descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode())
         yield
     finally:
-        path.unlink(missing_ok=True)  # before it is released: whoever waits sees that its file is gone
+        with suppress(OSError):  # the disk may be gone by now
+            path.unlink()  # before it is released: whoever comes then sees that its file is another
+            if is_new:
+                out.rmdir()
         _held.discard(descriptor)
         os.close(descriptor)
 
