@@ -87,8 +87,12 @@ def test_boxes_and_areas_that_are_missing_or_no_numbers_are_taken_from_the_masks
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
 def test_numbers_that_are_none_count_as_missing(tmp_path, word):
     """As Python writes them, and pycocotools reads them."""
-    rows = [annotation(1, area="?"), annotation(2, bbox=[1, "?", 2, 3]), annotation(3, segmentation=[[1, 1, 9, 9, "?", 1]])]
-    rows.append(annotation(4, note="NaN is a word here \" NaN"))
+    rows = [
+        annotation(1, area="?"),
+        annotation(2, bbox=[1, "?", 2, 3]),
+        annotation(3, segmentation=[[1, 1, 9, 9, "?", 1]]),
+    ]
+    rows.append(annotation(4, note='NaN is a word here " NaN'))
     data = load(tmp_path, json.dumps(content(rows)).replace('"?"', word))
     assert data.annotation_ids.tolist() == [1, 2, 4]
     assert (data.areas[0], data.boxes_xywh[1].tolist()) == (400, [10, 10, 20, 20])

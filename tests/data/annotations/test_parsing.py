@@ -55,7 +55,10 @@ BAD = {
     "wrong list": (content(images={}), "'images' is {}"),
     "wrong row": (content(categories=[3]), r"categories\[0\] is 3"),
     "image twice": (content(images=content()["images"][:1] * 2), "image 5: this id occurs more than once; give each"),
-    "category twice": (content(categories=[{"id": 2, "name": "a"}, {"id": 2, "name": "b"}]), "category 2: this id occurs more"),
+    "category twice": (
+        content(categories=[{"id": 2, "name": "a"}, {"id": 2, "name": "b"}]),
+        "category 2: this id occurs more",
+    ),
     "no category": (
         content([annotation(3, 1, 8)]),
         "annotation 3: there is no category with the category_id 8; add it or remove this annotation",
@@ -103,7 +106,9 @@ def test_bad_input_is_named(tmp_path, name):
 def test_categories_listed_twice_are_taken_once(tmp_path):
     data = load(tmp_path, content(categories=[*content()["categories"], {"id": 2, "name": "cat", "frequency": "r"}]))
     assert [category.name for category in data.categories] == ["cat", "dog", "owl"]
-    assert [(o.kind, o.count, o.places) for o in data.report.oddities] == [("category_again", 1, ("category 2: 'cat'",))]
+    assert [(o.kind, o.count, o.places) for o in data.report.oddities] == [
+        ("category_again", 1, ("category 2: 'cat'",))
+    ]
 
 
 @pytest.mark.parametrize("row", [{"id": "x", "name": "a"}, {"id": 5, "name": ""}, {"id": 5}])

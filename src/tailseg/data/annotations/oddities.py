@@ -140,7 +140,9 @@ def oddities_of(tally: Tally) -> tuple[Oddity, ...]:
     return tuple(Oddity(kind, tally.counts[kind], tuple(tally.places[kind])) for kind in met)
 
 
-def require_sound(path: Path, oddities: Iterable[Oddity], hint: str = "; `tailseg data check` lists their kinds") -> None:
+def require_sound(
+    path: Path, oddities: Iterable[Oddity], hint: str = "; `tailseg data check` lists their kinds"
+) -> None:
     """Raise UserError for the first error, if there is one; if there are more it counts them and gives the hint."""
     errors = [oddity for oddity in oddities if oddity.about.severity == "error"]
     if errors:

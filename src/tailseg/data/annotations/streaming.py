@@ -75,7 +75,7 @@ def read_lists(path: Path, keys: Collection[str], block: int = BLOCK) -> Iterato
             raise source.unexpected("the end of the file")
 
 
-def _opened(path: Path) -> IO[bytes]:
+def opened(path: Path) -> IO[bytes]:
     """The file's content, unpacked if it is packed."""
     file = path.open("rb", buffering=0)
     packed = file.read(2) == b"\x1f\x8b"
@@ -91,7 +91,7 @@ class _Source:
         self.block = block
         self.offset = 0  # of the buffer in the file
         try:
-            self.file = _opened(path)
+            self.file = opened(path)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; check the path") from None
         except OSError as error:
@@ -220,7 +220,7 @@ class _Source:
         """The error at byte ``at`` of the buffer."""
         place = self.offset + at
         lines, last, done = 1, 0, 0  # `last`: where the line begins
-        with _opened(self.path) as file:
+        with opened(self.path) as file:
             while done < place and (part := file.read(min(1 << 20, place - done))):
                 lines += part.count(b"\n")
                 last = done + part.rfind(b"\n") + 1 if b"\n" in part else last
