@@ -79,7 +79,7 @@ def test_one_file_of_any_name_in_a_folder(tmp_path):
     [
         (None, "'images' is None; an LVIS or COCO file has a list of image objects there"),
         ({}, "'images' is {}; an LVIS or COCO file has a list of image objects there"),
-        ([], "the list of images is empty; there is nothing to work on"),
+        ([], "the list of images is empty; fill it, or remove the file"),
     ],
 )
 def test_a_file_without_images(tmp_path, images, problem):

@@ -53,7 +53,10 @@ def test_the_file_of_each_split(tmp_path, names, train, val):
     [
         (["train_a.json", "train_b.json", "val.json"], "train_a.json and train_b.json both look like the train split"),
         (["a/train.json", "b/train.json"], "a/train.json and b/train.json both look like the train split"),
-        (["coco_train.json", "lvis_train.json", "val.json"], "coco_train.json and lvis_train.json both look like the train split"),
+        (
+            ["coco_train.json", "lvis_train.json", "val.json"],
+            "coco_train.json and lvis_train.json both look like the train split",
+        ),
         (["train.json", "val.json", "valid.json"], "val.json and valid.json both look like the val split"),
         (["a.json", "b.json"], "no file is called train, of a.json, b.json"),
         (["val.json", "test.json"], "no file is called train, of test.json, val.json"),

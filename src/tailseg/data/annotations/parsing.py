@@ -51,9 +51,8 @@ class Table:
         """The same without entries that are no objects, which are counted."""
         if set(map(type, self.rows)) <= {dict}:
             return self
-        met.add(
-            "no_object", [f"{self.first + i}: {short(row)}" for i, row in enumerate(self.rows) if type(row) is not dict]
-        )
+        odd = [(self.first + i, row) for i, row in enumerate(self.rows) if type(row) is not dict]
+        met.add("no_object", [f"{self.kind} number {place + 1} of the list: {short(row)}" for place, row in odd])
         return Table(self.path, self.kind, [row for row in self.rows if type(row) is dict], self.first)
 
     def repaired(self, met: Tally) -> Table:
@@ -165,7 +164,7 @@ def parse(path: Path, *, masks: bool = True, tolerant: bool = False) -> Parsed:
         require_sound(path, (odd for odd in oddities_of(met) if odd.kind in ("category_id", "category_name")), hint="")
     if not categories or not (len(of_images["image_ids"]) or met.counts):
         missing = "images" if categories else "categories"
-        raise UserError(f"{path}: the list of {missing} is empty; there is nothing to work on")
+        raise UserError(f"{path}: the list of {missing} is empty; fill it, or remove the file")
     negative = int((of_images["image_ids"] < 0).sum())
     if "unsigned_id" in met.counts and negative > met.counts["unsigned_id"]:
         met.add("image_id_signs", [f"image {of_images['image_ids'].min()}: its id is below 0"], negative)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class CocoContent:
             lists[table.kind] += table.objects(self.met).rows
         if not lists["category"] or (not lists["image"] and self.split == "train"):
             missing = "images" if lists["category"] else "categories"
-            raise UserError(f"{self.path}: the list of {missing} is empty; there is nothing to work on")
+            raise UserError(f"{self.path}: the list of {missing} is empty; fill it, or remove the file")
         if any(type(row.get("id")) is float and abs(row["id"]) >= 2**63 for row in lists["image"]):
             with opened(self.path) as file:  # the fast reader makes floats of these, many of which are the same
                 content = json.loads(file.read().decode("utf-8-sig"))
@@ -155,9 +156,10 @@ class CocoContent:
                 rectangles += 1
             if self._make_whole(plain, place, (image["height"], image["width"])):
                 part.annotations.append(plain)
-        ids = [row["id"] for row in part.annotations]
-        if len(set(ids)) < len(ids):
-            self.met.add("annotation_id", [], len(ids) - len(set(ids)))
+        ids = Counter(row["id"] for row in part.annotations)
+        again = [f"annotation {number}" for number, count in ids.items() if count > 1]
+        if again:
+            self.met.add("annotation_id", again, len(part.annotations) - len(ids))
             part.annotations = [{**row, "id": i} for i, row in enumerate(part.annotations, 1)]
         if rectangles:
             self.notes.append(f"{rectangles:,} objects have a box only: their masks are rectangles")
