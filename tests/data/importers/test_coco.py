@@ -210,7 +210,12 @@ def test_files_that_are_no_data_are_not_looked_into(tmp_path):
 def test_annotation_files_that_are_left_out_are_named(tmp_path):
     root = coco_set(coco_set(tmp_path, "train.json", "images", (1,)), "val.json", "images", (2,))
     coco_set(root, "test.json", "images", (3,))
-    assert read_coco(root).notes == ["other annotation files, left out: test.json"]
+    coco_set(root, "x/test.json", "test", (4,))
+    assert read_coco(root).notes == [
+        "other annotation files, left out: test.json, x/test.json",
+        "1 images that these annotations do not list: left out (images/3.jpg)",
+    ]
+    assert read_coco(root / "train.json").notes == []
 
 
 def test_a_picture_in_both_files_is_no_validation_picture(tmp_path):

@@ -35,7 +35,7 @@ def chosen(root):
         (["annotations_trainval.json", "annotations_test.json"], "annotations_trainval.json", None),
         (["default.json", "val.json", "test.json"], "default.json", "val.json"),
         (["captions_train.json", "train.json", "person_keypoints_val.json"], "train.json", None),
-        (["person_keypoints_train.json", "person_keypoints_val.json"], "person_keypoints_train.json", "person_keypoints_val.json"),
+        (["stuff_train.json", "stuff_val.json"], "stuff_train.json", "stuff_val.json"),
         (["train/a.coco.json", "valid/a.coco.json", "test/a.coco.json"], "train/a.coco.json", "valid/a.coco.json"),
         (["Train.JSON", "Val.JSON"], "Train.JSON", "Val.JSON"),
         (["train.json.gz", "val.json.gz"], "train.json.gz", "val.json.gz"),

@@ -12,7 +12,7 @@ from tailseg.errors import UserError
 def usable(root, rows, split="train"):
     """The usable images' names and sizes, and what was counted."""
     met, done = Tally(), []
-    images = usable_images(rows, root / "train.json", root, split, met, done.append, alone=True)
+    images, _ = usable_images(rows, root / "train.json", root, split, met, done.append, alone=True)
     assert done == list(range(1, len(rows) + 1))
     return [(image.path.name, image.image_hw) for image in images], met
 
@@ -61,7 +61,11 @@ def test_sizes_are_those_of_the_files_where_they_can_be_meant(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"file_name": "x.jpg"}, "3 of its 3 images are not in {}, the first of them x.jpg; put the images there"),
+        (
+            {"file_name": "x.jpg"},
+            "3 of its 3 images are not in {}, the first of them x.jpg; put the images there, "
+            "or name their folder in a YAML file with train, val and images",
+        ),
         ({"id": [1]}, "3 of its 3 images have no id, the first of them a.jpg; number them"),
         (
             {"height": 20},

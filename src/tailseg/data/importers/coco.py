@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tailseg.data.importers.coco_content import CocoContent
+from tailseg.data.annotations.image_files import walk
+from tailseg.data.images import IMAGE_SUFFIXES
+from tailseg.data.importers.coco_content import SHOWN, CocoContent
 from tailseg.data.importers.coco_files import coco_files, root_of
 from tailseg.data.importers.foreign import Source
+from tailseg.data.importers.layouts import split_of
 from tailseg.data.importers.writer import Part, Row
 from tailseg.errors import UserError
 
@@ -54,7 +58,8 @@ def read_coco(
         _separate(parts)
     several = len(contents) > 1
     odd = [note for c in contents.values() for note in c.all_notes(f" in {c.path.name}" if several else "")]
-    return Source(categories, parts, [*notes, *more, *odd])
+    unlisted = _unlisted(source, [path for c in contents.values() for path in c.files]) if source.is_dir() else []
+    return Source(categories, parts, [*notes, *more, *odd, *unlisted])
 
 
 def read_set(source: Path) -> tuple[list[Row], Part, list[str]]:
@@ -108,6 +113,16 @@ def _categories(contents: Mapping[str, CocoContent]) -> tuple[list[Row], dict[st
                 f"{contents[split].path.name} lists {size} of {len(categories)} categories: it gets all of them"
             )
     return categories, numbers, notes
+
+
+def _unlisted(source: Path, listed: Sequence[Path]) -> list[str]:
+    """A note on image files that are not ``listed``, if there are any; those of a test split are expected."""
+    known = set(map(os.path.realpath, listed))
+    files = [Path(entry.path) for entry in walk(source) if entry.name.lower().endswith(IMAGE_SUFFIXES)]
+    files = [path for path in files if "test" not in map(split_of, path.relative_to(source).parts[:-1])]
+    found = [str(path.relative_to(source)) for path in sorted(files) if os.path.realpath(path) not in known]
+    places = ", ".join([*found[:SHOWN], *(["..."] if len(found) > SHOWN else [])])
+    return [f"{len(found):,} images that these annotations do not list: left out ({places})"] if found else []
 
 
 def _roots_only(categories: Sequence[Row], used: set[int]) -> list[Row]:

@@ -49,6 +49,7 @@ class CocoContent:
         """
         self.path, self.split, self.root = path, split, root
         self.alone, self.crowds_are_objects = alone, crowds_are_objects
+        self.files: list[Path] = []  # of its images, known with its part
         self.met = Tally()
         self.notes: list[str] = []
         lists = self._lists()
@@ -96,7 +97,9 @@ class CocoContent:
         Raises:
             UserError: most images cannot be used; or there are annotations but none can.
         """
-        usable = usable_images(self.images, self.path, self.root, self.split, self.met, progress, alone=self.alone)
+        usable, self.files = usable_images(
+            self.images, self.path, self.root, self.split, self.met, progress, alone=self.alone
+        )
         names = new_names([image.path for image in usable], self.root)
         part, entries, at = Part(), dict[Any, Row](), dict[Path, Row]()
         for image, name in zip(usable, names, strict=True):

@@ -46,7 +46,7 @@ def coco_files(source: Path) -> CocoFiles:
     for path in usual:
         by_split.setdefault(_split_of_file(path, source), []).append(path)
     for path, error in broken:
-        if (split := _split_of_file(path, source)) not in (*by_split, None, "test"):
+        if _split_of_file(path, source) not in (*by_split, None, "test"):
             raise error  # else the other split would be taken for the whole set
     files = {"train": usual[0]} if len(usual) == 1 else _chosen(by_split, source)
     others = [path for path in found if path not in files.values()]
@@ -100,7 +100,7 @@ def as_downloaded(source: Path) -> tuple[Path | None, Path, Path] | None:
 
 
 def is_coco(path: Path) -> bool:
-    """Return whether a JSON file has a list of images, or of annotations of images, at its top; it is read up to there."""
+    """Return whether a JSON file has a list of images or of their annotations at its top; it is read up to there."""
     try:
         return _is_coco(path)
     except UserError:

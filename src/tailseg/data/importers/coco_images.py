@@ -22,7 +22,11 @@ from tailseg.errors import UserError
 
 # Kinds of images that cannot be used: as notes say it, as the error says it where most are so, and the fix.
 _FAULTS = {
-    "missing_image": ("images whose file is not there", "are not in {}", "put the images there"),
+    "missing_image": (
+        "images whose file is not there",
+        "are not in {}",
+        "put the images there, or name their folder in a YAML file with train, val and images",
+    ),
     "image_without_id": ("images without an id", "have no id", "number them"),
     "broken_image": ("images that cannot be read", "cannot be read", "copy or download them again"),
     "large_image": ("images that are too large", "are too large", "shrink them, or cut them into pieces"),
@@ -67,8 +71,8 @@ def usable_images(
     progress: Callable[[int], None],
     *,
     alone: bool,
-) -> list[UsableImage]:
-    """The images that have an id and a sound file; the others are counted.
+) -> tuple[list[UsableImage], list[Path]]:
+    """The images that have an id and a sound file; the others are counted. And all files that are there.
 
     Args:
         rows: the list of images.
@@ -105,7 +109,7 @@ def usable_images(
         _, problem, fix = _FAULTS[kind]
         share = f"{count} of its {len(rows)} images {problem.format(root)}"
         raise UserError(f"{path}: {share}, the first of them {faults.places[kind][0]}; {fix}")
-    return usable
+    return usable, [file for file in paths if file is not None]
 
 
 def _look(rows: Sequence[Row], paths: Sequence[Path | None]) -> Iterator[_Looked]:

@@ -139,9 +139,12 @@ def _told(folders: Iterable[str]) -> set[Split]:
 
 def _matches(name: str, by_name: dict[str, list[Path]], root: Path) -> list[tuple[int, tuple[str, ...], Path]]:
     """Files that agree with the end of a name: in how many parts, the folder that is left, and the file."""
-    wanted = [alike(part) for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    stated = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    wanted = list(map(alike, stated))
+    paths = by_name.get(wanted[-1], []) if wanted else []
+    in_folder = Counter(path.parent for path in paths)  # of several in one, only the very name is meant
     found = []
-    for path in by_name.get(wanted[-1], ()) if wanted else ():
+    for path in (path for path in paths if in_folder[path.parent] == 1 or path.name == stated[-1]):
         parts = path.relative_to(root).parts
         pairs = zip(reversed(wanted), map(alike, reversed(parts)), strict=False)
         length = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
