@@ -104,7 +104,10 @@ def test_entries_that_are_no_objects_are_left_out_and_counted(tmp_path):
     assert data.annotation_ids.tolist() == [1, 2]
     assert (data.report.annotations, data.report.dropped) == (4, 2)
     assert met(data) == {"no_object": 2}
-    assert data.report.oddities[0].places == ("0: None", "2: 5")
+    assert data.report.oddities[0].places == (
+        "annotation number 1 of the list: None",
+        "annotation number 3 of the list: 5",
+    )
 
 
 def test_without_masks_a_box_is_needed(tmp_path):

@@ -224,6 +224,13 @@ def test_hidden_files_are_no_data(tmp_path):
     assert [is_hidden(name) for name in ("._a.jpg", "__MACOSX", "Thumbs.db", "a.jpg")] == [True, True, True, False]
 
 
+def test_links_to_themselves_are_neither_files_nor_folders(tmp_path):
+    folder_of(tmp_path, "deep/a.jpg")
+    os.symlink("self.jpg", tmp_path / "self.jpg")
+    os.symlink(tmp_path / "deep", tmp_path / "deep" / "loop")
+    assert list(files_below(tmp_path, (".jpg",))) == [tmp_path / "deep/a.jpg"]
+
+
 def test_folders_beside_the_top_may_be_links_and_nothing_else(tmp_path):
     folder_of(tmp_path / "disk", "a.jpg", "deep/b.jpg")
     folder_of(tmp_path / "set", "labels/x.txt")

@@ -116,7 +116,7 @@ def test_faulty_categories_are_refused_even_where_other_faults_are_counted(tmp_p
     """Nothing can be said about classes that nobody knows."""
     made = content([annotation(1, image_id="x", category_id=77)], categories=[{"id": 2, "name": "cat"}, row])
     (tmp_path / "train.json").write_text(json.dumps(made))
-    with pytest.raises(UserError, match="category '?[x5]'?: its (id|name) is [^(]*$"):
+    with pytest.raises(UserError, match=r"category '?[x5]'?: its (id|name) is [^(]*$"):
         load_annotations(tmp_path / "train.json", tmp_path, tolerant=True)
 
 

@@ -21,8 +21,10 @@ def test_whole_numbers(value, number):
 
 @pytest.mark.parametrize(
     ("value", "number"),
-    [("3", 3), ("-3", -3), (3.0, 3), (str(2**64 - 1), 2**64 - 1), (str(2**64), None), ("3.0", None), ("a3", None)]
-    + [("", None), ("٣", None), ("9" * 5000, None)],
+    [
+        *[("3", 3), ("-3", -3), (3.0, 3), (str(2**64 - 1), 2**64 - 1)],
+        *[(value, None) for value in (str(2**64), "3.0", "a3", "", "\N{ARABIC-INDIC DIGIT THREE}", "9" * 5000)],
+    ],
 )
 def test_numbers_may_be_written_as_texts(value, number):
     assert meant(value) == number

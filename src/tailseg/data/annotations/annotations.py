@@ -236,7 +236,9 @@ def require_same_categories(train: Annotations, val: Annotations) -> None:
         if a != b:
             found = [f"{name!r}" if name is not None else "missing" for name in (a, b)]
             where = f"category {category_id} is {found[0]} in {train.path} but {found[1]} in {val.path}"
-            raise UserError(f"{where}; both files need the same categories")
+            raise UserError(
+                f"{where}; both files need the same categories: `tailseg data convert coco` matches them by name"
+            )
 
 
 def summary(annotations: Annotations) -> str:

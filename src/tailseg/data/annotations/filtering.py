@@ -132,7 +132,7 @@ def _fill_boxes(
 def _fill_areas(
     annotations: Columns, hws: NDArray[Any], left: NDArray[np.bool_], faults: dict[int, Fault] | None, met: Tally
 ) -> None:
-    """Areas not stated, or below 0: those of the masks, or of the boxes if ``faults`` is None: without masks."""
+    """Areas that the file does not state, or below 0: those of the masks; of the boxes if ``faults`` is None."""
     areas, ids = annotations["areas"], annotations["annotation_ids"]
     areas[areas < 0] = np.nan
     rows = np.flatnonzero(left & np.isnan(areas))

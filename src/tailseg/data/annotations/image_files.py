@@ -259,9 +259,13 @@ def walk(folder: Path, follow: Callable[[Path], None] = lambda link: None) -> It
         if count > MOST_ENTRIES:
             raise UserError(f"{folder}: holds more than {MOST_ENTRIES:,} files; name the folder of the data itself")
         for entry in entries:
-            if entry.is_dir(follow_symlinks=depth == 0):
+            try:
+                is_folder, is_file = entry.is_dir(follow_symlinks=depth == 0), entry.is_file()
+            except OSError:  # a link to itself
+                continue
+            if is_folder:
                 if entry.is_symlink():
                     follow(Path(entry.path))
                 waiting.append((Path(entry.path), depth + 1))
-            elif entry.is_file():
+            elif is_file:
                 yield entry

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -53,8 +53,8 @@ class Table:
         """The same without entries that are no objects, which are counted."""
         if set(map(type, self.rows)) <= {dict}:
             return self
-        odd = [f"{self.first + i}: {short(row)}" for i, row in enumerate(self.rows) if type(row) is not dict]
-        met.add("no_object", odd)
+        odd = [(self.first + i, row) for i, row in enumerate(self.rows) if type(row) is not dict]
+        met.add("no_object", [f"{self.kind} number {place + 1} of the list: {short(row)}" for place, row in odd])
         return Table(self.path, self.kind, [row for row in self.rows if type(row) is dict], self.first)
 
     def repaired(self, met: Tally) -> Table:
@@ -166,7 +166,7 @@ def parse(path: Path, *, masks: bool = True, tolerant: bool = False) -> Parsed:
         require_sound(path, (odd for odd in oddities_of(met) if odd.kind in ("category_id", "category_name")), hint="")
     if not categories or not (len(of_images["image_ids"]) or met.counts):
         missing = "images" if categories else "categories"
-        raise UserError(f"{path}: the list of {missing} is empty; there is nothing to work on")
+        raise UserError(f"{path}: the list of {missing} is empty; fill it, or remove the file")
     negative = int((of_images["image_ids"] < 0).sum())
     if "unsigned_id" in met.counts and negative > met.counts["unsigned_id"]:
         met.add("image_id_signs", [f"image {of_images['image_ids'].min()}: its id is below 0"], negative)
@@ -234,21 +234,23 @@ def category_columns(
     order = np.unique(ids, return_index=True)[1]
     stated = [rows[i].get("frequency") for i in order]
     groups = stated if stated and all(group in ("r", "c", "f") for group in stated) else None
-    return ids[order], _apart(ids[order], [names[i] for i in order], tally), groups
+    return ids[order], told_apart(ids[order].tolist(), [names[i] for i in order], tally), groups
 
 
-def _apart(ids: NDArray[np.int64], names: list[str], met: Tally) -> list[str]:
+def told_apart(ids: Sequence[object], names: list[str], met: Tally) -> list[str]:
     """The names, those that an earlier category has with a number behind them: ``bolt``, ``bolt (2)``."""
-    if len(set(names)) == len(names):
-        return names
-    taken, apart = set(names), list[str]()
-    for number, name in zip(ids.tolist(), names, strict=True):
-        own, count = name, 1
-        while own in apart or (count > 1 and own in taken):
+    taken, met_names = set(names), set[str]()
+    counts: dict[str, int] = {}
+    apart = []
+    for number, name in zip(ids, names, strict=True):
+        own, count = name, counts.get(name, 1)
+        while own in met_names or (own != name and own in taken):
             count += 1
             own = f"{name} ({count})"
         if own != name:
             met.add("same_name", [f"category {number}: {name!r} is now {own!r}"])
+            counts[name] = count
+        met_names.add(own)
         apart.append(own)
     return apart
 

@@ -200,7 +200,13 @@ def _file_findings(split: Split) -> list[Finding]:
     broken = [f.problem for f in facts if f.problem and f.path is not None and not f.too_large]
     too_large = [f.problem for f in facts if f.problem and f.too_large]
     return [
-        _finding("error", name, "images that are not there", "put them into the image folder", missing),
+        _finding(
+            "error",
+            name,
+            "images that are not there",
+            "put them into the image folder; `tailseg data convert coco` finds those in other folders of the set",
+            missing,
+        ),
         _finding("error", name, "images that cannot be read", "copy or download them again", broken),
         _finding(
             "warning",
@@ -210,7 +216,13 @@ def _file_findings(split: Split) -> list[Finding]:
             [split.image(i) for i, f in enumerate(facts) if f.pixels is not None and f.pixels.run_out],
         ),
         _finding("error", name, "images that are too large", "shrink them, or cut them into pieces", too_large),
-        _finding("error", name, "images of another size than stated", "correct width and height in the file", wrong),
+        _finding(
+            "error",
+            name,
+            "images of another size than stated",
+            "correct width and height in the file; `tailseg data convert coco` does where they are only exchanged",
+            wrong,
+        ),
         _finding(
             "note", name, "images with a camera orientation (EXIF): it is applied", "look at one of them drawn", turned
         ),

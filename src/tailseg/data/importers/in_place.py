@@ -22,16 +22,26 @@ import orjson
 from tailseg.data.annotations.cache import KEPT_DAYS, cache_folder
 from tailseg.data.annotations.image_files import walk
 from tailseg.data.images import IMAGE_SUFFIXES
-from tailseg.data.importers.coco import root_of
+from tailseg.data.importers.coco_files import root_of
 from tailseg.data.importers.convert import read_source
 from tailseg.data.importers.foreign import LeftOut
 from tailseg.data.importers.writer import Part, new_folder, place_parts, write_annotations
 from tailseg.data.importers.yolo_layout import find_layout
 from tailseg.errors import UserError
 
-VERSION = 1  # raise it when an import writes anything else
+VERSION = 2  # raise it when an import writes anything else
 _FILES = ("train.json", "val.json")
-_ANNOTATIONS = (".json", ".txt", ".xml", ".yaml", ".yml", ".names", ".labels", ".data")  # suffixes of annotation files
+_ANNOTATIONS = (
+    ".json",
+    ".gz",
+    ".txt",
+    ".xml",
+    ".yaml",
+    ".yml",
+    ".names",
+    ".labels",
+    ".data",
+)  # suffixes of annotation files
 
 
 @dataclass(frozen=True, slots=True)
