@@ -16,14 +16,12 @@ from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.dataset import DetectionDataset
 from tailseg.data.diagnosis.jpeg_checks import data_run_out
 from tailseg.data.diagnosis.near_duplicates import Thumbnail, thumbnail_of
-from tailseg.data.images import ImageHeader, ImageTooLargeError, decode, read_header, to_rgb
+from tailseg.data.images import EDGE, ENDS, ImageHeader, ImageTooLargeError, decode, read_header, to_rgb
 from tailseg.data.transforms import Compose
 from tailseg.errors import UserError
 
 T = TypeVar("T")
 DECODED = 2000  # images of the sample that is decoded in full; the header and the end of all are read
-EDGE = 4096  # bytes at either end of a file that make its fingerprint
-ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what a complete file has near its end
 NO_HEADER = ImageHeader("", (0, 0), 1)  # of a file that has a problem
 
 
@@ -59,7 +57,7 @@ def file_facts(annotations: Annotations, image: int) -> FileFacts:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            head = file.read(EDGE)
+            head = file.read(EDGE)  # with the other end, the file's fingerprint
             file.seek(max(size - EDGE, 0))
             tail = file.read()
             header = read_header(path, file)

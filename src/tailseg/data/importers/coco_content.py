@@ -15,7 +15,7 @@ from tailseg.data.annotations.masks import run_lengths
 from tailseg.data.annotations.oddities import CROWDS_FIX, ODD_KINDS, Tally
 from tailseg.data.annotations.packed import open_unpacked
 from tailseg.data.annotations.parsing import read_tables, told_apart
-from tailseg.data.annotations.repair import plain_annotation
+from tailseg.data.annotations.repair import meant, plain_annotation
 from tailseg.data.annotations.segmentations import sound_segmentation
 from tailseg.data.importers.coco_images import MEANINGS as OF_IMAGES
 from tailseg.data.importers.coco_images import usable_images
@@ -99,7 +99,7 @@ class CocoContent:
             UserError: most images cannot be used; or there are annotations but none can.
         """
         usable, self.files = usable_images(
-            self.images, self.path, self.root, self.split, self.met, progress, alone=self.alone
+            self.images, self.path, self.root, self.split, self.met, progress, self._are_exchanged, alone=self.alone
         )
         names = new_names([image.path for image in usable], self.root)
         part, entries, at = Part(), dict[Any, Row](), dict[Path, Row]()
@@ -121,6 +121,22 @@ class CocoContent:
         self._add_annotations(part, entries, numbers)
         self._count(part)
         return part
+
+    def _are_exchanged(self, images: Mapping[Any, tuple[int, int]]) -> bool:
+        """Return whether all objects fit into images of these (height, width), and some not into the turned ones."""
+        fits_turned = True
+        for row in self.annotations:
+            image_hw = images.get(id_of(row.get("image_id")))
+            if image_hw is None:
+                continue
+            extent = _extent(row)
+            if extent is None:
+                continue
+            height, width = extent
+            if height > image_hw[0] + 1 or width > image_hw[1] + 1:
+                return False
+            fits_turned &= height <= image_hw[1] + 1 and width <= image_hw[0] + 1
+        return not fits_turned
 
     def _lists_of_categories(self, row: Row, numbers: Mapping[Any, int]) -> Row:
         """LVIS's lists of an image, of the new ids."""
@@ -236,6 +252,19 @@ class CocoContent:
 def _has_mask(row: Row) -> bool:
     value = row.get("segmentation")
     return any(value) if isinstance(value, list) else bool(value)
+
+
+def _extent(row: Row) -> tuple[float, float] | None:
+    """The height and width that an image needs at least for an object; None if that is not known."""
+    segmentation = row.get("segmentation")
+    if isinstance(segmentation, dict):
+        size = segmentation.get("size")
+        sides = [meant(side) for side in size] if isinstance(size, list) else []
+        return (sides[0] or 0, sides[1] or 0) if len(sides) == 2 else None
+    box = row.get("bbox")
+    if isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box):
+        return box[1] + box[3], box[0] + box[2]
+    return None
 
 
 def _counts(segmentation: Any, image_hw: tuple[int, int]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from tailseg.data.annotations.image_files import candidate_names
 from tailseg.data.annotations.oddities import Tally
 from tailseg.data.annotations.repair import meant
 from tailseg.data.annotations.segmentations import MAX_SIDE
-from tailseg.data.images import ImageTooLargeError, read_header
+from tailseg.data.images import ImageTooLargeError, read_header, require_whole
 from tailseg.data.importers.foreign import id_of
 from tailseg.data.importers.layouts import ImageFinder
 from tailseg.data.importers.writer import Row
@@ -69,6 +69,7 @@ def usable_images(
     split: str,
     met: Tally,
     progress: Callable[[int], None],
+    exchanged: Callable[[Mapping[Any, tuple[int, int]]], bool],
     *,
     alone: bool,
 ) -> tuple[list[UsableImage], list[Path]]:
@@ -81,6 +82,8 @@ def usable_images(
         split: "train" or "val".
         met: where odd things are counted.
         progress: called with the number of images looked at.
+        exchanged: asked for images whose height and width are those of their files exchanged, by id with the files'
+            (height, width): whether the objects show that this is a mistake.
         alone: there is no annotation file of another split.
 
     Raises:
@@ -92,8 +95,15 @@ def usable_images(
     ]
     paths = ImageFinder(root).locate(candidates, path.parent, split, alone=alone)
     usable, faults = [], Tally()
-    for done, (row, names, file, looked) in enumerate(zip(rows, candidates, paths, _look(rows, paths), strict=True), 1):
-        progress(done)
+    seen = []
+    for looked in _look(rows, paths):
+        seen.append(looked)
+        progress(len(seen))
+    turned = {i: seen[i].image_hw for i, row in enumerate(rows) if _is_exchanged(row, seen[i])}
+    if turned and exchanged({id_of(rows[i]["id"]): image_hw for i, image_hw in turned.items()}):
+        for i, image_hw in turned.items():
+            seen[i] = _Looked("size_exchanged", image_hw=image_hw)
+    for row, names, file, looked in zip(rows, candidates, paths, seen, strict=True):
         name = f"{names[0]}{looked.place}" if names else f"without a name, image {row.get('id')!r}"
         if looked.kind in _FAULTS:
             faults.add(looked.kind, [name])
@@ -124,6 +134,7 @@ def _looked_at(row: Row, path: Path | None) -> _Looked:
         return _Looked("image_without_id")
     try:
         header = read_header(path)
+        require_whole(path, header)
     except ImageTooLargeError as error:
         return _Looked("large_image", f": {error}")
     except UserError as error:
@@ -134,9 +145,11 @@ def _looked_at(row: Row, path: Path | None) -> _Looked:
         return _Looked("size_read", image_hw=shown)
     if (height, width) in (shown, stored):
         return _Looked(image_hw=(height, width))
-    if (width, height) == shown:
-        return _Looked("size_exchanged", image_hw=shown)
-    return _Looked("other_size", f": it says {width} x {height} pixels and has {shown[1]} x {shown[0]}")
+    return _Looked("other_size", f": it says {width} x {height} pixels and has {shown[1]} x {shown[0]}", shown)
+
+
+def _is_exchanged(row: Row, looked: _Looked) -> bool:
+    return looked.kind == "other_size" and (meant(row["width"]), meant(row["height"])) == looked.image_hw
 
 
 def _text(value: Any) -> str | None:
