@@ -37,6 +37,11 @@ def chosen(root):
         (["captions_train.json", "train.json", "person_keypoints_val.json"], "train.json", None),
         (["stuff_train.json", "stuff_val.json"], "stuff_train.json", "stuff_val.json"),
         (["train/a.coco.json", "valid/a.coco.json", "test/a.coco.json"], "train/a.coco.json", "valid/a.coco.json"),
+        # Datumaro, FiftyOne's zoo, TACO
+        (["instances_train.json", "labels_train.json", "image_info_train.json"], "instances_train.json", None),
+        (["train/labels.json", "raw/instances_train.json"], "train/labels.json", None),
+        (["raw/train.json", "raw/val.json"], "raw/train.json", "raw/val.json"),
+        (["annotations.json", "annotations_unofficial.json"], "annotations.json", None),
         (["Train.JSON", "Val.JSON"], "Train.JSON", "Val.JSON"),
         (["train.json.gz", "val.json.gz"], "train.json.gz", "val.json.gz"),
     ],

@@ -16,6 +16,8 @@ _SUFFIXES = (".json", ".json.gz")
 # Words in the names of COCO's files for other tasks, and of files that hold no annotations though their words tell a
 # split: ``val_detections.json``.
 _OTHER = {"caption", "captions", "keypoint", "keypoints", "panoptic", "stuff"}
+_BESIDE_INSTANCES = {"info", "labels"}  # Datumaro's files of images and of their labels
+_RAW = "raw"  # FiftyOne's folder for the files of all images, of which it has downloaded some
 _NONE = {"config", "detections", "log", "metrics", "predictions", "preds", "result", "results", "scores"}
 _YAML = "or write a YAML file with the entries train, val and images"
 
@@ -43,7 +45,7 @@ def coco_files(source: Path) -> CocoFiles:
         for _, error in broken:
             raise error
         raise UserError(f"{source}: there is no COCO annotation file (.json) in it; check the folder, or name the file")
-    usual = [path for path in found if not _OTHER & set(words_of(path.name))] or found
+    usual = _for_this_task(found, source)
     by_split: dict[str | None, list[Path]] = {}
     for path in usual:
         by_split.setdefault(_split_of_file(path, source), []).append(path)
@@ -63,25 +65,32 @@ def _chosen(by_split: dict[str | None, list[Path]], source: Path) -> dict[str, P
     """The files for training and, if there is one, validation, of several."""
     files: dict[str, Path] = {}
     for split in ("train", "val"):
-        if paths := by_split.get(split):
-            files[split] = _plainest(paths, source, split)
-    unnamed = by_split.get(None, [])
-    if "train" not in files and len(unnamed) == 1:
-        files = {"train": unnamed[0], **files}  # as `default`, CVAT's subset that nobody named, or `trainval`
+        paths = by_split.get(split, [])
+        if plain := _plain(paths, source):
+            files[split] = plain
+        elif paths:
+            told = f"{_names(paths[:2], source, ' and ')} both look like the {split} split"
+            raise UserError(f"{source}: {told}; give one instead of the folder, {_YAML}")
+    if "train" not in files and (unnamed := _plain(by_split.get(None, []), source)):
+        files = {"train": unnamed, **files}  # as `default`, CVAT's subset that nobody named, or `trainval`
     if "train" not in files:
         names = _names([path for paths in by_split.values() for path in paths][:4], source)
         raise UserError(f"{source}: no file is called train, of {names}; give one instead of the folder, {_YAML}")
     return files
 
 
-def _plainest(paths: Sequence[Path], source: Path, split: str) -> Path:
+def _for_this_task(found: Sequence[Path], source: Path) -> list[Path]:
+    """The files without those for other tasks, and of other images; where there are only such, all of them."""
+    found = [path for path in found if _RAW not in path.relative_to(source).parts] or found
+    words = {path: set(words_of(path.name)) for path in found}
+    other = _OTHER | (_BESIDE_INSTANCES if any("instances" in own for own in words.values()) else set())
+    return [path for path in found if not other & words[path]] or list(found)
+
+
+def _plain(paths: Sequence[Path], source: Path) -> Path | None:
     """The file to whose words the names of all others add some: ``train.json``, not ``train_old.json``."""
     words = {path: set(words_of(str(path.relative_to(source)))) for path in paths}
-    plain = [path for path in paths if all(words[path] < words[other] for other in paths if other != path)]
-    if not plain:
-        names = _names(paths[:2], source, " and ")
-        raise UserError(f"{source}: {names} both look like the {split} split; give one instead of the folder, {_YAML}")
-    return plain[0]
+    return next((path for path in paths if all(words[path] < words[other] for other in paths if other != path)), None)
 
 
 def as_downloaded(source: Path) -> tuple[Path | None, Path, Path] | None:
