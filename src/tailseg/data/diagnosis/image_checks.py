@@ -14,6 +14,7 @@ import numpy as np
 
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.dataset import DetectionDataset
+from tailseg.data.diagnosis.jpeg_checks import data_run_out
 from tailseg.data.diagnosis.near_duplicates import Thumbnail, thumbnail_of
 from tailseg.data.images import ImageHeader, ImageTooLargeError, decode, read_header, to_rgb
 from tailseg.data.transforms import Compose
@@ -33,6 +34,7 @@ class PixelFacts:
     levels: int  # between the smallest and the largest value of its RGB, 0 to 255
     deep: bool  # greyscale of more than 8 bits in the file
     thumbnail: Thumbnail
+    run_out: bool = False  # a JPEG whose data end before its last pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +138,13 @@ def _with_pixels(facts: FileFacts) -> FileFacts:
     try:
         image, _ = decode(facts.path)
         pixels = to_rgb(image, facts.path, upright=True)
+        run_out = data_run_out(facts.path, image)
+    except OSError as error:
+        return replace(facts, problem=f"{facts.path}: the image cannot be read ({error.strerror}); check the path")
     except UserError as error:
         return _unreadable(facts.path, error)
     levels = int(pixels.max()) - int(pixels.min())
-    return replace(facts, pixels=PixelFacts(levels, image.mode.startswith("I"), thumbnail_of(pixels)))
+    return replace(facts, pixels=PixelFacts(levels, image.mode.startswith("I"), thumbnail_of(pixels), run_out))
 
 
 def same_content(groups: dict[str, list[FileFacts]]) -> dict[bytes, list[tuple[str, int]]]:
