@@ -21,7 +21,7 @@ from tailseg.data.sources import DataSplits
 from tailseg.errors import UserError
 from tailseg.evaluation.evaluate import evaluate
 from tailseg.evaluation.metrics import Metrics, Scores
-from tailseg.model.build import build_detector
+from tailseg.model.build import build_detector, stored_recipe
 from tailseg.model.detector import Detector
 from tailseg.progress import progress_bar
 from tailseg.recipes.schema import Recipe
@@ -148,6 +148,7 @@ class Run:
 
         torch.manual_seed(seed)
         self.detector = build_detector(recipe, len(self.categories), class_statistics(data.train))
+        self.stored_recipe = stored_recipe(recipe, self.detector)
         self.weights_note = init_weights(self.detector, recipe, self.categories, init)
         self.detector = self.detector.to(memory_format=torch.channels_last)
         self.learner = self._learner()
@@ -377,7 +378,7 @@ class Run:
 
     def _save_model(self, name: str, metrics: Metrics | None = None) -> None:
         model = self._saved_detector()
-        save_model(self.out / name, model, self.recipe, self.categories, step=self.step, metrics=metrics)
+        save_model(self.out / name, model, self.stored_recipe, self.categories, step=self.step, metrics=metrics)
 
 
 def _mixed(seed: int, step: int, rank: int) -> int:
