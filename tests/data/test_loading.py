@@ -179,10 +179,8 @@ def test_a_killed_worker_is_told_by_its_own_loader_alone(killed: int, pause: flo
     plan = [[(i, 0), (i, 1)] for i in range(100)]
 
     def kill_some() -> None:
-        seen = 0
-        for _ in plan_loader(Slow(), plan, torch.stack, workers=2):
-            seen += 1
-            if seen == 5:
+        for number, _ in enumerate(plan_loader(Slow(), plan, torch.stack, workers=2)):
+            if number == 5:
                 for child in multiprocessing.active_children()[:killed]:
                     os.kill(child.pid, signal.SIGKILL)  # type: ignore[arg-type]
                 time.sleep(pause)  # the signal comes here, or while the next batch is waited for
