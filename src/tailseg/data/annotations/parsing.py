@@ -226,14 +226,17 @@ def _apart(ids: NDArray[np.int64], names: list[str], met: Tally) -> list[str]:
     """The names, those that an earlier category has with a number behind them: ``bolt``, ``bolt (2)``."""
     if len(set(names)) == len(names):
         return names
-    taken, apart = set(names), list[str]()
+    taken, given, apart = set(names), set[str](), list[str]()
+    last: dict[str, int] = {}  # number behind each name that was given
     for number, name in zip(ids.tolist(), names, strict=True):
-        own, count = name, 1
-        while own in apart or (count > 1 and own in taken):
+        own, count = name, last.get(name, 1)
+        while own in given or (count > 1 and own in taken):
             count += 1
             own = f"{name} ({count})"
+        last[name] = count
         if own != name:
             met.add("same_name", [f"category {number}: {name!r} is now {own!r}"])
+        given.add(own)
         apart.append(own)
     return apart
 
