@@ -87,7 +87,7 @@ def test_all_chance_comes_from_the_seed(tmp_path):
 
 def test_nothing_left_to_train_on_is_an_error(tmp_path):
     annotations = write_set(tmp_path, sizes=((20, 20),), empty=())
-    with pytest.raises(UserError, match=r"train\.json: no image has an object to train on"):
+    with pytest.raises(UserError, match=r"train\.json: no annotation to train on \(images with a side under 32"):
         DetectionDataset(annotations, KEEP, drop_empty=True)
 
 

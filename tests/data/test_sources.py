@@ -157,7 +157,7 @@ def test_missing_pieces_of_a_folder(tmp_path):
     make_splits(tmp_path)
     (tmp_path / "train.json").unlink()
     (tmp_path / "val.json").unlink()
-    with pytest.raises(UserError, match=r"train\.json does not exist; it should be an annotation file"):
+    with pytest.raises(UserError, match=r"neither train\.json nor annotations of COCO, YOLO, .* are in it"):
         open_data(tmp_path)
     with pytest.raises(UserError, match="no such folder or file"):
         open_data(tmp_path / "nowhere")
@@ -284,7 +284,7 @@ def test_sets_of_other_tools_open_directly(tmp_path, monkeypatch, caplog, tool):
 def test_a_folder_of_anything_else_is_answered_with_what_is_wanted(tmp_path):
     picture(tmp_path / "a.jpg")
     (tmp_path / "package.json").write_text("{}")
-    with pytest.raises(UserError, match=r"train\.json does not exist; it should be an annotation file"):
+    with pytest.raises(UserError, match=r"neither train\.json nor annotations of COCO, YOLO, .* are in it"):
         open_data(tmp_path)
 
 

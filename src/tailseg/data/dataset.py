@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.annotations.masks import Bitmap, bitmap_of, into_grid
+from tailseg.data.annotations.oddities import CROWDS_FIX
 from tailseg.data.images import decode, to_rgb
 from tailseg.data.instaboost import InstaBoost, Objects
 from tailseg.data.transforms import Compose, Image, clip_boxes, fit_transform, train_transform
@@ -29,6 +30,30 @@ def _channels_first(image: Image) -> Tensor:
     planes = torch.empty((3, *image.shape[:2]), dtype=torch.uint8)
     cv2.split(image, list(planes.numpy()))  # four times faster than a transposed copy
     return planes
+
+
+def trained_images(annotations: Annotations) -> NDArray[np.int64]:
+    """The images that training uses: with an object to train on, and with sides that are not too short."""
+    starts = np.concatenate([[0], np.cumsum(annotations.trained)])[annotations.first_annotation]
+    return np.flatnonzero((np.diff(starts) > 0) & (annotations.image_sizes.min(axis=1) >= MIN_TRAIN_SIDE))
+
+
+def why_untrained(annotations: Annotations) -> tuple[str, str]:
+    """Of a file with no image that training could use: what became of most annotations, and the fix."""
+    report = annotations.report
+    if annotations.trained.any():
+        return f"images with a side under {MIN_TRAIN_SIDE} pixels are left out", "take larger images"
+    if not report.annotations:
+        return "it has no annotations", "annotate some images"
+    shares = "write bbox and segmentation in pixels, not as shares of the image's sides"
+    reasons = [
+        (report.crowd, "crowds", CROWDS_FIX),
+        (report.ignored, 'objects with "ignore"', "take that off the objects that count"),
+        (report.thin, "objects under a pixel wide or high", shares),
+        *((odd.count, odd.about.meaning, odd.about.fix) for odd in report.oddities if odd.about.severity != "note"),
+    ]
+    count, meaning, fix = max(reasons, key=lambda reason: reason[0])
+    return f"{count:,} {meaning}", fix
 
 
 class DetectionDataset(Dataset[Sample]):
@@ -71,16 +96,13 @@ class DetectionDataset(Dataset[Sample]):
         self.mask_grid = mask_grid
         self.instaboost = instaboost
         self.with_objects = with_objects
-        hws = annotations.image_sizes
-        kept = np.ones(len(annotations), np.bool_)
-        if drop_empty:
-            starts = np.concatenate([[0], np.cumsum(annotations.trained)])[annotations.first_annotation]
-            kept = (np.diff(starts) > 0) & (hws.min(axis=1) >= MIN_TRAIN_SIDE)
-        self.image_indices: NDArray[np.int64] = np.flatnonzero(kept)
+        images = trained_images(annotations) if drop_empty else np.arange(len(annotations))
+        self.image_indices: NDArray[np.int64] = images
         if self.image_indices.size == 0:
-            message = f"{annotations.path}: no image has an object to train on and sides of {MIN_TRAIN_SIDE} pixels"
-            raise UserError(f"{message}; annotate some")
-        self.aspect_groups: NDArray[np.bool_] = (hws[:, 1] < hws[:, 0])[kept]
+            reason, fix = why_untrained(annotations)
+            raise UserError(f"{annotations.path}: no annotation to train on ({reason}); {fix}")
+        hws = annotations.image_sizes[images]
+        self.aspect_groups: NDArray[np.bool_] = hws[:, 1] < hws[:, 0]
 
     def __len__(self) -> int:
         """The number of images."""

@@ -48,13 +48,17 @@ BAD = {
     "empty": ("", "the file is empty"),
     "not json": ("hello", "not valid JSON"),
     "not an object": ("[]", "expected an object"),
-    "not a number": ('{"images": NaN}', "not valid JSON"),
+    "not a number": ('{"images": NaN}', "'images' is None"),
+    "utf-16": (b"\xff\xfe{\0}\0", "the text is UTF-16; save it as UTF-8"),
     "no images": ({"annotations": [], "categories": []}, "'images' is missing"),
     "no annotations": ({"images": [], "categories": []}, "'annotations' is missing"),
     "wrong list": (content(images={}), "'images' is {}"),
-    "wrong row": (content([3]), r"annotations\[0\] is 3"),
+    "wrong row": (content(categories=[3]), r"categories\[0\] is 3"),
     "image twice": (content(images=content()["images"][:1] * 2), "image 5: this id occurs more than once; give each"),
-    "category twice": (content(categories=[{"id": 2, "name": "a"}] * 2), "category 2: this id occurs more"),
+    "category twice": (
+        content(categories=[{"id": 2, "name": "a"}, {"id": 2, "name": "b"}]),
+        "category 2: this id occurs more",
+    ),
     "no category": (
         content([annotation(3, 1, 8)]),
         "annotation 3: there is no category with the category_id 8; add it or remove this annotation",
@@ -97,6 +101,23 @@ def test_bad_input_is_named(tmp_path, name):
     message = fault(tmp_path, data)
     with pytest.raises(UserError, match=expected):
         raise UserError(message)
+
+
+def test_categories_listed_twice_are_taken_once(tmp_path):
+    data = load(tmp_path, content(categories=[*content()["categories"], {"id": 2, "name": "cat", "frequency": "r"}]))
+    assert [category.name for category in data.categories] == ["cat", "dog", "owl"]
+    assert [(o.kind, o.count, o.places) for o in data.report.oddities] == [
+        ("category_again", 1, ("category 2: 'cat'",))
+    ]
+
+
+@pytest.mark.parametrize("row", [{"id": "x", "name": "a"}, {"id": 5, "name": ""}, {"id": 5}])
+def test_faulty_categories_are_refused_even_where_other_faults_are_counted(tmp_path, row):
+    """Nothing can be said about classes that nobody knows."""
+    made = content([annotation(1, image_id="x", category_id=77)], categories=[{"id": 2, "name": "cat"}, row])
+    (tmp_path / "train.json").write_text(json.dumps(made))
+    with pytest.raises(UserError, match=r"category '?[x5]'?: its (id|name) is [^(]*$"):
+        load_annotations(tmp_path / "train.json", tmp_path, tolerant=True)
 
 
 def test_number_beyond_floats_is_refused(tmp_path):

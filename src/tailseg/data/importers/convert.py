@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tailseg.data.annotations.image_files import files_below
-from tailseg.data.importers.coco import is_coco, json_files, read_coco
+from tailseg.data.importers.coco import read_coco
+from tailseg.data.importers.coco_files import is_coco, json_files
 from tailseg.data.importers.cvat import is_cvat, read_cvat
 from tailseg.data.importers.foreign import Source
 from tailseg.data.importers.labelme import is_labelme, read_labelme
@@ -78,7 +79,7 @@ def read_source(
     options: dict[str, Any] = {}
     if kind == "coco":
         options["crowds_are_objects"] = crowds_are_objects
-    if kind == "yolo":
+    if kind in ("coco", "yolo"):
         options["progress"] = progress
     found = READERS[kind](source, **options)
     parts, notes = dict(found.parts), list(found.notes)
@@ -102,7 +103,8 @@ def convert(
 ) -> tuple[dict[str, Part], list[str]]:
     """Write ``source`` as a data folder; returns its parts and notes for the user.
 
-    Arguments and errors are those of `read_source`; ``progress`` is called with the number of images written.
+    Arguments and errors are those of `read_source`; ``progress`` is called with the number of images read,
+    then written.
     """
     found = read_source(kind, source, crowds_are_objects=crowds_are_objects, progress=progress)
     linked = write_parts(out, found.categories, found.parts, progress)

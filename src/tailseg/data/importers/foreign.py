@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from hotcoco import mask as rle
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.packed import MARK, open_unpacked
+from tailseg.data.annotations.repair import meant
 from tailseg.data.images import read_header
 from tailseg.data.importers.writer import Part, Row, new_names
 from tailseg.errors import UserError
@@ -25,6 +27,15 @@ PLACES = 3  # of each kind of odd thing that a note names
 
 # An object: polygons, each (K, 2) x, y in pixels, which it is the union of; or a compressed RLE of the whole image.
 Shape = list[NDArray[np.float64]] | bytes
+
+
+def id_of(value: object) -> Any:
+    """An id as a key, in whatever form: 1, 1.0 and "1" are the same; any number or text may be one; else None."""
+    number = meant(value)
+    if number is not None:
+        return number
+    sound = type(value) in (int, str) or (type(value) is float and math.isfinite(value))
+    return value if sound else None
 
 
 class LeftOut:
