@@ -159,7 +159,7 @@ def image_size(
     try:
         header = read_header(path, None if content is None else BytesIO(content))
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise type(error)(f"{where}: {error}") from None
     shown, stored = header.shown_hw, header.stored_hw
     if stated in (None, shown):
         return shown
@@ -181,7 +181,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """A text file; UserError if it is not UTF-8."""
+    """A text file, without byte order mark; UserError if it is not UTF-8."""
     try:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -190,9 +190,8 @@ def read_text(path: Path) -> str:
 
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; UserError if there is none."""
-    content = read_bytes(path)
     try:
-        data = orjson.loads(content.removeprefix(b"\xef\xbb\xbf"))
+        data = orjson.loads(read_text(path))
     except orjson.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{path}: not valid JSON: {error.msg} at {place}; write it again") from None

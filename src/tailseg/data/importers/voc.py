@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element
 
 import numpy as np
@@ -55,7 +56,9 @@ def read_voc(source: Path) -> Source:
         problem = f"none of its {len(files)} XML files is Pascal VOC's" if files else "there is no XML file in it"
         raise UserError(f"{source}: {problem}; give the folder that holds Annotations")
     reader = _Reader(source, found)
-    result = source_by_names(reader.images.read(_told(source, own, found), reader.read), source, found)
+    told = _told(source, own, found)
+    told.sort(key=lambda item: not reader.has_own_image(item[0]))  # before copies, which state the image of another
+    result = source_by_names(reader.images.read(told, reader.read), source, found)
     return Source(result.categories, result.parts, [*result.notes, *reader.notes()])
 
 
@@ -157,7 +160,7 @@ class _Reader:
                 raise UserError(f"{where}: it has more than {MAX_BYTES >> 20} MB; write one file for each image")
             tree = parse_xml(read_bytes(path), where)
         except UserError as error:
-            self.images.fault("XML files that cannot be read: left out", where, str(error))
+            self.images.fault("XML files that cannot be read: left out", str(error))
             return None
         file = self._image(path, tree)
         if file is None:
@@ -178,24 +181,36 @@ class _Reader:
                 self._boxes += item.find("polygon/x1") is None
         return AnnotatedImage(file, image_hw, objects.names, objects.shapes())
 
+    def has_own_image(self, path: Path) -> bool:
+        """Return whether an image has the name of a file."""
+        return self.images.of_stem(path.stem, self._folders(path)) is not None
+
     def _image(self, path: Path, tree: Element) -> Path | None:
-        """The image of a file, by the names that it states or its own; None, and counted, if there is none."""
-        folders = list(self._folders(path))
+        """The image of a file; None, and counted, if there is none."""
         names = [(tree.findtext(tag) or "").strip().replace("\\", "/") for tag in ("filename", "path")]
-        bases = [name.rpartition("/")[2] for name in names]
-        for name in [*names, *bases]:
-            file = self.images.stated(name, folders, str(path)) if name else None
-            if file is not None:
-                return file
-        stems = [path.stem, *bases]  # some tools state the name without suffix
-        files = [self.images.of_stem(stem, folders) for stem in stems if stem]
-        files += [self.images.anywhere(name) for name in names if name]
-        file = next(filter(None, files), None)
+        names = [name for name in (*names, *(name.rpartition("/")[2] for name in names)) if name]
+        file = next(filter(None, self._found_images(path, names)), None)
         if file is None:
-            shown = next(filter(None, names), f"{path.stem}.jpg")
-            fix = "put it into JPEGImages, images or beside the file"
-            self.images.missing(str(path), f"{path}: its image {shown!r} is not in {self.source}; {fix}")
+            shown = next(iter(names), f"{path.stem}.jpg")
+            fix = "put it into JPEGImages, images or beside the file, or give the folder that holds both"
+            self.images.missing(f"{path}: its image {shown!r} {self.images.absence(shown)}; {fix}")
         return file
+
+    def _found_images(self, path: Path, names: Sequence[str]) -> Iterator[Path | None]:
+        """The images that a file may mean, the likeliest first, by the names that it states and its own.
+
+        Files and images of one name belong together, as in VOC itself. What a file states is often the name of another
+        image: that of the file that it was copied from, or its own before it was renamed.
+        """
+        folders, where = self._folders(path), str(path)
+        own = [
+            name for name in names if alike(f"{PurePosixPath(name).stem}.xml") == alike(path.with_suffix(".xml").name)
+        ]
+        yield from (self.images.stated(name, folders, where) for name in own)
+        yield self.images.of_stem(path.stem, folders)
+        yield from (self.images.stated(name, folders, where) for name in names)
+        yield from (self.images.of_stem(name.rpartition("/")[2], folders) for name in names)  # without suffix
+        yield from (self.images.anywhere(name, path.parent) for name in (*names, path.stem))
 
     def _folders(self, path: Path) -> list[Path]:
         """The folders that may hold the image of a file, those that mirror its own place first."""
