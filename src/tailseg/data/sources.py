@@ -17,7 +17,7 @@ from tailseg.data.annotations.annotations import (
 )
 from tailseg.data.annotations.frequency import LVIS_LIMITS, GroupRule, with_groups
 from tailseg.data.importers.coco import as_downloaded
-from tailseg.data.importers.convert import NAMES, recognise
+from tailseg.data.importers.convert import NAMES, recognise, unrecognised
 from tailseg.data.importers.in_place import import_in_place
 from tailseg.data.synthetic.generate import SyntheticSettings, default_synthetic_folder, open_synthetic
 from tailseg.errors import UserError
@@ -104,7 +104,8 @@ def _sources(data: Path, need: Sequence[str], show: bool) -> _Sources:
     """The paths that a folder or a YAML file stands for; a set of another tool is imported first."""
     if not data.exists():
         raise UserError(f"{data}: no such folder or file; give a folder with train.json, val.json and images/")
-    own = _Sources(data / "train.json", data / "val.json", data / "images")
+    train, val = data / "train.json", data / "val.json"
+    own = _Sources(train, val, data / "images")
     if (data / "images").is_dir() and all(getattr(own, split).is_file() for split in need):
         return own
     kind = recognise(data)
@@ -112,12 +113,10 @@ def _sources(data: Path, need: Sequence[str], show: bool) -> _Sources:
         return _Sources(*found)
     if kind is not None:
         return _imported(kind, data, show)
-    if data.is_dir():
+    if data.is_dir() and (train.is_file() or val.is_file()):
         return own
-    if data.suffix.lower() not in (".yaml", ".yml"):
-        raise UserError(
-            f"{data}: expected a folder, an annotation file, or a YAML file with the entries train, val and images"
-        )
+    if data.suffix.lower() not in (".yaml", ".yml") or data.is_dir():
+        raise unrecognised(data)
     content = read_yaml(data, fix="write the entries train, val and images")
     known = [field.name for field in fields(_Sources)]
     if not isinstance(content, dict):
@@ -137,7 +136,7 @@ def _imported(kind: str, data: Path, show: bool) -> _Sources:
         found = import_in_place(kind, data, progress=advance)
     logger.info("%s: recognised as %s: %s.", data, NAMES[kind], found.line)
     for note in found.notes:
-        logger.warning("%s: %s", data, note)
+        logger.warning(note if note.startswith(str(data)) else f"{data}: {note}")
     return _Sources(found.train, found.val, found.images)
 
 
@@ -187,8 +186,10 @@ def splits_there(data: str) -> tuple[str, ...]:
         return ("train", "val")  # a set of another tool that has no validation is divided
     sources = _sources(path, (), show=False)
     there = tuple(split for split in ("train", "val") if (found := getattr(sources, split)) and found.exists())
+    if not there and path.is_dir():
+        raise unrecognised(path)
     if not there:
-        raise UserError(f"{data}: it has neither a training nor a validation file; give a folder with train.json")
+        raise UserError(f"{data}: neither its training nor its validation file exists; correct the paths")
     return there
 
 

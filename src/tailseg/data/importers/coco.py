@@ -49,19 +49,6 @@ def read_coco(source: Path, *, crowds_are_objects: bool = False) -> Source:
     return Source(categories, parts, [*notes, *more, *odd])
 
 
-def read_set(source: Path) -> tuple[list[Row], Part, list[str]]:
-    """The categories and the images of a data folder without validation split, or of an annotation file; and notes.
-
-    Raises:
-        UserError: something is missing or broken, or the folder has a validation split already.
-    """
-    path = source / "train.json" if source.is_dir() else source
-    if source.is_dir() and (source / "val.json").exists():
-        raise UserError(f"{source}: it has a val.json already; name the file to divide, such as {path}")
-    found = read_coco(path)
-    return found.categories, found.parts["train"], found.notes
-
-
 def coco_files(source: Path) -> tuple[dict[str, Path], list[str]]:
     """The annotation file of each split, and notes on those that are left out.
 
