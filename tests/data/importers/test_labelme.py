@@ -461,7 +461,7 @@ def test_most_files_without_image_refuse_the_set(tmp_path):
     ("changes", "problem"),
     [
         ({"imageHeight": 41}, "a.json: it says 80 x 41 pixels but"),
-        ({"shapes": []}, "no file in it has an object (1 images without an object"),
+        ({"shapes": []}, "no file in it has an object; check the folder"),
         ({"shapes": [shape(kind="line")]}, "no file in it has an object (1 points and lines, which have no area"),
     ],
 )

@@ -27,7 +27,7 @@ from tailseg.data.importers.writer import Part, new_folder, place_parts, write_a
 from tailseg.data.importers.yolo_layout import find_layout
 from tailseg.errors import UserError
 
-VERSION = 1  # raise it when an import writes anything else
+VERSION = 2  # raise it when an import writes anything else
 _ANNOTATIONS = (".json", ".txt", ".xml", ".yaml", ".yml", ".names", ".labels", ".data")  # suffixes of annotation files
 
 
