@@ -31,6 +31,7 @@ def test_values_that_cannot_be(text):
     ("text", "sentence"),
     [
         ("a:\n  [", "not valid YAML at line 2; fix the file"),
+        ('a: "D:\\data"', "not valid YAML at line 1; write slashes in place of backslashes"),
         ("a: b: c", "not valid YAML at line 1; fix the file"),
         ("a: !!python/object/apply:os.system [x]", "not valid YAML at line 1; fix the file"),
         (b"a: \xff", "not valid YAML; fix the file"),

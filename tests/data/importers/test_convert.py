@@ -55,6 +55,15 @@ def test_a_source_without_validation_says_what_could_not_be_divided(tmp_path):
     assert "1 classes could not reach validation: owl" in notes
 
 
+def test_a_source_too_small_to_be_divided_says_what_was_left_out(tmp_path):
+    shape = {"label": "cat", "points": [[1, 1], [20, 1], [9, 9]], "shape_type": "polygon"}
+    text = json.dumps({"version": "5.0.1", "shapes": [shape], "imagePath": "a.jpg"})
+    root = write_files(tmp_path / "src", {"a.jpg": None, "a.json": text, "b.json": text})
+    message = fault("labelme", root, tmp_path)
+    assert "none of its 1 images can be spared for validation" in message
+    assert message.endswith(f"(1 annotation files for an image that is used already: left out ({root}/b.json))")
+
+
 def test_every_image_is_reported(tmp_path):
     done = []
     convert("coco", coco_set(tmp_path / "src", "a.json", "images", range(5)), tmp_path / "out", progress=done.append)

@@ -321,6 +321,19 @@ def test_lists_tell_splits(tmp_path, lists, train, val):
     assert stems_of(found) == {"train": list(train)} | ({"val": list(val)} if val else {})
 
 
+def test_lists_beside_the_folders(tmp_path):
+    root = voc(tmp_path, dict.fromkeys("abc", box()))
+    (root / "train.txt").write_text("./JPEGImages/a.jpg ./Annotations/a.xml\nJPEGImages/b.jpg Annotations/b.xml\n")
+    (root / "valid.txt").write_text("JPEGImages/c.jpg\tAnnotations/c.xml\n")
+    (root / "test.txt").write_text("Notes on tests.\n")
+    (root / "label_list.txt").write_text("cat\n")
+    assert stems_of(read_voc(root)) == {"train": ["a", "b"], "val": ["c"]}
+    (root / "ImageSets").mkdir()
+    (root / "ImageSets/train.txt").write_text("a\n")
+    (root / "ImageSets/val.txt").write_text("b\nc\n")
+    assert stems_of(read_voc(root)) == {"train": ["a"], "val": ["b", "c"]}
+
+
 def test_names_with_spaces_dots_and_folders(tmp_path):
     names = ["my photo 1", "v1.2", "cam/a", "b"]
     root = voc(tmp_path, dict.fromkeys(names, box()), {"train": ['"my photo 1"', "v1.2", "cam/a"], "val": ["b"]})

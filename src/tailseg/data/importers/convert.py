@@ -124,7 +124,11 @@ def read_source(
     if "val" in parts:
         notes += _without_leaks(parts)
     if "val" not in parts:
-        division = divide(parts["train"], found.categories, share=SHARE, seed=0, source=source)
+        try:
+            division = divide(parts["train"], found.categories, share=SHARE, seed=0, source=source)
+        except UserError as error:
+            reason = next((f" ({note})" for note in notes if "left out" in note), "")
+            raise UserError(f"{error}{reason}") from None
         parts = division.parts
         notes.append("the source has no validation split: a fifth of the images was set aside, rare classes first")
         notes += only_train_note(division.only_train)

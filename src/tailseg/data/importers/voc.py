@@ -27,10 +27,11 @@ from tailseg.data.importers.source_images import SourceImages, recognised
 from tailseg.data.importers.xml_files import parse_xml, root_of
 from tailseg.errors import UserError
 
+HEAD = 4096  # bytes of a list that tell whether it is one
 MAX_BYTES = 2**25  # of a file
 
 _ANNOTATIONS = "annotations"  # the folder, in any case
-_LIST_FOLDERS = ("Main", "Segmentation", "Layout")  # of ImageSets, in this order
+_LIST_FOLDERS = ("Main", "Segmentation", "Layout", "")  # of ImageSets, in this order
 _ORDER: tuple[Split, ...] = ("train", "val", "test")
 _FLAG = re.compile(r"\s+-?[01]$")  # behind the names in the lists of a class
 _IMAGE_FOLDERS = ("JPEGImages", "images")
@@ -86,8 +87,9 @@ def _base(path: Path, source: Path) -> Path:
 
 def _lists(base: Path) -> dict[Split, Path]:
     """The lists of names of each split; those of a class (cat_train.txt) are not among them."""
-    for folder in _LIST_FOLDERS:
-        paths = sorted((base / "ImageSets" / folder).glob("*.txt"))
+    folders = [sorted((base / "ImageSets" / folder).glob("*.txt")) for folder in _LIST_FOLDERS]
+    beside = [path for path in sorted(base.glob("*.txt")) if _lists_files(path)]  # as PaddleDetection has them
+    for paths in (*folders, beside):
         found: dict[Split, Path] = {}
         for path in paths:
             split = split_of(path.stem) if len(words_of(path.stem)) == 1 else None
@@ -101,6 +103,16 @@ def _lists(base: Path) -> dict[Split, Path]:
         if found:
             return found
     return {}
+
+
+def _lists_files(path: Path) -> bool:
+    """Return whether the first line of a text ends with the name of an image or an annotation file."""
+    try:
+        with path.open("rb") as file:
+            line = file.readline(HEAD).decode("utf-8", "replace")
+    except OSError:
+        return False
+    return line.strip().lower().endswith((*IMAGE_SUFFIXES, ".xml"))
 
 
 def _listed(lists: dict[Split, Path], base: Path, files: list[Path], found: LeftOut) -> list[tuple[Path, Split | None]]:
@@ -132,8 +144,11 @@ def _listed(lists: dict[Split, Path], base: Path, files: list[Path], found: Left
 
 
 def _named(line: str, names: dict[str, Path]) -> Path | None:
-    """The annotation file that a line of a list names: with or without folder, suffix or the flag of a class."""
-    for text in (line, _FLAG.sub("", line).strip('"')):
+    """The annotation file that a line of a list names: with or without folder, suffix or the flag of a class.
+
+    Of a line with an image and its annotation file, the latter counts.
+    """
+    for text in (line, _FLAG.sub("", line).strip('"'), line.split()[-1]):
         name = text.replace("\\", "/")
         stem, dot, suffix = name.rpartition(".")
         bare = stem if f"{dot}{suffix}".lower() in (*IMAGE_SUFFIXES, ".xml") else name
