@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test unittest lint format clean
+.PHONY: demo test unittest lint soak fuzz format clean
 
 demo: $(STAMP)  ## train cross-entropy and Seesaw on the built-in data, score them, write demo/report.html
 	rm -rf demo
@@ -15,6 +15,13 @@ test: $(STAMP)  ## all checks and tests, at the same time
 
 unittest: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+soak: $(STAMP)  ## runs killed at 50 points, 10^5 damaged files: half an hour
+	FAULTS=soak $(BIN)/python -m pytest -n 2 --dist worksteal tests/faults
+
+fuzz: $(STAMP)  ## coverage-guided fuzzing of every reader, a minute each
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
+	$(BIN)/python tests/faults/fuzz.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks examples docs

@@ -77,7 +77,7 @@ def finetuned(recipe: Recipe, data: DataSplits, init: Path, out: Path, device: t
     whole = Times(
         filling.clock + sum(step.clock for step in steps), filling.processor + sum(step.processor for step in steps)
     )
-    images = run.total_steps * run.images_a_step
+    images = run.total_steps * run.length.images_a_step
     return Finetuned(whole, filling, steps[1:], images, len(files), size, run.detector.state_dict())
 
 

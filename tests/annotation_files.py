@@ -31,7 +31,8 @@ def content(annotations=None, **changes):
 
 def load(folder, data=None, **options):
     path = folder / "train.json"
-    path.write_text(data if isinstance(data, str) else json.dumps(content() if data is None else data))
+    text = data if isinstance(data, str | bytes) else json.dumps(content() if data is None else data)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return load_annotations(path, folder / "images", **options)
 
 

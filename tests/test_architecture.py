@@ -10,7 +10,19 @@ PACKAGE = Path(__file__).parents[1] / "src" / "tailseg"
 TESTS = Path(__file__).parent
 # From the bottom up: a part may import those before it. Folders and the modules beside them are parts.
 ORDER = (
-    *("errors", "yaml_files", "progress", "structures", "recipes", "layers", "losses", "data", "model", "checkpoint"),
+    *(
+        "errors",
+        "wording",
+        "yaml_files",
+        "progress",
+        "structures",
+        "recipes",
+        "layers",
+        "losses",
+        "data",
+        "model",
+        "checkpoint",
+    ),
     *("evaluation", "training", "visualize", "predict", "zoo", "cli"),
 )
 LONGEST = 400  # lines of a file
@@ -88,7 +100,7 @@ def test_every_folder_says_what_it_holds(folder: Path) -> None:
 
 
 def test_a_models_recipe_is_read_without_training_code_or_pytorch() -> None:
-    """All that `recipes.resolve` imports, and what that imports, lies in recipes/, errors and yaml_files."""
+    """All that `recipes.resolve` imports, and what that imports, lies in recipes/, errors, wording and yaml_files."""
     reached, waiting = set(), ["recipes.resolve"]
     while waiting:
         module = waiting.pop()

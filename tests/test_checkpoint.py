@@ -1,10 +1,12 @@
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -20,6 +22,7 @@ from tailseg.errors import UserError
 from tailseg.recipes.resolve import resolve
 from tailseg.training.resumption import load_trainer, save_trainer
 
+FIELDS = ("id", "name", "frequency", "image_count", "instance_count")
 CATEGORIES = (Category(3, "zebra crossing", "r", 1, 2), Category(17, "café", "f", 200, 400))
 
 
@@ -107,11 +110,18 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
         {"recipe": {"name": "x", "future": 1}, "categories": [], "step": 0, "metrics": None},
         {"recipe": {"name": "x"}, "categories": [{"id": 1}], "step": 0, "metrics": None},
         {"recipe": {"name": "x"}, "categories": [], "step": None, "metrics": None},
+        {"recipe": {"name": "x"}, "categories": [], "step": 0, "metrics": []},
+        {"recipe": {"name": "x"}, "categories": [], "step": 0},
+        {"recipe": {"name": "x"}, "categories": {"a": 1}, "step": 0, "metrics": None},
+        {"recipe": {"name": "x"}, "categories": [dict.fromkeys(FIELDS, 1)], "step": 0, "metrics": None},
+        {"recipe": {"name": "x"}, "categories": [dict.fromkeys(FIELDS, "1")], "step": 0, "metrics": None},
     ],
 )
 def test_a_checkpoint_of_another_version(tmp_path: Path, about: dict[str, Any]) -> None:
     write_tensors(tmp_path / "m", {}, {"tailseg": "99.0", **about})
-    with pytest.raises(UserError, match=r"m: its recipe or categories cannot be read; it was written by tailseg 99\.0"):
+    with pytest.raises(
+        UserError, match=r"m: its recipe or categories cannot be read \(.+\); it was written by tailseg 99\.0"
+    ):
         load_model(tmp_path / "m")
 
 
@@ -130,6 +140,73 @@ def test_weights_must_fit_in_full(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=f"does not fit its recipe, first at '{named}'"):
             load_weights(model, wrong, path)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_weights_that_are_not_finite(tmp_path: Path, value: float, dtype: torch.dtype) -> None:
+    """Such a model would find nothing, and not say why."""
+    tensor = torch.ones(3, 5, dtype=dtype)
+    tensor[1, 2] = value
+    path = tmp_path / "m.safetensors"
+    state = {"empty": torch.zeros(0, dtype=dtype), "count": torch.tensor(3), "w": torch.ones(2, dtype=dtype)}
+    save_model(path, state, resolve("demo/seesaw"), (), step=0)
+    assert load_model(path).state.keys() == state.keys()
+    save_model(path, {**state, "box.weight": tensor}, resolve("demo/seesaw"), (), step=0)
+    with pytest.raises(UserError, match=f"^{path}: 'box.weight' holds values that are not finite: the model had div"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int64, torch.complex64])
+def test_weights_of_another_type(tmp_path: Path, dtype: torch.dtype) -> None:
+    state = toy().state_dict()
+    state["0.bias"] = state["0.bias"].to(dtype)
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(UserError, match=f"m: '0.bias' is of type {kind}, but float32 was expected; give the file that"):
+        load_weights(toy(), state, tmp_path / "m")
+
+
+def test_every_change_of_a_file_is_found(tmp_path: Path) -> None:
+    path, changed = tmp_path / "m.safetensors", tmp_path / "changed"
+    save_model(path, toy(), resolve("demo/seesaw"), CATEGORIES, step=7)
+    whole = path.read_bytes()
+    known = load_model(path)
+    start = int.from_bytes(whole[:8], "little") + 8
+    generator = torch.Generator().manual_seed(0)
+    places = torch.randint(len(whole), (150,), generator=generator).tolist()
+    places += torch.randint(start, len(whole), (50,), generator=generator).tolist()
+    refused = kept = 0
+    for place in places:
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        changed.write_bytes(content)
+        try:
+            found = load_model(changed)
+        except UserError as error:
+            refused += str(error).startswith(f"{changed}: ")
+        else:  # a byte that means nothing
+            kept += 1
+            assert found.recipe == known.recipe
+            assert (found.categories, found.step) == (known.categories, known.step)
+            assert all(torch.equal(value, known.state[key]) for key, value in found.state.items())
+    assert refused + kept == 200
+    assert refused >= 190
+    for one, other in ((start, start + 8), (start, start + 64)):
+        content = bytearray(whole)
+        content[one : one + 8], content[other : other + 8] = content[other : other + 8], content[one : one + 8]
+        changed.write_bytes(content)
+        with pytest.raises(UserError, match=f"^{changed}: is not as it was written .its checksum differs."):
+            load_model(changed)
+
+
+def test_files_of_earlier_versions_have_no_checksum(tmp_path: Path) -> None:
+    path, state = tmp_path / "m.safetensors", toy().state_dict()
+    save_model(path, state, resolve("demo/seesaw"), CATEGORIES, step=7)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    assert len(json.loads(metadata.pop("checksum"))) == 64
+    save_file({key: value.contiguous() for key, value in state.items()}, path, metadata)
+    assert load_model(path).step == 7
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -12,7 +12,8 @@ from tiny import assert_refused
 from tiny import tailseg as tailseg_command
 
 import tailseg
-from tailseg.checkpoint import save_model, write_tensors
+from tailseg import predict
+from tailseg.checkpoint import read_tensors, save_model, write_tensors
 from tailseg.data.annotations.annotations import Category
 from tailseg.data.importers.convert import READERS
 from tailseg.errors import UserError
@@ -125,13 +126,55 @@ def test_tau_norm_of_a_trained_model(tmp_path: Path, picture: np.ndarray) -> Non
 
 
 def test_a_checkpoint_that_does_not_fit_its_recipe(path: Path, tmp_path: Path) -> None:
-    from tailseg.checkpoint import read_tensors
-
     tensors, about = read_tensors(path)
     about["recipe"]["model"]["neck"]["channels"] = 8
     write_tensors(tmp_path / "edited", tensors, about)
     with pytest.raises(UserError, match="edited: does not fit its recipe"):
         tailseg.load(tmp_path / "edited")
+
+
+def test_a_small_file_cannot_claim_a_large_model(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compared on `meta`, before memory is taken."""
+    tensors, about = read_tensors(path)
+    about["recipe"]["model"]["box_head"]["width"] = 16384
+    about["recipe"]["model"]["neck"]["channels"] = 4096  # fc1 alone: 13 GB
+    write_tensors(tmp_path / "edited", tensors, about)
+    build, devices = build_detector, []
+
+    def noted(*arguments: Any) -> Any:
+        detector = build(*arguments)
+        devices.append(next(detector.parameters()).device.type)
+        return detector
+
+    monkeypatch.setattr(predict, "build_detector", noted)
+    with pytest.raises(UserError, match="edited: does not fit its recipe, first at"):
+        tailseg.load(tmp_path / "edited")
+    assert devices == ["meta"]
+
+
+def test_attacks_by_model_files_are_one_sentence(path: Path, tmp_path: Path) -> None:
+    tensors, about = read_tensors(path)
+    evil, edited = tmp_path / "evil.pth", tmp_path / "edited.safetensors"
+    evil.write_bytes(b"")
+    for place, value, sentence in (
+        ("options", {"checkpoint_path": str(evil)}, "model.backbone.options: 'checkpoint_path' is no option"),
+        ("options", {"channels": [1, 1, 1]}, "is not usable as a timm backbone|does not fit"),
+        ("options", {"act_layer": "evil"}, "is not usable as a timm backbone"),
+        ("name", f"local-dir:{tmp_path}", "comes from a hub or a folder, which a model file may not ask for"),
+        ("name", "hf-hub:evil/model", "comes from a hub or a folder, which a model file may not ask for"),
+    ):
+        other = json.loads(json.dumps(about))
+        other["recipe"]["model"]["backbone"][place] = value
+        write_tensors(edited, tensors, other)
+        with pytest.raises(UserError, match=sentence):
+            tailseg.load(edited)
+    changed = {**tensors, "rpn.conv.bias": tensors["rpn.conv.bias"] * torch.nan}
+    write_tensors(edited, changed, about)
+    result = tailseg_command("predict", edited, tmp_path / "none.jpg", "--out", tmp_path / "out")
+    assert_refused(result, f"{edited}: 'rpn.conv.bias' holds values that are not finite")
+    write_tensors(edited, {**tensors, "rpn.conv.bias": tensors["rpn.conv.bias"].half()}, about)
+    with pytest.raises(UserError, match=r"'rpn\.conv\.bias' is of type float16, but float32 was expected"):
+        tailseg.load(edited)
 
 
 def test_modes_are_shown_as_people_see_them(picture: np.ndarray) -> None:

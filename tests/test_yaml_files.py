@@ -42,7 +42,7 @@ def test_values_that_cannot_be(text):
         ("[" * 51 + "]" * 51, "more than 50 lists or mappings in each other at line 1; fix the file"),
         ("\n" + "{a: " * 100_000, "more than 50 lists or mappings in each other at line 2; fix the file"),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_texts_at_fault(text, sentence):
     for texts in (False, True):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tailseg.checkpoint import load_model, load_weights
+from tailseg.checkpoint import load_model, load_weights, require_fit
 from tailseg.data.annotations.annotations import Category
 from tailseg.data.annotations.masks import pixels_covered
 from tailseg.data.exporters.export import Exported, export
@@ -92,7 +92,7 @@ def load(path: str | Path, device: str | torch.device | None = None, settings: S
         settings: recipe overrides that a trained model allows, such as ``test.nms_iou=0.6``.
 
     Raises:
-        UserError: the file is missing or not a tailseg model, or a setting is faulty, not of the test or idle.
+        UserError: the file is missing, damaged or not a tailseg model, or a setting is faulty, not of the test or idle.
     """
     checkpoint = load_model(Path(path))
     for setting in settings:
@@ -103,6 +103,8 @@ def load(path: str | Path, device: str | torch.device | None = None, settings: S
     idle = next((setting for setting in settings if setting.startswith("test.tta_") and not recipe.test.tta), None)
     if idle is not None:
         raise UserError(f"--set {idle}: without views it changes nothing; add --tta, or test.tta=true")
+    with torch.device("meta"):  # first without memory: a small file can claim a large model
+        require_fit(build_detector(recipe, len(checkpoint.categories)).state_dict(), checkpoint.state, checkpoint.path)
     detector = build_detector(recipe, len(checkpoint.categories))
     load_weights(detector, checkpoint.state, checkpoint.path)
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -263,3 +263,42 @@ def test_divided_data_states_no_groups_of_the_source(tmp_path):
             assert all(set(category) == {"id", "name"} for category in categories)
         assert_done(done := tailseg("data", "check", out))
         assert "Groups: rare up to 10 training images" in done.stderr
+
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\u202e<script>alert(1)</script>[red]"
+
+
+def test_names_from_files_do_nothing_to_the_terminal_or_the_page(tmp_path):
+    write_small(tmp_path / "d")
+    for split in ("train", "val"):
+        path = tmp_path / "d" / f"{split}.json"
+        content = json.loads(path.read_text())
+        content["categories"][0]["name"] = EVIL + "a" * 10_000
+        content["categories"].append({"id": 77, "name": EVIL + "b" * 10_000})
+        path.write_text(json.dumps(content))
+    page = tmp_path / "page.html"
+    done = tailseg("data", "check", tmp_path / "d", "--html", page)
+    assert done.returncode == 0, done.stderr
+    for text in (done.stdout, done.stderr, page.read_text()):
+        assert not set("\x1b\x07\u202e") & set(text)
+    assert "<script>alert" not in page.read_text()
+    assert len(done.stdout) < 20_000
+    refused = tailseg("data", "check", tmp_path / (EVIL.replace("/", "") + "\n" + "x" * 100), "--quiet")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("tailseg: ")
+    assert refused.stderr.count("\n") == 1
+    assert not set("\x1b\x07\u202e") & set(refused.stderr)
+    assert "\\x1b]0;owned\\x07" in refused.stderr
+
+
+def test_a_name_of_any_length_is_cut_in_the_sentence(tmp_path):
+    write_small(tmp_path / "d")
+    path = tmp_path / "d" / "val.json"
+    content = json.loads(path.read_text())
+    content["categories"][0]["name"] = "\x1b[2J" + "x" * 10_000
+    path.write_text(json.dumps(content))
+    refused = tailseg("data", "check", tmp_path / "d", "--quiet")
+    assert refused.returncode == 1
+    assert "\x1b" not in refused.stderr
+    assert len(refused.stderr) < 2000
+    assert refused.stderr.endswith("both files need the same categories\n")

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import ENVIRONMENT, Done, assert_refused, command, tailseg
+from tiny import ENVIRONMENT, Done, assert_refused, command, options, tailseg
 
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.recipes.ladder import REPORT
@@ -457,7 +457,8 @@ def refusals(
     jobs["holds a run"] = again
     jobs["nothing to resume"] = (*again[:-1], root / "empty", "--resume")
     jobs["other recipe"] = (*again, "--resume", "--set", "optimizer.weight_decay=0.5")
-    jobs["diverged"] = (*again[:-1], root / "diverged", "--set", "optimizer.lr=1e12", "--set", "optimizer.clip=null")
+    wild = ("optimizer.lr=1e12", "optimizer.clip=null", "schedule.warmup_steps=0")
+    jobs["diverged"] = (*again[:-1], root / "diverged", *options(wild))
     jobs["out is a file"] = (*again[:-1], recipe)
     done = {name: tailseg(*job, "--quiet") for name, job in jobs.items()}
     assert not [name for name in DATA_FAULTS if (root / f"run {name}").exists()]  # found before the first step

@@ -87,7 +87,7 @@ def test_all_chance_comes_from_the_seed(tmp_path):
 
 def test_nothing_left_to_train_on_is_an_error(tmp_path):
     annotations = write_set(tmp_path, sizes=((20, 20),), empty=())
-    with pytest.raises(UserError, match=r"train\.json: no image has an object to train on"):
+    with pytest.raises(UserError, match=r"train\.json: no annotation to train on \(images with a side under 32"):
         DetectionDataset(annotations, KEEP, drop_empty=True)
 
 
@@ -379,3 +379,17 @@ def test_jittered_photographs(shared):
         assert set(after.instances.labels.tolist()) <= set(before.instances.labels.tolist())
         assert not torch.equal(after.image, before.image)
         assert after.image.shape == before.image.shape
+
+
+@pytest.mark.parametrize("boost", [None, InstaBoost(1.0, heatmap=False)])
+def test_no_mask_is_made_before_the_image_has_the_stated_size(tmp_path, monkeypatch, boost):
+    write_set(tmp_path, sizes=((40, 60),), height=13_000, width=13_000)
+    monkeypatch.setattr(dataset_module, "bitmap_of", lambda *_: pytest.fail("a mask is made"))
+    dataset = train_set(tmp_path, boost)
+    with pytest.raises(UserError, match=r"0\.png: the image is 60 x 40 pixels but .* says 13000 x 13000"):
+        dataset[0]
+
+
+def train_set(folder, boost):
+    annotations = load_annotations(folder / "train.json", folder / "images")
+    return DetectionDataset(annotations, KEEP, drop_empty=True, instaboost=boost)

@@ -143,6 +143,16 @@ def test_equals_coco_where_every_image_was_searched_for_every_class(seed):
         assert row["bbox_AP"] == (None if (theirs == -1).all() else pytest.approx(theirs.mean(), abs=1e-9))
 
 
+@pytest.mark.parametrize("federated", [True, False])
+def test_classes_taken_in_turn_are_classes_taken_at_once(federated, monkeypatch):
+    data, rows = random_data(3, federated=federated)
+    options = ScoreOptions(analyse=True)
+    at_once = score(data, rows, options=options)
+    monkeypatch.setattr("tailseg.evaluation.metrics.CLASSES_AT_ONCE", 2)
+    assert score(data, rows, options=options) == at_once  # to the last digit
+    assert at_once.metrics["bbox"]["AP"] > 0
+
+
 def one_class(**image):
     boxes = [[0, 0, 20, 20], [40, 40, 20, 20]]
     return {
@@ -248,8 +258,8 @@ def test_areas_left_out_of_the_annotations_are_measured():
         (lambda d: d.pop("images"), "'images' is missing"),
         (lambda d: d["images"][0].pop("height"), "image 1: it has height missing and width 64"),
         (lambda d: d["images"].append(3), r"images\[1\] is 3; it must be an object"),
-        (lambda d: d["images"][0].update(id="1"), "image '1': its id is '1'; number them"),
-        (lambda d: d["categories"][1].update(id="5"), "category '5': its id is '5'"),
+        (lambda d: d["images"][0].update(id="a"), "image 'a': its id is 'a'; number them"),
+        (lambda d: d["categories"][1].update(id="b"), "category 'b': its id is 'b'"),
         (lambda d: d["annotations"][1].update(category_id=9), "annotation 1: there is no category"),
     ],
 )
@@ -417,7 +427,7 @@ ODD = {
     "broken code": ("bad_mask", {"segmentation": {"size": [64, 64], "counts": "oo"}}),
     "another size": ("bad_mask", {"segmentation": {"size": [1, 2], "counts": "2"}}),
     "another image": ("no_image", {"image_id": 9}),
-    "no image": ("no_image", {"image_id": "1"}),
+    "no image": ("no_image", {"image_id": "x"}),
 }
 
 

@@ -11,6 +11,7 @@ from pycocotools import mask as coco_mask
 
 from tailseg.errors import UserError
 from tailseg.evaluation import reading
+from tailseg.evaluation.pairs import Pairs
 from tailseg.evaluation.reading import Cut, Known, read_results
 
 
@@ -21,7 +22,6 @@ from tailseg.evaluation.reading import Cut, Known, read_results
         ("blank.json", b"  \n", "empty"),
         ("cut.json", b'[{"image_id": 1,\n "sco', "line 2, byte"),
         ("cut.json.gz", gzip.compress(b"[1, 2, 3]" * 99, mtime=0)[:-12], "not a whole gzip file"),
-        ("plain.json.gz", b"[]", "not a whole gzip file"),
         ("bytes.json", b'["\xff\xfe"]', "not valid JSON"),
     ],
 )
@@ -40,7 +40,8 @@ def test_missing_file_and_folder(tmp_path):
 
 
 def test_gzip_is_unpacked(tmp_path):
-    for name, pack in (("r.json.gz", gzip.compress), ("marked.json", b"\xef\xbb\xbf".__add__)):  # or a byte order mark
+    # Whatever its name; and a byte order mark may stand first.
+    for name, pack in (("r.json", gzip.compress), ("plain.json.gz", bytes), ("marked.json", b"\xef\xbb\xbf".__add__)):
         (tmp_path / name).write_bytes(pack(orjson.dumps([row(), row(score=1)])))
         assert read_results(tmp_path / name, name, known(), ("bbox",), Cut()).scores.tolist() == [0.5, 1]
 
@@ -54,12 +55,16 @@ def row(**changes) -> dict:
     return {key: value for key, value in (good | changes).items() if value is not ...}
 
 
+def judged(matrix: list[list[bool]]) -> Pairs:
+    return Pairs.of(*np.nonzero(matrix), len(matrix[0]), np.zeros(len(matrix), bool))
+
+
 def known(**changes) -> Known:
     about = {
         "image_ids": np.array([1, 2]),
         "image_sizes": np.array([[32, 48], [10, 10]]),
         "category_ids": np.array([7, 9]),
-        "judged": np.ones((2, 2), dtype=bool),
+        "judged": judged([[True, True], [True, True]]),
     }
     return Known(**(about | changes))
 
@@ -139,7 +144,7 @@ def test_rows_that_are_none(rows, message):
 
 
 def test_masks_that_nobody_looked_for_are_let_go():
-    about = known(judged=np.array([[True, False], [True, True]]))
+    about = known(judged=judged([[True, False], [True, True]]))
     columns = read([row(), row(category_id=9), row(score=0.4)], about=about)
     assert columns.scores.tolist() == [0.5, 0.4]
     assert columns.counts.tolist() == [row()["segmentation"]["counts"]] * 2
@@ -270,7 +275,7 @@ def test_without_box_scores_both_rankings_are_one():
 
 
 def test_what_nobody_looked_for_takes_its_place_in_either_ranking():
-    about = known(judged=np.array([[True, False], [True, True]]))
+    about = known(judged=judged([[True, False], [True, True]]))
     rows = two_rankings((0.9, 0.1), (0.5, 0.9), (0.4, 0.5))
     rows[0]["category_id"] = 9  # not judged in this image
     for limit, boxes, masks in ((1, [], [1]), (2, [1], [1, 2]), (3, [1, 2], [1, 2])):
@@ -323,3 +328,13 @@ def test_two_rankings_of_a_file_read_in_pieces(tmp_path, monkeypatch, chunk):
     for kind, key in (("bbox", "box_score"), ("segm", "score")):
         best = sorted(sorted(range(80), key=lambda i, key=key: -rows[i][key])[:7])  # ties to the earlier row
         assert places(pieces.ranked(kind, cut)) == places(whole.ranked(kind, cut)) == best
+
+
+@pytest.mark.parametrize("key", ["image_id", "score", "bbox", "segmentation"])
+@pytest.mark.parametrize("levels", [1015, 100_000])  # orjson takes 1,024, Python's own repr fewer
+def test_deep_nesting_is_told_in_a_sentence(tmp_path, key, levels):
+    content = orjson.dumps([row(**{key: "DEEP"})]).replace(b'"DEEP"', b"[" * levels + b"]" * levels)
+    (tmp_path / "r.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"r\.json: ") as caught:
+        read_results(tmp_path / "r.json", str(tmp_path / "r.json"), known(), ("bbox", "segm"), Cut())
+    assert len(str(caught.value)) < 400

@@ -10,6 +10,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from tailseg.errors import UserError
+from tailseg.evaluation.pairs import Pairs
 from tailseg.evaluation.reading import Cut, Known, read_results
 from tailseg.evaluation.results import ResultsWriter, merge_results
 from tailseg.structures import Detections
@@ -150,7 +151,7 @@ def test_masks_with_scores_of_their_own_keep_the_box_score_beside_it(tmp_path):
         image_ids=np.array([5, 8, 9]),
         image_sizes=np.array([[32, 48]] * 3),
         category_ids=np.array(CATEGORY_IDS),
-        judged=np.ones((3, 3), dtype=bool),
+        judged=Pairs(np.zeros(0, np.int64), 3, np.ones(3, bool)),
     )
     columns = read_results(tmp_path / "r.json", "r.json", known, ["bbox", "segm"], Cut())
     assert columns.scores.astype(np.float32).tolist() == torch.cat([f.mask_scores for f in found]).tolist()

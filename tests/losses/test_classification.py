@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tailseg.losses import CrossEntropyClassification, SeesawClassification
+from tailseg.losses import CLASSIFICATIONS, ClassStatistics, CrossEntropyClassification, SeesawClassification
 
 
 def test_recorded_scores(recorded, check):
@@ -169,3 +169,65 @@ def test_without_objectness_background_is_one_more_class():
     foreground = math.log(sum(e)) - 2.0
     assert losses["classes"].item() == pytest.approx((foreground + 2 * background) / 3, rel=1e-6)
     assert torch.equal(ours.scores(logits), logits.softmax(1))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# One check for all ten, before anything is counted
+
+
+def made(name: str, num_classes: int = 5):
+    kind = CLASSIFICATIONS[name]
+    if not kind.needs_statistics:
+        return kind(num_classes)
+    counts = torch.arange(1, num_classes + 1)
+    return kind(num_classes, statistics=ClassStatistics(num_images=9, images=counts, instances=3 * counts))
+
+
+def refused(ours, logits: Tensor, labels: Tensor, valid: Tensor) -> str:
+    before = {name: buffer.clone() for name, buffer in ours.named_buffers()}
+    with pytest.raises(ValueError, match=f"^{type(ours).__name__} ") as error:
+        ours.loss(logits, labels, valid)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in ours.named_buffers())
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", CLASSIFICATIONS)
+@pytest.mark.parametrize(("label", "place"), [(6, 1), (255, 0), (-1, 2), (-100, 3)])
+def test_a_label_out_of_range_is_named_and_nothing_is_counted(name, label, place):
+    ours, labels = made(name), torch.tensor([0, 5, 4, 1])
+    labels[place] = label
+    sentence = refused(ours, torch.zeros(4, ours.num_logits), labels, torch.ones(4, dtype=torch.bool))
+    assert sentence.endswith(f"expected labels in [0, 5] (5 is background), received {label} at position {place}")
+
+
+@pytest.mark.parametrize("name", CLASSIFICATIONS)
+def test_other_shapes_and_types_are_refused(name):
+    ours = made(name)
+    width, valid, labels = ours.num_logits, torch.ones(4, dtype=torch.bool), torch.tensor([0, 5, 4, 1])
+    logits = torch.zeros(4, width)
+    for wrong in (logits[:, 1:], torch.zeros(4, width + 1), logits[:3], logits[None], logits[0]):
+        assert f"expected logits (R, {width}), labels (R,) and valid (R,), received" in refused(
+            ours, wrong, labels, valid
+        )
+    assert "received (4, " in refused(ours, logits, labels[:3], valid)
+    assert "received (4, " in refused(ours, logits, labels, valid[:3])
+    for dtype in (torch.int32, torch.float32, torch.uint8):
+        assert f"expected int64 labels, received {dtype}" in refused(ours, logits, labels.to(dtype), valid)
+    assert "received torch.int64, torch.bool" in refused(ours, logits.long(), labels, valid)
+    assert "received torch.float32, torch.float32" in refused(ours, logits, labels, valid.float())
+    assert all(value.isfinite() for value in ours.loss(logits, labels, valid).values())
+
+
+@pytest.mark.parametrize("name", [name for name, kind in CLASSIFICATIONS.items() if kind.needs_statistics])
+def test_missing_statistics_are_named_until_they_are_there(name):
+    ours = CLASSIFICATIONS[name](5)
+    case = (torch.zeros(2, ours.num_logits), torch.tensor([0, 5]), torch.ones(2, dtype=torch.bool))
+    assert refused_statistics(ours, case) == refused_statistics(ours, case)
+    ours.load_state_dict(made(name).state_dict())
+    assert all(value.isfinite() for value in ours.loss(*case).values())
+
+
+def refused_statistics(ours, case) -> str:
+    with pytest.raises(ValueError, match="without statistics; pass statistics=ClassStatistics") as error:
+        ours.loss(*case)
+    return str(error.value)

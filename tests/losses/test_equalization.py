@@ -246,11 +246,12 @@ def test_a_logit_that_is_not_a_number_is_seen(kind):
         assert ours.loss(logits, torch.tensor([0, 1, 4]), torch.ones(3, dtype=torch.bool))["classes"].isnan()
 
 
-def test_without_statistics_eql_is_not_a_number_until_a_state_is_loaded():
+def test_without_statistics_eql_has_no_loss_until_a_state_is_loaded():
     ours, known = EqualizationClassification(3), eql(3)
     labels, valid = torch.tensor([0, 3]), torch.ones(2, dtype=torch.bool)
     assert ours.spared.isnan().all()
-    assert ours.loss(torch.zeros(2, 3), labels, valid)["classes"].isnan()
+    with pytest.raises(ValueError, match="was made without statistics; pass statistics=ClassStatistics"):
+        ours.loss(torch.zeros(2, 3), labels, valid)
     assert list(known.state_dict()) == ["spared"]
     ours.load_state_dict(known.state_dict())
     assert torch.equal(

@@ -194,11 +194,12 @@ def test_a_logit_that_is_not_a_number_is_seen_even_where_its_class_does_not_coun
         assert make(sampled=1).loss(logits, *everyone([0, CLASSES]))["classes"].isnan()
 
 
-def test_without_statistics_it_is_not_a_number_until_a_state_is_loaded():
+def test_without_statistics_it_has_no_loss_until_a_state_is_loaded():
     ours, known = FederatedClassification(CLASSES), make()
     logits, labels, valid = case()
     assert ours.weights.isnan().all()
-    assert ours.loss(logits, labels, valid)["classes"].isnan()
+    with pytest.raises(ValueError, match="was made without statistics; pass statistics=ClassStatistics"):
+        ours.loss(logits, labels, valid)
     assert list(known.state_dict()) == ["weights"]
     assert known.weights.tolist() == [10, 0, 1, 3, 20, 5]
     ours.load_state_dict(known.state_dict())

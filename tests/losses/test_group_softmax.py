@@ -251,11 +251,12 @@ def test_a_logit_that_is_not_a_number_is_seen():
             assert loss.isnan(), (row, column)
 
 
-def test_without_statistics_it_is_not_a_number_until_a_state_is_loaded():
+def test_without_statistics_it_has_no_loss_until_a_state_is_loaded():
     ours, known = GroupSoftmaxClassification(CLASSES, others_ratio=100.0), make(others_ratio=100.0)
     logits, labels, valid = case()
     assert ours.groups.isnan().all()
-    assert ours.loss(logits, labels, valid)["classes"].isnan()
+    with pytest.raises(ValueError, match="was made without statistics; pass statistics=ClassStatistics"):
+        ours.loss(logits, labels, valid)
     assert list(known.state_dict()) == ["groups"]
     ours.load_state_dict(known.state_dict())
     assert torch.equal(ours.loss(logits, labels, valid)["classes"], known.loss(logits, labels, valid)["classes"])

@@ -206,10 +206,11 @@ def test_a_logit_that_is_no_number_is_seen(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_statistics_the_loss_is_no_number_until_a_state_is_loaded(kind):
+def test_without_statistics_there_is_no_loss_until_a_state_is_loaded(kind):
     logits, labels, valid = batch(8)
     known, unknown = made(kind), kind(5)
-    assert unknown.loss(logits, labels, valid)["classes"].isnan()
+    with pytest.raises(ValueError, match="was made without statistics; pass statistics=ClassStatistics"):
+        unknown.loss(logits, labels, valid)
     assert all(buffer.isnan().all() and buffer.shape == (5,) for buffer in unknown.buffers())
     unknown.load_state_dict(known.state_dict())
     assert len(known.state_dict()) == 1

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.utils.checkpoint
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tailseg.losses import SeesawLoss
@@ -182,7 +182,8 @@ def test_invalid_samples_are_not_counted():
 
 
 def test_counts_are_summed_over_processes(monkeypatch):
-    def another_process(increment: Tensor) -> None:
+    def another_process(increment: Tensor, group: object) -> None:
+        assert group is None  # all processes
         increment += torch.tensor([10, 0, 5])
 
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
@@ -193,6 +194,24 @@ def test_counts_are_summed_over_processes(monkeypatch):
         loss.count(torch.tensor([0]))
     assert together.counts.tolist() == [22, 1, 10]
     assert alone.counts.tolist() == [2, 1, 0]
+
+
+def test_a_copy_counts_for_itself_in_the_same_group():
+    class Group:  # as a real one
+        def __reduce__(self):
+            raise TypeError("cannot pickle")
+
+    loss = SeesawLoss(3, process_group=Group())
+    loss.counts += 4
+    parts = nn.ModuleList([loss, loss])
+    one, other = copy.deepcopy(parts)
+    assert one is other
+    assert one is not loss
+    assert one.process_group is loss.process_group
+    one.count(torch.tensor([1]))
+    assert one.counts.tolist() == [4, 5, 4]
+    assert loss.counts.tolist() == [4, 4, 4]
+    assert list(one.state_dict()) == ["counts"]
 
 
 def test_counts_are_part_of_the_state():
@@ -240,9 +259,13 @@ def test_a_label_out_of_range_is_named_and_counts_stay(label, place):
     assert loss.counts.tolist() == [0, 0, 0]
 
 
-def test_labels_of_another_type_are_not_blamed_on_their_range():
-    with pytest.raises(RuntimeError, match="Float"):
-        SeesawLoss(3)(torch.zeros(2, 3), torch.tensor([0.0, 1.0]))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int32, torch.bool])
+def test_labels_of_another_type_are_refused_before_they_are_counted(dtype):
+    loss, labels = SeesawLoss(3), torch.tensor([0, 1]).to(dtype)
+    for call in (lambda: loss(torch.zeros(2, 3), labels), lambda: loss.count(labels)):
+        with pytest.raises(ValueError, match=f"SeesawLoss expected int64 labels, received {dtype}"):
+            call()
+    assert loss.counts.tolist() == [0, 0, 0]
 
 
 def test_nan_logits_make_the_loss_nan():

@@ -48,3 +48,8 @@ def test_unsynchronised_counts_are_of_each_process_alone(half_a_batch, halves):
     counts = [half["unsynchronised"]["counts"] for half in halves]
     assert not torch.equal(counts[0], counts[1])
     assert torch.equal(counts[0] + counts[1], whole["counts"])
+
+
+def test_counts_of_a_group_are_those_of_its_processes(halves):
+    for half in halves:
+        assert torch.equal(half["group of one"]["counts"], half["unsynchronised"]["counts"])

@@ -1,5 +1,6 @@
 """The backbone against the recordings, torchvision's, timm's; what is frozen stays frozen; where weights come from."""
 
+import json
 import logging
 import re
 import sys
@@ -12,10 +13,13 @@ from tiny import made
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
+from tailseg.checkpoint import load_weights
 from tailseg.errors import UserError
 from tailseg.layers.deform_conv import ModulatedDeformConv2d
 from tailseg.model import backbone as backbone_module
 from tailseg.model.backbone import Backbone, load_pretrained
+from tailseg.model.build import build_detector, stored_recipe
+from tailseg.recipes.resolve import resolve
 
 
 def narrow_resnet50(**options) -> Backbone:
@@ -469,3 +473,22 @@ def test_checkpointing_changes_nothing_but_the_memory(name, frozen, train_norm, 
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12)
     counts = {m.num_batches_tracked.item() for m in recomputed.modules() if isinstance(m, nn.BatchNorm2d)}
     assert counts == ({2} if frozen < 0 else {0, 2} if train_norm else {0})  # two forward passes
+
+
+@pytest.mark.parametrize(("arguments", "stored"), [({}, True), ({"channels": [8, 16, 24, 32]}, False)])
+def test_a_backbone_from_a_folder_is_stored_by_its_architecture(tmp_path, arguments, stored):
+    """A model file may name neither folder nor hub."""
+    config = {"architecture": "resnet18", "model_args": arguments, "pretrained_cfg": {"num_classes": 1000}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    name = f"local-dir:{tmp_path}"
+    recipe = resolve("demo/seesaw", [f"model.backbone.name={name}", "model.backbone.pretrained=false"])
+    detector = build_detector(recipe, 3)
+    if stored:
+        kept = stored_recipe(recipe, detector)
+        assert kept.model.backbone.name == "resnet18"
+        load_weights(build_detector(kept, 3), detector.state_dict(), tmp_path)
+    else:
+        with pytest.raises(UserError, match=rf"^model\.backbone\.name: '{name}' is no plain 'resnet18'"):
+            stored_recipe(recipe, detector)
+    plain = resolve("demo/seesaw")
+    assert stored_recipe(plain, build_detector(plain, 3)) is plain

@@ -57,7 +57,7 @@ TINY = (
     "model.mask_iou={channels: 8, width: 16}",
     "data={batch_per_device: 2, workers: 0, short_edges: [48, 64], test_short_edge: 64, long_edge: 64, mask_grid: 28}",
     "optimizer={name: adamw, lr: 0.001, weight_decay: 0.01, clip: 10, reference_batch: 2}",
-    "schedule={epochs: 1, milestones: [1], warmup_steps: 2, warmup_factor: 0.1}",
+    "schedule={epochs: 1, milestones: [], warmup_steps: 2, warmup_factor: 0.1}",
     "training={evaluate_every: 9, log_steps: 1}",
     "test.max_detections=20",
 )

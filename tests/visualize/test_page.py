@@ -21,6 +21,15 @@ def test_text_is_escaped_and_charts_stand_as_they_are():
     assert '<td class="text">&lt;b&gt;</td><td class="text">&#34;&amp;</td><td>2</td>' in page
 
 
+def test_names_run_no_script_and_hold_no_control_characters():
+    evil = "\x1b[2J\u202e\x9b</td><script>alert(1)</script><img src=x onerror=alert(1)>"
+    page = render("analysis.html", kinds=[KIND | {"confusions": [{"object": evil, "found": "é", "count": 2}]}])
+    assert "<script" not in page
+    assert "<img src=x" not in page
+    assert not set("\x1b\u202e\x9b") & set(page)
+    assert r"\x1b[2J\u202e\x9b&lt;/td&gt;&lt;script&gt;" in page
+
+
 def test_content_that_is_missing_is_an_error():
     with pytest.raises(jinja2.UndefinedError, match="kinds"):
         render("analysis.html")

@@ -429,7 +429,7 @@ def test_rename_takes_the_longest_beginning() -> None:
 
 def test_change_touches_only_its_ending() -> None:
     state = {"a.weight": torch.ones(2), "b.weight": torch.ones(2), "a.bias": torch.ones(2)}
-    change(state, "a.weight", lambda tensor: tensor * 3)
+    change(state, Path("m.pth"), "a.weight", lambda tensor: tensor * 3)
     assert {key: value.sum().item() for key, value in state.items()} == {"a.weight": 6, "b.weight": 2, "a.bias": 2}
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tailseg.wording import for_terminal
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -21,11 +23,30 @@ SetOption = Annotated[
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bar, warnings only.")]
 
 
+class _Formatter(logging.Formatter):
+    """Messages as a terminal may get them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return for_terminal(super().format(record))
+
+
+def say(text: str) -> None:
+    """Print a line to stdout; names from files in it can do no harm there."""
+    typer.echo(for_terminal(text))
+
+
+def cell(text: str) -> str:
+    """A text from files as a table may hold it, without rich's markup and what a terminal would obey."""
+    from rich.markup import escape
+
+    return escape(for_terminal(text))
+
+
 def log(quiet: bool) -> None:
     """Write the log to stderr, warnings only if ``quiet``."""
-    logging.basicConfig(
-        level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr, force=True
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, handlers=[handler], force=True)
     for name in ("lightning_fabric", "lightning.fabric", "PIL", "matplotlib", "timm"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

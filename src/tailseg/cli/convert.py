@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailseg.cli.console import SetOption, log
+from tailseg.cli.console import SetOption, log, say
 
 if TYPE_CHECKING:
     from tailseg.zoo.conversion import ForeignModel
@@ -70,7 +70,7 @@ def _convert(foreign: ForeignModel, out: Path, categories: Path | None, settings
 
     recipe, labels = convert(foreign, out, categories=categories, settings=settings or ())
     stages = {1: "Mask R-CNN", 3: "Cascade Mask R-CNN"}.get(len(recipe.model.stages), "detector")
-    typer.echo(
+    say(
         f"{out}: {stages}, {recipe.model.backbone.name}, {len(labels)} classes, classifier {recipe.classifier.loss}; "
         f"its recipe: tailseg recipes show {out}"
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import orjson
 import typer
 
-from tailseg.cli.console import DATA_HELP, QuietOption, log, print_table
+from tailseg.cli.console import DATA_HELP, QuietOption, cell, log, print_table, say
 from tailseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def data_synth(
     )
     with progress_bar("drawing", images + settings.val_images, show=not quiet) as advance:
         write_synthetic(out, settings, progress=lambda done, _total: advance(done))
-    typer.echo(f"{images} training and {settings.val_images} validation images of {classes} classes in {out}")
+    say(f"{images} training and {settings.val_images} validation images of {classes} classes in {out}")
 
 
 @data_app.command("check")
@@ -85,7 +85,7 @@ def data_check(
         report = report.with_findings(_label_findings(model, splits, show=not quiet))
     for table in check_tables(report):
         print_table(table)
-    typer.echo(f"To begin: {report.suggestion['command']}\n  ({report.suggestion['reason']})")
+    say(f"To begin: {report.suggestion['command']}\n  ({report.suggestion['reason']})")
     if json is not None:
         json.write_bytes(orjson.dumps(report.as_json(), option=orjson.OPT_INDENT_2))
     if page is not None:
@@ -126,7 +126,6 @@ def _label_findings(model: Path, splits: DataSplits, *, show: bool) -> list[Find
 
 def check_tables(report: DatasetReport) -> list[Table]:
     """The report for a terminal: counts, classes by frequency, resolution and sampling, findings."""
-    from rich.markup import escape
     from rich.table import Table
 
     counts = Table(title="Data")
@@ -171,7 +170,7 @@ def check_tables(report: DatasetReport) -> list[Table]:
         shown += ", ..." if len(finding.examples) > EXAMPLES else ""
         what = finding.what + (f": {shown}" if shown else "")
         severity = f"[{colours[finding.severity]}]{finding.severity}[/]"
-        findings.add_row(severity, finding.split, f"{finding.count:,}", escape(what), escape(finding.fix))
+        findings.add_row(severity, finding.split, f"{finding.count:,}", cell(what), cell(finding.fix))
     return [counts, groups, recipe, *([findings] if report.findings else [])]
 
 
@@ -243,19 +242,19 @@ def data_export(
     with progress_bar("writing", sum(map(len, splits.values())), show=not quiet) as advance:
         exported = export(kind, annotated_set(splits), out, advance)
     counts = (f"{exported.images[split]} {split} images with {exported.objects[split]} objects" for split in there)
-    typer.echo(f"{out}: {', '.join(counts)}")
+    say(f"{out}: {', '.join(counts)}")
     dropped = [summary(part) for part in splits.values() if part.report.dropped]
     for note in (*dropped, *exported.notes):
-        typer.echo(f"- {note}")
+        say(f"- {note}")
 
 
 def _tell(parts: dict[str, Part], notes: list[str], out: Path) -> None:
     """Say what was written."""
     train, val = parts["train"], parts["val"]
-    typer.echo(
+    say(
         f"{out}: {len(train.images)} training images with {len(train.annotations)} objects, {len(val.images)} "
         f"validation images with {len(val.annotations)}"
     )
     for note in notes:
-        typer.echo(f"- {note}")
-    typer.echo(f"Examine it: tailseg data check {out}")
+        say(f"- {note}")
+    say(f"Examine it: tailseg data check {out}")

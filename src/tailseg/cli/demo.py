@@ -83,7 +83,8 @@ def _run(recipe: Recipe, data: DataSplits, folder: Path, seed: int, show: bool) 
     """Train and score one method with one seed."""
     started = time.perf_counter()
     scores = train(recipe, data, folder, seed=seed, show=show)
-    assert scores is not None
+    if scores is None:
+        raise UserError(f"{folder}: its last evaluation failed, as said above; remove {folder} and start again")
     assert data.train is not None
     images, instances = _training_counts(data.train)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from tailseg.cli.console import DATA_HELP, QuietOption, SetOption
+from tailseg.cli.console import DATA_HELP, QuietOption, SetOption, say
 from tailseg.cli.console import log as _log
 from tailseg.cli.console import print_table as _print
 from tailseg.cli.convert import convert_app
 from tailseg.cli.data import data_app
 from tailseg.errors import UserError
+from tailseg.wording import for_terminal, one_line
 
 # Before PyTorch is loaded: by default its threads spin while they wait for each other, and where the cores are shared
 # (loader workers, other people's jobs) a step then takes up to twelve times as long. Sleeping costs an idle machine a
@@ -67,9 +68,9 @@ def demo(
     results = _stoppable(
         lambda: run_demo(out, seeds=seeds, show=not quiet), f"Stopped. Remove {out} before the next demo there."
     )
-    typer.echo(results_markdown(results))
-    typer.echo(verdict(results))
-    typer.echo(f"Report: {out / 'report.html'}")
+    say(results_markdown(results))
+    say(verdict(results))
+    say(f"Report: {out / 'report.html'}")
 
 
 @app.command()
@@ -108,7 +109,7 @@ def train(
     if scores is not None:
         _print(format_table(scores.metrics))
         best, last = out / "best.safetensors", out / "last.safetensors"
-        typer.echo(f"Models: {best} (best segm AP), {last}" if best.is_file() else f"Model: {last} (no segm AP)")
+        say(f"Models: {best} (best segm AP), {last}" if best.is_file() else f"Model: {last} (no segm AP)")
 
 
 FixedApOption = Annotated[
@@ -187,9 +188,9 @@ def evaluate(
     _write_analysis_page(scores, folder / "analysis.html")
     if scores.metrics:
         _print(format_table(scores.metrics))
-        typer.echo(f"Written: {folder / 'metrics.json'}, {folder / 'detections.json'}")
+        say(f"Written: {folder / 'metrics.json'}, {folder / 'detections.json'}")
     else:
-        typer.echo(f"Written: {folder / 'detections.json'}")
+        say(f"Written: {folder / 'detections.json'}")
 
 
 @app.command()
@@ -214,11 +215,11 @@ def predict(
     loaded = load(model, settings=[*_tta_setting(tta), *(settings or ())])
     if kind is None:
         faults = predict_files(loaded, images, out, min_score=score, show=not quiet)
-        typer.echo(f"{len(images) - len(faults)} of {len(images)} images: pictures and JSON in {out}")
+        say(f"{len(images) - len(faults)} of {len(images)} images: pictures and JSON in {out}")
     else:
         exported, faults = export_predictions(loaded, images, out, kind, min_score=score, show=not quiet)
         done = f"{exported.images['']} of {len(images)} images with {exported.objects['']} objects in {out}"
-        typer.echo("\n- ".join([done, *exported.notes]))
+        say("\n- ".join([done, *exported.notes]))
     if faults:
         raise UserError("; ".join(faults))
 
@@ -280,10 +281,10 @@ def recipes_list() -> None:
     ladder = [f"table2/{row}" for row in REPORT]
     for name, function in BUILT_IN.items():
         if name not in ladder:
-            typer.echo(f"{name:28}{(function.__doc__ or '').splitlines()[0]}")
-    typer.echo("\nTable 2 of the report, each row the one before and one thing more:\n")
+            say(f"{name:28}{(function.__doc__ or '').splitlines()[0]}")
+    say("\nTable 2 of the report, each row the one before and one thing more:\n")
     for line in ladder_lines():
-        typer.echo(line)
+        say(line)
 
 
 @recipes_app.command("show")
@@ -305,7 +306,7 @@ def recipes_diff(
     from tailseg.recipes.values import diff
 
     for key, before, after in diff(resolve(one), resolve(other)):
-        typer.echo(f"{key}: {before} -> {after}")
+        say(f"{key}: {before} -> {after}")
 
 
 def _stoppable(job: Callable[[], T], message: str) -> T:
@@ -313,7 +314,7 @@ def _stoppable(job: Callable[[], T], message: str) -> T:
     try:
         return job()
     except KeyboardInterrupt:
-        typer.echo(message, err=True)
+        typer.echo(for_terminal(message), err=True)
         raise typer.Exit(130) from None
 
 
@@ -322,12 +323,12 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"tailseg: {error}", file=sys.stderr)
+        print(one_line(f"tailseg: {error}"), file=sys.stderr)
         sys.exit(1)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         if error.filename is None and not full:
             raise  # no file of the user's: a fault of ours, whose traceback is wanted
         fix = "make room" if full else "choose another path or change its rights"
-        print(f"tailseg: {error.filename or 'a file'}: {error.strerror}; {fix}", file=sys.stderr)
+        print(one_line(f"tailseg: {error.filename or 'a file'}: {error.strerror}; {fix}"), file=sys.stderr)
         sys.exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import cv2
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tailseg.data.annotations.annotations import Annotations
-from tailseg.data.annotations.masks import bitmap_of, into_grid
+from tailseg.data.annotations.masks import Bitmap, bitmap_of, into_grid
+from tailseg.data.annotations.oddities import CROWDS_FIX
 from tailseg.data.images import decode, to_rgb
 from tailseg.data.instaboost import InstaBoost, Objects
 from tailseg.data.transforms import Compose, Image, clip_boxes, fit_transform, train_transform
@@ -28,6 +30,30 @@ def _channels_first(image: Image) -> Tensor:
     planes = torch.empty((3, *image.shape[:2]), dtype=torch.uint8)
     cv2.split(image, list(planes.numpy()))  # four times faster than a transposed copy
     return planes
+
+
+def trained_images(annotations: Annotations) -> NDArray[np.int64]:
+    """The images that training uses: with an object to train on, and with sides that are not too short."""
+    starts = np.concatenate([[0], np.cumsum(annotations.trained)])[annotations.first_annotation]
+    return np.flatnonzero((np.diff(starts) > 0) & (annotations.image_sizes.min(axis=1) >= MIN_TRAIN_SIDE))
+
+
+def why_untrained(annotations: Annotations) -> tuple[str, str]:
+    """Of a file with no image that training could use: what became of most annotations, and the fix."""
+    report = annotations.report
+    if annotations.trained.any():
+        return f"images with a side under {MIN_TRAIN_SIDE} pixels are left out", "take larger images"
+    if not report.annotations:
+        return "it has no annotations", "annotate some images"
+    shares = "write bbox and segmentation in pixels, not as shares of the image's sides"
+    reasons = [
+        (report.crowd, "crowds", CROWDS_FIX),
+        (report.ignored, 'objects with "ignore"', "take that off the objects that count"),
+        (report.thin, "objects under a pixel wide or high", shares),
+        *((odd.count, odd.about.meaning, odd.about.fix) for odd in report.oddities if odd.about.severity != "note"),
+    ]
+    count, meaning, fix = max(reasons, key=lambda reason: reason[0])
+    return f"{count:,} {meaning}", fix
 
 
 class DetectionDataset(Dataset[Sample]):
@@ -70,16 +96,13 @@ class DetectionDataset(Dataset[Sample]):
         self.mask_grid = mask_grid
         self.instaboost = instaboost
         self.with_objects = with_objects
-        hws = annotations.image_sizes
-        kept = np.ones(len(annotations), np.bool_)
-        if drop_empty:
-            starts = np.concatenate([[0], np.cumsum(annotations.trained)])[annotations.first_annotation]
-            kept = (np.diff(starts) > 0) & (hws.min(axis=1) >= MIN_TRAIN_SIDE)
-        self.image_indices: NDArray[np.int64] = np.flatnonzero(kept)
+        images = trained_images(annotations) if drop_empty else np.arange(len(annotations))
+        self.image_indices: NDArray[np.int64] = images
         if self.image_indices.size == 0:
-            message = f"{annotations.path}: no image has an object to train on and sides of {MIN_TRAIN_SIDE} pixels"
-            raise UserError(f"{message}; annotate some")
-        self.aspect_groups: NDArray[np.bool_] = (hws[:, 1] < hws[:, 0])[kept]
+            reason, fix = why_untrained(annotations)
+            raise UserError(f"{annotations.path}: no annotation to train on ({reason}); {fix}")
+        hws = annotations.image_sizes[images]
+        self.aspect_groups: NDArray[np.bool_] = hws[:, 1] < hws[:, 0]
 
     def __len__(self) -> int:
         """The number of images."""
@@ -94,13 +117,16 @@ class DetectionDataset(Dataset[Sample]):
         index, seed = item if isinstance(item, tuple) else (item, 0)
         position = int(self.image_indices[index])
         height, width = self.annotations.image_sizes[position].tolist()
-        objects = self._objects(position)
-        chance = self.instaboost.chance(seed) if self.instaboost is not None and len(objects) > 0 else None
+        rows = self.annotations.rows(position) if self.with_objects else np.zeros(0, np.int64)
+        chance = self.instaboost.chance(seed) if self.instaboost is not None and len(rows) > 0 else None
         reduction = 1 if chance is not None else self.transform.reduction((height, width), seed)
         pixels = self._image(position, reduction)
         if self.instaboost is not None and chance is not None:
-            pixels, objects = self.instaboost(pixels, objects, chance)
-        instances = self._instances(objects, (height, width))
+            pixels, objects = self.instaboost(pixels, self._objects(rows, (height, width)), chance)
+            instances = self._instances(objects.boxes, objects.labels, objects.bitmaps, (height, width))
+        else:
+            boxes, labels = self._boxes(rows, (height, width)), self.annotations.labels[rows]
+            instances = self._instances(boxes, labels, self._bitmaps(rows, (height, width)), (height, width))
         reduction = height // pixels.shape[0]
         if reduction > 1:  # of a power of two, so nothing is rounded
             boxes, frames = instances.boxes / reduction, instances.mask_frames / reduction
@@ -135,27 +161,36 @@ class DetectionDataset(Dataset[Sample]):
         message = f"{path}: the image is {found} pixels but {place} says {stated}"
         raise UserError(f"{message}; correct the entry or restore the image")
 
-    def _objects(self, position: int) -> Objects:
-        """The objects of an image, as annotated, boxes clipped to it."""
-        annotations = self.annotations
-        rows = annotations.rows(position) if self.with_objects else np.zeros(0, np.int64)
-        height, width = annotations.image_sizes[position].tolist()
-        return Objects(
-            boxes=clip_boxes(torch.from_numpy(annotations.boxes[rows]), (height, width)).numpy(),
-            labels=annotations.labels[rows],
-            bitmaps=tuple(bitmap_of(annotations.segmentation(int(row)), (height, width)) for row in rows),
-        )
+    def _boxes(self, rows: NDArray[np.int64], image_hw: tuple[int, int]) -> NDArray[np.float32]:
+        """The boxes of some annotations, clipped to their image."""
+        boxes: NDArray[np.float32] = clip_boxes(torch.from_numpy(self.annotations.boxes[rows]), image_hw).numpy()
+        return boxes
 
-    def _instances(self, objects: Objects, image_hw: tuple[int, int]) -> Instances:
-        """The same objects, their masks laid into grids."""
+    def _bitmaps(self, rows: NDArray[np.int64], image_hw: tuple[int, int]) -> Iterator[Bitmap]:
+        """The bitmaps of some annotations, one at a time: each may be as large as the image."""
+        return (bitmap_of(self.annotations.segmentation(int(row)), image_hw) for row in rows)
+
+    def _objects(self, rows: NDArray[np.int64], image_hw: tuple[int, int]) -> Objects:
+        """Some annotations of an image, boxes clipped to it."""
+        labels, bitmaps = self.annotations.labels[rows], tuple(self._bitmaps(rows, image_hw))
+        return Objects(boxes=self._boxes(rows, image_hw), labels=labels, bitmaps=bitmaps)
+
+    def _instances(
+        self,
+        boxes: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        bitmaps: Iterable[Bitmap],
+        image_hw: tuple[int, int],
+    ) -> Instances:
+        """Objects with their masks laid into grids."""
         side = self.mask_grid + 2
-        masks = np.zeros((len(objects), side, side), np.uint8)
-        frames = np.zeros((len(objects), 4), np.float32)
-        for i, bitmap in enumerate(objects.bitmaps):
+        masks = np.zeros((len(labels), side, side), np.uint8)
+        frames = np.zeros((len(labels), 4), np.float32)
+        for i, bitmap in enumerate(bitmaps):
             masks[i], frames[i] = into_grid(bitmap, image_hw, self.mask_grid)
         return Instances(
-            boxes=torch.from_numpy(objects.boxes),
-            labels=torch.from_numpy(objects.labels),
+            boxes=torch.from_numpy(boxes),
+            labels=torch.from_numpy(labels),
             masks=torch.from_numpy(masks),
             mask_frames=torch.from_numpy(frames),
         )

@@ -32,6 +32,9 @@ _OPENED = tuple(name for name in FORMATS if name in Image.OPEN)
 # ".jpg", ".png", ...: all that Pillow knows for these formats, in lower case.
 IMAGE_SUFFIXES = tuple(suffix for name in FORMATS for suffix, owner in Image.EXTENSION.items() if owner == name)
 
+EDGE = 4096  # bytes at the end of a file that are looked at, for what a complete file of its format has there
+ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+_FLOATS = "the pixels are floating point numbers; save the image with 8 bits a channel"
 _ORIENTATION = 0x0112  # tag of EXIF and TIFF
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 0x0102, 0x0153  # tags of TIFF
 _SIGNED = 2  # value of the latter
@@ -74,7 +77,7 @@ def read_header(path: Path, file: IO[bytes] | None = None) -> ImageHeader:
         file: the file itself, if it is open already; it stays open, at any position.
 
     Raises:
-        UserError: the file is missing, empty, a folder, or no image.
+        UserError: the file is missing, empty, a folder, no image, or one of floating point numbers.
         ImageTooLargeError: it has too many pixels.
     """
     try:
@@ -82,6 +85,8 @@ def read_header(path: Path, file: IO[bytes] | None = None) -> ImageHeader:
             with path.open("rb") as opened:
                 return read_header(path, opened)
         with Image.open(file, formats=_OPENED) as image:
+            if image.mode == "F":
+                raise UserError(f"{path}: {_FLOATS}")
             stored_hw = (image.height, image.width)
             if image.format != "PNG" or "exif" in image.info or _may_turn_behind_pixels(file):
                 return ImageHeader(image.format or "", stored_hw, orientation_of(image))
@@ -89,6 +94,15 @@ def read_header(path: Path, file: IO[bytes] | None = None) -> ImageHeader:
             return ImageHeader(image.format, stored_hw, _stated_orientation(Image.Image.getexif(image)))
     except Exception as error:
         raise _fault(path, error) from None
+
+
+def require_whole(path: Path, header: ImageHeader) -> None:
+    """Raise UserError for an image file that is cut off; those that do not end as their format wants are decoded."""
+    with path.open("rb") as file:
+        file.seek(max(os.fstat(file.fileno()).st_size - EDGE, 0))
+        if ENDS.get(header.format, b"") in file.read():
+            return
+    decode(path)
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -175,7 +189,7 @@ def to_rgb(image: Image.Image, path: Path, *, upright: bool) -> Pixels:
     """
     turn = _TURNS.get(orientation_of(image)) if upright else None
     if image.mode == "F":
-        raise UserError(f"{path}: the pixels are floating point numbers; save the image with 8 bits a channel")
+        raise UserError(f"{path}: {_FLOATS}")
     if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
         image = Image.fromarray(_grey_of_8_bits(image))
     if turn is not None:

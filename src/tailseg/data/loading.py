@@ -6,9 +6,12 @@ import gc
 import multiprocessing
 import signal
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import FrameType
 from typing import Any, Generic, TypeVar
 
 import cv2
@@ -127,6 +130,61 @@ def _collate_guarded(items: list[T | UserError], join: Callable[[list[T]], B]) -
     return join(good)
 
 
+class LoaderKilledError(UserError):
+    """A loader process was ended by the system."""
+
+
+class _DeathNotice:
+    """What PyTorch does when a loader process ends, put off until a batch is waited for.
+
+    PyTorch's own handler of SIGCHLD raises wherever the main process happens to be: in the middle of a step, that is,
+    whose state could then not be saved.
+    """
+
+    def __init__(self) -> None:
+        self._raises: Callable[[int, FrameType | None], object] | None = None  # PyTorch's handler
+        self._waiting = False
+        self._put_off = False
+
+    def take_over(self) -> None:
+        """Put ourselves in the place of the handler that PyTorch sets with its first loader in the main thread."""
+        current = signal.getsignal(signal.SIGCHLD)
+        if getattr(current, "__module__", "") == "torch.utils.data._utils.signal_handling":
+            assert callable(current)
+            self._raises = current
+            signal.signal(signal.SIGCHLD, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._waiting and self._raises is not None:
+            self._raises(number, frame)
+        self._put_off = self._put_off or not self._waiting
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Raise what was put off, and meanwhile what comes, as a LoaderKilledError."""
+        self._waiting, killed = True, False
+        try:
+            if self._put_off and self._raises is not None:
+                self._put_off = False
+                self._raises(signal.SIGCHLD, None)
+            yield
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # A process that dies while it hands over a batch breaks the connection, which comes first.
+            killed = not isinstance(error, RuntimeError) or "DataLoader worker (pid" in str(error)
+            if not killed:
+                raise
+        finally:
+            self._waiting = False
+        if killed:  # raised here, without the error above, whose frames would keep the loader and its processes
+            raise LoaderKilledError(
+                "a loader process was killed, most often since memory or shared memory (/dev/shm) ran out; lower "
+                "data.workers, and in Docker raise --shm-size, such as --shm-size=8g"
+            )
+
+
+_notice = _DeathNotice()
+
+
 class BatchLoader(Generic[B]):
     """Batches in the order of a plan, made by worker processes; a UserError arrives as it was raised."""
 
@@ -134,8 +192,16 @@ class BatchLoader(Generic[B]):
         self._loader = loader
 
     def __iter__(self) -> Generator[B, None, None]:
-        """Start the plan from its first batch."""
-        for batch in self._loader:
+        """Start the plan from its first batch (LoaderKilledError if a worker is ended by the system)."""
+        with _notice.heard():
+            batches = iter(self._loader)
+        if threading.current_thread() is threading.main_thread():
+            _notice.take_over()
+        while True:
+            with _notice.heard():
+                batch = next(batches, None)
+            if batch is None:  # a batch never is
+                return
             if isinstance(batch, UserError):
                 raise batch
             yield batch

@@ -16,12 +16,14 @@ from tailseg.data.annotations.annotations import (
     with_categories_of,
 )
 from tailseg.data.annotations.frequency import LVIS_LIMITS, GroupRule, with_groups
-from tailseg.data.importers.coco import as_downloaded
+from tailseg.data.annotations.parsing import read_tables
+from tailseg.data.importers.coco_files import as_downloaded
 from tailseg.data.importers.convert import NAMES, recognise, unrecognised
 from tailseg.data.importers.in_place import import_in_place
 from tailseg.data.synthetic.generate import SyntheticSettings, default_synthetic_folder, open_synthetic
 from tailseg.errors import UserError
 from tailseg.progress import progress_bar
+from tailseg.wording import short
 from tailseg.yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
@@ -76,6 +78,9 @@ def open_data(
     sources = _sources(data, need, show)
     for split in (*need, "images"):
         path = getattr(sources, split)
+        if path is None and split == "train" and data.is_dir():
+            fix = f"divide it with `tailseg data split {sources.val} OUT`"
+            raise UserError(f"{data}: its only annotation file, {sources.val}, is of the validation split; {fix}")
         if path is None:
             raise UserError(f"{data}: the entry {split!r} is missing; add it, with a path relative to this file")
         if not path.exists():
@@ -104,17 +109,23 @@ def _sources(data: Path, need: Sequence[str], show: bool) -> _Sources:
     """The paths that a folder or a YAML file stands for; a set of another tool is imported first."""
     if not data.exists():
         raise UserError(f"{data}: no such folder or file; give a folder with train.json, val.json and images/")
-    train, val = data / "train.json", data / "val.json"
-    own = _Sources(train, val, data / "images")
-    if (data / "images").is_dir() and all(getattr(own, split).is_file() for split in need):
+    train, val, images = data / "train.json", data / "val.json", data / "images"
+    own = _Sources(train, val, images)
+    if images.is_dir() and all(getattr(own, split).is_file() for split in need):
         return own
     kind = recognise(data)
     if kind == "coco" and (found := as_downloaded(data)):
+        logger.info(
+            "%s: recognised as COCO or LVIS as downloaded: %s.", data, " and ".join(map(str, filter(None, found[:2])))
+        )
         return _Sources(*found)
     if kind is not None:
         return _imported(kind, data, show)
     if data.is_dir() and (train.is_file() or val.is_file()):
         return own
+    if data.name.lower().endswith((".json", ".json.gz")):
+        for _ in read_tables(data):  # which says what is wrong with it
+            pass
     if data.suffix.lower() not in (".yaml", ".yml") or data.is_dir():
         raise unrecognised(data)
     content = read_yaml(data, fix="write the entries train, val and images")
@@ -126,7 +137,7 @@ def _sources(data: Path, need: Sequence[str], show: bool) -> _Sources:
             nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
             raise UserError(f"{data}: unknown entry {key!r}; did you mean {nearest!r}?")
         if not isinstance(value, str) or not value:
-            raise UserError(f"{data}: {key} is {value!r}; it must be a path")
+            raise UserError(f"{data}: {key} is {short(value)}; it must be a path")
     return _Sources(**{key: data.parent / content[key] if key in content else None for key in known})
 
 

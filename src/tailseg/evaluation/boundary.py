@@ -42,7 +42,7 @@ def boundary_curves(
     columns, areas, image, category = columns[order], areas[order], image[order], category[order]
     matched, to_ignored = _match_all(truth, columns, category * len(known.image_ids) + image)
     outside = (areas < AREAS[:, :1]) | (areas > AREAS[:, 1:])  # (A, N)
-    forgiven = outside | truth.not_exhaustive[image, category]
+    forgiven = outside | truth.not_exhaustive.has(image, category)
     ignored = np.where(matched, to_ignored, forgiven[:, None])  # (A, T, N)
     object_ignored = _ignored(objects)  # (A, all objects)
     classes = len(known.category_ids)

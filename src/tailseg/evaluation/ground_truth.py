@@ -1,7 +1,7 @@
 """Annotations made ready to be scored against.
 
 Images and categories are known by their positions, in ascending order of id: so an id may be any number.
-Shape letters: I images, K categories, M objects.
+Shape letters: I images, K categories, M objects, N detections.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.annotations.columns import IdLists, positions_of
 from tailseg.data.annotations.masks import run_lengths
+from tailseg.evaluation.pairs import Pairs
 from tailseg.evaluation.reading import Known
 
 # lvis-api treats objects with "ignore" as those of another size than is measured; this size is beyond all of them.
@@ -37,13 +38,49 @@ class Objects:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class GroundTruth:
-    """The objects that detections are matched to; ``dataset`` knows images and categories as positions + 1."""
+    """The objects that detections are matched to."""
 
-    dataset: COCO
     known: Known
     objects: Objects
-    not_exhaustive: NDArray[np.bool_]  # (I, K) not every object of the class was annotated in the image
+    boxes_xywh: NDArray[np.float64]  # (M, 4) pixels
+    absent: Pairs  # the class was looked for in the image and is not there
+    not_exhaustive: Pairs  # not every object of the class was annotated in the image
     categories: list[dict[str, Any]]  # id, name, frequency, train_images (or None each), instances; in order of id
+
+    def dataset(self, images: NDArray[np.int64], categories: NDArray[np.int64]) -> COCO:
+        """The objects as hotcoco takes them, with images and categories as positions + 1.
+
+        It asks of each detection whether its class was looked for in its image. For images that were searched for
+        every class, as COCO's, it is told of those that detections have: lists of all would fill the memory.
+
+        Args:
+            images: (N,) position of each detection's image.
+            categories: (N,) position of its category.
+        """
+        everywhere = self.absent.whole[images]
+        absent = self.absent.and_of(images[everywhere], categories[everywhere]).lists()
+        not_exhaustive = self.not_exhaustive.lists()
+        sizes = self.known.image_sizes.tolist()
+        objects = self.objects
+        return COCO.from_arrays(
+            [
+                {
+                    "id": i + 1,
+                    "height": height,
+                    "width": width,
+                    "neg_category_ids": [label + 1 for label in absent[i]],
+                    "not_exhaustive_category_ids": [label + 1 for label in not_exhaustive[i]],
+                }
+                for i, (height, width) in enumerate(sizes)
+            ],
+            [{"id": label + 1, "name": category["name"]} for label, category in enumerate(self.categories)],
+            objects.image + 1,
+            objects.category + 1,
+            self.boxes_xywh,  # ids of annotations are 1, 2, ... here: lvis-api takes 0 for unmatched
+            area=objects.areas,
+            iscrowd=objects.crowd,
+            segmentation=None if objects.counts is None else self.known.codes_at(objects.image, objects.counts),
+        )
 
 
 def ground_truth_of(
@@ -70,33 +107,21 @@ def ground_truth_of(
         counts=_run_lengths(annotations, of_row) if with_masks else None,
     )
     category_ids = annotations.label_to_category_id
-    judged = _flags(annotations.neg_category_ids, category_ids)
-    judged[~annotations.neg_stated] = True  # COCO's images are searched for every class
-    not_exhaustive = _flags(annotations.not_exhaustive_category_ids, category_ids)
-    absent, not_exhaustive = judged[order], not_exhaustive[order]
-    judged = absent.copy()
-    judged[objects.image, objects.category] = True
+    never = np.zeros(len(order), np.bool_)
+    # COCO's images are searched for every class.
+    absent = _pairs(annotations.neg_category_ids, category_ids, position, ~annotations.neg_stated[order])
     known = Known(
         image_ids=annotations.image_ids[order],
         image_sizes=annotations.image_sizes[order],
         category_ids=category_ids,
-        judged=judged,
-    )
-    dataset = COCO.from_arrays(
-        [_scored_image(i, known.image_sizes[i], absent[i], not_exhaustive[i]) for i in range(len(order))],
-        [{"id": label + 1, "name": category.name} for label, category in enumerate(annotations.categories)],
-        objects.image + 1,
-        objects.category + 1,
-        np.asarray(annotations.boxes_xywh),  # ids of annotations are 1, 2, ... here: lvis-api takes 0 for unmatched
-        area=objects.areas,
-        iscrowd=objects.crowd,
-        segmentation=None if objects.counts is None else known.codes_at(objects.image, objects.counts),
+        judged=absent.and_of(objects.image, objects.category),
     )
     return GroundTruth(
-        dataset=dataset,
         known=known,
         objects=objects,
-        not_exhaustive=not_exhaustive,
+        boxes_xywh=np.asarray(annotations.boxes_xywh),
+        absent=absent,
+        not_exhaustive=_pairs(annotations.not_exhaustive_category_ids, category_ids, position, never),
         categories=_categories(annotations, objects, frequencies),
     )
 
@@ -107,26 +132,13 @@ def _run_lengths(annotations: Annotations, of_row: NDArray[np.int64]) -> NDArray
     return np.fromiter(codes, dtype=object, count=len(of_row))
 
 
-def _flags(lists: IdLists, category_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(I, K) the class is in the image's list; ids that the file does not have are left out."""
-    flags = np.zeros((len(lists), len(category_ids)), dtype=bool)
+def _pairs(
+    lists: IdLists, category_ids: NDArray[np.int64], position: NDArray[np.int64], whole: NDArray[np.bool_]
+) -> Pairs:
+    """The class is in the image's list; ids that the file does not have are left out."""
     columns, found = positions_of(lists.ids, category_ids)
-    rows = np.repeat(np.arange(len(lists)), np.diff(lists.starts))
-    flags[rows[found], columns[found]] = True
-    return flags
-
-
-def _scored_image(
-    position: int, image_hw: NDArray[np.int64], absent: NDArray[np.bool_], not_exhaustive: NDArray[np.bool_]
-) -> dict[str, Any]:
-    height, width = image_hw.tolist()
-    return {
-        "id": position + 1,
-        "height": height,
-        "width": width,
-        "neg_category_ids": (np.flatnonzero(absent) + 1).tolist(),
-        "not_exhaustive_category_ids": (np.flatnonzero(not_exhaustive) + 1).tolist(),
-    }
+    rows = position[np.repeat(np.arange(len(lists)), np.diff(lists.starts))]
+    return Pairs.of(rows[found], columns[found], len(category_ids), whole)
 
 
 def _categories(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hotcoco import COCOeval
+from hotcoco import COCO, COCOeval
 from numpy.typing import NDArray
 from rich.table import Table
 
@@ -31,6 +31,7 @@ from tailseg.evaluation.reading import Cut, ResultColumns, read_results
 logger = logging.getLogger(__name__)
 
 Metrics = dict[str, dict[str, float | None]]
+CLASSES_AT_ONCE = 2048  # of which precision and recall are worked out
 FIXED_AP_DETECTIONS = 10_000  # of each class over the whole set, by Dave et al., 2021
 
 
@@ -107,18 +108,18 @@ def score(
         category | {"train_images": (train_images or {}).get(category["id"], category["train_images"])}
         for category in truth.categories
     ]
+    dataset = truth.dataset(columns.images, columns.categories)
     for iou_type in iou_types:
         own = columns.ranked(iou_type, cut)
         areas = detection_areas(own, use_masks=iou_type == "segm" and mask_areas)
-        evaluation = match_detections(truth, own, areas, iou_type, cut.limit)
-        curves = evaluation.eval
-        assert curves is not None
-        precision, recall = curves["precision"][..., 0], curves["recall"][..., 0]
+        evaluation = match_detections(truth, dataset, own, areas, iou_type, cut.limit)
+        precision, recall = curves_of(evaluation)
         metrics[iou_type] = summarise(precision, recall, groups, suffix)
         for index, row in enumerate(per_category):
             row[f"{iou_type}_AP"] = mean_measured(precision[:, :, index, 0])
         if options.analyse:
             analysis[iou_type] = analyse(evaluation, per_category, iou_type)
+        del evaluation, precision, recall  # not to stand beside those of the next kind
     if options.boundary:
         own = columns.ranked("segm", cut)
         precision, recall = boundary_curves(truth, own, detection_areas(own, use_masks=mask_areas))
@@ -146,28 +147,59 @@ def detection_areas(columns: ResultColumns, *, use_masks: bool) -> NDArray[np.fl
 
 
 def match_detections(
-    truth: GroundTruth, columns: ResultColumns, areas: NDArray[np.float64], iou_type: str, limit: int
+    truth: GroundTruth, dataset: COCO, columns: ResultColumns, areas: NDArray[np.float64], iou_type: str, limit: int
 ) -> COCOeval:
-    """Match detections to ground truth and accumulate.
+    """Match detections to ground truth.
 
-    Its ``eval`` has precision (T, R, K, A, 1) and recall (T, K, A, 1) over 10 IoU thresholds, 101 recall points, K
-    classes in order of id and 4 ranges of area (all, small, medium, large); -1 where a class has no ground truth.
+    Args:
+        truth: the objects.
+        dataset: of ``truth``, for these detections and maybe more.
+        columns: the detections that count.
+        areas: (N,) pixels, of each.
+        iou_type: "bbox" or "segm".
+        limit: detections of an image, or of a class, that count.
     """
     kept = areas > 0
     columns, areas = columns[kept], areas[kept]
     boxes = np.zeros((len(columns), 4)) if columns.boxes is None else columns.boxes
     table = np.column_stack([columns.images + 1, boxes, columns.scores, columns.categories + 1])
     masks = truth.known.codes(columns) if iou_type == "segm" else None
-    found = truth.dataset.load_res(table, segmentation=masks)
+    found = dataset.load_res(table, segmentation=masks)
     del table, masks
     found.update_anns(ids=np.arange(1, len(columns) + 1), area=areas)
     # The best were picked before; the evaluator would cut at 300 itself, unless both of these tell it not to.
     found = found.cap_detections_per_image(None)
-    evaluation = COCOeval(truth.dataset, found, iou_type, lvis_style=True)
+    evaluation = COCOeval(dataset, found, iou_type, lvis_style=True)
     evaluation.params.max_dets = [limit]
     evaluation.evaluate()
-    evaluation.accumulate()
     return evaluation
+
+
+def curves_of(evaluation: COCOeval) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Precision (T, R, K, A) and recall (T, K, A) of matched detections; -1 where a class has no ground truth.
+
+    T are 10 IoU thresholds, R 101 recall points, K the classes in order of id, A 4 ranges of area (all, small, medium,
+    large). hotcoco holds such arrays four times over, so many classes are taken in turn.
+    """
+    classes = list(evaluation.params.cat_ids)
+    precision, recall = np.empty(0), np.empty(0)
+    for first in range(0, max(len(classes), 1), CLASSES_AT_ONCE):
+        evaluation.params.cat_ids = classes[first : first + CLASSES_AT_ONCE]
+        evaluation.accumulate()
+        curves = evaluation.eval
+        assert curves is not None
+        part = curves["precision"][..., 0], curves["recall"][..., 0]
+        del curves
+        if len(classes) <= CLASSES_AT_ONCE:
+            return part
+        if first == 0:
+            thresholds, recalls, _, areas = part[0].shape
+            precision = np.empty((thresholds, recalls, len(classes), areas))
+            recall = np.empty((thresholds, len(classes), areas))
+        rows = slice(first, first + CLASSES_AT_ONCE)
+        precision[:, :, rows], recall[:, rows] = part
+    evaluation.params.cat_ids = classes
+    return precision, recall
 
 
 def summarise(

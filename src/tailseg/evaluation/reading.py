@@ -21,8 +21,10 @@ import orjson
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.columns import positions_of
+from tailseg.data.annotations.packed import open_unpacked
 from tailseg.data.annotations.streaming import NOT_A_NUMBER
 from tailseg.errors import UserError
+from tailseg.evaluation.pairs import Pairs
 from tailseg.evaluation.rows import Row, Rows, kind_of
 
 _CHUNK = 16 << 20  # bytes read at once
@@ -38,7 +40,7 @@ class Known:
     image_ids: NDArray[np.int64]  # (I,) ascending as the file states them: from 2^63 on they are negative here
     image_sizes: NDArray[np.int64]  # (I, 2) pixels
     category_ids: NDArray[np.int64]  # (K,) ascending
-    judged: NDArray[np.bool_]  # (I, K) the class was annotated in the image, or verified absent
+    judged: Pairs  # the class was annotated in the image, or verified absent
 
     def codes(self, columns: ResultColumns) -> list[Any]:
         """The masks of rows as run-length codes."""
@@ -218,10 +220,10 @@ def _not_json(source: str, text: bytes, error: orjson.JSONDecodeError, before: i
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
-    """The file opened, unpacked if its name ends in .gz; what goes wrong while it is read is told in one sentence."""
+def _reading(path: Path) -> Iterator[IO[bytes]]:
+    """The file opened, unpacked if it is packed; what goes wrong while it is read is told in one sentence."""
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        with open_unpacked(path) as file:
             yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a whole gzip file ({error}); write or download it again") from error
@@ -251,7 +253,7 @@ def _columns(rows: Rows, known: Known, with_boxes: bool, with_box_scores: bool, 
     scores = rows.numbers("score")
     box_scores = rows.numbers("box_score") if with_box_scores else None
     boxes = rows.boxes() if with_boxes else None
-    judged = known.judged[image, category]
+    judged = known.judged.has(image, category)
     counts = areas = None
     if with_masks:
         counts, areas = rows.masks(known.image_sizes[image])

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from tailseg.data.annotations.repair import whole, wrapped
 from tailseg.errors import UserError
 from tailseg.layers.paste import Rle
+from tailseg.wording import short
 
 Row = dict[str, Any]
+LONGEST = 40  # letters of a value in a message
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +39,7 @@ class Rows:
             wrong = next((i for i, number in enumerate(numbers) if number is None), None)
             if wrong is not None:
                 place = f"{self.source}: {key} of row {self.first + wrong}"
-                raise UserError(f"{place} is {_short(self.rows[wrong][key])}, expected a whole number")
+                raise UserError(f"{place} is {short(self.rows[wrong][key], LONGEST)}, expected a whole number")
             column = np.array([wrapped(number) for number in numbers if number is not None], np.int64)
         return column.astype(np.int64)
 
@@ -69,7 +71,7 @@ class Rows:
                 raise UserError(f"{self.place(index)} has no {key!r}; every row needs one here")
             if not valid(row[key]):
                 place = f"{self.source}: {key} of row {self.first + index}"
-                raise UserError(f"{place} is {_short(row[key])}, expected {expected}")
+                raise UserError(f"{place} is {short(row[key], LONGEST)}, expected {expected}")
         raise UserError(f"{self.source}: {key} must be {expected} in every row")
 
     def masks(self, image_sizes: NDArray[np.int64]) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
@@ -118,7 +120,7 @@ def _to_rle(segmentation: Any, image_hw: Sequence[int], place: str) -> Rle:
     """
     if isinstance(segmentation, dict):
         if list(image_hw) != segmentation.get("size"):
-            found = _short(segmentation.get("size"))
+            found = short(segmentation.get("size"), LONGEST)
             raise UserError(f"{place} has the size {found}, expected [height, width] = {list(image_hw)}")
         if not isinstance(segmentation.get("counts"), str | bytes | list):
             raise UserError(f"{place} has no run-length counts")
@@ -143,8 +145,3 @@ def kind_of(value: Any) -> str:
     """The kind of a JSON value, as a sentence calls it."""
     names = {dict: "an object", list: "a list", str: "a string", type(None): "null", bool: "true or false"}
     return names.get(type(value), "a number")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

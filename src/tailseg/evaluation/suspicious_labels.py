@@ -71,7 +71,8 @@ def disagreements(
     if not len(columns) or not len(annotations.labels):
         return []
     areas = detection_areas(columns, use_masks=False)
-    evaluation = match_detections(truth, columns, areas, "bbox", cut.limit)
+    dataset = truth.dataset(columns.images, columns.categories)
+    evaluation = match_detections(truth, dataset, columns, areas, "bbox", cut.limit)
     errors = evaluation.image_diagnostics(iou_thr=SAME_PLACE, score_thr=sure)["label_errors"]
     names = [category.name for category in annotations.categories]
     found: list[Disagreement] = []

@@ -45,7 +45,7 @@ class Classification(nn.Module):
 
     All are made as ``Kind(num_classes, *, statistics=None, **options)`` or, where nothing about the data has to be
     known, ``Kind(num_classes, **options)``. One made without the statistics that it needs holds NaN in their place
-    until a state dict is loaded.
+    until a state dict is loaded, and has no loss until then. Every loss begins with `check_inputs`.
     """
 
     needs_statistics: ClassVar[bool] = False  # of the training annotations
@@ -55,6 +55,33 @@ class Classification(nn.Module):
     initial_bias: ClassVar[float]  # of every logit of the classifier, before training
     num_classes: int
     num_logits: int
+    statistics_known: bool = True  # False: made without, and not yet seen to have been loaded
+
+    def check_inputs(self, logits: Tensor, labels: Tensor, valid: Tensor) -> None:
+        """Refuse what a loss would count or learn as something else; arguments of `loss`.
+
+        Labels are looked at on the CPU only: elsewhere that would stall every step, and one outside [0, C] fails on
+        the device or counts as background.
+
+        Raises:
+            ValueError: a shape, a type or a label is not as described, or the statistics are missing.
+        """
+        name, rows = type(self).__name__, logits.shape[:1]
+        if logits.dim() != 2 or logits.shape[1] != self.num_logits or labels.shape != rows or valid.shape != rows:
+            received = f"{tuple(logits.shape)}, {tuple(labels.shape)} and {tuple(valid.shape)}"
+            raise ValueError(
+                f"{name} expected logits (R, {self.num_logits}), labels (R,) and valid (R,), received {received}"
+            )
+        if not logits.is_floating_point() or valid.dtype != torch.bool:
+            raise ValueError(f"{name} expected floating logits and bool valid, received {logits.dtype}, {valid.dtype}")
+        require_labels(name, labels, self.num_classes, background=True)
+        if not self.statistics_known and not torch.compiler.is_compiling():
+            # Looked at once, whatever the device: only a loss that was made without them comes here.
+            if any(bool(buffer.isnan().any()) for buffer in self.buffers() if buffer.is_floating_point()):
+                raise ValueError(
+                    f"{name} was made without statistics; pass statistics=ClassStatistics(...) or load a state dict"
+                )
+            self.statistics_known = True
 
     def loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Named scalar losses of logits (R, num_logits), labels (R,) in [0, C] and valid (R,) bool."""
@@ -63,6 +90,26 @@ class Classification(nn.Module):
     def scores(self, logits: Tensor) -> Tensor:
         """Scores (R, C + 1) in [0, 1] of logits (R, num_logits), background last (0 where a loss has none)."""
         raise NotImplementedError
+
+
+def require_labels(name: str, labels: Tensor, num_classes: int, *, background: bool = False) -> None:
+    """Raise ValueError unless labels are int64 and, on the CPU, in [0, C); C too where it stands for background.
+
+    Compilers and function transforms see the type alone.
+    """
+    if labels.dtype != torch.int64:
+        raise ValueError(f"{name} expected int64 labels, received {labels.dtype}")
+    if not labels.is_cpu or not labels.numel():
+        return
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return
+    least, largest = torch.aminmax(labels)
+    last = num_classes if background else num_classes - 1
+    if int(least) >= 0 and int(largest) <= last:
+        return
+    first = int(((labels < 0) | (labels > last)).nonzero()[0, 0])
+    allowed = f"[0, {last}] ({last} is background)" if background else f"[0, {num_classes})"
+    raise ValueError(f"{name} expected labels in {allowed}, received {int(labels[first])} at position {first}")
 
 
 @contextmanager

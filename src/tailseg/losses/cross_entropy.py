@@ -24,6 +24,7 @@ class CrossEntropyClassification(Classification):
 
     def loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Cross-entropy summed over valid RoIs, divided by their number."""
+        self.check_inputs(logits, labels, valid)
         return {"classes": mean_over_valid(F.cross_entropy(at_least_float32(logits), labels, reduction="none"), valid)}
 
     def scores(self, logits: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ class EqualizationClassification(Classification):
         self, num_classes: int, *, statistics: ClassStatistics | None = None, threshold: float = 1.1e-3
     ) -> None:
         super().__init__()
+        self.statistics_known = statistics is not None
         if not 0 <= threshold <= 1:
             raise ValueError(f"expected a threshold in [0, 1], received {threshold}")
         self.num_classes = num_classes
@@ -58,6 +59,7 @@ class EqualizationClassification(Classification):
 
     def loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Weighted binary cross-entropies of a RoI, summed over classes; their mean over valid RoIs."""
+        self.check_inputs(logits, labels, valid)
         logits = at_least_float32(logits)
         targets = one_hot(labels, self.num_classes).to(logits.dtype)
         is_foreground = (labels < self.num_classes).unsqueeze(1)
@@ -114,6 +116,7 @@ class EqualizationV2Classification(Classification):
 
     def loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Weighted binary cross-entropies of a RoI, summed over outputs; their mean over valid RoIs."""
+        self.check_inputs(logits, labels, valid)
         logits = at_least_float32(logits)
         targets = one_hot(labels, self.num_logits).to(logits.dtype)
         share = torch.sigmoid(self.gamma * (self.ratios() - self.mu))

@@ -39,6 +39,7 @@ class FederatedClassification(Classification):
         self, num_classes: int, *, statistics: ClassStatistics | None = None, sampled: int = 50, power: float = 0.5
     ) -> None:
         super().__init__()
+        self.statistics_known = statistics is not None
         if sampled < 0 or power < 0:
             raise ValueError(f"expected sampled and power of at least 0, received {sampled}, {power}")
         self.num_classes = num_classes
@@ -73,6 +74,7 @@ class FederatedClassification(Classification):
 
     def loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Binary cross-entropies of a RoI, summed over the classes that count; their mean over valid RoIs."""
+        self.check_inputs(logits, labels, valid)
         logits = at_least_float32(logits)
         targets = one_hot(labels, self.num_classes).to(logits.dtype)
         losses = F.binary_cross_entropy_with_logits(logits, targets, self.draw(labels, valid), reduction="none")

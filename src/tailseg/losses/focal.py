@@ -40,6 +40,7 @@ class FocalClassification(Classification):
 
         So the paper normalises (section 4.1): easy background adds next to nothing, and is not to dilute the rest.
         """
+        self.check_inputs(logits, labels, valid)
         logits = at_least_float32(logits)
         own = one_hot(labels, self.num_classes).bool()
         towards_truth = torch.where(own, logits, -logits)  # its sigmoid is p_t

@@ -46,6 +46,7 @@ class GroupSoftmaxClassification(Classification):
         others_ratio: float = 8.0,
     ) -> None:
         super().__init__()
+        self.statistics_known = statistics is not None
         if sorted(set(thresholds)) != list(thresholds):
             raise ValueError(f"expected rising thresholds, received {thresholds}")
         if others_ratio < 0:
@@ -65,6 +66,7 @@ class GroupSoftmaxClassification(Classification):
 
     def loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Sum over groups of the mean cross-entropy of the valid RoIs that the group counts."""
+        self.check_inputs(logits, labels, valid)
         logits = at_least_float32(logits)
         own = self._members()[labels] > 0  # (R, G + 1)
         others = logits[:, self.num_classes + 1 :]

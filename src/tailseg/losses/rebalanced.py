@@ -44,6 +44,7 @@ class ClassBalancedClassification(CrossEntropyClassification):
 
     def __init__(self, num_classes: int, *, statistics: ClassStatistics | None = None, beta: float = 0.999) -> None:
         super().__init__(num_classes)
+        self.statistics_known = statistics is not None
         if not 0 <= beta < 1:
             raise ValueError(f"expected beta in [0, 1), received {beta}")
         exponents = instances_of(statistics, num_classes) * torch.tensor(beta, dtype=torch.float64).log()
@@ -55,6 +56,7 @@ class ClassBalancedClassification(CrossEntropyClassification):
 
         Divided by the weights, a step of one class alone would lose what its weight is for.
         """
+        self.check_inputs(logits, labels, valid)
         logits = at_least_float32(logits)
         losses = F.cross_entropy(logits, labels, reduction="none") * F.pad(self.weights, (0, 1), value=1.0)[labels]
         return {"classes": mean_over_valid(losses, valid)}
@@ -90,6 +92,7 @@ class LDAMClassification(CrossEntropyClassification):
         scale: float = 20.0,
     ) -> None:
         super().__init__(num_classes)
+        self.statistics_known = statistics is not None
         if not (max_margin >= 0 and scale > 0):
             raise ValueError(f"expected max_margin >= 0 and scale > 0, received {max_margin} and {scale}")
         self.max_margin = max_margin
@@ -99,6 +102,7 @@ class LDAMClassification(CrossEntropyClassification):
 
     def loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Cross-entropy with the label's logit lowered, summed over valid RoIs, divided by their number."""
+        self.check_inputs(logits, labels, valid)
         logits = at_least_float32(logits)
         margins = F.pad(self.relative_margins, (0, 1))[labels] * (self.scale * self.max_margin)  # (R,), in logits
         lowered = logits - one_hot(labels, self.num_logits) * margins.unsqueeze(1)
@@ -130,6 +134,7 @@ class LogitAdjustmentClassification(CrossEntropyClassification):
 
     def __init__(self, num_classes: int, *, statistics: ClassStatistics | None = None, tau: float = 1.0) -> None:
         super().__init__(num_classes)
+        self.statistics_known = statistics is not None
         if not tau >= 0:
             raise ValueError(f"expected tau >= 0, received {tau}")
         self.tau = tau
@@ -138,6 +143,7 @@ class LogitAdjustmentClassification(CrossEntropyClassification):
 
     def loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of the shifted logits, summed over valid RoIs, divided by their number."""
+        self.check_inputs(logits, labels, valid)
         logits = at_least_float32(logits)
         shifted = logits + F.pad(self.tau * self.log_ratios, (0, 1))
         return {"classes": mean_over_valid(F.cross_entropy(shifted, labels, reduction="none"), valid)}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tailseg.losses.classification import Classification, at_least_float32, mean_over_valid
+from tailseg.losses.classification import Classification, at_least_float32, mean_over_valid, require_labels
 from tailseg.losses.seesaw_kernels import seesaw_losses
 
 
@@ -59,9 +61,11 @@ class SeesawLoss(nn.Module):
         eps: floor of the label's own probability in the compensation.
         reduction: ``mean`` (over the samples, or over the sum of their weights), ``sum`` or ``none``.
         sync_counts: sum the counts over all processes of an initialised `torch.distributed` group. The sum is
-            ordered on the device's stream, so that with NCCL the step does not wait for it.
+            ordered on the device's stream, so that with NCCL the step does not wait for it. All of them must then
+            make the same number of steps in training mode, as with `torch.nn.SyncBatchNorm`.
         count_dtype: of the counts. The public implementation counts in every process for itself, in float32, which
             stands still at 2^24: ``sync_counts=False, count_dtype=torch.float32`` reproduces it.
+        process_group: whose processes the counts are summed over; by default all.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -78,6 +82,7 @@ class SeesawLoss(nn.Module):
         reduction: str = "mean",
         sync_counts: bool = True,
         count_dtype: torch.dtype = torch.int64,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         for name, value, sound in (
@@ -95,7 +100,15 @@ class SeesawLoss(nn.Module):
         self.eps = eps
         self.reduction = reduction
         self.sync_counts = sync_counts
+        self.process_group = process_group
         self.register_buffer("counts", torch.zeros(num_classes, dtype=count_dtype))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SeesawLoss:
+        """A copy counts for itself, in the same group of processes, which cannot be copied."""
+        twin = self.__class__.__new__(self.__class__)
+        memo |= {id(self): twin, id(self.process_group): self.process_group}
+        twin.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return twin
 
     def extra_repr(self) -> str:
         """Settings that `print` shows."""
@@ -117,7 +130,7 @@ class SeesawLoss(nn.Module):
         """
         if weights is not None and weights.shape != labels.shape:
             raise ValueError(f"SeesawLoss expected weights {tuple(labels.shape)}, received {tuple(weights.shape)}")
-        self._require_shapes(logits, labels)
+        self._require_sound(logits, labels)
         if self.training:
             self.count(labels, None if weights is None else weights != 0)
         losses = self._losses(logits, labels)
@@ -141,18 +154,14 @@ class SeesawLoss(nn.Module):
         """
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() >= 0:
             return  # the backward pass recomputes a checkpointed forward, whose samples were counted then
-        try:
-            if valid is None and labels.is_cpu and not torch.compiler.is_compiling():
-                increment = torch.bincount(labels, minlength=self.num_classes)
-            else:  # on CUDA bincount waits for the largest label
-                increment = torch.zeros(self.num_classes, dtype=torch.int64, device=labels.device)
-                increment.index_add_(0, labels, torch.ones_like(labels) if valid is None else valid.to(torch.int64))
-            if len(increment) != self.num_classes:
-                raise IndexError("a label is too large")
-        except (IndexError, RuntimeError) as error:
-            raise self._explained(error, labels) from error
+        require_labels("SeesawLoss", labels, self.num_classes)
+        if valid is None and labels.is_cpu and not torch.compiler.is_compiling():
+            increment = torch.bincount(labels, minlength=self.num_classes)
+        else:  # on CUDA bincount waits for the largest label
+            increment = torch.zeros(self.num_classes, dtype=torch.int64, device=labels.device)
+            increment.index_add_(0, labels, torch.ones_like(labels) if valid is None else valid.to(torch.int64))
         if self.sync_counts and dist.is_available() and dist.is_initialized():
-            dist.all_reduce(increment)
+            dist.all_reduce(increment, group=self.process_group)
         self.counts += increment
 
     def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -161,36 +170,22 @@ class SeesawLoss(nn.Module):
         Raises:
             ValueError: shapes are not as described, or a label is outside [0, C) (on CPU).
         """
-        self._require_shapes(logits, labels)
+        self._require_sound(logits, labels)
         return self._losses(logits, labels)
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         # Autocast lowers none of the operations that follow, and float32 strengths raise whatever they meet.
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         strengths = self.counts.clamp(min=1).to(dtype).log_().mul_(self.p)
-        try:
-            return seesaw_losses(logits, labels, strengths, self.q, self.eps)
-        except (IndexError, RuntimeError) as error:
-            raise self._explained(error, labels) from error
+        return seesaw_losses(logits, labels, strengths, self.q, self.eps)
 
-    def _require_shapes(self, logits: Tensor, labels: Tensor) -> None:
+    def _require_sound(self, logits: Tensor, labels: Tensor) -> None:
         if logits.dim() != 2 or logits.shape[1] != self.num_classes or labels.shape != logits.shape[:1]:
             raise ValueError(
                 f"SeesawLoss expected logits (N, {self.num_classes}) and labels (N,), "
                 f"received {tuple(logits.shape)} and {tuple(labels.shape)}"
             )
-
-    def _explained(self, error: Exception, labels: Tensor) -> Exception:
-        """The error to raise instead of PyTorch's own: it names the label if that is what is wrong."""
-        if labels.device.type != "cpu":
-            return error
-        wrong = ((labels < 0) | (labels >= self.num_classes)).nonzero().flatten()
-        if len(wrong) == 0:
-            return error
-        first = int(wrong[0])
-        return ValueError(
-            f"SeesawLoss expected labels in [0, {self.num_classes}), received {int(labels[first])} at position {first}"
-        )
+        require_labels("SeesawLoss", labels, self.num_classes)
 
 
 class SeesawClassification(Classification):
@@ -221,6 +216,7 @@ class SeesawClassification(Classification):
 
         Both are divided by the number of all valid RoIs (spec, section 11).
         """
+        self.check_inputs(logits, labels, valid)
         counted = valid & (labels < self.seesaw.num_classes)
         own = labels.clamp(max=self.seesaw.num_classes - 1)
         if self.training:

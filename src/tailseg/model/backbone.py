@@ -18,6 +18,7 @@ from tailseg.errors import UserError
 from tailseg.layers.activation_checkpointing import recompute
 from tailseg.layers.deform_conv import ModulatedDeformConv2d
 from tailseg.model.backbone_edits import make_deformable, move_strides, set_stem_channels
+from tailseg.recipes.backbone_options import reaches_outside
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class Backbone(nn.Module):
         super().__init__()
         try:
             net = timm.create_model(name, pretrained=False, features_only=True, **(options or {}))
-        except (RuntimeError, TypeError) as error:  # TypeError: an option that the network does not take
+        except Exception as error:  # of odd options and names, timm lets through many types
             raise UserError(
                 f"model.backbone: '{name}' with options {options or {}} is not usable as a timm backbone ({error}); "
                 "timm.list_models() lists the names"
@@ -87,6 +88,10 @@ class Backbone(nn.Module):
             for norm in _batch_norms(self.net):
                 norm.eps = norm_eps
         self.name = name
+        # What timm calls it, also where `name` is that of a file on a hub or in a folder.
+        self.architecture = (
+            str((self.net.pretrained_cfg or {}).get("architecture", "")) if reaches_outside(name) else name
+        )
         self.channels: tuple[int, ...] = tuple(self.net.feature_info.channels())
         self.train_norm = train_norm
         self._frozen: list[nn.Module] = []

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from tailseg.errors import UserError
 from tailseg.losses import CLASSIFICATIONS, Classification, ClassStatistics
 from tailseg.model.backbone import Backbone
@@ -20,6 +22,7 @@ from tailseg.model.rpn import RPN
 from tailseg.model.tsd import TsdBoxHead
 from tailseg.recipes.classifiers import ClassifierRecipe
 from tailseg.recipes.schema import NeckRecipe, Recipe, StageRecipe
+from tailseg.recipes.values import changed
 
 OF_DETECTOR = {"score_threshold", "nms_iou", "max_detections", "min_size"}  # keys of a recipe's test section
 
@@ -61,6 +64,27 @@ def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics
         pixel_std=model.pixel_std,
         **recipe.test.model_dump(include=OF_DETECTOR),
     )
+
+
+def stored_recipe(recipe: Recipe, detector: Detector) -> Recipe:
+    """The recipe as its model file holds it: a backbone from a hub or a folder goes by the name of its architecture.
+
+    Raises:
+        UserError: timm makes another network of that name.
+    """
+    name, architecture = recipe.model.backbone.name, detector.backbone.architecture
+    if name == architecture:
+        return recipe
+    stored = changed(recipe, {"model.backbone.name": architecture})
+    with torch.device("meta"):
+        same = Backbone(**stored.model.backbone.model_dump(exclude={"pretrained"})).state_dict()
+    own = detector.backbone.state_dict()
+    if {key: value.shape for key, value in same.items()} != {key: value.shape for key, value in own.items()}:
+        raise UserError(
+            f"model.backbone.name: '{name}' is no plain '{architecture}', so the model could not be loaded again; set "
+            f"model.backbone.name={architecture} and its arguments in model.backbone.options"
+        )
+    return stored
 
 
 def _build_neck(neck: NeckRecipe, in_channels: Sequence[int]) -> FPN | FPG:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from tailseg.errors import UserError
+from tailseg.recipes.backbone_options import reaches_outside
 from tailseg.recipes.schema import Recipe
+from tailseg.recipes.values import fault_of
 
 
 def read_header(path: Path) -> dict[str, Any]:
     """Read the metadata of a safetensors file that tailseg wrote.
 
     Raises:
-        UserError: the file is missing, is no safetensors file or not one of ours.
+        UserError: the file is missing, is no safetensors file or not one of ours, or its metadata are no JSON.
     """
     if not path.is_file():
         raise UserError(
@@ -36,24 +39,43 @@ def read_header(path: Path) -> dict[str, Any]:
             f"{path}: is a safetensors file but not a tailseg checkpoint (it carries no recipe); give one that "
             "`tailseg train` wrote"
         )
-    return {key: json.loads(value) for key, value in header.items()}
+    about: dict[str, Any] = {}
+    for key, text in header.items():
+        try:
+            about[key] = json.loads(text)
+        except (ValueError, RecursionError) as error:  # ValueError: no JSON, or a number of thousands of digits
+            raise UserError(
+                f"{path}: its metadata {key[:40]!r} is not valid JSON; the file is damaged or was edited: get it again"
+            ) from error
+    return about
 
 
 def recipe_in(header: Mapping[str, Any], path: Path) -> Recipe:
     """The recipe in a header; ``path`` names the file in errors.
 
     Raises:
-        UserError: there is none, or this version cannot read it.
+        UserError: there is none, this version cannot read it, or its backbone comes from a hub or a folder.
     """
     try:
-        return Recipe.model_validate(header["recipe"])
-    except (KeyError, ValidationError) as error:
-        raise unreadable(header, path) from error
+        recipe = Recipe.model_validate(header["recipe"])
+    except KeyError as error:
+        raise unreadable(header, path, "there is no recipe") from error
+    except ValidationError as error:
+        raise unreadable(header, path, fault_of(error)) from error
+    name = recipe.model.backbone.name
+    if reaches_outside(name):
+        raise UserError(
+            f"{path}: its backbone {name[:80]!r} comes from a hub or a folder, which a model file may not ask for; "
+            "get a model whose model.backbone.name is an architecture, such as resnet50"
+        )
+    return recipe
 
 
-def unreadable(header: Mapping[str, Any], path: Path) -> UserError:
-    """The error for a header that another version of tailseg wrote."""
+def unreadable(header: Mapping[str, Any], path: Path, reason: str) -> UserError:
+    """The error for a header that another version of tailseg wrote, or somebody else."""
+    version = header["tailseg"]
+    by = version if isinstance(version, str) and re.fullmatch(r"[\w.+-]{1,40}", version) else "of an unknown version"
     return UserError(
-        f"{path}: its recipe or categories cannot be read; it was written by tailseg {header['tailseg']}; train or "
+        f"{path}: its recipe or categories cannot be read ({reason}); it was written by tailseg {by}; train or "
         "convert it again with this version"
     )

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from tailseg.recipes.backbone_options import require_known_options
+from tailseg.recipes.bounds import DEEPEST, LONGEST_EDGE, MOST_BOXES, WIDEST, Deviation, Edge, TestEdges
 from tailseg.recipes.classifiers import AnyClassifier, CrossEntropyRecipe, Section
 
 # Defaults that functions of tailseg.data have too: LVIS's frequency groups, and the cells of a stored mask.
@@ -29,16 +31,16 @@ class BackboneRecipe(Section):
     """Update batch statistics while training."""
     norm_eps: float | None = Field(None, ge=0)
     """Added to the variance of batch norm; by default the network's own value."""
-    stem_channels: int | None = Field(None, ge=1)
+    stem_channels: int | None = Field(None, ge=1, le=WIDEST)
     """ResNets with a 7x7 stem: its channels; by default the network's own."""
     stride_in_1x1: bool = False
     """ResNets with bottlenecks: a stage's first 1x1 convolution has its stride, not the 3x3 one (the original form)."""
-    deformable_stages: tuple[int, ...] = ()
+    deformable_stages: tuple[int, ...] = Field((), max_length=4)
     """Stages (1 to 4) whose convolutions larger than 1x1 are modulated deformable ones (DCNv2)."""
     checkpointing: bool = False
     """Compute the maps of the stages again for the backward pass instead of keeping them: less memory, more time."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the timm model."""
+    options: Annotated[dict[str, Any], AfterValidator(require_known_options)] = Field(default_factory=dict)
+    """Further arguments of the timm model, such as `channels` or `drop_path_rate`."""
 
 
 class NeckRecipe(Section):
@@ -46,9 +48,9 @@ class NeckRecipe(Section):
 
     kind: Literal["fpn", "fpg"] = "fpn"
     """Feature pyramid network, or feature pyramid grid."""
-    channels: int = Field(256, ge=1)
+    channels: int = Field(256, ge=1, le=WIDEST)
     """Channels of P2..P6."""
-    pathways: int = Field(9, ge=1)
+    pathways: int = Field(9, ge=1, le=DEEPEST)
     """FPG: pyramids beside each other."""
     deformable: bool = False
     """FPG: the convolutions after upsampling are modulated deformable ones (DCNv2)."""
@@ -69,13 +71,13 @@ class RpnRecipe(Section):
 
     anchor_scale: float = Field(8.0, gt=0)
     """An anchor's side, in strides of its level."""
-    pre_nms_train: int = Field(2000, ge=1)
+    pre_nms_train: int = Field(2000, ge=1, le=MOST_BOXES)
     """Anchors kept of each level before NMS, in training."""
-    pre_nms_test: int = Field(1000, ge=1)
+    pre_nms_test: int = Field(1000, ge=1, le=MOST_BOXES)
     """The same at test time."""
-    post_nms_train: int = Field(1000, ge=1)
+    post_nms_train: int = Field(1000, ge=1, le=MOST_BOXES)
     """Proposals an image in training."""
-    post_nms_test: int = Field(1000, ge=1)
+    post_nms_test: int = Field(1000, ge=1, le=MOST_BOXES)
     """Proposals an image at test time."""
     nms_iou: float = Field(0.7, gt=0, le=1)
     """NMS threshold within a level."""
@@ -92,7 +94,7 @@ class RpnRecipe(Section):
 class RoiPoolingRecipe(Section):
     """`tailseg.model.roi_features.RoIPooler`."""
 
-    sampling_ratio: int = Field(0, ge=0)
+    sampling_ratio: int = Field(0, ge=0, le=32)
     """Sampling points along each side of a cell; 0 takes as many as the cell has feature pixels."""
     aligned: bool = True
     """A pixel's value stands at its centre; torchvision's own models have it at its upper left corner."""
@@ -101,9 +103,9 @@ class RoiPoolingRecipe(Section):
 class BoxHeadRecipe(Section):
     """`tailseg.model.box_head.BoxHead` and its sampler, the same in every stage."""
 
-    width: int = Field(1024, ge=1)
+    width: int = Field(1024, ge=1, le=WIDEST)
     """Width of the two hidden layers."""
-    convs: int = Field(0, ge=0)
+    convs: int = Field(0, ge=0, le=DEEPEST)
     """3x3 convolutions with batch norm before the hidden layers, of which there is then one; not for TSD."""
     class_agnostic: bool = False
     """One box a RoI instead of one a class."""
@@ -111,18 +113,18 @@ class BoxHeadRecipe(Section):
     """Beta of the Smooth-L1 box loss; 0 is L1."""
     low_quality: bool = True
     """An object whose best overlap reaches the stage's `iou` also takes every RoI with that same overlap."""
-    rois: int = Field(512, ge=1)
+    rois: int = Field(512, ge=1, le=MOST_BOXES)
     """RoIs sampled an image in training."""
-    max_positive: int = Field(128, ge=1)
+    max_positive: int = Field(128, ge=1, le=MOST_BOXES)
     """Most positives among them."""
 
 
 class MaskHeadRecipe(Section):
     """`tailseg.model.mask_head.MaskHead`."""
 
-    channels: int = Field(256, ge=1)
+    channels: int = Field(256, ge=1, le=WIDEST)
     """Channels of the hidden maps."""
-    convs: int = Field(4, ge=1)
+    convs: int = Field(4, ge=1, le=DEEPEST)
     """Number of 3x3 convolutions."""
     norm: bool = False
     """Batch norm after each of them, over all processes."""
@@ -141,7 +143,7 @@ class ContextRecipe(Section):
 
     weight: float = Field(0.0, ge=0)
     """Of the multi-label loss; where it is 0 there is no context encoder."""
-    convs: int = Field(4, ge=1)
+    convs: int = Field(4, ge=1, le=DEEPEST)
     """Number of 3x3 convolutions on P6."""
     residual: bool = False
     """They come in pairs, each with a shortcut."""
@@ -160,7 +162,7 @@ class ContextRecipe(Section):
 class TsdRecipe(Section):
     """`tailseg.model.tsd.TsdBoxHead`: the box head of the stages that say `tsd`."""
 
-    shift_width: int = Field(256, ge=1)
+    shift_width: int = Field(256, ge=1, le=WIDEST)
     """Width of the layers that shift the proposals."""
     gamma: float = Field(0.1, gt=0)
     """γ: a shift of 1 moves by this share of the RoI's side."""
@@ -181,9 +183,9 @@ class MaskIouRecipe(Section):
 
     weight: float = Field(0.0, ge=0)
     """Of its squared error (0.5 in table 2); where it is 0 there is no such head."""
-    channels: int = Field(256, ge=1)
+    channels: int = Field(256, ge=1, le=WIDEST)
     """Channels of the hidden maps."""
-    width: int = Field(1024, ge=1)
+    width: int = Field(1024, ge=1, le=WIDEST)
     """Width of the two hidden layers."""
 
 
@@ -214,11 +216,11 @@ class ModelRecipe(Section):
     mask_iou: MaskIouRecipe = MaskIouRecipe()
     context: ContextRecipe = ContextRecipe()
     tsd: TsdRecipe = TsdRecipe()
-    stages: tuple[StageRecipe, ...] = Field((StageRecipe(),), min_length=1)
+    stages: tuple[StageRecipe, ...] = Field((StageRecipe(),), min_length=1, max_length=16)
     """One for Mask R-CNN, three for a cascade; their masks are averaged."""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     """Mean of R, G, B in 0..255."""
-    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    pixel_std: tuple[Deviation, Deviation, Deviation] = (58.395, 57.12, 57.375)
     """Standard deviation of R, G, B in 0..255."""
 
     @model_validator(mode="after")
@@ -242,17 +244,17 @@ class ModelRecipe(Section):
 class DataRecipe(Section):
     """Loading and augmentation."""
 
-    batch_per_device: int = Field(2, ge=1)
+    batch_per_device: int = Field(2, ge=1, le=1024)
     """Images a process and step."""
-    short_edges: tuple[int, ...] = Field((640, 672, 704, 736, 768, 800), min_length=1)
+    short_edges: tuple[Edge, ...] = Field((640, 672, 704, 736, 768, 800), min_length=1)
     """Pixels; one is drawn for each training image."""
-    test_short_edge: int = Field(800, ge=32)
+    test_short_edge: int = Field(800, ge=32, le=LONGEST_EDGE)
     """Pixels."""
-    long_edge: int = Field(1333, ge=32)
+    long_edge: int = Field(1333, ge=32, le=LONGEST_EDGE)
     """Pixels; the longer edge is not made longer than this."""
-    long_edges: tuple[int, int] | None = None
+    long_edges: tuple[Edge, Edge] | None = None
     """Pixels, least and most: if given, each training image's longer edge is drawn from these, not its shorter one."""
-    crop: int | None = Field(None, ge=32)
+    crop: int | None = Field(None, ge=32, le=LONGEST_EDGE)
     """Pixels; if given, the side of a square that is cut out of each training image at random."""
     flip: float = Field(0.5, ge=0, le=1)
     """Probability of mirroring a training image."""
@@ -266,9 +268,9 @@ class DataRecipe(Section):
     """Repeat factors: classes in a smaller share of the training images are repeated."""
     repeat_rounding: Literal["ceil", "stochastic"] = "ceil"
     """Repeat factors: up, every epoch alike, or down or up at random in each epoch."""
-    mask_grid: int = Field(MASK_GRID, ge=14)
+    mask_grid: int = Field(MASK_GRID, ge=14, le=4096)
     """Most cells a side of a stored mask; larger objects are area-averaged into it."""
-    workers: int = Field(2, ge=0)
+    workers: int = Field(2, ge=0, le=1024)
     """Loader processes of each training process."""
     groups: Literal["limits", "quantiles"] = "limits"
     """For data without frequency groups: by the two numbers below, or thirds of the classes by training images."""
@@ -350,7 +352,7 @@ class TestRecipe(Section):
     score_threshold: float = Field(1e-4, ge=0, le=1)
     nms_iou: float = Field(0.5, gt=0, le=1)
     """NMS threshold within a class."""
-    max_detections: int = Field(300, ge=1)
+    max_detections: int = Field(300, ge=1, le=MOST_BOXES)
     """Of an image, over all classes."""
     min_size: float | None = Field(None, ge=0)
     """Boxes with a side of at most this many network pixels are dropped; by default none is."""
@@ -358,7 +360,7 @@ class TestRecipe(Section):
     """Classifier rows are divided by their norm to this power (`tailseg.losses.tau_normalize`); 0 leaves them."""
     tta: bool = False
     """Average over views of each image, of several sizes and mirrored (`tailseg.evaluation.tta`)."""
-    tta_long_edges: tuple[Annotated[int, Field(ge=32)], ...] = Field((1200, 1400, 1600, 1800, 2000), min_length=1)
+    tta_long_edges: TestEdges = (1200, 1400, 1600, 1800, 2000)
     """Pixels: longer edge of each size of view."""
     tta_flip: bool = True
     """Each of them mirrored too."""

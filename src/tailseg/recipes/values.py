@@ -50,10 +50,12 @@ def validate(values: dict[str, Any], place: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{place}: {_sentence(error.errors()[0])}") from error
+        raise UserError(f"{place}: {fault_of(error)}") from error
 
 
-def _sentence(error: Any) -> str:
+def fault_of(refused: ValidationError) -> str:
+    """A sentence that names the first faulty key, what is wrong with it and, of an unknown one, the nearest."""
+    error: Any = refused.errors()[0]
     # In a union the second part of the place is the chosen loss, which is no key.
     parts = [part for i, part in enumerate(error["loc"]) if not (i == 1 and error["loc"][0] == "classifier")]
     key = ".".join(str(part) for part in parts)
@@ -67,7 +69,7 @@ def _sentence(error: Any) -> str:
     message = message[0].lower() + message[1:]
     if error["type"] == "value_error":
         return f"{key or 'recipe'}: {message}"
-    return f"{key}: {message}, received {shown}"
+    return f"{key or 'recipe'}: {message}, received {shown}"
 
 
 def _nearest(name: str, known: Iterable[str], what: str) -> str:

@@ -50,3 +50,10 @@ def batch_norm_note(model: nn.Module, world_size: int) -> str:
         return f"Batch norm: {learning} layers learn their statistics, from this process alone (SyncBN needs several)."
     synchronize(model)
     return f"Batch norm: {learning} layers learn their statistics from all {world_size} processes (SyncBN)."
+
+
+def worst(fabric: Fabric, state: int) -> int:
+    """The largest of a number over all processes; waits for all."""
+    if fabric.world_size == 1:
+        return state
+    return int(fabric.all_reduce(torch.tensor(float(state), device=fabric.device), reduce_op="max"))

@@ -36,6 +36,7 @@ from tailseg.progress import progress_bar
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import flatten
 from tailseg.structures import Batch
+from tailseg.training.distributed import worst
 from tailseg.training.feature_cache import (
     FeatureCache,
     digest_of_annotations,
@@ -296,7 +297,7 @@ class Finetuning:
                         self._keep(cache, mine[done // world], next(images)[0], len(missing) - done)
                 except UserError as error:
                     trouble = error
-                state = _worst(fabric, IN_TROUBLE if trouble else STOPPED if stop else GOING_ON)
+                state = worst(fabric, IN_TROUBLE if trouble else STOPPED if stop else GOING_ON)
                 if state == IN_TROUBLE:
                     raise trouble or UserError(f"{cache.folder}: another process could not fill it and says why")
                 if state == STOPPED:
@@ -350,13 +351,6 @@ class Finetuning:
         for stage, branch in zip(_stages(detector), branches.branches, strict=True):
             parts |= {id(part): part for part in stage.children()} | {id(stage.second_branch): branch}
         return copy.deepcopy(detector, parts)  # of the parts named here it takes what they are to become
-
-
-def _worst(fabric: Fabric, state: int) -> int:
-    """The largest of a number over all processes; waits for all."""
-    if fabric.world_size == 1:
-        return state
-    return int(fabric.all_reduce(torch.tensor(float(state), device=fabric.device), reduce_op="max"))
 
 
 def _stages(detector: Detector) -> Iterator[Stage]:

@@ -6,11 +6,12 @@ from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from tailseg.data.dataset import DetectionDataset
 from tailseg.data.loading import train_loader
 from tailseg.data.sampling import TrainSampler
+from tailseg.errors import UserError
 from tailseg.model.detector import Detector
 from tailseg.recipes.schema import Recipe
 
@@ -71,3 +72,21 @@ class WholeDetector:
 
     def finish(self) -> None:
         """There is nothing to remove."""
+
+
+def losses_of(model: nn.Module, batch: Any, batch_per_device: int) -> dict[str, Tensor]:
+    """Named losses of a batch.
+
+    Raises:
+        UserError: a batch norm that learns saw a single value.
+    """
+    try:
+        losses: dict[str, Tensor] = model(batch)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"data.batch_per_device = {batch_per_device}: a batch norm that learns saw one value, which has no "
+            "variance; set data.batch_per_device=2, or larger images, or model.backbone.train_norm=false"
+        ) from error
+    return losses

@@ -11,42 +11,38 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tailseg.checkpoint import save_model
-from tailseg.data.annotations.annotations import Annotations, summary
 from tailseg.data.dataset import evaluation_dataset, train_dataset
-from tailseg.data.sampling import RepeatFactors, TrainSampler, epoch_draw
+from tailseg.data.loading import LoaderKilledError
+from tailseg.data.sampling import TrainSampler, epoch_draw
 from tailseg.data.sources import DataSplits
 from tailseg.errors import UserError
 from tailseg.evaluation.evaluate import evaluate
 from tailseg.evaluation.metrics import Metrics, Scores
-from tailseg.losses import ClassStatistics
-from tailseg.model.build import build_detector
+from tailseg.model.build import build_detector, stored_recipe
 from tailseg.model.detector import Detector
 from tailseg.progress import progress_bar
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import to_yaml
-from tailseg.training.distributed import batch_norm_note, launch
+from tailseg.training.agreement import attempt
+from tailseg.training.announcement import announce
+from tailseg.training.class_statistics import class_statistics
+from tailseg.training.distributed import batch_norm_note, launch, worst
 from tailseg.training.finetune import Finetuning
 from tailseg.training.interrupts import interrupts
-from tailseg.training.learner import Learner, WholeDetector
-from tailseg.training.optimizer import build_optimizer, rate_factor, scaled_rate
-from tailseg.training.resumption import load_trainer, require_same_run, save_trainer
+from tailseg.training.learner import Learner, WholeDetector, losses_of
+from tailseg.training.optimizer import build_optimizer, rate_factor
+from tailseg.training.resumption import data_keys, load_trainer, require_same_run, save_trainer
+from tailseg.training.run_lock import lock_for_all
 from tailseg.training.run_log import RunLog
+from tailseg.training.schedule_checks import RunLength, require_whole_steps, schedule_warnings
 from tailseg.training.weight_init import init_weights
 
 logger = logging.getLogger(__name__)
 
-
-def class_statistics(train: Annotations) -> ClassStatistics:
-    """Class statistics of the training set; images without objects are not trained on."""
-    return ClassStatistics(
-        num_images=max(1, len(train) - train.report.empty_images),
-        images=torch.tensor([category.image_count for category in train.categories]),
-        instances=torch.tensor([category.instance_count for category in train.categories]),
-    )
+TRAINER = "trainer.safetensors"
 
 
 def train(
@@ -91,8 +87,9 @@ def train(
         )
     fabric = launch(devices)
     run = Run(fabric, recipe, data, out, seed, init)
-    run.start(resume)
     with ExitStack() as stack:
+        lock_for_all(fabric, out, stack)
+        run.start(resume)
         stop = stack.enter_context(interrupts())
         if not run.prepare(stop, show):
             run.save()
@@ -101,7 +98,11 @@ def train(
         batches = stack.enter_context(closing(run.batches()))  # whatever happens, the workers are sent home
         run.evaluate_if_due(show)  # a resumed run may have stopped before or while it evaluated
         while run.step < run.total_steps:
-            run.train_step(batches)
+            try:
+                run.train_step(batches)
+            except LoaderKilledError as error:
+                run.save_if_whole()
+                raise UserError(f"{error}; then {run.way_on()}") from error
             advance(run.step, run.note)
             if run.step % run.steps_per_epoch == 0 or run.step % recipe.training.save_steps == 0:
                 run.log()  # before saving: a diverged model must not replace a sound checkpoint
@@ -142,14 +143,12 @@ class Run:
             epoch_draw(data.train, self.dataset.image_indices, recipe.data),
             recipe.finetune.views if recipe.finetune.enabled else None,
         )
-        accumulate = recipe.training.accumulate
-        self.steps_per_epoch = max(1, self.sampler.steps_per_epoch // accumulate)
-        self.total_steps = recipe.schedule.epochs * self.steps_per_epoch
-        self.images_a_step = recipe.data.batch_per_device * fabric.world_size * accumulate
-        self.base_rate = scaled_rate(recipe.optimizer, self.images_a_step)
+        self.length = RunLength.of(recipe, self.sampler)
+        self.steps_per_epoch, self.total_steps = self.length.steps_per_epoch, self.length.total_steps
 
         torch.manual_seed(seed)
         self.detector = build_detector(recipe, len(self.categories), class_statistics(data.train))
+        self.stored_recipe = stored_recipe(recipe, self.detector)
         self.weights_note = init_weights(self.detector, recipe, self.categories, init)
         self.detector = self.detector.to(memory_format=torch.channels_last)
         self.learner = self._learner()
@@ -159,8 +158,10 @@ class Run:
         self.average: AveragedModel | None = None
         if recipe.training.ema is not None:
             self.average = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(recipe.training.ema))
+        self.data_keys = data_keys(data.train, data.val)
         self.run_log = RunLog(out / "metrics.jsonl", writes=self.is_main_process)
         self.step = 0
+        self.whole = True  # the state is that of a complete step
         self.can_be_scored = len(data.val.labels) > 0
         self.best: float | None = None  # segm AP
         self.evaluated_step = 0  # the last one that was evaluated
@@ -176,52 +177,41 @@ class Run:
 
     def start(self, resume: bool) -> None:
         """Make the folder, or take up the run that it holds; says what is about to happen."""
-        trainer = self.out / "trainer.safetensors"
+        trainer = self.out / TRAINER
         if resume:
             if not trainer.is_file():
-                raise UserError(f"{self.out}: holds no trainer.safetensors to resume from; leave out --resume to start")
+                raise UserError(f"{self.out}: holds no {TRAINER} to resume from; leave out --resume to start")
             about = load_trainer(trainer, self.detector, self.optimizer, self.average)
             names = [category.name for category in self.categories]
-            require_same_run(about, self.out, self.recipe, names, self.seed, self.fabric.world_size)
+            warnings = require_same_run(
+                about, self.out, self.recipe, names, self.seed, self.fabric.world_size, self.data_keys
+            )
             self.step, self.best = about["step"], about["best"]
         elif trainer.is_file():
             raise UserError(f"{self.out}: already holds a run; add --resume to go on with it, or choose another --out")
+        else:
+            require_whole_steps(self.recipe, self.length)
+            warnings = schedule_warnings(self.recipe, self.length)
         if self.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
             (self.out / "recipe.yaml").write_text(to_yaml(self.recipe))
             self.run_log.cut(self.step)
-            self._announce()
+            announce(
+                self.recipe, self.data, self.detector, self.sampler, self.length, self.step,
+                weights_note=self.weights_note, norm_note=self.norm_note,
+            )  # fmt: skip
+            for warning in warnings:
+                logger.warning(warning)
         self.fabric.barrier()
         recorded = self.run_log.metrics_at(self.step) if resume else None
         if recorded:  # evaluated after it was saved
             self.evaluated_step, self.best = self.step, _better(self.best, recorded["segm"]["AP"])
+        if self.is_main_process and self.step >= self.total_steps:
+            logger.warning(
+                "%s: the run is finished: %d steps of %d, %d epochs; for more, --resume with a larger schedule.epochs.",
+                self.out, self.step, self.total_steps, self.recipe.schedule.epochs,
+            )  # fmt: skip
         self.run_log.restart_clock()
-
-    def _announce(self) -> None:
-        """Log the data, the model and the learning rate."""
-        for split in (self.data.train, self.data.val):
-            assert split is not None
-            logger.info(summary(split))
-            if not len(split.labels):  # training data without any is refused before
-                logger.warning("%s: has no annotations, so the run is not evaluated: no best.safetensors.", split.path)
-        if self.data.groups:
-            logger.info(self.data.groups)
-        trainable = sum(p.numel() for p in self.detector.parameters() if p.requires_grad)
-        logger.info(
-            "%s: %d training images, %d classes, %.1f M trainable parameters, %s.",
-            self.recipe.name, len(self.dataset), len(self.categories), trainable / 1e6, self.weights_note,
-        )  # fmt: skip
-        if self.norm_note:
-            logger.info(self.norm_note)
-        draw = self.sampler.draw
-        if isinstance(draw, RepeatFactors):
-            images, most = len(self.dataset), draw.factors.max()
-            logger.info("Repeat factors: %d images make %d an epoch, r up to %.2f.", images, draw.length, most)
-        logger.info(
-            "Learning rate %g = %g x %d / %d (images a step / the recipe's reference), %d steps from step %d on.",
-            self.base_rate, self.recipe.optimizer.lr, self.images_a_step, self.recipe.optimizer.reference_batch,
-            self.total_steps, self.step,
-        )  # fmt: skip
 
     def prepare(self, stop: Sequence[int], show: bool) -> bool:
         """Make what has to exist before the first step; False if the run was told to stop meanwhile."""
@@ -240,19 +230,20 @@ class Run:
         recipe = self.recipe
         # Seeded by position, so that what came before (an evaluation, a resumption) does not matter.
         torch.manual_seed(_mixed(self.seed, self.step, self.fabric.global_rank))
-        rate = self.base_rate * rate_factor(self.step, self.steps_per_epoch, recipe.schedule)
+        rate = self.length.base_rate * rate_factor(self.step, self.steps_per_epoch, recipe.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
         accumulate = recipe.training.accumulate
         for micro in range(accumulate):
             batch = next(batches).to(self.fabric.device)
+            self.whole = False
             with self.fabric.no_backward_sync(self.model, enabled=micro < accumulate - 1):
                 # Not Fabric's own mixed precision: it would convert the batch as well, boxes included.
                 with torch.autocast(
                     self.fabric.device.type, torch.bfloat16, enabled=recipe.training.precision == "bf16"
                 ):
-                    losses = self._losses(batch)
+                    losses = losses_of(self.model, batch, recipe.data.batch_per_device)
                 self.fabric.backward(torch.stack(list(losses.values())).sum() / accumulate)
             self.run_log.collect(losses)
         if recipe.optimizer.clip is not None:
@@ -265,21 +256,9 @@ class Run:
         if self.average is not None:
             self.average.update_parameters(self.learner.trained)
         self.step += 1
+        self.whole = True
         if self.step % recipe.training.log_steps == 0:
             self.log()
-
-    def _losses(self, batch: Any) -> dict[str, Tensor]:
-        try:
-            losses: dict[str, Tensor] = self.model(batch)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise UserError(
-                f"data.batch_per_device = {self.recipe.data.batch_per_device}: a batch norm that learns saw one value, "
-                "which has no variance; set data.batch_per_device=2, or larger images, or "
-                "model.backbone.train_norm=false"
-            ) from error
-        return losses
 
     def log(self) -> None:
         """Write the mean losses since the last line; this is where the device is waited for."""
@@ -291,10 +270,10 @@ class Run:
             bad = next(name for name, value in losses.items() if not math.isfinite(value))
             raise UserError(
                 f"step {self.step}: the loss '{bad}' is {losses[bad]}: training diverged; lower optimizer.lr (now "
-                f"{self.base_rate:g}) or set optimizer.clip, then go on with --resume from the last checkpoint"
+                f"{self.recipe.optimizer.lr:g}) or set optimizer.clip, then {self.way_on()}"
             )
         self.note = f"loss {total:.3f}"
-        images = batches * self.images_a_step / self.recipe.training.accumulate
+        images = batches * self.length.images_a_step / self.recipe.training.accumulate
         rate = self.optimizer.param_groups[0]["lr"]
         row = {"step": self.step, "loss": total, **losses, "lr": rate, "images_per_second": images / seconds}
         self.run_log.write(row)
@@ -316,22 +295,34 @@ class Run:
         A recipe's test-time augmentation is left out: it would take some thirty times as long.
         """
         assert self.data.val is not None
-        scores = evaluate(
-            self._saved_detector(),
-            evaluation_dataset(self.data.val, self.recipe.data),
-            self.out,
-            device=self.fabric.device,
-            batch_size=self.recipe.data.batch_per_device,
-            workers=self.recipe.data.workers,
-            rank=self.fabric.global_rank,
-            world=self.fabric.world_size,
-            barrier=self.fabric.barrier,
-            autocast=self.recipe.training.precision == "bf16",
-            train_images={category.id: category.image_count for category in self.categories},
-            show=show and self.is_main_process,
+        dataset = evaluation_dataset(self.data.val, self.recipe.data)
+        scores, trouble = attempt(
+            self.fabric,
+            lambda meet: evaluate(
+                self._saved_detector(),
+                dataset,
+                self.out,
+                device=self.fabric.device,
+                batch_size=self.recipe.data.batch_per_device,
+                workers=self.recipe.data.workers,
+                rank=self.fabric.global_rank,
+                world=self.fabric.world_size,
+                barrier=meet,
+                autocast=self.recipe.training.precision == "bf16",
+                train_images={category.id: category.image_count for category in self.categories},
+                show=show and self.is_main_process,
+            ),
         )
         self.run_log.restart_clock()
         self.evaluated_step = self.step
+        if trouble:
+            self.scores = None  # those of an earlier epoch are not this one's
+            if self.is_main_process:
+                logger.warning(
+                    "Epoch %d: the evaluation failed (%s); nothing is lost: the model is in %s, to be scored with "
+                    "`tailseg eval`.", epoch, trouble, self.out / "last.safetensors",
+                )  # fmt: skip
+            return
         if scores is None:
             return
         self.scores = scores
@@ -348,34 +339,46 @@ class Run:
 
         In this order, since a run is resumed from the trainer's step: what failed before it is written again.
         """
-        if self.is_main_process:
-            about = {
-                "step": self.step,
-                "best": self.best,
-                "seed": self.seed,
-                "world_size": self.fabric.world_size,
-                "recipe": self.recipe.model_dump(mode="json"),
-                "categories": [category.name for category in self.categories],
-            }
-            self._save_model("last.safetensors")
-            save_trainer(self.out / "trainer.safetensors", self.detector, self.optimizer, self.average, about)
+        self._write_checkpoint()
         self.fabric.barrier()
+
+    def _write_checkpoint(self) -> None:
+        if not self.is_main_process:
+            return
+        about = {
+            "step": self.step,
+            "best": self.best,
+            "seed": self.seed,
+            "world_size": self.fabric.world_size,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "categories": [category.name for category in self.categories],
+            "data": self.data_keys,
+        }
+        self._save_model("last.safetensors")
+        save_trainer(self.out / TRAINER, self.detector, self.optimizer, self.average, about)
+
+    def save_if_whole(self) -> None:
+        """Save what this process can without the others; nothing in the middle of a step, or before the first one."""
+        if self.whole and self.step > 0:
+            self.log()
+            self._write_checkpoint()
+
+    def way_on(self) -> str:
+        """Advice for whoever has corrected what ended the run."""
+        return "go on with --resume" if (self.out / TRAINER).is_file() else "start again: nothing was saved yet"
 
     def agreed(self, stop: Sequence[int]) -> bool:
         """True if some process was told to stop; with several, asked when losses are logged, for it costs a wait."""
-        if self.fabric.world_size == 1:
-            return bool(stop)
-        if self.step % self.recipe.training.log_steps:
+        if self.fabric.world_size > 1 and self.step % self.recipe.training.log_steps:
             return False
-        told = torch.tensor(float(bool(stop)), device=self.fabric.device)
-        return bool(self.fabric.all_reduce(told, reduce_op="sum") > 0)
+        return bool(worst(self.fabric, bool(stop)))
 
     def _saved_detector(self) -> Detector:
         return self.detector if self.average is None else self.learner.detector_with(self.average.module)
 
     def _save_model(self, name: str, metrics: Metrics | None = None) -> None:
         model = self._saved_detector()
-        save_model(self.out / name, model, self.recipe, self.categories, step=self.step, metrics=metrics)
+        save_model(self.out / name, model, self.stored_recipe, self.categories, step=self.step, metrics=metrics)
 
 
 def _mixed(seed: int, step: int, rank: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,39 @@ import torch
 from torch import Tensor, nn
 
 from tailseg.checkpoint import VERSION, load_weights, read_tensors, write_tensors
+from tailseg.data.annotations.annotations import Annotations
 from tailseg.errors import UserError
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import flatten
+from tailseg.training.feature_cache import digest_of_annotations
 
 MODEL_KEY = "model."
 OPTIMIZER_KEY = "optimizer."
 AVERAGE_KEY = "average."
 
+# Keys that may change, without and with a word about it.
+FREE = {"data.workers", "schedule.epochs", "schedule.milestones"}
+FREE_WITH_WARNING = {"optimizer.lr", "optimizer.clip"}
+OF_A_STEP = ("data.batch_per_device", "training.accumulate")  # free where images a step stay the same
+
+
+def data_keys(train: Annotations, val: Annotations) -> dict[str, dict[str, Any]]:
+    """What a trainer file says of the data of its run, by split: a hash of the content, images, objects."""
+    return {
+        split: {"content": digest_of_annotations(found), "images": len(found), "objects": len(found.labels)}
+        for split, found in (("train", train), ("val", val))
+    }
+
 
 def require_same_run(
-    about: Mapping[str, Any], out: Path, recipe: Recipe, categories: Sequence[str], seed: int, world_size: int
-) -> None:
+    about: Mapping[str, Any],
+    out: Path,
+    recipe: Recipe,
+    categories: Sequence[str],
+    seed: int,
+    world_size: int,
+    data: Mapping[str, Mapping[str, Any]],
+) -> list[str]:
     """Raise UserError unless a run goes on with the recipe, data and processes that it began with.
 
     Args:
@@ -31,11 +53,15 @@ def require_same_run(
         categories: their names, by label.
         seed: of all random numbers.
         world_size: number of processes.
+        data: of `data_keys`.
+
+    Returns:
+        Sentences on what is another now, so that the run is no longer the one that it would have been.
     """
     new = flatten(recipe.model_dump(mode="json"))
     defaults = flatten(Recipe(name="").model_dump(mode="json"))
     old = defaults | flatten(about["recipe"])  # a run of an earlier version knows nothing of newer keys
-    free = {"data.workers", "schedule.epochs", "schedule.milestones"}
+    free = FREE | FREE_WITH_WARNING | set(OF_A_STEP)
     free |= {key for key in new if key.startswith("training.") and key.endswith(("_steps", "_every"))}
     changed = [key for key in new if key not in free and old.get(key) != new[key]]
     if changed:
@@ -46,9 +72,51 @@ def require_same_run(
         )
     if about["categories"] != list(categories):
         raise UserError(f"{out}: the run began with other categories than the data has; choose another --out")
-    for key, value in (("seed", seed), ("world_size", world_size)):
-        if about[key] != value:
-            raise UserError(f"{out}: cannot resume with {key} {value}, the run began with {about[key]}")
+    _require_same_data(about, out, data)
+    if about["seed"] != seed:
+        began = about["seed"]
+        raise UserError(f"{out}: cannot resume with seed {seed}, the run began with {began}; set --seed {began}")
+    warnings = [
+        f"{out}: goes on with {key} = {new[key]} instead of {old.get(key)}: no longer the run that it began as."
+        for key in sorted(FREE_WITH_WARNING)
+        if old.get(key) != new[key]
+    ]
+    return warnings + _changes_of_a_step(out, old, new, about["world_size"], world_size)
+
+
+def _require_same_data(about: Mapping[str, Any], out: Path, data: Mapping[str, Mapping[str, Any]]) -> None:
+    for split, began in about.get("data", {}).items():  # a run of an earlier version did not say
+        now = data[split]
+        if began == now:
+            continue
+        counts = [f"{keys['images']} images with {keys['objects']} objects" for keys in (began, now)]
+        if counts[0] == counts[1]:
+            difference = f"holds {counts[0]} as it did when the run began, but with other content"
+        else:
+            difference = f"had {counts[0]} when the run began, and has {counts[1]} now"
+        raise UserError(
+            f"{out}: the {split} split {difference}; go on with the data of before, or train on the new with "
+            f"--init {out / 'last.safetensors'}, another --out and no --resume"
+        )
+
+
+def _changes_of_a_step(
+    out: Path, old: Mapping[str, Any], new: Mapping[str, Any], old_world: int, new_world: int
+) -> list[str]:
+    """At most one sentence on another share-out of the same images of a step; UserError for another number of them."""
+    before, after = ((world, *(keys[key] for key in OF_A_STEP)) for world, keys in ((old_world, old), (new_world, new)))
+    if before == after:
+        return []
+    texts = ["{} process(es) x data.batch_per_device {} x training.accumulate {}".format(*f) for f in (before, after)]
+    if math.prod(before) == math.prod(after):
+        return [
+            f"{out}: goes on with {texts[1]} instead of {texts[0]}: as many images a step, but the rest of the run is "
+            "no longer the same to the bit."
+        ]
+    raise UserError(
+        f"{out}: cannot resume with {texts[1]}, which is {math.prod(after)} images a step, the run began with "
+        f"{texts[0]}; set data.batch_per_device and training.accumulate so that the product is {math.prod(before)}"
+    )
 
 
 def save_trainer(

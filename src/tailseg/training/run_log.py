@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -28,24 +33,34 @@ class RunLog:
 
     def metrics_at(self, step: int) -> dict[str, Any] | None:
         """The metrics of the evaluation at this step; None if there was none, or the run stopped before its end."""
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        found = [row["metrics"] for row in map(json.loads, lines) if row["step"] == step and "metrics" in row]
+        found = [row["metrics"] for row, _ in self._rows() if row and row["step"] == step and "metrics" in row]
         return found[-1] if found else None
 
     def cut(self, step: int) -> None:
-        """Drop lines that were written after the checkpoint of this step, from which the run goes on."""
+        """Drop lines that were written after the checkpoint of this step, from which the run goes on.
+
+        What a kill left of a line goes too, whatever the byte that it came at.
+        """
         if not self.writes:
             return
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        kept = []
-        for line in lines:
+        rows = list(self._rows())
+        broken = sum(row is None and bool(line) for row, line in rows)
+        if broken:
+            logger.info("%s: dropped %d lines that a kill cut short.", self.path, broken)
+        kept = "".join(line + "\n" for row, line in rows if row is not None and row["step"] <= step)
+        part = self.path.with_name(f".{self.path.name}.part")
+        part.write_text(kept)
+        os.replace(part, self.path)  # a kill at this moment leaves the old file or the new one
+
+    def _rows(self) -> Iterator[tuple[dict[str, Any] | None, str]]:
+        """Lines with their values; None for what is no complete line."""
+        text = self.path.read_text(errors="replace") if self.path.is_file() else ""
+        for line in text.split("\n"):
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
-                break  # the run was killed in the middle of its last line
-            if row["step"] <= step:
-                kept.append(line)
-        self.path.write_text("".join(line + "\n" for line in kept))
+                row = None
+            yield (row if isinstance(row, dict) and "step" in row else None), line
 
     def collect(self, losses: dict[str, Tensor]) -> None:
         """Add the losses of one batch."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tailseg.checkpoint import Checkpoint, load_model
+from tailseg.checkpoint import Checkpoint, load_model, require_type
 from tailseg.data.annotations.annotations import Category
 from tailseg.data.sources import same_name
 from tailseg.errors import UserError
@@ -96,6 +96,7 @@ def start_from(path: Path, detector: Detector, recipe: Recipe, categories: Seque
         elif key not in theirs:
             raise _other_architecture(path, key, "is missing")
         else:
+            require_type(key, value, theirs[key], path)
             rows = 0 if same or agnostic.get(part) else CLASS_ROWS.get(part, 0)
             filled[key] = _with_rows(path, key, value, theirs[key], source, len(checkpoint.categories), rows)
     left = [key for key in theirs if key not in own and not _of_statistics(key)]

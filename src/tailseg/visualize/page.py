@@ -11,6 +11,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from tailseg.wording import controls_escaped
+
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
@@ -26,12 +28,13 @@ def render(template: str, **content: object) -> str:
 
     Args:
         template: file name in the folder ``templates``.
-        content: variables of the template; text is escaped, `markupsafe.Markup` (a chart) stands as it is.
+        content: variables of the template; text is escaped, `markupsafe.Markup` (a chart) stands as it is. Control
+            characters are escaped in either.
 
     Raises:
         jinja2.UndefinedError: the template uses a variable that ``content`` lacks.
     """
-    return ENVIRONMENT.get_template(template).render(content)
+    return controls_escaped(ENVIRONMENT.get_template(template).render(content))
 
 
 def data_uri(picture: bytes, kind: str) -> str:

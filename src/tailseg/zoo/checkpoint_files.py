@@ -1,14 +1,12 @@
 """Checkpoints of other projects, read without running anything in them.
 
-`torch.load(weights_only=True)` reads what it can; the rest is read by our own `Unpickler`.
+Pickles, alone or in a file of torch.save, have one reader, our own `Unpickler`: what was checked is what is loaded.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import pickle
-import warnings
 import zipfile
 from collections.abc import Mapping
 from io import BytesIO
@@ -20,7 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tailseg.errors import UserError
-from tailseg.zoo.pickle_stubs import Storage, require
+from tailseg.zoo.pickle_limits import Allowance, UnsafePickleError, require, require_safe
+from tailseg.zoo.pickle_values import Storage
 from tailseg.zoo.pickles import Plain, Unpickler, check_opcodes
 
 ZIP_START = b"PK\x03\x04"
@@ -50,6 +49,8 @@ def read_checkpoint(path: Path) -> Any:
             return _read(path, file)
     except UserError:
         raise
+    except UnsafePickleError as error:
+        raise UserError(f"{path}: was not loaded ({error}); get the checkpoint from a source that you trust") from error
     except OSError as error:
         raise UserError(f"{path}: could not be read ({error.strerror or error}); check file and disk") from error
     except zipfile.BadZipFile as error:
@@ -67,9 +68,10 @@ def _read(path: Path, file: BinaryIO) -> Any:
     if LEGACY_MAGIC in head[2:32]:
         return _read_legacy(path, file, size)
     if head[:1] == b"\x80" and head[1:2] <= b"\x05":
-        check_opcodes(file, size)
+        allowance = Allowance(size)
+        check_opcodes(file, allowance)
         file.seek(0)
-        return Plain(None)(Unpickler(path, file).load())
+        return Plain(None, allowance)(Unpickler(path, file, allowance).load())
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
         return load_file(path)
     start = head.lstrip().lower()
@@ -88,7 +90,10 @@ def _read(path: Path, file: BinaryIO) -> Any:
 
 def _read_zip(path: Path, file: BinaryIO, size: int) -> Any:
     with zipfile.ZipFile(file) as archive:
-        entries = {info.filename: info for info in archive.infolist()}
+        listed = archive.infolist()
+    entries = {info.filename: info for info in listed}
+    twice = next((info.filename for info in listed if entries[info.filename] is not info), None)
+    require_safe(twice is None, f"it is a zip archive with two entries {twice!r:.80}")
     root = next(iter(entries), "").split("/")[0]
     if f"{root}/constants.pkl" in entries:
         raise UserError(f"{path}: is a TorchScript program and no checkpoint; give the weights it was made from")
@@ -102,19 +107,15 @@ def _read_zip(path: Path, file: BinaryIO, size: int) -> Any:
         file.seek(start)
         return file.read(nbytes)
 
-    program = content("data.pkl")
-    check_opcodes(BytesIO(program), size)
-    try:
-        return _load_weights_only(path, use_mmap=True)
-    except pickle.UnpicklingError:
-        pass
+    program, allowance = content("data.pkl"), Allowance(size)
+    check_opcodes(BytesIO(program), allowance)
     if f"{root}/byteorder" in places and content("byteorder") != b"little":
         _refuse_big_endian(path)
-    unpickler = Unpickler(path, BytesIO(program), has_storages=True)
+    unpickler = Unpickler(path, BytesIO(program), allowance, has_storages=True)
     found = unpickler.load()
     prefix = f"{root}/data/"
     storages = {name.removeprefix(prefix): place for name, place in places.items() if name.startswith(prefix)}
-    return Plain(Storages(file, storages).of)(found)
+    return Plain(Storages(file, storages).of, allowance)(found)
 
 
 def _zip_place(path: Path, file: BinaryIO, size: int, info: zipfile.ZipInfo) -> tuple[int, int]:
@@ -131,24 +132,20 @@ def _zip_place(path: Path, file: BinaryIO, size: int, info: zipfile.ZipInfo) -> 
 
 
 def _read_legacy(path: Path, file: BinaryIO, size: int) -> Any:
-    starts = []
+    starts, allowance = [], Allowance(size)
     for _ in range(LEGACY_PICKLES):
         starts.append(file.tell())
-        check_opcodes(file, size)
-    try:
-        return _load_weights_only(path, use_mmap=False)
-    except pickle.UnpicklingError:
-        pass
+        check_opcodes(file, allowance)
 
     def load(index: int) -> Any:
         file.seek(starts[index])
-        return Unpickler(path, file).load()
+        return Unpickler(path, file, allowance).load()
 
     system = load(2)
     if type(system) is dict and system.get("little_endian") is False:
         _refuse_big_endian(path)
     file.seek(starts[3])
-    unpickler = Unpickler(path, file, has_storages=True)
+    unpickler = Unpickler(path, file, allowance, has_storages=True)
     found = unpickler.load()
     keys = load(4)
     # Each storage follows as its number of elements (8 bytes), then the elements.
@@ -161,18 +158,7 @@ def _read_legacy(path: Path, file: BinaryIO, size: int) -> Any:
         require(count == storage.total and position + 8 + nbytes <= size, f"storage {key} is cut off")
         places[key] = (position + 8, nbytes)
         position += 8 + nbytes
-    return Plain(Storages(file, places).of)(found)
-
-
-def _load_weights_only(path: Path, *, use_mmap: bool) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the file's age and pickle protocol
-        if path.suffix == ".safetensors":  # of which torch.load goes by the name
-            with path.open("rb") as file:
-                found = torch.load(file, map_location="cpu", weights_only=True)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=use_mmap)
-    return Plain(None)(found)
+    return Plain(Storages(file, places).of, allowance)(found)
 
 
 def _refuse_big_endian(path: Path) -> NoReturn:

@@ -152,17 +152,27 @@ def state_dict_of(content: Any, path: Path, nests: Sequence[str]) -> dict[str, T
     return tensors
 
 
-def change(state: dict[str, Tensor], ending: str, function: Callable[[Tensor], Tensor]) -> None:
-    """Replace every tensor whose name has this ending."""
+def change(state: dict[str, Tensor], path: Path, ending: str, function: Callable[[Tensor], Tensor]) -> None:
+    """Replace every tensor whose name has this ending; ``path`` names the file in errors.
+
+    Raises:
+        UserError: one of them has no such sides.
+    """
     for key in [key for key in state if key.endswith(ending)]:
-        state[key] = function(state[key])
+        try:
+            state[key] = function(state[key])
+        except (IndexError, RuntimeError) as error:
+            raise UserError(
+                f"{path}: '{key}' has shape {tuple(state[key].shape)}, which no such tensor has; the file is damaged "
+                "or was edited"
+            ) from error
 
 
 def _completed(foreign: ForeignModel, recipe: Recipe, num_classes: int) -> dict[str, Tensor]:
     """The detector's whole state dict; what frozen networks never had is filled in."""
     with torch.device("meta"):  # shapes alone: nothing is allocated
         wanted = build_detector(recipe, num_classes).state_dict()
-    state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in foreign.state.items()}
+    state = dict(foreign.state)
     for key, like in wanted.items():
         if key not in state and (key.endswith("num_batches_tracked") or key.endswith(COUNTS)):
             state[key] = torch.zeros(like.shape, dtype=like.dtype)
@@ -180,8 +190,13 @@ def _completed(foreign: ForeignModel, recipe: Recipe, num_classes: int) -> dict[
                 f"{foreign.path}: '{key}' has shape {tuple(state[key].shape)}, but {tuple(like.shape)} was expected "
                 "from its other tensors"
             )
-        if not bool(torch.isfinite(state[key]).all()):
+        if state[key].is_complex():
+            raise UserError(f"{foreign.path}: '{key}' holds complex numbers; the file is damaged or was edited")
+    for key, like in wanted.items():  # only now: a small file can claim large shapes
+        tensor = state[key].float() if state[key].is_floating_point() else state[key]
+        if not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{foreign.path}: '{key}' holds values that are not finite; the model had diverged")
+        state[key] = tensor.to(like.dtype)
     return {key: state[key] for key in wanted}
 
 

@@ -78,7 +78,7 @@ def read_detectron2(path: Path) -> ForeignModel:
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise UserError(f"{source}: holds what detectron2 would not take ({error}); fix or remove it") from error
     if config is None or _blue_first(config):
-        change(state, "backbone.net.conv1.weight", lambda weight: weight.flip(1))
+        change(state, path, "backbone.net.conv1.weight", lambda weight: weight.flip(1))
     return ForeignModel(
         project="detectron2",
         path=path,

@@ -54,7 +54,7 @@ def read_mmdet(path: Path) -> ForeignModel:
     }
     cascade = any(key.startswith("roi_head.bbox_head.2.") for key in tensors)
     state, unknown = rename(tensors, part_names(3 if cascade else 1))
-    change(state, COUNTS, lambda counts: _whole_counts(counts, path))
+    change(state, path, COUNTS, lambda counts: _whole_counts(counts, path))
     config = read_config(meta)
     normed_masks = "normed-mask" in path.stem.replace("_", "-")
     values: dict[str, Any] = {"model": {"mask_head": {"normalized": True}} if normed_masks else {}}
@@ -71,7 +71,7 @@ def read_mmdet(path: Path) -> ForeignModel:
         values = said.values
         classifiers = {"seesaw": said.classifier, "cross-entropy": _without(said.classifier, ("p", "q"))}
         if said.blue_first:
-            change(state, "backbone.net.conv1.weight", lambda weight: weight.flip(1))
+            change(state, path, "backbone.net.conv1.weight", lambda weight: weight.flip(1))
     if "roi_head.glbctx_head.convs.0.conv1.weight" in tensors:
         values["model"].setdefault("context", {})["residual"] = True
     return ForeignModel(

@@ -6,47 +6,22 @@ neither data nor a class makes the whole file refused (`stand_in`).
 
 from __future__ import annotations
 
-import pickle
 import re
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from math import prod
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from tailseg.errors import UserError
+from tailseg.zoo.pickle_limits import Allowance, require
+from tailseg.zoo.pickle_values import DTYPES, STORAGES, Dtype, Inert, Later, LazyArray, LazyTensor, PlainDict, as_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Foreign:
-    """In place of an object that is neither data nor tensor."""
-
-    name: str  # its class or function, such as "mmengine.logging.history_buffer.HistoryBuffer"
-
-
-def require(holds: bool, otherwise: str) -> None:
-    """Raise what becomes "is damaged" unless the file keeps its word."""
-    if not holds:
-        raise pickle.UnpicklingError(otherwise)
-
-
-class _Inert:
-    """Base of all that a pickle gets its hands on: no attribute of it can be set (opcode BUILD)."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: object) -> None:
-        raise pickle.UnpicklingError("an object is given a state that has none")
-
-
-class Name(_Inert):
+class Name(Inert):
     """A known, harmless name; calling it (opcode REDUCE) calls a function below, or makes a `Foreign`."""
 
     __slots__ = ("call", "name")
@@ -79,6 +54,7 @@ class Swallow:
     __setstate__ = __setitem__ = append = extend = add = update = _take
 
 
+@lru_cache(1024)
 def _foreign_class(name: str) -> type[Swallow]:
     return type("Foreign", (Swallow,), {"__slots__": (), "foreign_name": name})
 
@@ -91,120 +67,6 @@ class _Partial(Swallow):
 
     def __call__(self, *_: object) -> Swallow:
         return self
-
-
-class PlainDict(dict[Any, Any]):
-    """An OrderedDict and its kin; those of torch carry an attribute ``_metadata``, which is let go."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-class Storage(_Inert):
-    """A stretch of a file's numbers, still unread; sizes in elements."""
-
-    __slots__ = ("count", "dtype", "first", "key", "total")
-
-    def __init__(self, dtype: torch.dtype, key: str, total: int, view: tuple[Any, int, int] | None = None) -> None:
-        _, self.first, self.count = view or (None, 0, total)
-        self.dtype = dtype
-        self.key = key
-        self.total = total
-        for number in (self.first, self.count, total):
-            require(type(number) is int and number >= 0, "a storage has no size")
-        require(type(key) is str and self.first + self.count <= total, "a storage is larger than itself")
-
-
-class LazyTensor(_Inert):
-    """A tensor, still unread."""
-
-    __slots__ = ("dtype", "made", "offset", "shape", "storage", "stride")
-
-    def __init__(self, storage: Any, offset: Any, shape: Any, stride: Any, dtype: Any = None) -> None:
-        require(type(storage) is Storage and type(shape) is tuple and type(stride) is tuple, "a malformed tensor")
-        self.storage: Storage = storage
-        self.offset = offset
-        self.shape = shape
-        self.stride = stride
-        self.dtype: torch.dtype = storage.dtype if dtype is None else _DTYPES[dtype.name]
-        self.made: Tensor | None = None
-
-    def make(self, read: Callable[[Storage], Tensor]) -> Tensor:
-        """The tensor, once every number in its description is found to be true."""
-        if self.made is None:
-            require(len(self.shape) == len(self.stride), "a tensor has more dimensions than strides")
-            for number in (self.offset, *self.shape, *self.stride):
-                require(type(number) is int and 0 <= number < 2**62, "a tensor has a size that cannot be")
-            storage, itemsize = self.storage, self.dtype.itemsize
-            last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
-            if prod(self.shape) == 0:
-                self.made = torch.empty(self.shape, dtype=self.dtype)
-            else:
-                first = storage.first * storage.dtype.itemsize
-                end = first + storage.count * storage.dtype.itemsize
-                require(first + (last + 1) * itemsize <= end, "a tensor reaches beyond its storage")
-                flat = read(storage)[first : end - (end - first) % itemsize].view(self.dtype)
-                offset = flat.storage_offset() + self.offset
-                self.made = flat.as_strided(self.shape, self.stride, offset)
-        return self.made
-
-
-class _Dtype(_Inert):
-    """A numpy dtype."""
-
-    __slots__ = ("code", "is_plain", "order")
-
-    def __init__(self, code: Any, *_: object) -> None:
-        self.code = code.decode("ascii") if type(code) is bytes else code
-        self.is_plain = type(self.code) is str and self.code in _NUMPY_CODES
-        self.order = "="
-
-    def __setstate__(self, state: Any) -> None:
-        _, self.order, *parts = state  # of which the first three describe a structured dtype
-        require(self.order in ("<", ">", "=", "|"), "a dtype without a byte order")
-        self.is_plain &= all(part is None for part in parts[:3])
-
-    def numpy(self) -> np.dtype[Any] | None:
-        """The dtype if it is one of plain numbers."""
-        return np.dtype(("<" if self.order == "|" else self.order) + self.code) if self.is_plain else None
-
-
-class LazyArray(_Inert):
-    """A numpy array, still bytes; anything but numbers is let go."""
-
-    __slots__ = ("axes", "dtype", "made", "order", "raw", "shape")
-
-    def __init__(self, *_: object) -> None:
-        self.dtype: Any = None
-        self.axes: tuple[int, ...] | None = None
-        self.order: Literal["C", "F"] = "C"
-        self.made: Tensor | Foreign | None = None
-
-    def __setstate__(self, state: Any) -> None:
-        *_, self.shape, self.dtype, is_fortran, self.raw = state
-        self.order = "F" if is_fortran else "C"
-
-    def make(self) -> Tensor | Foreign:
-        """The array as a tensor, if it is one of numbers."""
-        if self.made is None:
-            require(type(self.dtype) is _Dtype, "an array without a dtype")
-            dtype = self.dtype.numpy()
-            if dtype is None:
-                self.made = Foreign("numpy.ndarray")
-            else:
-                raw = self.raw if type(self.raw) is bytearray else bytearray(_as_bytes(self.raw))
-                require(len(raw) == prod(self.shape) * dtype.itemsize, "an array has another size than its shape")
-                array = np.ndarray(self.shape, dtype, raw, order=self.order).astype(dtype.newbyteorder("="), copy=False)
-                self.made = torch.from_numpy(array if self.axes is None else array.transpose(self.axes))
-            self.raw = None  # lets go of the bytes: of a large file, no two copies
-        return self.made
-
-
-def _as_bytes(value: Any) -> bytes:
-    require(type(value) in (bytes, bytearray, str), "bytes are missing")
-    return value.encode("latin-1") if type(value) is str else bytes(value)  # Python 2 wrote bytes as strings
 
 
 def _array(subtype: Any, *_: object) -> Any:
@@ -221,18 +83,40 @@ def _array_of_buffer(raw: Any, dtype: Any, shape: Any, order: str, axes: tuple[i
     return array
 
 
-def _scalar(dtype: Any, raw: Any = None) -> Any:
+def _scalar(allowance: Allowance, dtype: Any, raw: Any = None) -> Any:
     kind = dtype.numpy()
-    return _foreign_class("numpy.generic")() if kind is None else np.frombuffer(_as_bytes(raw), kind, 1)[0].item()
+    if kind is None:
+        return _foreign_class("numpy.generic")()
+    value = np.frombuffer(as_bytes(allowance, raw), kind, 1)[0].item()
+    return Later(complex, value.real, value.imag) if type(value) is complex else value
 
 
-def _encode(text: str, encoding: str = "") -> bytes:
+def _encode(allowance: Allowance, text: str, encoding: str = "") -> bytes:
     require(encoding in ("latin1", "latin-1"), "text is encoded, not bytes")
-    return _as_bytes(text)
+    return as_bytes(allowance, text)
 
 
-def _bytes(content: Any = b"", *_: object) -> bytes:
-    return bytes(content) if type(content) is list else _as_bytes(content)
+def _bytes(allowance: Allowance, content: Any = b"", *_: object) -> bytes:
+    if type(content) is list:
+        allowance.take_bytes(len(content))
+        return bytes(content)
+    return as_bytes(allowance, content)
+
+
+def _list(allowance: Allowance, content: Any = ()) -> list[Any]:
+    require(type(content) in (list, tuple, set), "a list is made of no items")
+    allowance.take_nodes(len(content))
+    return list(content)
+
+
+def _set(allowance: Allowance, content: Any = ()) -> set[Any]:
+    items = _list(allowance, content)
+    allowance.take_keys(items)
+    return set(items)
+
+
+def _default_dict(allowance: Allowance, _factory: object = None, *content: Any) -> PlainDict:
+    return PlainDict(allowance, *content)
 
 
 def _reconstruct_object(cls: Any, *_: object) -> Swallow:
@@ -256,61 +140,53 @@ def _tensor_of_class(make: Any, _: object, args: Any, __: object = None) -> Any:
     return make(*args)
 
 
-def _first(value: Any, *_: object) -> Any:
+def _parameter(value: Any, *_: object) -> Any:
+    require(isinstance(value, LazyTensor | Swallow), "a parameter is no tensor")
     return value
 
 
-_DTYPES = {f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
-STORAGES = {
-    f"{module}.{kind}Storage": dtype
-    for module in ("torch", "torch.cuda")
-    for kind, dtype in {
-        "Float": torch.float32,
-        "Double": torch.float64,
-        "Half": torch.float16,
-        "BFloat16": torch.bfloat16,
-        "Long": torch.int64,
-        "Int": torch.int32,
-        "Short": torch.int16,
-        "Char": torch.int8,
-        "Byte": torch.uint8,
-        "Bool": torch.bool,
-        "ComplexFloat": torch.complex64,
-        "ComplexDouble": torch.complex128,
-    }.items()
-} | {f"torch.{name}": torch.uint8 for name in ("UntypedStorage", "storage.UntypedStorage", "storage._UntypedStorage")}
-_NUMPY_CODES = frozenset(("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"))
+def _other_tensor(*_: object) -> Swallow:
+    return _foreign_class("torch.Tensor")()
+
 
 _CALLS: dict[str, Callable[..., Any]] = {
-    "_codecs.encode": _encode,
-    "builtins.bytearray": _bytes,
-    "builtins.bytes": _bytes,
-    "builtins.complex": complex,
-    "builtins.dict": PlainDict,
-    "builtins.frozenset": frozenset,
-    "builtins.list": list,
-    "builtins.set": set,
-    "builtins.tuple": tuple,
-    "collections.Counter": PlainDict,
-    "collections.OrderedDict": PlainDict,
-    "collections.defaultdict": lambda _factory=None, *items: PlainDict(*items),
+    "builtins.complex": partial(Later, complex),
+    "builtins.frozenset": partial(Later, frozenset),
+    "builtins.tuple": partial(Later, tuple),
     "copyreg.__newobj__": _reconstruct_object,
     "copyreg.__newobj_ex__": _reconstruct_object,
     "copyreg._reconstructor": _reconstruct_object,
     "functools.partial": _Partial,
-    "numpy.dtype": _Dtype,
-    "torch.Size": tuple,
+    "numpy.dtype": Dtype,
+    "torch.Size": partial(Later, tuple),
     "torch._tensor._rebuild_from_type_v2": _tensor_of_class,
-    "torch._utils._rebuild_parameter": _first,
-    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
 }
+for _kind in (  # sparse, quantized and other tensors that no detector has
+    *("sparse_tensor", "qtensor", "nested_tensor", "meta_tensor_no_storage", "wrapper_subclass"),
+    *("device_tensor_from_cpu_tensor", "device_tensor_from_numpy"),
+):
+    _CALLS[f"torch._utils._rebuild_{_kind}"] = _other_tensor
+# Those that copy what they are given: how much, the file's `Allowance` counts.
+_COPYING_CALLS: dict[str, Callable[..., Any]] = {
+    "_codecs.encode": _encode,
+    "builtins.bytearray": _bytes,
+    "builtins.bytes": _bytes,
+    "builtins.dict": PlainDict,
+    "builtins.list": _list,
+    "builtins.set": _set,
+    "collections.Counter": PlainDict,
+    "collections.OrderedDict": PlainDict,
+    "collections.defaultdict": _default_dict,
+}
 for _core in ("numpy.core", "numpy._core"):
     _CALLS[f"{_core}.multiarray._reconstruct"] = _array
-    _CALLS[f"{_core}.multiarray.scalar"] = _scalar
     _CALLS[f"{_core}.numeric._frombuffer"] = _array_of_buffer
+    _COPYING_CALLS[f"{_core}.multiarray.scalar"] = _scalar
 
 # Names of the standard library, torch and numpy that may occur, and of which nothing is kept but the name.
 _KEPT_AS_NAME = re.compile(
@@ -321,13 +197,14 @@ _KEPT_AS_NAME = re.compile(
     | numpy\.(bool_?|u?int(8|16|32|64)|float(16|32|64)|complex(64|128)|str_|bytes_)
     | numpy\.random\._pickle\.__(randomstate|generator|bit_generator)_ctor
     | torch\.(device|Tensor|Generator|_tensor\.Tensor|serialization\._get_layout|storage\._?TypedStorage)
+    | torch\.per_(tensor|channel)_\w+ | torch\.(cuda\.)?(sparse\.)?[A-Z][A-Za-z0-9]*Tensor
     | torch\.nn\.(parameter\.)?(Parameter|Buffer) | torch\.(nn\.modules|optim)\.[\w.]*\.[A-Z]\w*""",
     re.VERBOSE,
 )
 _OWN_WORLD = sys.stdlib_module_names | {"torch", "numpy"}
 
 
-def stand_in(path: Path, module: str, name: str) -> Any:
+def stand_in(path: Path, allowance: Allowance, module: str, name: str) -> Any:
     """The stand-in for a name; a name that could only be there to be run makes the whole file refused.
 
     Harmless are the names listed above and, of third parties, those spelt as a class.
@@ -337,9 +214,11 @@ def stand_in(path: Path, module: str, name: str) -> Any:
     full = f"{module}.{name}"
     if full in _CALLS:
         return Name(full, _CALLS[full])
+    if full in _COPYING_CALLS:
+        return Name(full, partial(_COPYING_CALLS[full], allowance))
     if full == "builtins.getattr":
         return Name(full, partial(_attribute, path))
-    if full in STORAGES or full in _DTYPES or full == "numpy.ndarray":
+    if full in STORAGES or full in DTYPES or full == "numpy.ndarray":
         return Name(full)
     if _KEPT_AS_NAME.fullmatch(full) or (_is_third_party(full) and _is_class_name(name)):
         return _foreign_class(full)

@@ -53,11 +53,11 @@ def read_torchvision(source: str) -> ForeignModel:
     tensors = state_dict_of(content, path, ("model", "model_state_dict", "state_dict"))
     state, unknown = rename(tensors, _prefixes())
     # Their first class is background, ours the last; nothing reads its box and its mask.
-    change(state, "box_head.classifier.weight", lambda rows: rows.roll(-1, 0))
-    change(state, "box_head.classifier.bias", lambda rows: rows.roll(-1, 0))
+    change(state, path, "box_head.classifier.weight", lambda rows: rows.roll(-1, 0))
+    change(state, path, "box_head.classifier.bias", lambda rows: rows.roll(-1, 0))
     for kind, rows_a_class in (("box_head.regressor", 4), ("mask_head.predictor", 1)):
         for part in ("weight", "bias"):
-            change(state, f"{kind}.{part}", lambda rows, first=rows_a_class: rows[first:])  # type: ignore[misc]
+            change(state, path, f"{kind}.{part}", lambda rows, first=rows_a_class: rows[first:])  # type: ignore[misc]
     frozen = not any(key.endswith("num_batches_tracked") for key in tensors)
     backbone = {"norm_eps": 0.0} if published else {}
     names = None

@@ -6,7 +6,10 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tailseg.data.annotations import cache as store
 from tailseg.data.annotations.annotations import load_annotations
@@ -133,6 +136,62 @@ def test_a_damaged_cache_is_made_anew(tmp_path, cache, damage):
     assert everything(again) == expected
     assert file.read_bytes() == good
     assert not list(cache.glob("*.tmp"))
+
+
+def exchanged(good, first, second, size):
+    """The bytes of ``good`` with two stretches of ``size`` at the places ``first`` and ``second`` exchanged."""
+    bad = bytearray(good)
+    bad[first : first + size], bad[second : second + size] = good[second : second + size], good[first : first + size]
+    return bytes(bad)
+
+
+@pytest.mark.parametrize("size", [8, 64])
+def test_columns_with_two_places_exchanged_are_not_opened(tmp_path, cache, size):
+    load_annotations(write(tmp_path / "a.json", content(600)), tmp_path)
+    file = next(cache.glob("*.columns"))
+    good = file.read_bytes()
+    start = 32 + int.from_bytes(good[8:16], "little")
+    rng = np.random.default_rng(0)
+    tried = 0
+    while tried < 100:
+        bad = exchanged(good, *(rng.integers(-(-start // 64) * 64 // size, len(good) // size, 2) * size).tolist(), size)
+        if bad != good:
+            file.unlink()
+            file.write_bytes(bad)
+            with pytest.raises(store._NotUsableError, match="content has changed"):
+                store._open(file)
+            tried += 1
+
+
+def test_columns_with_random_damage_are_refused_or_right(tmp_path, cache):
+    expected = everything(load_annotations(write(tmp_path / "a.json", content(600)), tmp_path))
+    file = next(cache.glob("*.columns"))
+    good = file.read_bytes()
+    rng = np.random.default_rng(1)
+    for number in range(200):
+        place, length = int(rng.integers(len(good))), int(rng.integers(1, 100))
+        new = rng.bytes(length) if number % 2 else bytes(length)
+        file.unlink()
+        file.write_bytes((good[:place] + new + good[place + length :])[: len(good)])
+        assert everything(load_annotations(tmp_path / "a.json", tmp_path)) == expected
+
+
+@given(st.integers(0, 3 * 2**16 // 8), st.integers(0, 3 * 2**16 // 8), st.sampled_from([1, 1 << 31, 1 << 32, 1 << 63]))
+def test_the_hash_depends_on_the_place(first, second, bits):
+    """Also where the two numbers stand in one column of the rows, and differ in a single bit."""
+    values = np.zeros(4 * 2**13, np.uint64)
+    values[first] = bits
+    moved = np.zeros_like(values)
+    moved[second] = bits
+    hashes = {store.hash_of(array.view(np.uint8)) for array in (values, moved, values | moved, np.zeros_like(values))}
+    assert len(hashes) == (2 if first == second else 4)
+
+
+def test_the_hash_below_and_beyond_a_row():
+    values = (np.arange(2**16 + 100) % 255 + 1).astype(np.uint8)
+    hashes = [store.hash_of(values[:n]) for n in (0, 1, 2, 63, 64, 65, 2**16 - 1, 2**16, 2**16 + 1, 2**16 + 100)]
+    assert len(set(hashes)) == len(hashes)
+    assert store.hash_of(np.append(values, np.zeros(28, np.uint8))) == hashes[-1]
 
 
 def test_a_cache_that_cannot_be_written_costs_a_warning(tmp_path, cache, caplog):

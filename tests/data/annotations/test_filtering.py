@@ -77,10 +77,37 @@ def test_boxes_and_areas_that_are_missing_or_no_numbers_are_taken_from_the_masks
     rows[3] |= {"bbox": [1, 2, 3, "4"], "area": True}
     rows[4] |= {"bbox": [0, 0, 1e300, 5]}
     rows[5] |= {"bbox": "x", "segmentation": code, "area": None}
+    rows += [annotation(8, bbox=[30, 30, -20, 20], area=-1)]
     data = load(tmp_path, content(rows))
-    assert data.boxes_xywh.tolist() == [*[[10, 10, 20, 20]] * 5, [5, 3, 1, 10], [10, 10, 20, 20]]
-    assert data.areas.tolist() == [400] * 5 + [10, 400]
-    assert met(data) == {"box": 6, "area": 5}
+    assert data.boxes_xywh.tolist() == [*[[10, 10, 20, 20]] * 5, [5, 3, 1, 10], *[[10, 10, 20, 20]] * 2]
+    assert data.areas.tolist() == [400] * 5 + [10, 400, 400]
+    assert met(data) == {"box": 7, "area": 6}
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_are_none_count_as_missing(tmp_path, word):
+    """As Python writes them, and pycocotools reads them."""
+    rows = [
+        annotation(1, area="?"),
+        annotation(2, bbox=[1, "?", 2, 3]),
+        annotation(3, segmentation=[[1, 1, 9, 9, "?", 1]]),
+    ]
+    rows.append(annotation(4, note='NaN is a word here " NaN'))
+    data = load(tmp_path, json.dumps(content(rows)).replace('"?"', word))
+    assert data.annotation_ids.tolist() == [1, 2, 4]
+    assert (data.areas[0], data.boxes_xywh[1].tolist()) == (400, [10, 10, 20, 20])
+    assert met(data) == {"bad_mask": 1, "box": 1, "area": 1}
+
+
+def test_entries_that_are_no_objects_are_left_out_and_counted(tmp_path):
+    data = load(tmp_path, content([None, annotation(1), 5, annotation(2)]))
+    assert data.annotation_ids.tolist() == [1, 2]
+    assert (data.report.annotations, data.report.dropped) == (4, 2)
+    assert met(data) == {"no_object": 2}
+    assert data.report.oddities[0].places == (
+        "annotation number 1 of the list: None",
+        "annotation number 3 of the list: 5",
+    )
 
 
 def test_without_masks_a_box_is_needed(tmp_path):
@@ -93,13 +120,13 @@ def test_without_masks_a_box_is_needed(tmp_path):
 
 
 def test_annotations_of_images_that_are_not_there_are_left_out(tmp_path):
-    data = load(tmp_path, content([annotation(1), annotation(2, 8), annotation(3, None), annotation(4, "1")]))
+    data = load(tmp_path, content([annotation(1), annotation(2, 8), annotation(3, None), annotation(4, "x")]))
     assert data.annotation_ids.tolist() == [1]
     assert met(data) == {"no_image": 3}
     assert set(data.report.oddities[0].places) == {
         "annotation 2: there is no image with the image_id 8",
         "annotation 3: its image_id is None",
-        "annotation 4: its image_id is '1'",
+        "annotation 4: its image_id is 'x'",
     }
 
 

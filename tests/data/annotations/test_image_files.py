@@ -29,6 +29,10 @@ from tailseg.errors import UserError
         ({"file_name": "gone.jpg", "coco_url": "http://images/test2017/a.jpg"}, "test2017/a.jpg"),
         ({"file_name": "COCO_train2014_000000000009.jpg"}, "train2017/000000000009.jpg"),
         ({"file_name": "COCO_val2014_000000000009.jpg"}, "COCO_val2014_000000000009.jpg"),
+        ({"file_name": "images/a.jpg"}, "a.jpg"),  # from the annotation file's folder
+        ({"file_name": "images\\deep\\a.jpg"}, "deep/a.jpg"),
+        ({"file_name": "images/a.jpg"}, "images/a.jpg"),
+        ({"file_name": "a%20b.jpg"}, "a b.jpg"),
     ],
 )
 def test_images_are_found(tmp_path, entry, place):
@@ -41,7 +45,7 @@ def test_images_are_found(tmp_path, entry, place):
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.jpg", "/etc/passwd", "deep/../../secret.jpg", "..\\secret.jpg", "C:/x.jpg"]
+    "name", ["../secret.jpg", "/etc/passwd", "deep/../../secret.jpg", "..\\secret.jpg", "C:/x.jpg", "..%2Fsecret.jpg"]
 )
 def test_names_that_climb_out_are_refused(tmp_path, name):
     (tmp_path / "images").mkdir()
@@ -81,6 +85,9 @@ def test_links_may_not_lead_out_but_folders_may_be_links(tmp_path):
         (None, "http://images/train2017/a.jpg", ["a.jpg", "train2017/a.jpg"]),  # LVIS v1
         (None, "a.jpg", ["a.jpg", "a.jpg"]),
         ("b.jpg", "http://x/val2017/a.jpg", ["b.jpg", "a.jpg", "val2017/a.jpg"]),
+        ("a%20b/c%25.jpg", None, ["a%20b/c%25.jpg", "a b/c%.jpg"]),  # Label Studio
+        ("s3://x/y/a%20b.jpg?c=1/2", None, ["s3://x/y/a%20b.jpg?c=1/2", "a b.jpg", "y/a b.jpg"]),
+        (None, "http://x/y/a.jpg?c=1/2", ["a.jpg", "y/a.jpg"]),
     ],
 )
 def test_names_that_an_image_may_have(file_name, coco_url, names):
@@ -215,6 +222,13 @@ def test_hidden_files_are_no_data(tmp_path):
     folder_of(tmp_path, *names)
     assert list(files_below(tmp_path, (".jpg",))) == [tmp_path / "a.jpg", tmp_path / "b/c.JPG"]
     assert [is_hidden(name) for name in ("._a.jpg", "__MACOSX", "Thumbs.db", "a.jpg")] == [True, True, True, False]
+
+
+def test_links_to_themselves_are_neither_files_nor_folders(tmp_path):
+    folder_of(tmp_path, "deep/a.jpg")
+    os.symlink("self.jpg", tmp_path / "self.jpg")
+    os.symlink(tmp_path / "deep", tmp_path / "deep" / "loop")
+    assert list(files_below(tmp_path, (".jpg",))) == [tmp_path / "deep/a.jpg"]
 
 
 def test_folders_beside_the_top_may_be_links_and_nothing_else(tmp_path):

@@ -48,13 +48,17 @@ BAD = {
     "empty": ("", "the file is empty"),
     "not json": ("hello", "not valid JSON"),
     "not an object": ("[]", "expected an object"),
-    "not a number": ('{"images": NaN}', "not valid JSON"),
+    "not a number": ('{"images": NaN}', "'images' is None"),
+    "utf-16": (b"\xff\xfe{\0}\0", "the text is UTF-16; save it as UTF-8"),
     "no images": ({"annotations": [], "categories": []}, "'images' is missing"),
     "no annotations": ({"images": [], "categories": []}, "'annotations' is missing"),
     "wrong list": (content(images={}), "'images' is {}"),
-    "wrong row": (content([3]), r"annotations\[0\] is 3"),
+    "wrong row": (content(categories=[3]), r"categories\[0\] is 3"),
     "image twice": (content(images=content()["images"][:1] * 2), "image 5: this id occurs more than once; give each"),
-    "category twice": (content(categories=[{"id": 2, "name": "a"}] * 2), "category 2: this id occurs more"),
+    "category twice": (
+        content(categories=[{"id": 2, "name": "a"}, {"id": 2, "name": "b"}]),
+        "category 2: this id occurs more",
+    ),
     "no category": (
         content([annotation(3, 1, 8)]),
         "annotation 3: there is no category with the category_id 8; add it or remove this annotation",
@@ -97,6 +101,23 @@ def test_bad_input_is_named(tmp_path, name):
     message = fault(tmp_path, data)
     with pytest.raises(UserError, match=expected):
         raise UserError(message)
+
+
+def test_categories_listed_twice_are_taken_once(tmp_path):
+    data = load(tmp_path, content(categories=[*content()["categories"], {"id": 2, "name": "cat", "frequency": "r"}]))
+    assert [category.name for category in data.categories] == ["cat", "dog", "owl"]
+    assert [(o.kind, o.count, o.places) for o in data.report.oddities] == [
+        ("category_again", 1, ("category 2: 'cat'",))
+    ]
+
+
+@pytest.mark.parametrize("row", [{"id": "x", "name": "a"}, {"id": 5, "name": ""}, {"id": 5}])
+def test_faulty_categories_are_refused_even_where_other_faults_are_counted(tmp_path, row):
+    """Nothing can be said about classes that nobody knows."""
+    made = content([annotation(1, image_id="x", category_id=77)], categories=[{"id": 2, "name": "cat"}, row])
+    (tmp_path / "train.json").write_text(json.dumps(made))
+    with pytest.raises(UserError, match=r"category '?[x5]'?: its (id|name) is [^(]*$"):
+        load_annotations(tmp_path / "train.json", tmp_path, tolerant=True)
 
 
 def test_number_beyond_floats_is_refused(tmp_path):
@@ -293,3 +314,35 @@ def test_whatever_stands_in_a_row_the_file_is_read_or_refused_in_a_sentence(tmp_
     assert found.report.annotations == len(found.columns["labels"]) + found.report.dropped
     assert np.isfinite(found.columns["boxes"]).all()
     assert np.isfinite(found.columns["areas"]).all()
+
+
+@pytest.mark.parametrize("key", ["image", "id", "name", "segmentation", "bbox", "category_id"])
+@pytest.mark.parametrize("levels", [1015, 100_000])  # orjson takes 1,024, Python's own repr fewer
+def test_deep_nesting_is_told_in_a_sentence(tmp_path, key, levels):
+    image = {"id": 1, "height": 10, "width": 10, "file_name": "a.jpg"}
+    row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 3, 3], "segmentation": [[1, 1, 4, 1, 4, 4]]}
+    category = {"id": 1, "name": "cat"}
+    {"image": image, "id": category, "name": category}.get(key, row)["height" if key == "image" else key] = "DEEP"
+    content = json.dumps({"images": [image], "annotations": [row], "categories": [category]})
+    path = tmp_path / "a.json"
+    path.write_text(content.replace('"DEEP"', "[" * levels + "]" * levels))
+    if key in ("bbox", "segmentation") and levels < 1024:
+        parse(path)  # the box is that of the mask, the object without a mask is left out
+        return
+    with pytest.raises(UserError, match=r"a\.json: ") as caught:
+        parse(path)
+    assert len(str(caught.value)) < 400
+
+
+def test_an_image_too_large_to_be_read_is_refused_before_its_masks(tmp_path):
+    path = tmp_path / "huge.json"
+    whole = [0, 0, 65535, 0, 65535, 65535, 0, 65535]
+    row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 65535, 65535], "segmentation": [whole]}
+    content = {"images": [{"id": 1, "height": 65535, "width": 65535}], "annotations": [row]}
+    path.write_text(json.dumps(content | {"categories": [{"id": 1, "name": "cat"}]}))
+    with pytest.raises(UserError, match="image 1: it has height 65535 and width 65535, more than 178,956,970 pixels"):
+        parse(path)
+    assert [odd.kind for odd in parse(path, tolerant=True).report.oddities] == ["image_size", "no_image"]
+    content["images"][0] |= {"height": 2730, "width": 65535}  # fewer
+    path.write_text(json.dumps(content | {"categories": [{"id": 1, "name": "cat"}]}))
+    assert parse(path).columns["image_sizes"].tolist() == [[2730, 65535]]

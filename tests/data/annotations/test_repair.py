@@ -5,7 +5,7 @@ import math
 import pytest
 
 from tailseg.data.annotations.oddities import Tally
-from tailseg.data.annotations.repair import plain_annotation, plain_category, plain_image, whole, wrapped
+from tailseg.data.annotations.repair import meant, plain_annotation, plain_category, plain_image, whole, wrapped
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,17 @@ def test_whole_numbers(value, number):
     found = whole(value)
     assert found == number
     assert type(found) is type(number)
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        *[("3", 3), ("-3", -3), (3.0, 3), (str(2**64 - 1), 2**64 - 1)],
+        *[(value, None) for value in (str(2**64), "3.0", "a3", "", "\N{ARABIC-INDIC DIGIT THREE}", "9" * 5000)],
+    ],
+)
+def test_numbers_may_be_written_as_texts(value, number):
+    assert meant(value) == number
 
 
 def test_numbers_of_64_bits_keep_their_bits():

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 
 from tailseg.data.annotations.oddities import Tally
-from tailseg.data.annotations.segmentations import Fault, segmentation_columns, short
+from tailseg.data.annotations.segmentations import Fault, segmentation_columns, sound_segmentation
+from tailseg.wording import short
 
 
 @pytest.mark.parametrize(("number", "kind"), [(12.34, np.float32), (12.345, np.float64), (1 / 3, np.float64)])
@@ -53,17 +54,20 @@ FAULTS = [
     ("no_mask", [], "segmentation is []"),
     ("no_mask", {}, "segmentation is {}"),
     ("bad_mask", "x" * 99, f"segmentation is '{'x' * 56}..."),
-    ("bad_mask", [5], f"a polygon is 5, {NO_NUMBERS}"),
+    ("no_mask", [None], f"a polygon is None, {NO_NUMBERS}"),
+    ("bad_mask", [5], "a polygon has 1 coordinates, not three points or more of an x and a y each"),
     ("bad_mask", [[1, 2, 3, 4, 5, None]], f"a polygon is [1, 2, 3, 4, 5, None], {NO_NUMBERS}"),
-    ("bad_mask", [["1", 2, 3, 4, 5, 6]], f"a polygon is ['1', 2, 3, 4, 5, 6], {NO_NUMBERS}"),
-    ("bad_mask", [[[1, 2], [3, 4], [5, 6]]], f"a polygon is [[1, 2], [3, 4], [5, 6]], {NO_NUMBERS}"),
-    ("bad_mask", [[]], "a polygon has 0 coordinates, not three points or more of an x and a y each"),
+    ("bad_mask", [["a", 2, 3, 4, 5, 6]], f"a polygon is ['a', 2, 3, 4, 5, 6], {NO_NUMBERS}"),
+    ("bad_mask", [["nan", 2, 3, 4, 5, 6]], f"a polygon is ['nan', 2, 3, 4, 5, 6], {NO_NUMBERS}"),
+    ("bad_mask", [[[1, 2], [3, 4], [5, None]]], f"a polygon is [[1, 2], [3, 4], [5, None]], {NO_NUMBERS}"),
+    ("bad_mask", [[[1, 2], [3, 4]]], f"a polygon is [[1, 2], [3, 4]], {NO_NUMBERS}"),
+    ("no_mask", [[]], "a polygon has 0 coordinates, not three points or more of an x and a y each"),
     ("bad_mask", [[1, 2, 3, 4]], TWO_POINTS),
     ("bad_mask", [[1, 2, 3, 4], [1, 2]], TWO_POINTS),
     ("bad_mask", [[1, 2, 3, 4, 5, -70_000]], "a polygon has a coordinate beyond 65535 pixels"),
     ("bad_mask", [[65535.001, 2, 3, 4, 5, 6]], "a polygon has a coordinate beyond 65535 pixels"),
     ("bad_mask", {"counts": "0"}, "the RLE's size is None, not the image's height and width"),
-    ("bad_mask", {"size": [40.0, 50], "counts": "0"}, "the RLE's size is [40.0, 50], not the image's height and width"),
+    ("bad_mask", {"size": [40.5, 50], "counts": "0"}, "the RLE's size is [40.5, 50], not the image's height and width"),
     ("bad_mask", {"size": [40], "counts": "0"}, "the RLE's size is [40], not the image's height and width"),
     ("bad_mask", {"size": [0, 50], "counts": []}, "the RLE's size is [0, 50], not sides of 1 to 65535 pixels"),
     (
@@ -79,7 +83,7 @@ FAULTS = [
             {"size": [4, 5], "counts": counts},
             "the RLE's counts are not whole numbers that sum to 4 x 5 pixels",
         )
-        for counts in ([], [19], [21], [10.0, 10], [True, 19], ["20"], [-1, 21])
+        for counts in ([], [19], [21], [10.5, 9.5], [True, 19], ["20"], [-1, 21])
     ),
     ("bad_mask", {"size": [4, 5], "counts": "z"}, "not a compressed RLE"),
     ("bad_mask", {"size": [4, 5], "counts": "é"}, "not a compressed RLE"),
@@ -113,13 +117,41 @@ def test_a_broken_polygon_beside_a_sound_one_is_left_out_and_counted(ring):
     assert met.places["ring"][0].startswith("0: a polygon ")
 
 
-def test_a_polygon_that_stands_in_no_list_is_taken_as_one():
+PAIRS = [[10, 10], [30, 10], [30, 30], [10, 30]]  # SQUARE
+
+
+@pytest.mark.parametrize("value", [SQUARE, PAIRS, [PAIRS], [list(map(str, SQUARE))], [[[str(x), y] for x, y in PAIRS]]])
+def test_a_polygon_in_another_form_is_taken_as_meant(value):
     met = Tally()
-    columns, faults = columns_of([SQUARE, [SQUARE], SQUARE[:4]], met)
+    columns, faults = columns_of([value, [SQUARE], SQUARE[:4]], met)
     assert columns["polygon_counts"].tolist() == [1, 1, 0]
     assert columns["coordinates"].tolist() == SQUARE * 2
     assert list(faults) == [2]
-    assert (met.counts, met.places) == ({"flat": 1}, {"flat": ["0"]})
+    assert (met.counts, met.places) == ({"form": 1}, {"form": ["0"]})
+
+
+def test_an_rle_in_another_form_is_taken_as_meant():
+    bitmap = np.asfortranarray(np.zeros((40, 50), np.uint8))
+    bitmap[4:9, 1:20] = 1  # a first run of 44, of which the code is a backslash and more
+    code = coco.encode(bitmap)["counts"]
+    assert b"\\" in code  # which str() writes twice
+    runs = list(map(float, run_list(bitmap)))
+    forms = [
+        [{"size": [40, 50], "counts": code.decode()}],
+        {"size": [40, 50], "counts": str(code)},
+        {"size": [40.0, 50], "counts": code.decode()},
+        {"size": [40, 50], "counts": runs},
+    ]
+    met = Tally()
+    columns, faults = columns_of([*forms, [SQUARE]], met)
+    assert faults == {}
+    assert columns["rle_bytes"].tobytes() == code * 4
+    assert columns["rle_hws"].tolist() == [[40, 50]] * 4 + [[0, 0]]
+    assert met.places == {"form": ["0", "1"]}  # 40.0 is 40
+    for form in forms:
+        sound, fault = sound_segmentation(form, "", met)
+        assert fault is None
+        assert sound == {"size": [40, 50], "counts": run_list(bitmap) if form is forms[3] else code.decode()}
 
 
 def test_a_missing_segmentation_is_told_from_an_empty_one():

@@ -68,6 +68,13 @@ def test_a_damaged_file_is_refused_or_still_valid(tmp_path_factory, document, bl
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("block", [4, 9, 1000])
+def test_numbers_that_are_none_count_as_null(tmp_path, block):
+    path = tmp_path / "a.json"
+    path.write_text('{"x": NaN, "images": [{"a": [NaN, -Infinity], "b": "NaN \\" NaN"}, {"a": Infinity}]}')
+    assert collect(path, block) == {"images": [{"a": [None, None], "b": 'NaN " NaN'}, {"a": None}]}
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
@@ -78,7 +85,9 @@ def test_a_damaged_file_is_refused_or_still_valid(tmp_path_factory, document, bl
         (b'"a"', "found a str"),
         (b"\x1f\x8b\x08", "not a whole gzip file"),
         (b'{"images": [{"a": 1},\n {"a": 2', r"cut off at line 2, column 9 \(byte 30\)"),
-        (b'{"images": [\n{"a": 1}, {"a": NaN}]}', "not valid JSON: .* at line 2, column 17"),
+        (b'{"images": [\n{"a": 1}, {"a": nan}]}', "not valid JSON: .* at line 2, column 17"),
+        (b'{"images": [\n{"a": NaN}, {"a": nan}]}', "not valid JSON: .* at line 2, column 19"),
+        (b"\xff\xfe{\0}\0", "the text is UTF-16; save it as UTF-8"),
         (b'{"images": [{"a": 1} {"a": 2}]}', "expected ',' or '\\]' at line 1, column 22"),
         (b'{"images": [{"a": 1},]}', "not valid JSON: .* at line 1, column 2[12]"),
         (b'{"images": [{"a": [1}]}', "not valid JSON"),

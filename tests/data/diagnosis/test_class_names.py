@@ -94,3 +94,17 @@ def test_one_letter_apart_is_what_one_edit_makes(names):
     """Without an s no name is a plural, and distinct names of lower-case letters have distinct spellings."""
     expected = [(a, b, "one letter") for a, b in combinations(names, 2) if min(len(a), len(b)) >= 6 and one_edit(a, b)]
     assert near_names(names) == expected
+
+
+def test_the_comparison_is_bounded(monkeypatch):
+    assert near_names(["x" * 10_000, "x" * 9_999]) == []  # too long to delete each of its letters
+    monkeypatch.setattr("tailseg.data.diagnosis.class_names.COMPARED", 3)
+    names = ["one class", "one klass", "cat", "one_class", "cats"]
+    assert (
+        near_names(names)
+        == [
+            ("one class", "one klass", "one letter"),
+            ("one class", "one_class", "spelling"),
+            ("cat", "cats", "plural"),
+        ][1:]
+    )  # the two closest come first; the third candidate is the first pair again, by its plural

@@ -2,16 +2,18 @@ import shutil
 
 import numpy as np
 import pytest
-from checked_data import HEIGHT, SOUND, SOUND_VAL, WIDTH, finding, polygon_of, report, row, texts, write
+from checked_data import HEIGHT, RECIPE, SOUND, SOUND_VAL, WIDTH, finding, polygon_of, report, row, texts, write
 from PIL import Image
 
 from tailseg.data.annotations.annotations import load_annotations
+from tailseg.data.dataset import train_dataset
 from tailseg.data.diagnosis import findings
 from tailseg.data.diagnosis.findings import Split, all_findings
 from tailseg.data.diagnosis.image_checks import FileFacts, PixelFacts
 from tailseg.data.diagnosis.mask_checks import check_masks
 from tailseg.data.diagnosis.near_duplicates import thumbnail_of
 from tailseg.data.images import ImageHeader
+from tailseg.errors import UserError
 
 
 def test_a_sound_set_has_nothing_to_remark(tmp_path):
@@ -30,10 +32,36 @@ def test_classes_without_images(tmp_path):
     assert found.usable()
 
 
-def test_nothing_to_train_on(tmp_path):
-    found = report(write(tmp_path, [], SOUND_VAL))
+@pytest.mark.parametrize(
+    ("changes", "reason", "fix"),
+    [
+        ({"iscrowd": 1}, "4 crowds", "--crowds-are-objects"),
+        ({"ignore": 1}, '4 objects with "ignore"', "take that off"),
+        ({"segmentation": []}, "4 annotations without a mask", "`tailseg data convert coco` makes rectangles"),
+        ({"segmentation": [[1, 2, 3, 4]]}, "4 annotations with a broken mask", "draw it again"),
+        ({"bbox": [0.1, 0.1, 0.5, 0.4]}, "4 objects under a pixel", "in pixels, not as shares"),
+        ({"area": 0}, "4 annotations without area", "without the entry 'area'"),
+        ({"image_id": 77}, "4 annotations of an image that the file does not list", "add it"),
+    ],
+)
+def test_nothing_to_train_on(tmp_path, changes, reason, fix):
+    """Training refuses with the same reason."""
+    folder = write(tmp_path, [{**row, **changes} for row in SOUND], SOUND_VAL)
+    found = report(folder)
     assert not found.usable()
-    assert found.findings[0].what == "no annotation to train on"
+    assert (found.findings[0].severity, found.findings[0].split, found.findings[0].count) == ("error", "train", 1)
+    assert found.findings[0].what.startswith(f"file without an annotation to train on ({reason}")
+    assert fix in found.findings[0].fix
+    with pytest.raises(UserError) as caught:
+        train_dataset(load_annotations(folder / "train.json", folder / "images"), RECIPE.data)
+    assert f"train.json: no annotation to train on ({reason}" in str(caught.value)
+    assert fix in str(caught.value)
+
+
+def test_neither_annotations_nor_images_that_are_large_enough(tmp_path):
+    assert "(it has no annotations)" in report(write(tmp_path, [], SOUND_VAL)).findings[0].what
+    small = report(write(tmp_path, [row(1, 1, (2, 2, 9, 9))], SOUND_VAL, sizes={1: (60, 31)}))
+    assert "(images with a side under 32 pixels are left out)" in small.findings[0].what
 
 
 def test_nothing_to_score_on(tmp_path):

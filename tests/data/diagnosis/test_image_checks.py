@@ -1,8 +1,9 @@
+import json
 import os
 
 import numpy as np
 import pytest
-from checked_data import HEIGHT, SOUND, WIDTH, write
+from checked_data import HEIGHT, SOUND, SOUND_VAL, WIDTH, finding, report, write
 from PIL import Image
 
 from tailseg.data.annotations.annotations import load_annotations
@@ -264,3 +265,21 @@ def test_fingerprints_tell_length_and_ends(annotations, folder):
     with (folder / "2.png").open("ab") as file:
         file.write(b"x")
     assert file_facts(annotations, 1).fingerprint != before[0]
+
+
+def test_jpeg_data_cut_in_the_middle_are_a_warning(tmp_path):
+    """The file ends as it should, and Pillow says nothing."""
+    write(tmp_path, SOUND, SOUND_VAL)
+    content = json.loads((tmp_path / "train.json").read_text())
+    for image in content["images"][:2]:
+        path = tmp_path / "images" / image["file_name"]
+        image["file_name"] = f"{path.stem}.jpg"
+        Image.open(path).save(path.with_suffix(".jpg"))
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    damaged = tmp_path / "images" / "2.jpg"
+    good = damaged.read_bytes()
+    damaged.write_bytes(good[: len(good) * 3 // 4] + good[-2:])
+    found = report(tmp_path)
+    cut = finding(found, "JPEG images whose data end before the image does")
+    assert (cut.severity, cut.count, cut.examples) == ("warning", 1, ("image 2 (2.jpg)",))
+    assert found.usable()

@@ -42,6 +42,15 @@ def test_masks_and_boxes_of_an_image_with_swapped_sides(tmp_path):
     assert finding(found, "turned by 90 degrees").examples == ("image 1 (1.png)",)
 
 
+def test_boxes_given_by_their_corners_are_told_from_others_that_do_not_fit(tmp_path):
+    boxes = [(10, 5, 20, 15), (20, 12, 9, 9)]
+    rows = [row(i, 1, box, bbox=[box[0], box[1], box[0] + box[2], box[1] + box[3]]) for i, box in enumerate(boxes, 10)]
+    rows.append(row(20, 1, (30, 20, 9, 9), bbox=[1, 1, 4, 4]))
+    found = report(write(tmp_path, [*SOUND[1:], *rows], SOUND_VAL))
+    assert finding(found, "only if their numbers are x0, y0, x1, y1").examples == ("annotation 10", "annotation 11")
+    assert finding(found, "boxes that do not fit their masks").examples == ("annotation 20",)
+
+
 boxes = st.tuples(*[st.integers(0, 28)] * 2, *[st.integers(1, 12)] * 2)
 
 

@@ -4,7 +4,7 @@ import pytest
 from foreign_files import coco_set, converted, fault, picture
 from PIL import Image
 
-from tailseg.data.importers.coco import as_downloaded, read_coco
+from tailseg.data.importers.coco import read_coco
 from tailseg.errors import UserError
 
 
@@ -35,11 +35,11 @@ def test_coco_splits_with_the_same_file_names_stay_apart(tmp_path):
 def test_coco_faults(tmp_path):
     root = coco_set(tmp_path / "src", "train.json", "images", range(4))
     coco_set(root, "train2.json", "images", (1,))
-    assert "train.json and train2.json both look like the train split" in fault("coco", root, tmp_path)
+    assert "train.json and train2.json both look like the train split; give one" in fault("coco", root, tmp_path)
     assert "there is no COCO annotation file" in fault("coco", picture(tmp_path / "e" / "a.jpg").parent, tmp_path)
     assert "no such folder or file" in fault("coco", tmp_path / "nowhere", tmp_path)
     coco_set(coco_set(tmp_path / "n", "a.json", "images", (1,)), "b.json", "images", (2,))
-    assert "none of a.json, b.json has 'train' in its name; give the file" in fault("coco", tmp_path / "n", tmp_path)
+    assert "no file is called train, of a.json, b.json; give one instead" in fault("coco", tmp_path / "n", tmp_path)
 
 
 def test_images_that_are_missing_are_left_out_with_their_objects_and_counted(tmp_path):
@@ -50,7 +50,7 @@ def test_images_that_are_missing_are_left_out_with_their_objects_and_counted(tmp
     assert [row["image_id"] for row in found.parts["train"].annotations] == [0, 1, 3, 4]
     assert found.notes == [
         "1 images whose file is not there: left out with their annotations (2.jpg)",
-        "1 annotations of images whose file is not there: left out (annotation 2)",
+        "1 annotations of images that are left out: left out too (annotation 2)",
     ]
 
 
@@ -74,12 +74,20 @@ def test_one_file_of_any_name_in_a_folder(tmp_path):
     assert len(read_coco(coco_set(tmp_path, "result.json", "images", (1,))).parts["train"].images) == 1
 
 
-@pytest.mark.parametrize("images", [None, [], {}])
-def test_a_file_without_images(tmp_path, images):
+@pytest.mark.parametrize(
+    ("images", "problem"),
+    [
+        (None, "'images' is None; an LVIS or COCO file has a list of image objects there"),
+        ({}, "'images' is {}; an LVIS or COCO file has a list of image objects there"),
+        ([], "the list of images is empty; fill it, or remove the file"),
+    ],
+)
+def test_a_file_without_images(tmp_path, images, problem):
     path = tmp_path / "train.json"
     path.write_text(json.dumps({"annotations": [], "images": images, "categories": [{"id": 1, "name": "a"}]}))
-    with pytest.raises(UserError, match=f"^{path}: 'images' must be a list of at least one object; check the file"):
+    with pytest.raises(UserError) as caught:
         read_coco(path)
+    assert str(caught.value) == f"{path}: {problem}"
 
 
 def test_images_that_are_nowhere(tmp_path):
@@ -93,7 +101,7 @@ def test_images_that_are_nowhere(tmp_path):
     content = json.loads((root / "train.json").read_text())
     content["images"][0]["file_name"] = None
     (root / "train.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="the first of them without a name; put the images there"):
+    with pytest.raises(UserError, match="the first of them without a name, image 1; put the images there"):
         read_coco(root)
 
 
@@ -188,19 +196,6 @@ def test_one_file_is_one_set(tmp_path, tool):
     assert any("no validation split" in note for note in notes)
 
 
-def test_coco_and_lvis_as_downloaded_need_no_import(tmp_path):
-    files = ("annotations/instances_train2017.json", "annotations/instances_val2017.json")
-    root = coco_set(coco_set(tmp_path, files[0], "train2017", (1, 2)), files[1], "val2017", (3,))
-    assert as_downloaded(root) == (root / files[0], root / files[1], root)
-    (root / "images").mkdir()
-    for name in ("train2017", "val2017"):
-        (root / name).rename(root / "images" / name)
-    assert as_downloaded(root) == (root / files[0], root / files[1], root / "images")
-    (root / files[1]).unlink()
-    assert as_downloaded(root) is None
-    assert as_downloaded(coco_set(tmp_path / "other", "train.json", "images", (1,))) is None
-
-
 def test_files_that_are_no_data_are_not_looked_into(tmp_path):
     root = coco_set(tmp_path, "train.json", "images", (1,))
     content = (root / "train.json").read_bytes()
@@ -215,7 +210,12 @@ def test_files_that_are_no_data_are_not_looked_into(tmp_path):
 def test_annotation_files_that_are_left_out_are_named(tmp_path):
     root = coco_set(coco_set(tmp_path, "train.json", "images", (1,)), "val.json", "images", (2,))
     coco_set(root, "test.json", "images", (3,))
-    assert read_coco(root).notes == ["other annotation files, left out: test.json"]
+    coco_set(root, "x/test.json", "test", (4,))
+    assert read_coco(root).notes == [
+        "other annotation files, left out: test.json, x/test.json",
+        "1 images that these annotations do not list: left out (images/3.jpg)",
+    ]
+    assert read_coco(root / "train.json").notes == []
 
 
 def test_a_picture_in_both_files_is_no_validation_picture(tmp_path):
@@ -231,6 +231,34 @@ def test_validation_that_is_training_again_is_divided(tmp_path):
     splits, notes = converted("coco", root, tmp_path)
     assert (len(splits.train), len(splits.val)) == (5, 1)
     assert "all validation images are training images too: they count as one set" in notes
+
+
+def test_a_validation_file_without_images_is_no_split(tmp_path):
+    root = coco_set(tmp_path / "src", "train.json", "images", range(6))
+    (root / "val.json").write_text(
+        json.dumps({"images": [], "annotations": [], "categories": [{"id": 17, "name": "cat"}]})
+    )
+    splits, notes = converted("coco", root, tmp_path)
+    assert (len(splits.train), len(splits.val)) == (5, 1)
+    assert "val.json lists no images: left out" in notes
+
+
+def test_an_image_of_one_split_is_never_that_of_the_same_name_in_the_others_folder(tmp_path):
+    """Else the wrong picture would get its objects, and the right one would be left out of validation."""
+    root = coco_set(coco_set(tmp_path / "src", "train.json", "train", range(5)), "val.json", "val", range(3))
+    (root / "train" / "1.jpg").unlink()
+    found = read_coco(root)
+    assert [row["id"] for row in found.parts["train"].images] == [0, 2, 3, 4]
+    assert found.parts["val"].files == [root / "val" / f"{i}.jpg" for i in range(3)]
+    assert found.notes[0] == "1 images whose file is not there: left out with their annotations (1.jpg) in train.json"
+
+
+def test_images_of_a_file_by_itself_may_lie_in_folders_of_any_split(tmp_path):
+    root = coco_set(coco_set(tmp_path, "labels.json", "train", (5, 6)), "labels.json", "val", range(3))
+    content = json.loads((root / "labels.json").read_text())
+    content["images"] += [{**content["images"][0], "id": i, "file_name": f"{i}.jpg"} for i in (5, 6)]
+    (root / "labels.json").write_text(json.dumps(content))
+    assert [path.parent.name for path in read_coco(root).parts["train"].files] == ["val"] * 3 + ["train"] * 2
 
 
 # ---------------------------------------------------------------------------------------------------------

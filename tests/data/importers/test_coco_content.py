@@ -38,9 +38,10 @@ def test_an_object_without_a_mask_is_left_out_and_counted(tmp_path, segmentation
     found = read_coco(root)
     assert [row["id"] for row in found.parts["train"].annotations] == [0, 1, 3, 4, 5]
     assert len(found.parts["train"].images) == 6
-    (note,) = found.notes
+    note, empty = found.notes
     assert note.startswith("1 annotations")
     assert kind in note
+    assert empty == "1 images without objects: kept, as images that show none of the classes (2.jpg)"
 
 
 def test_a_broken_ring_beside_a_good_one_goes_alone(tmp_path):
@@ -116,10 +117,6 @@ def test_ids_that_do_not_fit_are_numbered_anew(tmp_path, number):
             row["image_id"] = number(row["image_id"])
 
     root = changed(tmp_path, change)
-    if number(0) == 2**64:  # JSON readers make floats of them, and floats of these are all the same
-        with pytest.raises(UserError, match="this id is that of two files; give each its own"):
-            read_coco(root)
-        return
     part = read_coco(root).parts["train"]
     names = {row["id"]: row["file_name"] for row in part.images}
     assert [names[row["image_id"]] for row in part.annotations] == [f"{i}.jpg" for i in range(6)]
@@ -141,14 +138,29 @@ def test_annotations_of_nothing(tmp_path):
         "1 annotations without an id of their own: it is not needed",
         "1 annotations whose box does not meet the image: left out",
         "1 annotations without area: left out",
+        "4 images without objects: kept, as images that show none of the classes",
     ]
 
 
-def test_a_category_that_is_not_listed_is_an_error(tmp_path):
-    root = changed(tmp_path, lambda data: data["annotations"][3].update(category_id=5))
-    with pytest.raises(
-        UserError, match=r"train\.json: annotation 3: there is no category with the category_id 5; add it"
-    ):
+def test_annotations_of_a_category_that_is_not_listed_are_left_out(tmp_path):
+    """Training refuses such a file and names this command."""
+
+    def change(data):
+        data["annotations"][3]["category_id"] = 5
+        data["annotations"][4]["category_id"] = None
+        del data["annotations"][5]["category_id"]
+
+    found = read_coco(changed(tmp_path, change))
+    assert [row["id"] for row in found.parts["train"].annotations] == [0, 1, 2]
+    assert found.notes[0] == (
+        "3 annotations of a category that the file does not list: left out (annotation 3: its category_id is 5, "
+        "annotation 4: its category_id is None, annotation 5: its category_id is missing)"
+    )
+
+
+def test_a_file_of_which_nothing_can_be_used_is_an_error(tmp_path):
+    root = changed(tmp_path, lambda data: [row.update(segmentation=[[1, 2, 3]]) for row in data["annotations"]])
+    with pytest.raises(UserError, match=r"none of its 6 annotations can be used \(6 annotations with a broken mask"):
         read_coco(root)
 
 
@@ -160,9 +172,92 @@ def test_a_file_without_annotations_is_a_set_of_empty_images(tmp_path):
 
 def test_an_image_listed_twice_counts_once(tmp_path):
     root = changed(tmp_path, lambda data: data["images"].append(data["images"][0]))
-    assert len(read_coco(root).parts["train"].images) == 6
+    found = read_coco(root)
+    assert len(found.parts["train"].images) == 6
+    assert found.notes == ["1 images that are listed more than once: taken as one (0.jpg)"]
     Image.new("RGB", (80, 40)).save(root / "images" / "7.jpg")
 
     root = changed(tmp_path, lambda data: data["images"].append({**data["images"][0], "file_name": "7.jpg"}))
     with pytest.raises(UserError, match="image 0: this id is that of two files"):
         read_coco(root)
+
+
+def test_one_file_under_several_ids_is_one_image_and_never_in_both_splits(tmp_path):
+    """As tools write that make an entry for each object."""
+
+    def change(data):
+        data["images"] += [
+            {**row, "id": row["id"] + 10, "file_name": "./" + row["file_name"]} for row in data["images"]
+        ]
+        data["annotations"] += [row | {"id": row["id"] + 10, "image_id": row["id"] + 10} for row in data["annotations"]]
+
+    splits, notes = converted("coco", changed(tmp_path, change), tmp_path)
+    assert (len(splits.train), len(splits.val)) == (5, 1)
+    assert (len(splits.train.labels), len(splits.val.labels)) == (10, 2)
+    assert "6 images that are listed more than once: taken as one (0.jpg, 1.jpg, 2.jpg, ...)" in notes
+
+
+@pytest.mark.parametrize(
+    ("spell", "numbers"),
+    [
+        (lambda row: row.update(image_id=str(row["image_id"])), range(6)),  # VIA
+        (lambda row: row.update(image_id=float(row["image_id"]), category_id="17"), range(6)),
+    ],
+)
+def test_ids_are_the_same_however_they_are_written(tmp_path, spell, numbers):
+    part = read_coco(changed(tmp_path, lambda data: list(map(spell, data["annotations"])))).parts["train"]
+    assert [row["image_id"] for row in part.annotations] == list(numbers)
+    assert {row["category_id"] for row in part.annotations} == {17}
+
+
+@pytest.mark.parametrize("number", [1.5, "a", True, None, [1]])
+def test_ids_may_be_any_number_or_text_and_images_without_one_are_left_out(tmp_path, number):
+    def change(data):
+        data["images"][0]["id"] = data["annotations"][0]["image_id"] = number
+
+    found = read_coco(changed(tmp_path, change))
+    part = found.parts["train"]
+    if number in (1.5, "a"):
+        assert [row["image_id"] for row in part.annotations] == [row["id"] for row in part.images] == list(range(1, 7))
+        assert found.notes == []
+    else:
+        assert [row["image_id"] for row in part.annotations] == [1, 2, 3, 4, 5]
+        assert found.notes[0] == "1 images without an id: left out with their annotations (0.jpg)"
+
+
+def test_categories_of_one_name_are_told_apart_and_repeats_are_one(tmp_path):
+    def change(data):
+        data["categories"] += [{"id": 18, "name": "cat"}, {"id": "17", "name": "cat"}]
+        data["annotations"][0]["category_id"] = 18
+
+    found = read_coco(changed(tmp_path, change))
+    assert [(row["id"], row["name"]) for row in found.categories] == [(17, "cat"), (18, "cat (2)")]
+    assert [row["category_id"] for row in found.parts["train"].annotations] == [18, 17, 17, 17, 17, 17]
+    assert found.notes == [
+        "1 categories that are listed more than once: taken once (category 17: 'cat')",
+        "1 categories with the name of another: told apart by a number (category 18: 'cat' is now 'cat (2)')",
+    ]
+    with pytest.raises(UserError, match="category 17: this id occurs more than once; give each its own"):
+        read_coco(changed(tmp_path, lambda data: data["categories"].append({"id": 17.0, "name": "dog"})))
+
+
+def test_crowds_ignored_objects_and_empty_images_are_counted(tmp_path):
+    def change(data):
+        data["annotations"][0]["iscrowd"] = data["annotations"][1]["ignore"] = 1
+        del data["annotations"][5]
+
+    notes = read_coco(changed(tmp_path, change)).notes
+    assert notes[0].startswith("1 of 5 objects are crowds: not trained on: if these are single objects drawn as masks")
+    assert "--crowds-are-objects" in notes[0]
+    assert notes[1:] == [
+        'objects with "ignore": not trained on; found or not, they do not count'.join(["1 ", " (annotation 1)"]),
+        "1 images without objects: kept, as images that show none of the classes (5.jpg)",
+    ]
+    few = read_coco(coco_set(tmp_path / "few", "train.json", "images", range(3)))
+    assert few.notes == []
+
+
+def test_boxes_with_sides_below_zero_are_taken_from_the_masks(tmp_path):
+    root = changed(tmp_path, lambda data: data["annotations"][0].update(bbox=[60, 30, -40, -20], area=-1))
+    row = read_coco(root).parts["train"].annotations[0]
+    assert (row["bbox"], row["area"]) == ([20, 10, 40, 20], 400)

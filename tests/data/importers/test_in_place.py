@@ -58,6 +58,22 @@ def test_a_changed_source_is_imported_again(tmp_path, imports, change):
     assert len(folders(imports)) == 2
 
 
+@pytest.mark.parametrize("name", ["train.json", "val.json", "import.json"])
+@pytest.mark.parametrize("place", [0, 40, -3])
+def test_a_damaged_import_is_made_again(tmp_path, imports, name, place):
+    source = coco_set(tmp_path / "src", "a.json", "images", range(6))
+    found = import_in_place("coco", source)
+    path = found.train.parent / name
+    sound = path.read_bytes()
+    changed = bytearray(sound)
+    changed[place] ^= 1
+    path.write_bytes(changed)
+    assert import_in_place("coco", source) == found
+    assert path.read_bytes() == sound
+    path.unlink()
+    assert import_in_place("coco", source) == found
+
+
 def test_a_yolo_set_elsewhere_is_looked_at_where_it_lies(tmp_path, imports):
     data = tmp_path / "disk"
     for number in range(6):

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tailseg.data.importers.layouts import by_split, split_of, split_of_path, words_of
+from tailseg.data.importers.layouts import ImageFinder, by_split, split_of, split_of_path, words_of
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,25 @@ def test_folders_of_a_path_tell_its_split(path, split):
 )
 def test_items_by_their_splits(told, parts, rest):
     assert by_split(told.items()) == (parts, rest)
+
+
+def test_of_files_that_differ_by_the_case_of_their_suffix_only_the_very_name_is_meant(tmp_path):
+    for name in ("deep/a.JPG", "deep/a.jpg", "deep/b.JPG"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = ImageFinder(tmp_path).locate([["a.jpg"], ["a.JPG"], ["a.Jpg"], ["b.jpg"]], tmp_path, "train")
+    assert [path and path.name for path in found] == ["a.jpg", "a.JPG", None, "b.JPG"]
+
+
+@pytest.mark.parametrize(("alone", "place"), [(True, "train/b.jpg"), (False, None)])
+def test_an_image_of_another_split_is_meant_only_where_there_is_no_other_file(tmp_path, alone, place):
+    for name in ("train/a.jpg", "train/b.jpg", "val/a.jpg", "more/c.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = ImageFinder(tmp_path).locate([["a.jpg"], ["b.jpg"], ["c.jpg"]], tmp_path, "val", alone=alone)
+    expected = ["val/a.jpg", place, "more/c.jpg"]
+    assert [path and str(path.relative_to(tmp_path)) for path in found] == expected
+    stated = ImageFinder(tmp_path).locate(
+        [["a.jpg"], ["b.jpg", "train/b.jpg"], ["x.jpg"]], tmp_path, "val", alone=alone
+    )
+    assert stated == [tmp_path / "val/a.jpg", tmp_path / "train/b.jpg", None]  # LVIS names the folder

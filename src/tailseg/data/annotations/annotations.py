@@ -136,7 +136,7 @@ class Annotations:
         where = f"{self.path}: image {self.image_id(image)}"
         if not names:
             raise UserError(f"{where}: it has no file_name and no coco_url; give one, to say which file it is")
-        path = self._folder.find(names, where)
+        path = self._folder.find(names, where, self.path.parent)
         if path is None:
             place = f"{self.images_dir}, its train2017 or its val2017"
             raise UserError(f"{where}: {names[0]!r} is not in {place}; put it there or correct the image folder")
@@ -236,7 +236,9 @@ def require_same_categories(train: Annotations, val: Annotations) -> None:
         if a != b:
             found = [f"{name!r}" if name is not None else "missing" for name in (a, b)]
             where = f"category {category_id} is {found[0]} in {train.path} but {found[1]} in {val.path}"
-            raise UserError(f"{where}; both files need the same categories")
+            raise UserError(
+                f"{where}; both files need the same categories: `tailseg data convert coco` matches them by name"
+            )
 
 
 def summary(annotations: Annotations) -> str:

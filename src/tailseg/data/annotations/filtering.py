@@ -112,8 +112,9 @@ def _segmentations(annotations: Columns) -> Segmentations:
 def _fill_boxes(
     annotations: Columns, hws: NDArray[Any], left: NDArray[np.bool_], faults: dict[int, Fault], met: Tally
 ) -> None:
-    """Boxes that the file does not state: those around the masks, where there are masks."""
+    """Boxes that the file does not state, or with sides below 0: those around the masks, where there are masks."""
     boxes, ids = annotations["boxes_xywh"], annotations["annotation_ids"]
+    boxes[(boxes[:, 2:] < 0).any(axis=1)] = np.nan
     rows = [row for row in np.flatnonzero(left & np.isnan(boxes).any(axis=1)).tolist() if row not in faults]
     segmentations = _segmentations(annotations) if rows else None
     for row in rows:
@@ -131,8 +132,9 @@ def _fill_boxes(
 def _fill_areas(
     annotations: Columns, hws: NDArray[Any], left: NDArray[np.bool_], faults: dict[int, Fault] | None, met: Tally
 ) -> None:
-    """Areas that the file does not state: those of the masks, or of the boxes if ``faults`` is None: without masks."""
+    """Areas that the file does not state, or below 0: those of the masks; of the boxes if ``faults`` is None."""
     areas, ids = annotations["areas"], annotations["annotation_ids"]
+    areas[areas < 0] = np.nan
     rows = np.flatnonzero(left & np.isnan(areas))
     if not rows.size:
         return

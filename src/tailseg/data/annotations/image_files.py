@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import unquote
 
 from tailseg.errors import UserError
 
@@ -21,17 +22,27 @@ _HIDDEN = ("__MACOSX", "Thumbs.db", "desktop.ini")  # left by archives and file 
 def candidate_names(file_name: str | None, coco_url: str | None) -> list[str]:
     """The names an image may have, in the order of preference.
 
-    ``file_name`` (LVIS v0.5 puts ``COCO_train2014_`` before the last 16 characters, which name the file),
-    then the last part and the last two parts of ``coco_url`` (LVIS v1).
+    ``file_name`` (LVIS v0.5 puts ``COCO_train2014_`` before the last 16 characters, which name the file; other tools
+    write it as in a URL, ``a%20b.jpg``, or as a whole URL), then the last part and the last two parts of ``coco_url``
+    (LVIS v1).
     """
     names: list[str] = []
     if file_name:
         old = _V05_NAME.search(file_name)
         names += [file_name, old.group(1)] if old else [file_name]
-    if coco_url:
-        parts = coco_url.split("/")
-        names += [parts[-1], "/".join(parts[-2:])]
-    return names
+        if "://" in file_name:
+            names += _of_url(file_name)
+        elif "%" in file_name:
+            names.append(unquote(file_name))
+    return names + _of_url(coco_url) if coco_url else names
+
+
+def _of_url(url: str) -> list[str]:
+    """The last part and the last two parts of a URL, without what follows a question mark."""
+    parts = url.partition("?")[0].split("/")
+    if "%" in url:
+        parts = list(map(unquote, parts))
+    return [parts[-1], "/".join(parts[-2:])]
 
 
 def parts_below(root: Path, name: str, base: Path | None = None) -> tuple[str, ...] | None:
@@ -166,8 +177,13 @@ class ImageFolder:
         folders = [folder for folder in (self.folder / sub for sub in _SUBFOLDERS) if folder.is_dir()]
         return [FileTree(folder, also_inside=folders) for folder in folders]
 
-    def find(self, names: Sequence[str], where: str) -> Path | None:
-        """The first of ``names`` that exists, or None; ``where`` (file and image) opens the error sentence.
+    def find(self, names: Sequence[str], where: str, base: Path | None = None) -> Path | None:
+        """The first of ``names`` that exists, or None.
+
+        Args:
+            names: relative to the folder, or else to ``base``.
+            where: file and image; opens the error sentence.
+            base: folder of that file.
 
         Raises:
             UserError: a name climbs out of the folder.
@@ -175,6 +191,11 @@ class ImageFolder:
         for name in names:
             for tree in self._trees:
                 if (path := tree.find(name, where)) is not None:
+                    return path
+        for name in names if base else ():
+            for tree in self._trees:
+                parts = parts_below(tree.root, name, base)
+                if parts is not None and (path := tree.at(parts, where)) is not None:
                     return path
         return None
 
@@ -244,9 +265,13 @@ def walk(folder: Path, follow: Callable[[Path], None] = lambda link: None) -> It
         if count > MOST_ENTRIES:
             raise UserError(f"{folder}: holds more than {MOST_ENTRIES:,} files; name the folder of the data itself")
         for entry in entries:
-            if entry.is_dir(follow_symlinks=depth == 0):
+            try:
+                is_folder, is_file = entry.is_dir(follow_symlinks=depth == 0), entry.is_file()
+            except OSError:  # a link to itself
+                continue
+            if is_folder:
                 if entry.is_symlink():
                     follow(Path(entry.path))
                 waiting.append((Path(entry.path), depth + 1))
-            elif entry.is_file():
+            elif is_file:
                 yield entry

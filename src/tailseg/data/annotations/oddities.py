@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tailseg.data.images import MAX_PIXELS
 from tailseg.errors import UserError
 
 Severity = Literal["error", "warning", "note"]
+CROWDS_FIX = (
+    "if these are single objects drawn as masks (CVAT writes iscrowd 1 for all of them), "
+    "`tailseg data convert coco SRC OUT --crowds-are-objects` takes them as objects"
+)
 PLACES = 5  # of each kind that are named
 
 
@@ -48,25 +53,39 @@ _REPAIR = "`tailseg data convert coco` writes a copy in which this is done"
 
 ODD_KINDS = {
     "image_id": OddKind("error", "images without a whole number as id", f"number them; {_REPAIR}"),
-    "image_id_again": OddKind("error", "images whose id occurs more than once", "give each its own"),
+    "image_id_again": OddKind(
+        "error",
+        "images whose id occurs more than once",
+        "give each its own; exact repeats are taken as one by `tailseg data convert coco`",
+    ),
     "image_id_signs": OddKind(
         "error", "image ids below 0 beside ids from 2^63 on", f"64 bits hold only one of them: number them; {_REPAIR}"
     ),
     "image_size": OddKind(
         "error",
         "images without a sound height and width",
-        f"write both in pixels, whole numbers from 1 to 65535; {_REPAIR}",
+        f"write both in pixels, whole numbers from 1 to 65535, of at most {MAX_PIXELS:,} in all; {_REPAIR}",
     ),
     "category_id": OddKind("error", "categories without a whole number as id", f"number them; {_REPAIR}"),
     "category_id_again": OddKind("error", "categories whose id occurs more than once", "give each its own"),
     "category_name": OddKind("error", "categories without a name", "give each a name, a text"),
     "no_category": OddKind(
-        "error", "annotations of a category that the file does not list", "add it or remove this annotation"
+        "error",
+        "annotations of a category that the file does not list",
+        "add it or remove this annotation; `tailseg data convert coco` writes a copy without",
+    ),
+    "no_object": OddKind(
+        "warning", "entries of the list of annotations that are no objects: left out", "remove them", True
     ),
     "no_image": OddKind(
         "warning", "annotations of an image that the file does not list: left out", "add it or remove them", True
     ),
-    "no_mask": OddKind("warning", "annotations without a mask: left out", "draw one or remove them", True),
+    "no_mask": OddKind(
+        "warning",
+        "annotations without a mask: left out",
+        "draw one or remove them; where none has a mask, `tailseg data convert coco` makes rectangles of the boxes",
+        True,
+    ),
     "bad_mask": OddKind(
         "warning", "annotations with a broken mask or of another size than the image: left out", "draw it again", True
     ),
@@ -74,7 +93,12 @@ ODD_KINDS = {
     "outside": OddKind(
         "warning", "annotations whose box does not meet the image: left out", "correct or remove them", True
     ),
-    "no_area": OddKind("warning", "annotations without area: left out", "correct or remove them", True),
+    "no_area": OddKind(
+        "warning",
+        "annotations without area: left out",
+        "correct it; an annotation without the entry 'area' gets that of its mask",
+        True,
+    ),
     "ring": OddKind("warning", "broken polygons beside sound ones of an object: left out", "draw them again"),
     "crowd_flag": OddKind("warning", "annotations whose iscrowd is neither 0 nor 1: taken as 0", "write 0 or 1"),
     "id_list": OddKind(
@@ -85,9 +109,14 @@ ODD_KINDS = {
     ),
     "box": OddKind("note", "annotations without a sound bbox: taken from the mask", "no action needed"),
     "area": OddKind("note", "annotations without a sound area: taken from the mask", "no action needed"),
-    "flat": OddKind("note", "polygons that stand in no list: taken as one polygon each", "no action needed"),
+    "form": OddKind(
+        "note",
+        "masks written in another form (a polygon in no list, points as pairs, numbers as texts): taken as meant",
+        "no action needed",
+    ),
     "unsigned_id": OddKind("note", "images whose id needs all of 64 bits: taken without sign", "no action needed"),
     "annotation_id": OddKind("note", "annotations without an id of their own: it is not needed", "no action needed"),
+    "category_again": OddKind("note", "categories that are listed more than once: taken once", "no action needed"),
     "name_number": OddKind("note", "categories whose name is a number: taken as a text", "no action needed"),
 }
 
@@ -112,10 +141,12 @@ def oddities_of(tally: Tally) -> tuple[Oddity, ...]:
     return tuple(Oddity(kind, tally.counts[kind], tuple(tally.places[kind])) for kind in met)
 
 
-def require_sound(path: Path, oddities: Iterable[Oddity]) -> None:
-    """Raise UserError for the first error, if there is one."""
+def require_sound(
+    path: Path, oddities: Iterable[Oddity], hint: str = "; `tailseg data check` lists their kinds"
+) -> None:
+    """Raise UserError for the first error, if there is one; if there are more it counts them and gives the hint."""
     errors = [oddity for oddity in oddities if oddity.about.severity == "error"]
     if errors:
         first, total = errors[0], sum(oddity.count for oddity in errors)
-        more = f" (1 of {total:,} such faults; `tailseg data check` lists their kinds)" if total > 1 else ""
+        more = f" (1 of {total:,} such faults{hint})" if total > 1 else ""
         raise UserError(f"{path}: {first.places[0]}; {first.about.fix}{more}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -15,10 +16,12 @@ from numpy.typing import NDArray
 from tailseg.data.annotations.columns import Columns, in_full, starts_of
 from tailseg.data.annotations.filtering import Report, add_repeated, in_order, keep
 from tailseg.data.annotations.oddities import Tally, oddities_of, require_sound
-from tailseg.data.annotations.repair import FARTHEST, plain_annotation, plain_category, plain_image, whole
-from tailseg.data.annotations.segmentations import MAX_SIDE, Fault, segmentation_columns, short
+from tailseg.data.annotations.repair import FARTHEST, meant, plain_annotation, plain_category, plain_image
+from tailseg.data.annotations.segmentations import MAX_SIDE, Fault, segmentation_columns
 from tailseg.data.annotations.streaming import read_lists
+from tailseg.data.images import MAX_PIXELS
 from tailseg.errors import UserError
+from tailseg.wording import short
 
 Row = dict[str, Any]
 Frequency = Literal["r", "c", "f"]
@@ -46,6 +49,14 @@ class Table:
         named = type(number) in (int, float, str)
         return f"{self.kind} {number!r}" if named else f"{self.kind} number {self.first + position + 1} of the list"
 
+    def objects(self, met: Tally) -> Table:
+        """The same without entries that are no objects, which are counted."""
+        if set(map(type, self.rows)) <= {dict}:
+            return self
+        odd = [(self.first + i, row) for i, row in enumerate(self.rows) if type(row) is not dict]
+        met.add("no_object", [f"{self.kind} number {place + 1} of the list: {short(row)}" for place, row in odd])
+        return Table(self.path, self.kind, [row for row in self.rows if type(row) is dict], self.first)
+
     def repaired(self, met: Tally) -> Table:
         """The rows that can be made plain; the rest is counted."""
         places = list(map(self.place, range(len(self.rows))))
@@ -64,7 +75,8 @@ def read_tables(path: Path, kinds: dict[str, str] = KINDS) -> Iterator[Table]:
     """The lists of a file that are keys of ``kinds``, in the file's order, some rows at a time.
 
     Each list begins with a table whose ``first`` is 0, also where it is empty. A file with images may lack the list of
-    annotations, as those of test servers do: it counts as empty.
+    annotations, as those of test servers do: it counts as empty. Among annotations there may be entries that are no
+    objects (see `Table.objects`).
 
     Raises:
         UserError: the file cannot be read or is not valid JSON; a list is missing or no list of objects.
@@ -77,7 +89,7 @@ def read_tables(path: Path, kinds: dict[str, str] = KINDS) -> Iterator[Table]:
             raise UserError(f"{path}: {key!r} occurs twice; keep one of them")
         if not isinstance(rows, list):
             raise UserError(f"{path}: {key!r} is {short(rows)}; {_EXPECTED} {kind} objects there")
-        if not set(map(type, rows)) <= {dict}:
+        if kind != "annotation" and not set(map(type, rows)) <= {dict}:
             position = next(i for i, row in enumerate(rows) if type(row) is not dict)
             raise UserError(f"{path}: {key}[{first + position}] is {short(rows[position])}; it must be an object")
         found.add(key)
@@ -127,7 +139,7 @@ def parse(path: Path, *, masks: bool = True, tolerant: bool = False) -> Parsed:
     Args:
         path: the file.
         masks: every object needs one; otherwise broken or missing masks count as empty.
-        tolerant: errors in rows are no more than counted, and these rows left out.
+        tolerant: errors in images and annotations are no more than counted, and these left out.
 
     Raises:
         UserError: the file is missing or no file of annotations, or it has errors (see `oddities`).
@@ -144,15 +156,17 @@ def parse(path: Path, *, masks: bool = True, tolerant: bool = False) -> Parsed:
             categories += table.rows
         else:
             read += len(table.rows)
-            columns, faulty = _columns_of(table, partial(_annotation_columns, met=met), met)
+            columns, faulty = _columns_of(table.objects(met), partial(_annotation_columns, met=met), met)
             faults |= {done + i: fault for i, fault in faulty.items()}
             done += len(columns["annotation_ids"])
             annotations.add(columns)
     of_images, of_annotations = images.joined(), annotations.joined()
     ids, names, groups = category_columns(Table(path, "category", categories), met)
+    if tolerant:  # but nothing can be said of classes that are not known
+        require_sound(path, (odd for odd in oddities_of(met) if odd.kind in ("category_id", "category_name")), hint="")
     if not categories or not (len(of_images["image_ids"]) or met.counts):
         missing = "images" if categories else "categories"
-        raise UserError(f"{path}: the list of {missing} is empty; there is nothing to work on")
+        raise UserError(f"{path}: the list of {missing} is empty; fill it, or remove the file")
     negative = int((of_images["image_ids"] < 0).sum())
     if "unsigned_id" in met.counts and negative > met.counts["unsigned_id"]:
         met.add("image_id_signs", [f"image {of_images['image_ids'].min()}: its id is below 0"], negative)
@@ -211,34 +225,39 @@ def category_columns(
     except _NotPlainError:
         rows = categories.repaired(tally).rows
         ids, names = np.array([row["id"] for row in rows], np.int64), [row["name"] for row in rows]
-    add_repeated(tally, "category", ids)
+    rows_of = Counter(zip(ids.tolist(), names, strict=True))
+    for (number, name), count in rows_of.items():
+        tally.add("category_again", [f"category {number}: {name!r}"], count - 1)
+    add_repeated(tally, "category", np.array([number for number, _ in rows_of], np.int64))
     if met is None:
         require_sound(categories.path, oddities_of(tally))
     order = np.unique(ids, return_index=True)[1]
     stated = [rows[i].get("frequency") for i in order]
     groups = stated if stated and all(group in ("r", "c", "f") for group in stated) else None
-    return ids[order], _apart(ids[order], [names[i] for i in order], tally), groups
+    return ids[order], told_apart(ids[order].tolist(), [names[i] for i in order], tally), groups
 
 
-def _apart(ids: NDArray[np.int64], names: list[str], met: Tally) -> list[str]:
+def told_apart(ids: Sequence[object], names: list[str], met: Tally) -> list[str]:
     """The names, those that an earlier category has with a number behind them: ``bolt``, ``bolt (2)``."""
-    if len(set(names)) == len(names):
-        return names
-    taken, apart = set(names), list[str]()
-    for number, name in zip(ids.tolist(), names, strict=True):
-        own, count = name, 1
-        while own in apart or (count > 1 and own in taken):
+    taken, met_names = set(names), set[str]()
+    counts: dict[str, int] = {}
+    apart = []
+    for number, name in zip(ids, names, strict=True):
+        own, count = name, counts.get(name, 1)
+        while own in met_names or (own != name and own in taken):
             count += 1
             own = f"{name} ({count})"
         if own != name:
             met.add("same_name", [f"category {number}: {name!r} is now {own!r}"])
+            counts[name] = count
+        met_names.add(own)
         apart.append(own)
     return apart
 
 
 def _stated_counts(categories: list[Row], ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """(C,) each category's ``image_count`` in the file, -1 where it has none."""
-    stated = {whole(row.get("id")): row.get("image_count") for row in categories}
+    stated = {meant(row.get("id")): row.get("image_count") for row in categories}
     counts = (stated.get(number) for number in ids.tolist())
     return np.array([count if type(count) is int and 0 <= count < 2**63 else -1 for count in counts], np.int64)
 
@@ -274,7 +293,7 @@ def _image_columns(images: Table) -> Columns:
     """Some rows of the list of images; texts and lists laid flat beside their lengths."""
     ids, heights, widths = (_integers(images, key) for key in ("id", "height", "width"))
     hws = np.stack([heights, widths], axis=1)
-    if ((hws < 1) | (hws > MAX_SIDE)).any():
+    if ((hws < 1) | (hws > MAX_SIDE)).any() or (hws.prod(axis=1) > MAX_PIXELS).any():
         raise _NotPlainError
     columns: Columns = {"image_ids": ids, "image_sizes": hws}
     for key in ("file_name", "coco_url"):

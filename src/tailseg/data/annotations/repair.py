@@ -6,14 +6,18 @@ Plain rows, as almost all are, never come here (`parsing.py` reads them as colum
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from tailseg.data.annotations.oddities import Tally
-from tailseg.data.annotations.segmentations import MAX_SIDE, short
+from tailseg.data.annotations.segmentations import MAX_SIDE
+from tailseg.data.images import MAX_PIXELS
+from tailseg.wording import short
 
 Row = dict[str, Any]
 FARTHEST = 10 * MAX_SIDE  # pixels that a box may reach; what is beyond is no box
 TWO_64 = 2**64
+_DIGITS = re.compile(r"-?\d{1,20}", re.ASCII)
 
 
 def whole(value: object) -> int | None:
@@ -23,6 +27,11 @@ def whole(value: object) -> int | None:
     return value if type(value) is int and -(2**63) <= value < TWO_64 else None
 
 
+def meant(value: object) -> int | None:
+    """The same, also where it is written as a text: "3"."""
+    return whole(int(value) if type(value) is str and _DIGITS.fullmatch(value) else value)
+
+
 def wrapped(number: int) -> int:
     """The 64-bit number with sign that has the same bits: numbers from 2^63 on become negative."""
     return number - TWO_64 if number >= 2**63 else number
@@ -30,24 +39,29 @@ def wrapped(number: int) -> int:
 
 def plain_image(row: Row, place: str, met: Tally) -> Row | None:
     """An image's entry with whole numbers for id and size, and texts or nothing for names."""
-    number = whole(row.get("id"))
+    number = meant(row.get("id"))
     if number is None:
         met.add("image_id", [f"{place}: its id is {_found(row, 'id')}"])
         return None
-    sides = [whole(row.get(key)) for key in ("height", "width")]
+    sides = [meant(row.get(key)) for key in ("height", "width")]
     if not all(side is not None and 1 <= side <= MAX_SIDE for side in sides):
-        height, width = (_found(row, key) for key in ("height", "width"))
-        met.add("image_size", [f"{place}: it has height {height} and width {width}"])
+        found = [_found(row, key) for key in ("height", "width")]
+        met.add("image_size", [f"{place}: it has height {found[0]} and width {found[1]}"])
+        return None
+    height, width = (side or 0 for side in sides)
+    if height * width > MAX_PIXELS:
+        size = f"height {height} and width {width}, more than {MAX_PIXELS:,} pixels"
+        met.add("image_size", [f"{place}: it has {size}, and no such image can be read"])
         return None
     if number >= 2**63:
         met.add("unsigned_id", [place])
-    plain = {**row, "id": wrapped(number), "height": sides[0], "width": sides[1]}
+    plain = {**row, "id": wrapped(number), "height": height, "width": width}
     for key in ("file_name", "coco_url"):
         if type(plain.get(key)) is not str:
             plain[key] = None
     for key in ("neg_category_ids", "not_exhaustive_category_ids"):
         if plain.get(key) is not None:
-            ids = [whole(value) for value in plain[key]] if type(plain[key]) is list else [None]
+            ids = [meant(value) for value in plain[key]] if type(plain[key]) is list else [None]
             if None in ids:
                 met.add("id_list", [f"{place}: {key}"])
             plain[key] = [wrapped(value) for value in ids if value is not None]
@@ -56,7 +70,7 @@ def plain_image(row: Row, place: str, met: Tally) -> Row | None:
 
 def plain_category(row: Row, place: str, met: Tally) -> Row | None:
     """A category's entry with a whole number as id and a text as name."""
-    number, name = whole(row.get("id")), row.get("name")
+    number, name = meant(row.get("id")), row.get("name")
     if number is None or number >= 2**63:
         met.add("category_id", [f"{place}: its id is {_found(row, 'id')}"])
         return None
@@ -75,11 +89,11 @@ def plain_annotation(row: Row, place: str, number: int, met: Tally) -> Row | Non
     ``number`` is its place in the file's list, which stands for an id that it lacks.
     """
     plain = dict(row)
-    own = whole(row.get("id"))
+    own = meant(row.get("id"))
     if own is None:
         met.add("annotation_id", [place])
         own = number
-    image, category = whole(row.get("image_id")), whole(row.get("category_id"))
+    image, category = meant(row.get("image_id")), meant(row.get("category_id"))
     if image is None:
         met.add("no_image", [f"{place}: its image_id is {_found(row, 'image_id')}"])
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +16,9 @@ from numpy.typing import NDArray
 
 from tailseg.data.annotations.masks import rle_runs
 from tailseg.data.annotations.oddities import Tally
+from tailseg.wording import short
 
+_OF_BYTES = ("b'", 'b"')  # how str() of Python's bytes begins; no run lengths do
 MAX_SIDE = 65_535  # pixels; no JPEG is larger, and a wild number must not make us allocate its square
 
 
@@ -52,9 +56,10 @@ def segmentation_columns(
     packed = _pack(lists)
     if packed is None:  # find the rows at fault, leave out what is broken of them, do the rest again
         for i, polygons in enumerate(lists):
-            lists[i], fault = _sound_polygons(polygons, partial(place, i), met)
+            sound, fault = _sound(polygons, partial(place, i), met)
             if fault is not None:
                 faults[i] = fault
+            lists[i], values[i] = ([], sound) if type(sound) is dict else (sound, values[i])
         packed = _pack(lists)
         assert packed is not None
     sizes = np.zeros((len(rows), 2), np.int32)
@@ -63,8 +68,12 @@ def segmentation_columns(
     for i, value in objects:
         try:
             codes[i], sizes[i] = _compressed(value)
-        except ValueError as error:
-            faults[i] = Fault("bad_mask", str(error))
+        except ValueError:
+            sound, fault = _sound(value, partial(place, i), met)
+            if fault is not None:
+                faults[i] = fault
+            else:
+                codes[i], sizes[i] = _compressed(sound)
     if objects:
         for i, problem in _rle_faults(codes, sizes).items():
             faults.setdefault(i, Fault("bad_mask", problem))
@@ -81,30 +90,82 @@ def sound_segmentation(value: Any, place: str, met: Tally) -> tuple[Any, Fault |
     """One ``segmentation`` as it should be, and its fault if it cannot be used; see `segmentation_columns`."""
     if not value or type(value) not in (list, dict):
         return None, Fault("bad_mask" if value else "no_mask", f"segmentation is {short(value)}")
-    if type(value) is list:
-        return _sound_polygons(value, lambda: place, met)
-    try:
-        code, size = _compressed(value)
-    except ValueError as error:
-        return None, Fault("bad_mask", str(error))
-    problems = _rle_faults([code], np.array([size], np.int32))
-    return value, Fault("bad_mask", problems[0]) if problems else None
+    sound, fault = _sound(value, lambda: place, met)
+    if fault is None and type(sound) is dict:
+        code, size = _compressed(sound)
+        problems = _rle_faults([code], np.array([size], np.int32))
+        fault = Fault("bad_mask", problems[0]) if problems else None
+    return sound, fault
 
 
-def _sound_polygons(polygons: list[Any], place: Callable[[], str], met: Tally) -> tuple[list[Any], Fault | None]:
-    """The sound polygons of an annotation; and its fault, if there is none among several."""
-    if polygons and set(map(type, polygons)) <= {int, float} and _polygon_fault(polygons) is None:
-        met.add("flat", [place()])
-        return [polygons], None
-    problems = list(map(_polygon_fault, polygons))
-    sound = [polygon for polygon, problem in zip(polygons, problems, strict=True) if problem is None]
-    wrong = [problem for problem in problems if problem is not None]
-    if not wrong:
-        return polygons, None
-    if not sound:
-        return [], Fault("bad_mask", wrong[0])
+def _sound(value: Any, place: Callable[[], str], met: Tally) -> tuple[Any, Fault | None]:
+    """A segmentation in the usual form and without its broken polygons; and its fault, if nothing sound is left.
+
+    Of an RLE only size and type of the counts are looked at.
+    """
+    if type(value) is list and not any(map(_polygon_fault, value)):
+        return value, None
+    usual = _usual_form(value)
+    sound: Any
+    if type(usual) is dict:
+        try:
+            _compressed(usual)
+        except ValueError as error:
+            return [], Fault("bad_mask", str(error))
+        sound, wrong = usual, []
+    else:
+        problems = list(map(_polygon_fault, usual))
+        sound = [polygon for polygon, problem in zip(usual, problems, strict=True) if problem is None]
+        wrong = [problem for problem in problems if problem is not None]
+    if wrong and not sound:
+        return [], Fault("bad_mask" if any(usual) else "no_mask", wrong[0])
+    if usual != value:
+        met.add("form", [place()])
     met.add("ring", [f"{place()}: {problem}" for problem in wrong])
     return sound, None
+
+
+def _usual_form(value: Any) -> Any:
+    """A segmentation in COCO's form, if it is written in another whose meaning is certain; else itself.
+
+    That is: an RLE in a list; an RLE with the text of Python's bytes, or with 60.0 for 60; a polygon in no list; points
+    as pairs; numbers as texts.
+    """
+    if type(value) is list and len(value) == 1 and type(value[0]) is dict:
+        value = value[0]
+    if type(value) is dict:
+        return value | {key: _usual_counts(value[key]) for key in ("size", "counts") if key in value}
+    polygons = [value] if _is_polygon(value) else value
+    return [[_number(number) for number in _flat(polygon)] if _is_polygon(polygon) else polygon for polygon in polygons]
+
+
+def _usual_counts(value: Any) -> Any:
+    if type(value) is str and value[:2] in _OF_BYTES:
+        return value[2:-1].replace("\\\\", "\\")
+    if type(value) is list:
+        return [int(n) if type(n) is float and n.is_integer() else n for n in value]
+    return value
+
+
+def _is_polygon(value: Any) -> bool:
+    """Return whether a value can only be meant as one polygon: a list of numbers, or of three pairs or more of them."""
+    if type(value) is not list or not value:
+        return False
+    if all(type(pair) is list and len(pair) == 2 for pair in value):
+        return len(value) >= 3 and all(type(_number(number)) in (int, float) for pair in value for number in pair)
+    return all(type(_number(number)) in (int, float) for number in value)
+
+
+def _flat(polygon: list[Any]) -> list[Any]:
+    return list(chain.from_iterable(polygon)) if type(polygon[0]) is list else polygon
+
+
+def _number(value: Any) -> Any:
+    """The number that a text stands for; other values as they are."""
+    if type(value) is str:
+        with contextlib.suppress(ValueError):
+            return float(value) if math.isfinite(float(value)) else value
+    return value
 
 
 def _pack(values: list[list[Any]]) -> dict[str, NDArray[Any]] | None:
@@ -130,7 +191,7 @@ def _pack(values: list[list[Any]]) -> dict[str, NDArray[Any]] | None:
 
 def _polygon_fault(value: Any) -> str | None:
     """Say what is wrong with one polygon."""
-    if type(value) is not list or not set(map(type, value)) <= {int, float}:
+    if type(value) is not list or not set(map(type, value)) <= {int, float, bool}:
         return f"a polygon is {short(value)}, no flat list of numbers x0, y0, x1, y1, ..."
     if len(value) < 6 or len(value) % 2:
         return f"a polygon has {len(value)} coordinates, not three points or more of an x and a y each"
@@ -152,7 +213,7 @@ def _compressed(value: dict[str, Any]) -> tuple[bytes, list[int]]:
             raise ValueError(f"the RLE's counts are not whole numbers that sum to {height} x {width} pixels")
         code: bytes = rle.frPyObjects({"size": size, "counts": counts}, height, width)["counts"]
         return code, size
-    if not isinstance(counts, str) or not counts:
+    if not isinstance(counts, str) or not counts or counts[:2] in _OF_BYTES:
         raise ValueError(f"the RLE's counts are {short(counts)}, no string and no list of run lengths")
     return counts.encode(), size
 
@@ -172,9 +233,3 @@ def _rle_faults(codes: list[bytes], sizes: NDArray[np.int32]) -> dict[int, str]:
         int(i): f"the RLE covers {totals[i]} pixels but its size is {sizes[i, 0]} x {sizes[i, 1]}"
         for i in np.flatnonzero(totals != pixels)
     }
-
-
-def short(value: object) -> str:
-    """A value from a file as an error shows it."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -13,17 +13,19 @@ import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, cast
+from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from tailseg.data.annotations.packed import open_unpacked
 from tailseg.errors import UserError
 
 BLOCK = 1 << 18  # bytes read at once
 _MARKS = bytes(byte in b'"\\[]{}' for byte in range(256))
 NOT_A_NUMBER = re.compile(rb"-?(NaN|Infinity)")  # which Python's own writer makes
+_OUTSIDE = re.compile(rb'"(?:[^"\\]|\\.)*+"|-?(?:NaN|Infinity)', re.DOTALL)  # the same, or a whole string
 _SCALAR = re.compile(rb'[^\s,:\[\]{}"]*')
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 
@@ -36,12 +38,14 @@ def read_lists(path: Path, keys: Collection[str], block: int = BLOCK) -> Iterato
         keys: whose lists are wanted; the values of others are checked and left out.
         block: bytes read at once.
 
+    NaN and Infinity, which are no JSON but what Python's own writer makes of such numbers, count as null.
+
     Yields:
         ``(key, first, rows)``: some elements of the list under ``key``, the number of the first of them. Each list
         begins with ``first == 0``, also where it is empty. Where the value is no list, ``rows`` is that value.
 
     Raises:
-        UserError: the file is missing, unreadable, empty, cut off, not valid JSON or not an object.
+        UserError: the file is missing, unreadable, empty, cut off, not valid JSON, not an object, or unpacks too far.
     """
     with _Source(path, block) as source:
         if source.peek() == b"":
@@ -72,14 +76,6 @@ def read_lists(path: Path, keys: Collection[str], block: int = BLOCK) -> Iterato
             raise source.unexpected("the end of the file")
 
 
-def _opened(path: Path) -> IO[bytes]:
-    """The file's content, unpacked if it is packed."""
-    file = path.open("rb", buffering=0)
-    packed = file.read(2) == b"\x1f\x8b"
-    file.seek(0)
-    return cast("IO[bytes]", gzip.open(file) if packed else file)
-
-
 class _Source:
     """The bytes of a file from a place on; ``buffer`` holds the next of them."""
 
@@ -88,7 +84,7 @@ class _Source:
         self.block = block
         self.offset = 0  # of the buffer in the file
         try:
-            self.file = _opened(path)
+            self.file = open_unpacked(path)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; check the path") from None
         except OSError as error:
@@ -97,6 +93,8 @@ class _Source:
         self.more()
         if self.buffer.startswith(b"\xef\xbb\xbf"):  # the mark that some editors put first
             self.drop(3)
+        if self.buffer.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise UserError(f"{path}: the text is UTF-16; save it as UTF-8")
 
     def __enter__(self) -> _Source:
         return self
@@ -185,7 +183,7 @@ class _Source:
         """Read on, where the buffer ends within a value; a fault in what there is of it is raised now."""
         text = self.buffer.decode("utf-8", "ignore")
         try:
-            orjson.loads("[" + text)
+            _loads(("[" + text).encode())
         except orjson.JSONDecodeError as error:
             if "end of data" not in error.msg and error.pos < len(text) - 16:
                 raise self._fault(len(text[: error.pos - 1].encode()), f"not valid JSON: {error.msg}") from None
@@ -194,7 +192,7 @@ class _Source:
 
     def _parse(self, text: bytes, *, in_list: bool = False) -> Any:
         try:
-            return orjson.loads(b"[" + text + b"]" if in_list else text)
+            return _loads(b"[" + text + b"]" if in_list else text)
         except orjson.JSONDecodeError as error:
             try:
                 characters = text.decode()
@@ -203,8 +201,6 @@ class _Source:
             at = len(characters[: max(error.pos - in_list, 0)].encode())
             if at >= len(self.buffer) and not self.more():
                 raise self._fault(at, "the file is cut off") from None
-            if word := NOT_A_NUMBER.match(text, at):
-                raise self._fault(at, f"not valid JSON: {word[0].decode()} is no JSON number") from None
             raise self._fault(at, f"not valid JSON: {error.msg}") from None
 
     def unexpected(self, expected: str) -> UserError:
@@ -217,13 +213,28 @@ class _Source:
         """The error at byte ``at`` of the buffer."""
         place = self.offset + at
         lines, last, done = 1, 0, 0  # `last`: where the line begins
-        with _opened(self.path) as file:
+        with open_unpacked(self.path) as file:
             while done < place and (part := file.read(min(1 << 20, place - done))):
                 lines += part.count(b"\n")
                 last = done + part.rfind(b"\n") + 1 if b"\n" in part else last
                 done += len(part)
         where = f"line {lines}, column {place - last + 1} (byte {place})"
         return UserError(f"{self.path}: {problem} at {where}; write or download it again")
+
+
+def _loads(text: bytes) -> Any:
+    """The value of a JSON text, null for NaN and Infinity (JSONDecodeError if it is none)."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        if not NOT_A_NUMBER.search(text):
+            raise
+        orjson.loads(_OUTSIDE.sub(lambda found: _instead(found[0], b'""'), text))  # of equal length: for errors' places
+        return orjson.loads(_OUTSIDE.sub(lambda found: _instead(found[0], b"null"), text))
+
+
+def _instead(found: bytes, value: bytes) -> bytes:
+    return found if found.startswith(b'"') else value.ljust(len(found))
 
 
 def brackets(text: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import combinations, islice
 from typing import Literal
 
 from tailseg.data.sources import same_name
 
 Likeness = Literal["spelling", "plural", "one letter"]
+COMPARED = 100_000  # pairs at most: thousands of numbered classes are all one digit apart
+LONGEST = 100  # letters of a name up to which one letter's difference is looked for
 SHORTEST = 6  # letters of a name from which on one letter's difference is worth a look: cat and car are two things
 
 
 def near_names(names: Sequence[str]) -> list[tuple[str, str, Likeness]]:
-    """Pairs of names that are nearly the same, the closest kind of each pair."""
+    """Pairs of names that are nearly the same, the closest kind of each pair.
+
+    Only the first `COMPARED` candidates are looked at, spelling before plural before letters, so that any list of names
+    takes a second or two.
+    """
     kinds: tuple[tuple[Likeness, list[set[str]]], ...] = (
         ("spelling", [{_letters(name)} for name in names]),
         ("plural", [{_singular(_letters(name))} for name in names]),
         ("one letter", [_variants(_letters(name)) for name in names]),
     )
     found: dict[tuple[int, int], Likeness] = {}
+    for kind, first, second in islice(_candidates(kinds), COMPARED):
+        if kind != "one letter" or _one_letter(_letters(names[first]), _letters(names[second])):
+            found.setdefault((first, second), kind)
+    return [(names[first], names[second], kind) for (first, second), kind in sorted(found.items())]
+
+
+def _candidates(kinds: Sequence[tuple[Likeness, list[set[str]]]]) -> Iterator[tuple[Likeness, int, int]]:
+    """The pairs of names, by position, that share a key; several times those that share several."""
     for kind, keys in kinds:
         holders: dict[str, list[int]] = {}
         for number, variants in enumerate(keys):
             for key in variants:
                 holders.setdefault(key, []).append(number)
         for numbers in holders.values():
-            for i, first in enumerate(numbers):
-                for second in numbers[i + 1 :]:
-                    near = kind != "one letter" or _one_letter(_letters(names[first]), _letters(names[second]))
-                    if near:
-                        found.setdefault((first, second), kind)
-    return [(names[first], names[second], kind) for (first, second), kind in sorted(found.items())]
+            for first, second in combinations(numbers, 2):
+                yield kind, first, second
 
 
 def _letters(name: str) -> str:
@@ -47,7 +58,7 @@ def _singular(name: str) -> str:
 
 def _variants(name: str) -> set[str]:
     """The name itself and all that one deleted letter leaves of it: names one letter apart share one of these."""
-    if len(name) < SHORTEST:
+    if not SHORTEST <= len(name) <= LONGEST:
         return set()
     return {name, *(name[:i] + name[i + 1 :] for i in range(len(name)))}
 

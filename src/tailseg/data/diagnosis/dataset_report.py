@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.annotations.frequency import GROUPS
-from tailseg.data.dataset import MIN_TRAIN_SIDE
+from tailseg.data.dataset import trained_images
 from tailseg.data.diagnosis.findings import TINY, Finding, Split, all_findings, by_severity
 from tailseg.data.diagnosis.image_checks import look_at_files, steps
 from tailseg.data.diagnosis.mask_checks import check_masks, image_of_rows
@@ -193,12 +193,6 @@ def _sampling(train: Annotations, recipe: Recipe) -> dict[str, float]:
     }
 
 
-def trained_images(train: Annotations) -> NDArray[np.int64]:
-    """The images that training uses: with an object, and with sides that are not too short."""
-    real = np.bincount(image_of_rows(train)[np.asarray(train.trained)], minlength=len(train))
-    return np.flatnonzero((real > 0) & (train.image_sizes.min(axis=1) >= MIN_TRAIN_SIDE))
-
-
 def expected_memory(splits: DataSplits, recipe: Recipe) -> dict[str, int]:
     """Bytes. The columns of both annotation files as they lie in memory; and a training batch of the largest size:
     images as bytes and as float32 at (largest short edge x long edge), rounded up to 32 pixels, and masks of as many
@@ -231,7 +225,7 @@ def suggest(data: str, train: Annotations) -> dict[str, str]:
     counts = counts[counts > 0]
     tail = bool(len(counts)) and counts.max() >= 10 * counts.min()
     loss = "seesaw" if tail else "cross-entropy"
-    if np.median(train.image_sizes.min(axis=1)) <= 160:
+    if not len(train) or np.median(train.image_sizes.min(axis=1)) <= 160:
         table, why = "demo", "images of at most 160 pixels"
     elif torch.cuda.is_available() and len(train) >= 1000:
         table, why = "table1", "a GPU and at least 1,000 images"

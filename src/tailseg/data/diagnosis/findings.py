@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.annotations import Annotations
-from tailseg.data.dataset import MIN_TRAIN_SIDE
+from tailseg.data.annotations.oddities import CROWDS_FIX
+from tailseg.data.dataset import MIN_TRAIN_SIDE, trained_images, why_untrained
 from tailseg.data.diagnosis.class_names import near_names
 from tailseg.data.diagnosis.image_checks import DECODED, FileFacts, same_content
 from tailseg.data.diagnosis.mask_checks import MaskFacts
@@ -94,9 +95,10 @@ def _class_findings(train: Annotations, val: Annotations) -> list[Finding]:
     near = near_names([category.name for category in train.categories])
     alike = [f"{a} / {b}" for a, b, kind in near if kind == "spelling"]
     similar = [f"{a} / {b}" for a, b, kind in near if kind != "spelling"]
-    nothing = [] if len(no_train) < len(train.categories) else [str(train.path)]
+    nothing = [] if trained_images(train).size else [str(train.path)]
+    reason, remedy = why_untrained(train)
     return [
-        _finding("error", "train", "no annotation to train on", "annotate some images", nothing),
+        _finding("error", "train", f"file without an annotation to train on ({reason})", remedy, nothing),
         _finding(
             "warning",
             "val",
@@ -198,10 +200,29 @@ def _file_findings(split: Split) -> list[Finding]:
     broken = [f.problem for f in facts if f.problem and f.path is not None and not f.too_large]
     too_large = [f.problem for f in facts if f.problem and f.too_large]
     return [
-        _finding("error", name, "images that are not there", "put them into the image folder", missing),
+        _finding(
+            "error",
+            name,
+            "images that are not there",
+            "put them into the image folder; `tailseg data convert coco` finds those in other folders of the set",
+            missing,
+        ),
         _finding("error", name, "images that cannot be read", "copy or download them again", broken),
+        _finding(
+            "warning",
+            name,
+            "JPEG images whose data end before the image does: the rest is grey or blurred",
+            "copy or download them again",
+            [split.image(i) for i, f in enumerate(facts) if f.pixels is not None and f.pixels.run_out],
+        ),
         _finding("error", name, "images that are too large", "shrink them, or cut them into pieces", too_large),
-        _finding("error", name, "images of another size than stated", "correct width and height in the file", wrong),
+        _finding(
+            "error",
+            name,
+            "images of another size than stated",
+            "correct width and height in the file; `tailseg data convert coco` does where they are only exchanged",
+            wrong,
+        ),
         _finding(
             "note", name, "images with a camera orientation (EXIF): it is applied", "look at one of them drawn", turned
         ),
@@ -256,6 +277,13 @@ def _mask_findings(split: Split) -> list[Finding]:
         _finding("warning", name, "masks without a pixel in the image", where, split.rows(masks.empty)),
         _finding("warning", name, "boxes that do not fit their masks", where, split.rows(masks.disagreeing)),
         _finding(
+            "warning",
+            name,
+            "boxes that fit their masks only if their numbers are x0, y0, x1, y1",
+            "write bbox as x, y, width, height; without the entry 'bbox' it is taken from the mask",
+            split.rows(masks.corners),
+        ),
+        _finding(
             "warning", name, "annotations that repeat another's class and box", "keep one", split.rows(masks.duplicate)
         ),
         _finding("note", name, "boxes that reach beyond the image: cut", where, split.rows(masks.beyond)),
@@ -270,13 +298,9 @@ def _crowd_finding(split: Split) -> Finding:
     what = "crowds: not trained on, ignored in evaluation"
     if not count or (not only and count < CROWD_SHARE * part.report.annotations):
         return Finding("note", split.name, what, "no action needed", count, ())
-    fix = (
-        "if these are single objects drawn as masks (CVAT writes iscrowd 1 for all of them), "
-        "`tailseg data convert coco SRC OUT --crowds-are-objects` takes them as objects"
-    )
     examples = tuple(f"all of class {name}" for name in only)
     share = count / part.report.annotations
-    return Finding("warning", split.name, f"{what}: {share:.0%} of all objects", fix, count, examples)
+    return Finding("warning", split.name, f"{what}: {share:.0%} of all objects", CROWDS_FIX, count, examples)
 
 
 def _report_findings(split: Split) -> list[Finding]:

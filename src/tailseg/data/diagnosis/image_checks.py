@@ -14,15 +14,14 @@ import numpy as np
 
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.dataset import DetectionDataset
+from tailseg.data.diagnosis.jpeg_checks import data_run_out
 from tailseg.data.diagnosis.near_duplicates import Thumbnail, thumbnail_of
-from tailseg.data.images import ImageHeader, ImageTooLargeError, decode, read_header, to_rgb
+from tailseg.data.images import EDGE, ENDS, ImageHeader, ImageTooLargeError, decode, read_header, to_rgb
 from tailseg.data.transforms import Compose
 from tailseg.errors import UserError
 
 T = TypeVar("T")
 DECODED = 2000  # images of the sample that is decoded in full; the header and the end of all are read
-EDGE = 4096  # bytes at either end of a file that make its fingerprint
-ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what a complete file has near its end
 NO_HEADER = ImageHeader("", (0, 0), 1)  # of a file that has a problem
 
 
@@ -33,6 +32,7 @@ class PixelFacts:
     levels: int  # between the smallest and the largest value of its RGB, 0 to 255
     deep: bool  # greyscale of more than 8 bits in the file
     thumbnail: Thumbnail
+    run_out: bool = False  # a JPEG whose data end before its last pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def file_facts(annotations: Annotations, image: int) -> FileFacts:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            head = file.read(EDGE)
+            head = file.read(EDGE)  # with the other end, the file's fingerprint
             file.seek(max(size - EDGE, 0))
             tail = file.read()
             header = read_header(path, file)
@@ -136,10 +136,13 @@ def _with_pixels(facts: FileFacts) -> FileFacts:
     try:
         image, _ = decode(facts.path)
         pixels = to_rgb(image, facts.path, upright=True)
+        run_out = data_run_out(facts.path, image)
+    except OSError as error:
+        return replace(facts, problem=f"{facts.path}: the image cannot be read ({error.strerror}); check the path")
     except UserError as error:
         return _unreadable(facts.path, error)
     levels = int(pixels.max()) - int(pixels.min())
-    return replace(facts, pixels=PixelFacts(levels, image.mode.startswith("I"), thumbnail_of(pixels)))
+    return replace(facts, pixels=PixelFacts(levels, image.mode.startswith("I"), thumbnail_of(pixels), run_out))
 
 
 def same_content(groups: dict[str, list[FileFacts]]) -> dict[bytes, list[tuple[str, int]]]:

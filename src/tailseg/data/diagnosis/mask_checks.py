@@ -24,7 +24,8 @@ class MaskFacts:
     """Flags of odd annotations (N) and images (I); crowds count nowhere."""
 
     empty: Flags  # (N,) no pixel of the mask lies in the image
-    disagreeing: Flags  # (N,) the box is not that of the mask, and no turn explains it
+    disagreeing: Flags  # (N,) the box is not that of the mask, and nothing below explains it
+    corners: Flags  # (N,) the box is that of the mask if its numbers are x0, y0, x1, y1
     duplicate: Flags  # (N,) same image, class and box (in whole pixels) as an earlier annotation
     beyond: Flags  # (N,) the box reaches beyond the image
     turned: Flags  # (I,) masks fit their boxes, or the image, only after a turn by 90 degrees
@@ -86,11 +87,14 @@ def check_masks(annotations: Annotations) -> MaskFacts:
     turned = _most(fits_turned, images, real, len(annotations)) | _fits_swapped(
         annotations, masks, images, known & real
     )
-    disagreeing = odd & ~(fits_turned & turned[images])
+    corners = np.zeros(len(boxes), np.bool_)
+    corners[rows] = iou(np.asarray(annotations.boxes_xywh)[rows], masks[rows]) >= AGREEMENT
+    disagreeing = odd & ~corners & ~(fits_turned & turned[images])
 
     return MaskFacts(
         empty=empty & real & ~turned[images],
         disagreeing=disagreeing & ~empty & ~turned[images],
+        corners=corners & ~turned[images],
         duplicate=_duplicates(annotations, images) & real,
         beyond=real & ((boxes[:, :2] < -SLACK).any(axis=1) | (boxes[:, 2:] > limits[:, 2:] + SLACK).any(axis=1)),
         turned=turned,

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tailseg.data.annotations.image_files import files_below
-from tailseg.data.annotations.streaming import read_lists
-from tailseg.data.importers.coco_content import CocoContent
+from tailseg.data.annotations.image_files import walk
+from tailseg.data.images import IMAGE_SUFFIXES
+from tailseg.data.importers.coco_content import SHOWN, CocoContent
+from tailseg.data.importers.coco_files import coco_files, root_of
 from tailseg.data.importers.foreign import Source
-from tailseg.data.importers.layouts import split_of, words_of
+from tailseg.data.importers.layouts import split_of
 from tailseg.data.importers.writer import Part, Row
 from tailseg.errors import UserError
 
-MOST_FILES = 50  # JSON files of a folder that are looked into, the largest
-_OTHER = {"caption", "captions", "keypoint", "keypoints", "panoptic", "stuff"}  # COCO's files for other tasks
 
-
-def read_coco(source: Path, *, crowds_are_objects: bool = False) -> Source:
+def read_coco(
+    source: Path, *, crowds_are_objects: bool = False, progress: Callable[[int], None] = lambda done: None
+) -> Source:
     """A folder of COCO files and images in any of the usual layouts, or one file.
 
     Which file holds which split is told by words in its name or folder (`layouts.split_of`); a single file is one set.
@@ -27,15 +28,26 @@ def read_coco(source: Path, *, crowds_are_objects: bool = False) -> Source:
     Args:
         source: the folder or file.
         crowds_are_objects: take ``iscrowd`` as 0 throughout.
+        progress: called with the number of images looked at.
 
     Raises:
         UserError: nothing fits, or a file has errors that cannot be repaired.
     """
-    files, notes = coco_files(source)
+    files = coco_files(source)
     root = source if source.is_dir() else root_of(source)
-    contents = {split: CocoContent(path, split, root, crowds_are_objects) for split, path in files.items()}
+    alone = len(files.by_split) == 1
+    contents = {
+        split: CocoContent(path, split, root, alone=alone, crowds_are_objects=crowds_are_objects)
+        for split, path in files.by_split.items()
+    }
+    notes = files.notes
+    if "val" in contents and not contents["val"].images:
+        notes.append(f"{contents.pop('val').path.name} lists no images: left out")
     categories, numbers, more = _categories(contents)
-    parts = {split: content.part(numbers[split]) for split, content in contents.items()}
+    parts, done = {}, 0
+    for split, content in contents.items():
+        parts[split] = content.part(numbers[split], lambda count, done=done: progress(done + count))  # type: ignore[misc]
+        done += len(content.images)
     used = {row["category_id"] for part in parts.values() for row in part.annotations}
     parents = _roots_only(categories, used)
     if parents:
@@ -46,82 +58,8 @@ def read_coco(source: Path, *, crowds_are_objects: bool = False) -> Source:
         _separate(parts)
     several = len(contents) > 1
     odd = [note for c in contents.values() for note in c.all_notes(f" in {c.path.name}" if several else "")]
-    return Source(categories, parts, [*notes, *more, *odd])
-
-
-def coco_files(source: Path) -> tuple[dict[str, Path], list[str]]:
-    """The annotation file of each split, and notes on those that are left out.
-
-    Raises:
-        UserError: there is none, or several that could be meant.
-    """
-    if source.is_file():
-        return {"train": source}, []
-    found = [path for path in json_files(source) if is_coco(path)]
-    if not found:
-        raise UserError(f"{source}: there is no COCO annotation file (.json) in it; check the folder, or name the file")
-    usual = [path for path in found if not _OTHER & set(words_of(path.name))] or found
-    if len(usual) == 1:
-        return {"train": usual[0]}, _left_out(source, found, usual)
-    by_split: dict[str | None, list[Path]] = {}
-    for path in usual:
-        by_split.setdefault(_split_of_file(path, source), []).append(path)
-    if "train" not in by_split and "val" in by_split and len(by_split.get(None, ())) == 1:
-        by_split["train"] = by_split.pop(None)  # CVAT calls the subset that nobody named `default`
-    for split in ("train", "val"):
-        if len(by_split.get(split, ())) > 1:
-            names = " and ".join(str(path.relative_to(source)) for path in by_split[split][:2])
-            raise UserError(f"{source}: {names} both look like the {split} split; give one file instead of the folder")
-    if "train" not in by_split:
-        names = ", ".join(str(path.relative_to(source)) for path in usual[:4])
-        raise UserError(f"{source}: none of {names} has 'train' in its name; give the file instead of the folder")
-    files: dict[str, Path] = {split: by_split[split][0] for split in ("train", "val") if split in by_split}
-    return files, _left_out(source, found, list(files.values()))
-
-
-def as_downloaded(source: Path) -> tuple[Path, Path, Path] | None:
-    """Training file, validation file and image folder of COCO or LVIS as one downloads them; None for anything else.
-
-    They need no import: the images lie in `train2017` and `val2017` of one folder, where our own reader finds them.
-    """
-    folders = [folder for folder in (source, source / "images") if (folder / "train2017").is_dir()]
-    if not folders:
-        return None
-    files, _ = coco_files(source)
-    return (files["train"], files["val"], folders[0]) if "val" in files else None
-
-
-def is_coco(path: Path) -> bool:
-    """Return whether a JSON file has a list of images or annotations at its top; it is read up to there."""
-    try:
-        for key, _, rows in read_lists(path, ("images", "annotations", "shapes", "items")):
-            return key in ("images", "annotations") and isinstance(rows, list)
-    except UserError:
-        return False
-    return False
-
-
-def json_files(source: Path) -> list[Path]:
-    """The JSON files in a folder, in order; of many the largest."""
-    paths = sorted(files_below(source, (".json",)), key=lambda path: -path.stat().st_size)[:MOST_FILES]
-    return sorted(paths)
-
-
-def _split_of_file(path: Path, source: Path) -> str | None:
-    """The split that a file's name tells, or the nearest folder that tells one."""
-    names = [path.stem, *reversed(path.relative_to(source).parent.parts)]
-    return next((split for split in map(split_of, names) if split), None)
-
-
-def _left_out(source: Path, found: Sequence[Path], used: Sequence[Path]) -> list[str]:
-    others = [str(path.relative_to(source)) for path in found if path not in used]
-    return [f"other annotation files, left out: {', '.join(others)}"] if others else []
-
-
-def root_of(path: Path) -> Path:
-    """The folder below which the images of a single file are searched for: its own, or that around `annotations`."""
-    folder = path.parent
-    return folder.parent if folder.name.lower() in ("annotations", "labels") else folder
+    unlisted = _unlisted(source, [path for c in contents.values() for path in c.files]) if source.is_dir() else []
+    return Source(categories, parts, [*notes, *more, *odd, *unlisted])
 
 
 def _categories(contents: Mapping[str, CocoContent]) -> tuple[list[Row], dict[str, dict[Any, int]], list[str]]:
@@ -137,7 +75,7 @@ def _categories(contents: Mapping[str, CocoContent]) -> tuple[list[Row], dict[st
     by_name: dict[str, set[Any]] = {}
     for _, row in rows:
         by_name.setdefault(row["name"], set()).add(row["id"])
-    unique = all(len({row["name"] for row in c.categories}) == len(c.categories) for c in contents.values())
+    unique = all(content.names_are_unique for content in contents.values())
     if unique and any(len(ids) > 1 for ids in by_name.values()):
         agree = False
     plain = all(type(row["id"]) is int and -(2**63) <= row["id"] < 2**63 for _, row in rows)
@@ -162,6 +100,16 @@ def _categories(contents: Mapping[str, CocoContent]) -> tuple[list[Row], dict[st
                 f"{contents[split].path.name} lists {size} of {len(categories)} categories: it gets all of them"
             )
     return categories, numbers, notes
+
+
+def _unlisted(source: Path, listed: Sequence[Path]) -> list[str]:
+    """A note on image files that are not ``listed``, if there are any; those of a test split are expected."""
+    known = set(map(os.path.realpath, listed))
+    files = [Path(entry.path) for entry in walk(source) if entry.name.lower().endswith(IMAGE_SUFFIXES)]
+    files = [path for path in files if "test" not in map(split_of, path.relative_to(source).parts[:-1])]
+    found = [str(path.relative_to(source)) for path in sorted(files) if os.path.realpath(path) not in known]
+    places = ", ".join([*found[:SHOWN], *(["..."] if len(found) > SHOWN else [])])
+    return [f"{len(found):,} images that these annotations do not list: left out ({places})"] if found else []
 
 
 def _roots_only(categories: Sequence[Row], used: set[int]) -> list[Row]:

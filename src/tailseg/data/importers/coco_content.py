@@ -2,121 +2,168 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from hotcoco import mask as rle
 
-from tailseg.data.annotations.image_files import candidate_names
 from tailseg.data.annotations.masks import run_lengths
-from tailseg.data.annotations.oddities import ODD_KINDS, Tally
-from tailseg.data.annotations.repair import plain_annotation, whole
-from tailseg.data.annotations.segmentations import MAX_SIDE, sound_segmentation
-from tailseg.data.importers.foreign import DECIMALS, image_size, read_object, rectangle
-from tailseg.data.importers.layouts import ImageFinder
+from tailseg.data.annotations.oddities import CROWDS_FIX, ODD_KINDS, Tally
+from tailseg.data.annotations.packed import open_unpacked
+from tailseg.data.annotations.parsing import read_tables, told_apart
+from tailseg.data.annotations.repair import meant, plain_annotation
+from tailseg.data.annotations.segmentations import sound_segmentation
+from tailseg.data.importers.coco_images import MEANINGS as OF_IMAGES
+from tailseg.data.importers.coco_images import usable_images
+from tailseg.data.importers.foreign import DECIMALS, id_of, rectangle
 from tailseg.data.importers.writer import Part, Row, new_names
 from tailseg.errors import UserError
+from tailseg.wording import short
 
 SHOWN = 3  # places of each kind of odd thing
+MANY = 0.1  # share of crowds from which on a note says what they may be
 _MEANINGS = {
-    "missing_image": "images whose file is not there: left out with their annotations",
-    "its_image_missing": "annotations of images whose file is not there: left out",
-    "size_read": "images without a sound height and width: taken from the file",
+    **OF_IMAGES,
+    "its_image": "annotations of images that are left out: left out too",
+    "no_category": "annotations of a category that the file does not list: left out",
+    "empty": "images without objects: kept, as images that show none of the classes",
+    "ignored": 'objects with "ignore": not trained on; found or not, they do not count',
 }
 
 
 class CocoContent:
     """One annotation file, its rows repaired as far as that goes."""
 
-    def __init__(self, path: Path, split: str, root: Path, crowds_are_objects: bool) -> None:
-        self.path, self.split, self.root, self.crowds_are_objects = path, split, root, crowds_are_objects
+    def __init__(self, path: Path, split: str, root: Path, *, alone: bool, crowds_are_objects: bool) -> None:
+        """Read a file.
+
+        Args:
+            path: the file.
+            split: "train" or "val".
+            root: folder below which its images are searched for.
+            alone: there is no file of another split.
+            crowds_are_objects: take ``iscrowd`` as 0 throughout.
+        """
+        self.path, self.split, self.root = path, split, root
+        self.alone, self.crowds_are_objects = alone, crowds_are_objects
+        self.files: list[Path] = []  # of its images, known with its part
         self.met = Tally()
         self.notes: list[str] = []
-        data = read_object(path)
-        self.images = self._rows(data, "images")
-        self.annotations = self._rows(data, "annotations", needed=False)
-        self.categories = self._rows(data, "categories")
-        self._require_names()
+        lists = self._lists()
+        self.images, self.annotations = lists["image"], lists["annotation"]
+        self.categories = self._named(lists["category"])
+        self.names_are_unique = "same_name" not in self.met.counts
 
-    def _rows(self, data: Mapping[str, Any], key: str, *, needed: bool = True) -> list[Row]:
-        rows = data.get(key, None if needed else [])
-        if not isinstance(rows, list) or (needed and not rows):
-            raise UserError(f"{self.path}: {key!r} must be a list of at least one object; check the file")
-        wrong = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
-        if wrong is not None:
-            raise UserError(f"{self.path}: {key}[{wrong}] is no object; remove it")
-        return rows
+    def _lists(self) -> dict[str, list[Row]]:
+        """The file's rows by kind."""
+        lists: dict[str, list[Row]] = {"image": [], "annotation": [], "category": []}
+        for table in read_tables(self.path):
+            lists[table.kind] += table.objects(self.met).rows
+        if not lists["category"] or (not lists["image"] and self.split == "train"):
+            missing = "images" if lists["category"] else "categories"
+            raise UserError(f"{self.path}: the list of {missing} is empty; fill it, or remove the file")
+        if any(type(row.get("id")) is float and abs(row["id"]) >= 2**63 for row in lists["image"]):
+            with open_unpacked(self.path) as file:  # the fast reader makes floats of these, many of which are the same
+                content = json.loads(file.read().decode("utf-8-sig"))
+            lists |= {"image": content["images"], "annotation": content.get("annotations", [])}
+        return lists
 
-    def part(self, numbers: Mapping[Any, int]) -> Part:
-        """The split as LVIS rows; ``numbers`` are the new ids of the file's categories."""
-        kept = self._located_images()
-        ids = _new_ids([row.get("id") for row, _ in kept], f"{self.path}: image")
-        places: dict[Any, Row] = {}
-        part = Part()
-        names = new_names([path for _, path in kept], self.root)
-        for (row, path), number, name in zip(kept, ids, names, strict=True):
-            height, width = self._size(row, path)
-            lists = {
-                key: [numbers[i] for i in row[key] if is_id(i) and i in numbers]
-                for key in ("neg_category_ids", "not_exhaustive_category_ids")
-                if isinstance(row.get(key), list)
-            }
-            new = {**row, **lists, "id": number, "file_name": name, "height": height, "width": width}
-            part.images.append(new)
-            part.files.append(path)
-            places[row.get("id")] = new
-        self._add_annotations(part, places, numbers)
+    def _named(self, rows: Sequence[Row]) -> list[Row]:
+        """The categories, each once, with a name of its own."""
+        named: dict[Any, Row] = {}
+        for number, row in enumerate(rows, 1):
+            key, name = id_of(row.get("id")), row.get("name")
+            name = str(name) if type(name) in (int, float) else name
+            if key is None or not isinstance(name, str) or not name:
+                raise UserError(f"{self.path}: category number {number} of the list has no id or no name; give it both")
+            if key in named and named[key]["name"] != name:
+                raise UserError(f"{self.path}: category {short(key)}: this id occurs more than once; give each its own")
+            if key in named:
+                self.met.add("category_again", [f"category {key!r}: {name!r}"])
+            named.setdefault(key, {**row, "id": key, "name": name})
+        names = told_apart(list(named), [row["name"] for row in named.values()], self.met)
+        return [{**row, "name": name} for row, name in zip(named.values(), names, strict=True)]
+
+    def part(self, numbers: Mapping[Any, int], progress: Callable[[int], None] = lambda done: None) -> Part:
+        """The split as LVIS rows.
+
+        Args:
+            numbers: the new ids of the file's categories.
+            progress: called with the number of images looked at.
+
+        Raises:
+            UserError: most images cannot be used; or there are annotations but none can.
+        """
+        usable, self.files = usable_images(
+            self.images, self.path, self.root, self.split, self.met, progress, self._are_exchanged, alone=self.alone
+        )
+        names = new_names([image.path for image in usable], self.root)
+        part, entries, at = Part(), dict[Any, Row](), dict[Path, Row]()
+        for image, name in zip(usable, names, strict=True):
+            key, file = id_of(image.row["id"]), image.path.resolve()
+            if file in at:  # listed more than once, which must not put it into two splits
+                self.met.add("image_again", [name])
+            else:
+                height, width = image.image_hw
+                new = {"id": key, "file_name": name, "height": height, "width": width}
+                at[file] = image.row | self._lists_of_categories(image.row, numbers) | new
+                part.images.append(at[file])
+                part.files.append(image.path)
+            if entries.setdefault(key, at[file]) is not at[file]:
+                raise UserError(f"{self.path}: image {short(key)}: this id is that of two files; give each its own")
+        if not all(type(row["id"]) is int and -(2**63) <= row["id"] < 2**63 for row in part.images):
+            for number, row in enumerate(part.images, 1):
+                row["id"] = number
+        self._add_annotations(part, entries, numbers)
+        self._count(part)
         return part
 
-    def _located_images(self) -> list[tuple[Row, Path]]:
-        """The images whose file is there, each once."""
-        candidates = [
-            candidate_names(_text(row.get("file_name")) or _text(row.get("path")), _text(row.get("coco_url")))
-            for row in self.images
-        ]
-        paths = ImageFinder(self.root).locate(candidates, self.path.parent, self.split)
-        missing = [i for i, path in enumerate(paths) if path is None]
-        if len(missing) > len(paths) / 2:
-            shown = candidates[missing[0]][0] if candidates[missing[0]] else "without a name"
-            count = f"{len(missing)} of its {len(paths)} images are not in {self.root}"
-            raise UserError(f"{self.path}: {count}, the first of them {shown}; put the images there")
-        for i in missing:
-            name = candidates[i][0] if candidates[i] else f"image {self.images[i].get('id')!r}"
-            self.met.add("missing_image", [name])
-        seen: set[tuple[Any, Path]] = set()
-        kept = []
-        for row, path in zip(self.images, paths, strict=True):
-            if path is not None and (_hashable(row.get("id")), path) not in seen:
-                seen.add((_hashable(row.get("id")), path))
-                kept.append((row, path))
-        return kept
+    def _are_exchanged(self, images: Mapping[Any, tuple[int, int]]) -> bool:
+        """Return whether all objects fit into images of these (height, width), and some not into the turned ones."""
+        fits_turned = True
+        for row in self.annotations:
+            image_hw = images.get(id_of(row.get("image_id")))
+            if image_hw is None:
+                continue
+            extent = _extent(row)
+            if extent is None:
+                continue
+            height, width = extent
+            if height > image_hw[0] + 1 or width > image_hw[1] + 1:
+                return False
+            fits_turned &= height <= image_hw[1] + 1 and width <= image_hw[0] + 1
+        return not fits_turned
 
-    def _size(self, row: Row, path: Path) -> tuple[int, int]:
-        height, width = whole(row.get("height")), whole(row.get("width"))
-        if height is not None and width is not None and 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
-            return height, width
-        self.met.add("size_read", [f"image {row.get('id')!r}"])
-        return image_size(path, f"{self.path}: image {row.get('id')!r}")
+    def _lists_of_categories(self, row: Row, numbers: Mapping[Any, int]) -> Row:
+        """LVIS's lists of an image, of the new ids."""
+        lists: Row = {}
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            if isinstance(row.get(key), list):
+                lists[key] = [numbers[id_of(value)] for value in row[key] if id_of(value) in numbers]
+                if len(lists[key]) < len(row[key]):
+                    self.met.add("id_list", [f"image {row['id']!r}: {key}"])
+        return lists
 
     def _add_annotations(self, part: Part, images: Mapping[Any, Row], numbers: Mapping[Any, int]) -> None:
         """The annotations that are whole, or can be made so."""
-        boxes_only = not any(row.get("segmentation") for row in self.annotations)
-        listed = {_hashable(row.get("id")) for row in self.images}
+        boxes_only = not any(map(_has_mask, self.annotations))
+        listed = {id_of(row.get("id")) for row in self.images} - {None}
         rectangles = 0
         for number, row in enumerate(self.annotations):
-            own = row.get("id")
-            place = f"annotation {own!r}" if is_id(own) else f"annotation number {number + 1} of the list"
-            image = images.get(row.get("image_id")) if is_id(row.get("image_id")) else None
-            if image is None:
-                known = _hashable(row.get("image_id")) in listed
-                self.met.add("its_image_missing" if known else "no_image", [place])
+            own, key, category = (id_of(row.get(name)) for name in ("id", "image_id", "category_id"))
+            place = f"annotation number {number + 1} of the list" if own is None else f"annotation {short(own)}"
+            if key not in images:
+                self.met.add("its_image" if key in listed else "no_image", [place])
                 continue
-            category = row.get("category_id")
-            if not is_id(category) or category not in numbers:
-                problem = f"{place}: there is no category with the category_id {category!r}"
-                raise UserError(f"{self.path}: {problem}; add it or remove this annotation")
+            if category not in numbers:
+                found = short(row["category_id"]) if "category_id" in row else "missing"
+                self.met.add("no_category", [f"{place}: its category_id is {found}"])
+                continue
+            image = images[key]
             plain = plain_annotation(
                 row | {"image_id": image["id"], "category_id": numbers[category]}, place, number, self.met
             )
@@ -129,8 +176,10 @@ class CocoContent:
                 rectangles += 1
             if self._make_whole(plain, place, (image["height"], image["width"])):
                 part.annotations.append(plain)
-        ids = [row["id"] for row in part.annotations]
-        if len(set(ids)) < len(ids):
+        ids = Counter(row["id"] for row in part.annotations)
+        again = [f"annotation {number}" for number, count in ids.items() if count > 1]
+        if again:
+            self.met.add("annotation_id", again, len(part.annotations) - len(ids))
             part.annotations = [{**row, "id": i} for i, row in enumerate(part.annotations, 1)]
         if rectangles:
             self.notes.append(f"{rectangles:,} objects have a box only: their masks are rectangles")
@@ -148,7 +197,8 @@ class CocoContent:
             self.met.add(fault_kind, [f"{place}: {problem}"])
             return False
         row["segmentation"] = segmentation
-        no_box, no_area = row["bbox"][0] != row["bbox"][0], row["area"] is None
+        no_box = row["bbox"][0] != row["bbox"][0] or min(row["bbox"][2:]) < 0
+        no_area = row["area"] is None or row["area"] < 0
         if no_box or no_area:
             code = {"size": list(image_hw), "counts": _counts(segmentation, image_hw)}
             if no_box:
@@ -166,55 +216,55 @@ class CocoContent:
             return False
         return True
 
-    def _require_names(self) -> None:
-        """Names of categories are texts, ids whole numbers or texts, each once."""
-        for number, row in enumerate(self.categories, 1):
-            name = row.get("name")
-            if type(name) in (int, float):
-                row["name"] = name = str(name)
-            if not is_id(row.get("id")) or not isinstance(name, str) or not name:
-                raise UserError(f"{self.path}: category number {number} of the list has no id or no name; give it both")
-            if type(row["id"]) is float:
-                row["id"] = int(row["id"])
-        ids = [row["id"] for row in self.categories]
-        if len(set(ids)) < len(ids):
-            again = next(number for number in ids if ids.count(number) > 1)
-            raise UserError(f"{self.path}: category {again!r}: this id occurs more than once; give each its own")
+    def _count(self, part: Part) -> None:
+        """Say what of the rows does not serve training."""
+        if self.split == "train" and self.annotations and not part.annotations:
+            raise UserError(
+                f"{self.path}: none of its {len(self.annotations):,} annotations can be used ({self._first()})"
+            )
+        crowds = sum(row.get("iscrowd", 0) for row in part.annotations)
+        if crowds:
+            likely = f": {CROWDS_FIX}" if crowds >= MANY * len(part.annotations) else ""
+            self.notes.append(f"{crowds:,} of {len(part.annotations):,} objects are crowds: not trained on{likely}")
+        ignored = [f"annotation {row['id']}" for row in part.annotations if row.get("ignore")]
+        self.met.add("ignored", ignored)
+        used = {row["image_id"] for row in part.annotations}
+        self.met.add("empty", [row["file_name"] for row in part.images if row["id"] not in used])
+
+    def _first(self) -> str:
+        """The most frequent of what was left out, and its fix."""
+        return max(self._told(), key=lambda told: told[0])[1]
 
     def all_notes(self, where: str) -> list[str]:
         """Sentences on everything odd; ``where`` ends them, to name the file."""
-        notes = [note + where for note in self.notes]
+        return [note + where for note in (*self.notes, *(text for _, text in self._told()))]
+
+    def _told(self) -> list[tuple[int, str]]:
+        """What was met: how often, and as a sentence."""
+        told = []
         for kind, count in self.met.counts.items():
             meaning = _MEANINGS.get(kind) or ODD_KINDS[kind].meaning
-            places = self.met.places[kind][:SHOWN]
-            notes.append(f"{count:,} {meaning} ({', '.join(places)}{', ...' if count > len(places) else ''}){where}")
-        return notes
+            places = ", ".join([*self.met.places[kind][:SHOWN], *(["..."] if count > SHOWN else [])])
+            told.append((count, f"{count:,} {meaning}" + (f" ({places})" if places else "")))
+        return told
 
 
-def _new_ids(ids: Sequence[Any], where: str) -> list[int]:
-    """The ids themselves if all are whole numbers of at most 64 bits with sign, else 1, 2, ...
-
-    Raises:
-        UserError: an id stands for two images.
-    """
-    plain = [int(i) if type(i) is float and i.is_integer() else i for i in ids]
-    for i in plain:
-        if not is_id(i):
-            raise UserError(f"{where} has the id {i!r}; give each image an id, a number or a text")
-    if len(set(plain)) < len(plain):
-        again = next(i for i in plain if plain.count(i) > 1)
-        raise UserError(f"{where} {again!r}: this id is that of two files; give each its own")
-    fits = all(type(i) is int and -(2**63) <= i < 2**63 for i in plain)
-    return plain if fits else list(range(1, len(plain) + 1))
+def _has_mask(row: Row) -> bool:
+    value = row.get("segmentation")
+    return any(value) if isinstance(value, list) else bool(value)
 
 
-def is_id(value: object) -> bool:
-    """Ids are names: any number or text."""
-    return type(value) in (int, str) or (type(value) is float and value.is_integer())
-
-
-def _hashable(value: object) -> Any:
-    return value if is_id(value) else repr(value)
+def _extent(row: Row) -> tuple[float, float] | None:
+    """The height and width that an image needs at least for an object; None if that is not known."""
+    segmentation = row.get("segmentation")
+    if isinstance(segmentation, dict):
+        size = segmentation.get("size")
+        sides = [meant(side) for side in size] if isinstance(size, list) else []
+        return (sides[0] or 0, sides[1] or 0) if len(sides) == 2 else None
+    box = row.get("bbox")
+    if isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box):
+        return box[1] + box[3], box[0] + box[2]
+    return None
 
 
 def _counts(segmentation: Any, image_hw: tuple[int, int]) -> str:
@@ -231,7 +281,3 @@ def _box_of(segmentation: Any, code: Row) -> Any:
     points = np.concatenate([np.array(polygon, np.float64) for polygon in segmentation]).reshape(-1, 2)
     low, high = points.min(axis=0), points.max(axis=0)
     return np.array([*low, *(high - low)])
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None

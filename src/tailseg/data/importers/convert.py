@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tailseg.data.annotations.image_files import files_below
-from tailseg.data.importers.coco import is_coco, json_files, read_coco
+from tailseg.data.importers.coco import read_coco
+from tailseg.data.importers.coco_files import is_coco, json_files, unreadable
 from tailseg.data.importers.cvat import is_cvat, read_cvat
 from tailseg.data.importers.foreign import Source
 from tailseg.data.importers.labelme import is_labelme, read_labelme
@@ -33,7 +34,7 @@ READERS: dict[str, Callable[..., Source]] = {
 }
 NAMES = {"coco": "COCO", "yolo": "YOLO", "labelme": "labelme", "voc": "Pascal VOC", "cvat": "CVAT for images"}
 SHARE = 0.2  # of a source without validation split that is set aside for it
-ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 LOOKED_AT = 20  # XML and JSON files of a folder, to tell its format
 
 
@@ -65,6 +66,8 @@ def unrecognised(source: Path) -> UserError:
         archive = next((path for path in entries_of(source)[1] if path.name.lower().endswith(ARCHIVES)), None)
         if archive is not None:
             return UserError(f"{source}: there is no data set in it, but {archive.name} may hold one; extract that")
+        for error in unreadable(source):
+            return error
     return UserError(
         f"{source}: there is no data set in it; give a folder with train.json, val.json and images/, a YAML file with "
         f"the entries train, val and images, or a set of {', '.join(NAMES.values())}"
@@ -114,7 +117,7 @@ def read_source(
     options: dict[str, Any] = {}
     if kind == "coco":
         options["crowds_are_objects"] = crowds_are_objects
-    if kind == "yolo":
+    if kind in ("coco", "yolo"):
         options["progress"] = progress
     try:
         found = READERS[kind](source, **options)
@@ -145,7 +148,8 @@ def convert(
 ) -> tuple[dict[str, Part], list[str]]:
     """Write ``source`` as a data folder; returns its parts and notes for the user.
 
-    Arguments and errors are those of `read_source`; ``progress`` is called with the number of images written.
+    Arguments and errors are those of `read_source`; ``progress`` is called with the number of images read,
+    then written.
     """
     found = read_source(kind, source, crowds_are_objects=crowds_are_objects, progress=progress)
     linked = write_parts(out, found.categories, found.parts, progress)

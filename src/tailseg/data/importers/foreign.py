@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import math
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -13,6 +16,8 @@ import orjson
 from hotcoco import mask as rle
 from numpy.typing import NDArray
 
+from tailseg.data.annotations.packed import MARK, open_unpacked
+from tailseg.data.annotations.repair import meant
 from tailseg.data.images import read_header
 from tailseg.data.importers.writer import Part, Row, new_names
 from tailseg.errors import UserError
@@ -22,6 +27,15 @@ PLACES = 3  # of each kind of odd thing that a note names
 
 # An object: polygons, each (K, 2) x, y in pixels, which it is the union of; or a compressed RLE of the whole image.
 Shape = list[NDArray[np.float64]] | bytes
+
+
+def id_of(value: object) -> Any:
+    """An id as a key, in whatever form: 1, 1.0 and "1" are the same; any number or text may be one; else None."""
+    number = meant(value)
+    if number is not None:
+        return number
+    sound = type(value) in (int, str) or (type(value) is float and math.isfinite(value))
+    return value if sound else None
 
 
 class LeftOut:
@@ -201,9 +215,16 @@ def read_text(path: Path) -> str:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; UserError if there is none."""
+    """The object in a JSON file, which may be packed with gzip; UserError if there is none."""
+    content = read_bytes(path)
+    if content.startswith(MARK):
+        try:
+            with open_unpacked(path) as file:
+                content = file.read()
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UserError(f"{path}: not a whole gzip file ({error}); write or download it again") from None
     try:
-        data = orjson.loads(read_text(path))
+        data = orjson.loads(content.removeprefix(b"\xef\xbb\xbf"))
     except orjson.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{path}: not valid JSON: {error.msg} at {place}; write it again") from None

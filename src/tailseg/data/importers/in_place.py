@@ -1,7 +1,8 @@
 """Sets of other tools opened where they lie: their annotations go into the cache, their images stay.
 
 The cache is found by the source's content: the bytes of its annotation files, and names, sizes and times of its
-images. A changed source is imported again; an import unused for a month goes when another is written.
+images. A changed source is imported again, and so is one whose files in the cache have changed. An import unused for
+a month goes when another is written.
 """
 
 from __future__ import annotations
@@ -14,21 +15,33 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import orjson
 
 from tailseg.data.annotations.cache import KEPT_DAYS, cache_folder
 from tailseg.data.annotations.image_files import walk
 from tailseg.data.images import IMAGE_SUFFIXES
-from tailseg.data.importers.coco import root_of
+from tailseg.data.importers.coco_files import root_of
 from tailseg.data.importers.convert import read_source
 from tailseg.data.importers.foreign import LeftOut
 from tailseg.data.importers.writer import Part, new_folder, place_parts, write_annotations
 from tailseg.data.importers.yolo_layout import find_layout
 from tailseg.errors import UserError
 
-VERSION = 2  # raise it when an import writes anything else
-_ANNOTATIONS = (".json", ".txt", ".xml", ".yaml", ".yml", ".names", ".labels", ".data")  # suffixes of annotation files
+VERSION = 3  # raise it when an import writes anything else
+_FILES = ("train.json", "val.json")
+_ANNOTATIONS = (
+    ".json",
+    ".gz",
+    ".txt",
+    ".xml",
+    ".yaml",
+    ".yml",
+    ".names",
+    ".labels",
+    ".data",
+)  # suffixes of annotation files
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +68,9 @@ def import_in_place(kind: str, source: Path, *, progress: Callable[[int], None] 
     """
     imports = cache_folder() / "imports"
     folder = imports / _key(kind, source)
-    if not folder.is_dir():
+    about = _sound(folder)
+    if about is None:
+        shutil.rmtree(folder, ignore_errors=True)
         found = read_source(kind, source, progress=progress)
         files = [path for part in found.parts.values() for path in part.files]
         paths = [path.resolve() for path in files if isinstance(path, Path)]
@@ -77,14 +92,37 @@ def import_in_place(kind: str, source: Path, *, progress: Callable[[int], None] 
                 for part in found.parts.values() if stay else ():
                     _name_from(root, part)
                 write_annotations(content, found.categories, found.parts)
-                (content / "import.json").write_bytes(orjson.dumps(about))
-        except UserError:
-            if not folder.is_dir():  # else another process was faster
-                raise
-    about = orjson.loads((folder / "import.json").read_bytes())
+                about["sums"] = {name: _sum(content / name) for name in _FILES}
+                row = orjson.dumps(about)
+                (content / "import.json").write_bytes(_digest(row).encode() + row)
+        except UserError as error:
+            if _sound(folder) is None:  # else another process was faster
+                raise UserError(f"{error}; TAILSEG_CACHE names the cache, `tailseg data convert` needs none") from None
     with contextlib.suppress(OSError):
         os.utime(folder)  # it is in use
     return Imported(folder / "train.json", folder / "val.json", Path(about["images"]), about["line"], about["notes"])
+
+
+def _sound(folder: Path) -> dict[str, Any] | None:
+    """The record about an import, if it is there and its files are what was written."""
+    try:
+        content = (folder / "import.json").read_bytes()
+        length = len(_digest(b""))
+        if content[:length] != _digest(content[length:]).encode():
+            return None
+        about: dict[str, Any] = orjson.loads(content[length:])
+        return about if all(_sum(folder / name) == about["sums"][name] for name in _FILES) else None
+    except OSError:
+        return None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _name_from(root: Path, part: Part) -> None:

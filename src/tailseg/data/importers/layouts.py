@@ -16,15 +16,16 @@ T = TypeVar("T")
 Split = Literal["train", "val", "test"]
 _NAMES: dict[Split, frozenset[str]] = {
     "train": frozenset({"train", "training", "trainset"}),
-    "val": frozenset({"val", "vals", "valid", "validate", "validation", "valset", "minival", "eval", "evaluation"}),
+    "val": frozenset({"val", "vals", "valid", "validate", "validation", "valset", "eval", "evaluation"}),
     "test": frozenset({"test", "testing", "testset", "tests"}),
 }
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # digits, signs and a change from lower to upper case end a word
 
 
 def words_of(name: str) -> list[str]:
-    """The words of a name in lower case: ``instances_Val2017`` has instances and val."""
-    return [word.lower() for word in _WORD.findall(name)]
+    """The words of a name in lower case: ``instances_Val2017`` has instances and val, ``minival`` has mini and val."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    return [part for word in words for part in (("mini", "val") if word == "minival" else (word,))]
 
 
 def split_of(name: str) -> Split | None:
@@ -70,13 +71,17 @@ class ImageFinder:
         self.root = root
         self._tree = FileTree(root, also_inside=linked_folders(root))
 
-    def locate(self, names: Sequence[Sequence[str]], folder: Path, split: str) -> list[Path | None]:
+    def locate(
+        self, names: Sequence[Sequence[str]], folder: Path, split: str, *, alone: bool = False
+    ) -> list[Path | None]:
         """The file of each image, or None.
 
         Args:
             names: of each image, those it may have, in order of preference.
             folder: of the annotation file.
             split: "train" or "val"; where files of one name lie in several folders, those of the split come first.
+            alone: there is no annotation file of another split. Otherwise an image that is not in the split's folder,
+                where it has one, is not meant to be that of the same name in another split's.
 
         Raises:
             UserError: a file is a link that leads out of the root.
@@ -85,7 +90,7 @@ class ImageFinder:
             found = [self._first(candidates, base) for candidates in names]
             if all(found):
                 return found
-        return self._searched(names, folder, split)
+        return self._searched(names, folder, split, alone)
 
     def _usual(self, folder: Path, split: str) -> list[Path]:
         """Folders that tools put images in, those of the split first."""
@@ -102,16 +107,20 @@ class ImageFinder:
                 return path
         return None
 
-    def _searched(self, names: Sequence[Sequence[str]], folder: Path, split: str) -> list[Path | None]:
+    def _searched(self, names: Sequence[Sequence[str]], folder: Path, split: str, alone: bool) -> list[Path | None]:
         by_name: dict[str, list[Path]] = {}
         for path in files_below(self.root, IMAGE_SUFFIXES):
             by_name.setdefault(alike(path.name), []).append(path)
         matches = [[_matches(name, by_name, self.root) for name in candidates] for candidates in names]
+        if not alone and any(split in _told(base) for own in matches for found in own for _, base, _ in found):
+            matches = [
+                [[m for m in found if split in _told(m[1]) or not _told(m[1])] for found in own] for own in matches
+            ]
         votes = Counter(base for own in matches for found in own for length, base, _ in found if length)
 
         def rank(match: tuple[int, tuple[str, ...], Path]) -> tuple[int, int, int, int]:
             length, base, path = match
-            told = {split_of(part) for part in base} & {"train", "val", "test"}
+            told = _told(base)
             preference = (split in told) - bool(told - {split})
             return length, preference, votes[base], path.is_relative_to(folder)
 
@@ -122,11 +131,19 @@ class ImageFinder:
         return best
 
 
+def _told(folders: Iterable[str]) -> set[Split]:
+    """The splits that the names of folders tell."""
+    return set(filter(None, map(split_of, folders)))
+
+
 def _matches(name: str, by_name: dict[str, list[Path]], root: Path) -> list[tuple[int, tuple[str, ...], Path]]:
     """Files that agree with the end of a name: in how many parts, the folder that is left, and the file."""
-    wanted = [alike(part) for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    stated = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    wanted = list(map(alike, stated))
+    paths = by_name.get(wanted[-1], []) if wanted else []
+    in_folder = Counter(path.parent for path in paths)  # of several in one, only the very name is meant
     found = []
-    for path in by_name.get(wanted[-1], ()) if wanted else ():
+    for path in (path for path in paths if in_folder[path.parent] == 1 or path.name == stated[-1]):
         parts = path.relative_to(root).parts
         pairs = zip(reversed(wanted), map(alike, reversed(parts)), strict=False)
         length = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -12,6 +12,7 @@ from tailseg.data.annotations.image_files import is_hidden
 from tailseg.data.importers.foreign import read_object, read_text
 from tailseg.data.importers.layouts import Split, split_of, words_of
 from tailseg.errors import UserError
+from tailseg.wording import short
 from tailseg.yaml_files import read_yaml
 
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "notes.json")  # labelImg, darknet, Roboflow, Label Studio
@@ -54,7 +55,7 @@ class YoloConfig:
             for entry in value if isinstance(value, list) else [value]:
                 if not isinstance(entry, str):
                     raise UserError(
-                        f"{self.path}: {key} is {entry!r}; it must be a folder of images or a list of files"
+                        f"{self.path}: {key} is {short(entry)}; it must be a folder of images or a list of files"
                     )
                 if entry not in _ABSENT:
                     found.setdefault(split, []).append(entry)
@@ -65,7 +66,7 @@ class YoloConfig:
         names, count = self.content.get("names"), self.content.get("nc")
         if names is None and count is not None:
             if not isinstance(count, str) or not count.isdecimal() or not 0 < int(count[:9]) <= MOST_CLASSES:
-                raise UserError(f"{self.path}: nc is {count!r}; it must be the number of classes")
+                raise UserError(f"{self.path}: nc is {short(count)}; it must be the number of classes")
             return {number: f"class_{number}" for number in range(int(count))}
         if names is None:
             return None

@@ -1,0 +1,57 @@
+"""Words at the start of a run: its data, its model and its learning rate."""
+
+from __future__ import annotations
+
+import logging
+
+from tailseg.data.annotations.annotations import summary
+from tailseg.data.sampling import RepeatFactors, TrainSampler
+from tailseg.data.sources import DataSplits
+from tailseg.model.detector import Detector
+from tailseg.recipes.schema import Recipe
+from tailseg.training.schedule_checks import RunLength
+
+logger = logging.getLogger(__name__)
+
+
+def announce(
+    recipe: Recipe,
+    data: DataSplits,
+    detector: Detector,
+    sampler: TrainSampler,
+    length: RunLength,
+    step: int,
+    *,
+    weights_note: str,
+    norm_note: str,
+) -> None:
+    """Log all that of a run that goes on from ``step``.
+
+    The notes say where its weights come from and whose batch statistics are learnt; the latter may be empty.
+    """
+    assert data.train is not None
+    assert data.val is not None
+    for split in (data.train, data.val):
+        logger.info(summary(split))
+        if not len(split.labels):  # training data without any is refused before
+            logger.warning("%s: has no annotations, so the run is not evaluated: no best.safetensors.", split.path)
+    if data.groups:
+        logger.info(data.groups)
+    trainable = sum(p.numel() for p in detector.parameters() if p.requires_grad)
+    images = len(sampler.aspect_groups)
+    logger.info(
+        "%s: %d training images, %d classes, %.1f M trainable parameters, %s.",
+        recipe.name, images, len(data.train.categories), trainable / 1e6, weights_note,
+    )  # fmt: skip
+    if norm_note:
+        logger.info(norm_note)
+    draw = sampler.draw
+    if isinstance(draw, RepeatFactors):
+        logger.info(
+            "Repeat factors: %d images make %d an epoch, r up to %.2f.", images, draw.length, draw.factors.max()
+        )
+    logger.info(
+        "Learning rate %g = %g x %d / %d (images a step / the recipe's reference), %d steps from step %d on.",
+        length.base_rate, recipe.optimizer.lr, length.images_a_step, recipe.optimizer.reference_batch,
+        length.total_steps, step,
+    )  # fmt: skip
