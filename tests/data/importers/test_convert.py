@@ -112,8 +112,11 @@ def test_formats_are_recognised(tmp_path, files, given, kind):
 def test_sets_of_other_tools_and_things_that_are_not_there_cannot_be_split(tmp_path):
     write_files(tmp_path / "voc", {"a.xml": "<annotation/>"})
     (tmp_path / "empty").mkdir()
+    (tmp_path / "set.zip").touch()
     for name, sentence in (
-        ("voc", "there is no train.json in it; first run `tailseg data convert voc {path} OUT`"),
+        ("voc", "it is a set of Pascal VOC; first run `tailseg data convert voc {path} OUT`"),
+        ("voc/a.xml", "it is a set of Pascal VOC; first run `tailseg data convert voc {path} OUT`"),
+        ("set.zip", "it is an archive; extract it"),
         ("empty", "there is no data set in it; give a folder with"),
         ("gone", "no such folder or file; check the path"),
     ):

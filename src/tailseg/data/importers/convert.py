@@ -85,11 +85,11 @@ def read_set(source: Path) -> tuple[list[Row], Part, list[str]]:
     path = source / "train.json" if source.is_dir() else source
     if source.is_dir() and (source / "val.json").exists():
         raise UserError(f"{source}: it has a val.json already; name the file to divide, such as {path}")
-    if not path.exists():
+    if not (path.is_file() and path.name.lower().endswith((".json", ".json.gz"))):
         kind = recognise(source)
         if kind is None:
             raise unrecognised(source)
-        raise UserError(f"{source}: there is no train.json in it; first run `tailseg data convert {kind} {source} OUT`")
+        raise UserError(f"{source}: it is a set of {NAMES[kind]}; first run `tailseg data convert {kind} {source} OUT`")
     found = read_coco(path)
     return found.categories, found.parts["train"], found.notes
 
