@@ -35,6 +35,13 @@ def test_a_size_is_that_of_the_image_as_shown(tmp_path, orientation):
     assert image_size(path, "w", stored) == stored  # annotated without looking at the camera's orientation
 
 
+def test_an_image_that_is_cut_off_has_none(tmp_path):
+    path = picture(tmp_path / "a.png")
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match=rf"^w: {path}: the image is broken or cut off"):
+        image_size(path, "w")
+
+
 def test_a_size_that_is_neither_shown_nor_stored(tmp_path):
     path = picture(tmp_path / "a.jpg", (80, 40), 6)
     with pytest.raises(UserError) as caught:

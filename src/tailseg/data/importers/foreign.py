@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tailseg.data.annotations.packed import MARK, open_unpacked
 from tailseg.data.annotations.repair import meant
-from tailseg.data.images import read_header
+from tailseg.data.images import read_header, require_whole
 from tailseg.data.importers.writer import Part, Row, new_names
 from tailseg.errors import UserError
 
@@ -184,6 +184,8 @@ def image_size(
         raise UserError(f"{where}: {path} does not exist; put the image there")
     try:
         header = read_header(path, None if content is None else BytesIO(content))
+        if content is None:
+            require_whole(path, header)
     except UserError as error:
         raise type(error)(f"{where}: {error}") from None
     shown, stored = header.shown_hw, header.stored_hw
