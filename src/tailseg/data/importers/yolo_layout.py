@@ -102,10 +102,10 @@ def _roots(config: YoloConfig, notes: list[str]) -> list[Path]:
         if os.path.isdir(root):
             return [folder] if _same(root, folder) else [root, folder]
     for end in _ends(text):
-        root = _existing(folder, end)
-        if root and root.is_dir():
-            notes.append(f"{config.path}: its path {config.base} is not here; {root} was taken")
-            return [root, folder]
+        found = _existing(folder, end)
+        if found and found.is_dir():
+            notes.append(f"{config.path}: its path {config.base} is not here; {found} was taken")
+            return [found, folder]
     notes.append(f"{config.path}: its path {config.base} is not here; the file's own folder was taken")
     return [folder]
 
