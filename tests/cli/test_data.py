@@ -301,4 +301,4 @@ def test_a_name_of_any_length_is_cut_in_the_sentence(tmp_path):
     assert refused.returncode == 1
     assert "\x1b" not in refused.stderr
     assert len(refused.stderr) < 2000
-    assert "; both files need the same categories" in refused.stderr  # the advice behind the name stays
+    assert "; both files need the same categories: `tailseg data convert coco` matches them by name\n" in refused.stderr
