@@ -31,6 +31,7 @@ def test_values_that_cannot_be(text):
     ("text", "sentence"),
     [
         ("a:\n  [", "not valid YAML at line 2; fix the file"),
+        ('a: "D:\\data"', "not valid YAML at line 1; write slashes in place of backslashes"),
         ("a: b: c", "not valid YAML at line 1; fix the file"),
         ("a: !!python/object/apply:os.system [x]", "not valid YAML at line 1; fix the file"),
         (b"a: \xff", "not valid YAML; fix the file"),
@@ -41,7 +42,7 @@ def test_values_that_cannot_be(text):
         ("[" * 51 + "]" * 51, "more than 50 lists or mappings in each other at line 1; fix the file"),
         ("\n" + "{a: " * 100_000, "more than 50 lists or mappings in each other at line 2; fix the file"),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_texts_at_fault(text, sentence):
     for texts in (False, True):

@@ -95,7 +95,7 @@ def checksum(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
         digest.update(f"{key} {json.dumps(about[key])}\n".encode())
     for key in sorted(tensors):
         tensor = tensors[key]
-        content = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else 0
+        content = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data) if tensor.numel() else 0
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)} {content}\n".encode())
     return digest.hexdigest()
 

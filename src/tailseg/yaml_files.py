@@ -69,4 +69,6 @@ def load_yaml(content: str | bytes, where: str, *, fix: str = "fix the file", te
         mark = getattr(error, "problem_mark", None)
         lines = max(1, len(text.splitlines()))  # the end of a text has a mark beyond it
         place = f" at line {min(mark.line + 1, lines)}" if mark else ""
+        if "escape" in (getattr(error, "problem", None) or ""):  # a path of Windows in double quotes
+            fix = "write slashes in place of backslashes"
         raise UserError(f"{where}: not valid YAML{place}; {fix}") from None

@@ -1,4 +1,8 @@
 import json
+import multiprocessing
+import os
+import signal
+import time
 from dataclasses import fields
 from itertools import islice
 
@@ -6,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from tailseg.data.annotations.annotations import load_annotations
 from tailseg.data.dataset import DetectionDataset
-from tailseg.data.loading import collate, eval_loader, train_loader
+from tailseg.data.loading import LoaderKilledError, collate, eval_loader, plan_loader, train_loader
 from tailseg.data.sampling import ClassAware, RepeatFactors, TrainSampler
 from tailseg.data.transforms import Compose, HorizontalFlip, ResizeShortestEdge
 from tailseg.errors import UserError
@@ -158,3 +164,32 @@ def test_absent_classes_stay_with_their_images(dataset, workers):
         assert batch.absent.nonzero().tolist() == [[row, i + 1] for row, i in enumerate(batch.image_ids.tolist())]
         seen += batch.image_ids.tolist()
     assert set(seen) == set(range(11))
+
+
+class Slow(Dataset[Tensor]):
+    def __getitem__(self, pair: tuple[int, int]) -> Tensor:
+        time.sleep(0.002)
+        return torch.zeros(100)
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.05])
+@pytest.mark.parametrize("killed", [1, 2])
+def test_a_killed_worker_is_told_by_its_own_loader_alone(killed: int, pause: float) -> None:
+    """Never outside of waiting for a batch, and not by the next loader, though the error is still held."""
+    plan = [[(i, 0), (i, 1)] for i in range(100)]
+
+    def kill_some() -> None:
+        for number, _ in enumerate(plan_loader(Slow(), plan, torch.stack, workers=2)):
+            if number == 5:
+                for child in multiprocessing.active_children()[:killed]:
+                    os.kill(child.pid, signal.SIGKILL)  # type: ignore[arg-type]
+                time.sleep(pause)  # the signal comes here, or while the next batch is waited for
+                told.append("alive")
+
+    for _ in range(3):
+        told: list[str] = []
+        with pytest.raises(LoaderKilledError, match=r"^a loader process was killed, .* lower data\.workers") as held:
+            kill_some()
+        assert told == ["alive"]
+        assert sum(1 for _ in plan_loader(Slow(), plan[:4], torch.stack, workers=1)) == 4
+        assert held.value is not None

@@ -157,12 +157,12 @@ def test_missing_pieces_of_a_folder(tmp_path):
     make_splits(tmp_path)
     (tmp_path / "train.json").unlink()
     (tmp_path / "val.json").unlink()
-    with pytest.raises(UserError, match=r"neither train\.json nor annotations of COCO, YOLO, .* are in it"):
+    with pytest.raises(UserError, match=r": there is no data set in it; give a folder with train\.json"):
         open_data(tmp_path)
     with pytest.raises(UserError, match="no such folder or file"):
         open_data(tmp_path / "nowhere")
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match="expected a folder, an annotation file, or a YAML file"):
+    with pytest.raises(UserError, match=r"notes\.txt: there is no data set in it; give .*, a YAML file with"):
         open_data(tmp_path / "notes.txt")
 
 
@@ -177,7 +177,7 @@ def test_splits_need_the_same_categories(tmp_path):
 def test_the_splits_that_are_there(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     (folder / "images").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"data: it has neither a training nor a validation file"):
+    with pytest.raises(UserError, match=r"data: there is no data set in it"):
         splits_there(str(folder))
     for name, splits in (("val", ("val",)), ("train", ("train", "val"))):
         (folder / f"{name}.json").touch()
@@ -284,7 +284,7 @@ def test_sets_of_other_tools_open_directly(tmp_path, monkeypatch, caplog, tool):
 def test_a_folder_of_anything_else_is_answered_with_what_is_wanted(tmp_path):
     picture(tmp_path / "a.jpg")
     (tmp_path / "package.json").write_text("{}")
-    with pytest.raises(UserError, match=r"neither train\.json nor annotations of COCO, YOLO, .* are in it"):
+    with pytest.raises(UserError, match=r": there is no data set in it; give a folder with train\.json"):
         open_data(tmp_path)
 
 

@@ -210,8 +210,7 @@ def data_split(
     log(quiet)
     if not 0 < val < 1:
         raise typer.BadParameter(f"{val:g} is not between 0 and 1", param_hint="--val")
-    from tailseg.data.importers.coco import read_set
-    from tailseg.data.importers.convert import image_note, only_train_note
+    from tailseg.data.importers.convert import image_note, only_train_note, read_set
     from tailseg.data.importers.split import divide
     from tailseg.data.importers.writer import write_parts
 

@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
@@ -159,27 +158,27 @@ class _DeathNotice:
             self._raises(number, frame)
         self._put_off = self._put_off or not self._waiting
 
-    @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Raise what was put off, and meanwhile what comes, as a LoaderKilledError."""
-        self._waiting, killed = True, False
+    def heard(self, wait: Callable[[], T]) -> T:
+        """Wait for something, and raise what was put off, and what comes meanwhile, as a LoaderKilledError."""
+        self._waiting = True
         try:
             if self._put_off and self._raises is not None:
                 self._put_off = False
                 self._raises(signal.SIGCHLD, None)
-            yield
+            return wait()
         except (RuntimeError, ConnectionError, EOFError) as error:
             # A process that dies while it hands over a batch breaks the connection, which comes first.
-            killed = not isinstance(error, RuntimeError) or "DataLoader worker (pid" in str(error)
-            if not killed:
+            if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
                 raise
         finally:
             self._waiting = False
-        if killed:  # raised here, without the error above, whose frames would keep the loader and its processes
-            raise LoaderKilledError(
-                "a loader process was killed, most often since memory or shared memory (/dev/shm) ran out; lower "
-                "data.workers, and in Docker raise --shm-size, such as --shm-size=8g"
-            )
+        # Raised here and without ``wait``: the frames of the error above, and those of this one's traceback, would keep
+        # the loader alive, and PyTorch would count its dead processes as those of the next one.
+        del wait
+        raise LoaderKilledError(
+            "a loader process was killed, most often since memory or shared memory (/dev/shm) ran out; lower "
+            "data.workers, and in Docker raise --shm-size, such as --shm-size=8g"
+        )
 
 
 _notice = _DeathNotice()
@@ -193,18 +192,19 @@ class BatchLoader(Generic[B]):
 
     def __iter__(self) -> Generator[B, None, None]:
         """Start the plan from its first batch (LoaderKilledError if a worker is ended by the system)."""
-        with _notice.heard():
-            batches = iter(self._loader)
+        batches = _notice.heard(lambda: iter(self._loader))
         if threading.current_thread() is threading.main_thread():
             _notice.take_over()
-        while True:
-            with _notice.heard():
-                batch = next(batches, None)
-            if batch is None:  # a batch never is
-                return
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        try:
+            while True:
+                batch = _notice.heard(partial(next, batches, None))
+                if batch is None:  # a batch never is
+                    return
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        finally:
+            del batches  # which a traceback would keep
 
     def __len__(self) -> int:
         """The number of batches (TypeError where the plan has no end)."""

@@ -17,8 +17,8 @@ from tailseg.data.annotations.annotations import (
 )
 from tailseg.data.annotations.frequency import LVIS_LIMITS, GroupRule, with_groups
 from tailseg.data.annotations.parsing import read_tables
-from tailseg.data.importers.coco_files import as_downloaded, unreadable
-from tailseg.data.importers.convert import NAMES, recognise
+from tailseg.data.importers.coco_files import as_downloaded
+from tailseg.data.importers.convert import NAMES, recognise, unrecognised
 from tailseg.data.importers.in_place import import_in_place
 from tailseg.data.synthetic.generate import SyntheticSettings, default_synthetic_folder, open_synthetic
 from tailseg.errors import UserError
@@ -124,17 +124,13 @@ def _sources(data: Path, need: Sequence[str], show: bool) -> _Sources:
         return _Sources(*found)
     if kind is not None:
         return _imported(kind, data, show)
-    if data.is_dir():
-        if not (train.is_file() or val.is_file()):
-            raise _unknown(data)
+    if data.is_dir() and (train.is_file() or val.is_file()):
         return own
     if data.name.lower().endswith((".json", ".json.gz")):
         for _ in read_tables(data):  # which says what is wrong with it
             pass
-    if data.suffix.lower() not in (".yaml", ".yml"):
-        raise UserError(
-            f"{data}: expected a folder, an annotation file, or a YAML file with the entries train, val and images"
-        )
+    if data.suffix.lower() not in (".yaml", ".yml") or data.is_dir():
+        raise unrecognised(data)
     content = read_yaml(data, fix="write the entries train, val and images")
     known = [field.name for field in fields(_Sources)]
     if not isinstance(content, dict):
@@ -148,21 +144,13 @@ def _sources(data: Path, need: Sequence[str], show: bool) -> _Sources:
     return _Sources(**{key: data.parent / content[key] if key in content else None for key in known})
 
 
-def _unknown(data: Path) -> UserError:
-    """The error for a folder that is neither ours nor another tool's."""
-    formats = ", ".join(NAMES.values())
-    for error in unreadable(data):
-        return error
-    return UserError(f"{data}: neither train.json nor annotations of {formats} are in it; check the folder")
-
-
 def _imported(kind: str, data: Path, show: bool) -> _Sources:
     """A set of another tool, imported into the cache; what was recognised and left out is said."""
     with progress_bar(f"importing {NAMES[kind]}", None, show=show) as advance:
         found = import_in_place(kind, data, progress=advance)
     logger.info("%s: recognised as %s: %s.", data, NAMES[kind], found.line)
     for note in found.notes:
-        logger.warning("%s: %s", data, note)
+        logger.warning(note if note.startswith(str(data)) else f"{data}: {note}")
     return _Sources(found.train, found.val, found.images)
 
 
@@ -215,8 +203,10 @@ def splits_there(data: str) -> tuple[str, ...]:
         return ("train", "val")  # a set of another tool that has no validation is divided
     sources = _sources(path, (), show=False)
     there = tuple(split for split in ("train", "val") if (found := getattr(sources, split)) and found.exists())
+    if not there and path.is_dir():
+        raise unrecognised(path)
     if not there:
-        raise UserError(f"{data}: it has neither a training nor a validation file; give a folder with train.json")
+        raise UserError(f"{data}: neither its training nor its validation file exists; correct the paths")
     return there
 
 

@@ -38,8 +38,10 @@ _HASHES = {"SETITEM": 2, "SETITEMS": 2, "DICT": 2, "ADDITEMS": 1, "FROZENSET": 1
 _JOINS = frozenset(("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"))  # whose hash is that of all parts
 
 _Cell = list[int]  # of an object: its depth, and how many values have to be hashed for its own hash
-_SCALARS = (pickletools.pyint, pickletools.pyfloat, pickletools.pybool, pickletools.pynone)
-_SCALARS += (pickletools.pyinteger_or_bool, pickletools.pyunicode, pickletools.pybytes, pickletools.pybytes_or_str)
+_SCALARS = (
+    *(pickletools.pyint, pickletools.pyfloat, pickletools.pybool, pickletools.pynone),
+    *(pickletools.pyinteger_or_bool, pickletools.pyunicode, pickletools.pybytes, pickletools.pybytes_or_str),
+)
 
 
 def check_opcodes(file: BinaryIO, allowance: Allowance) -> None:

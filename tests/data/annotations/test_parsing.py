@@ -346,3 +346,17 @@ def test_an_image_too_large_to_be_read_is_refused_before_its_masks(tmp_path):
     content["images"][0] |= {"height": 2730, "width": 65535}  # fewer
     path.write_text(json.dumps(content | {"categories": [{"id": 1, "name": "cat"}]}))
     assert parse(path).columns["image_sizes"].tolist() == [[2730, 65535]]
+
+
+def test_thousands_of_categories_of_one_name_are_told_apart(tmp_path):
+    """In steps as many as there are categories: this hung."""
+    path = tmp_path / "a.json"
+    names = ["a", "a (3)"] + ["a"] * 20_000 + ["b", "a (2)", "b"]
+    categories = [{"id": i, "name": name} for i, name in enumerate(names)]
+    path.write_text(
+        json.dumps({"images": [{"id": 1, "height": 9, "width": 9}], "annotations": []} | {"categories": categories})
+    )
+    found = [category.name for category in parse(path).categories]
+    assert len(set(found)) == len(found)
+    assert found[:5] == ["a", "a (3)", "a (4)", "a (5)", "a (6)"]
+    assert found[-4:] == ["a (20003)", "b", "a (2)", "b (2)"]

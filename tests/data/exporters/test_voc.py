@@ -41,6 +41,8 @@ def test_the_files(tmp_path):
     assert (tmp_path / "out/ImageSets/Main/train.txt").read_text() == "sub_dir/a_b\nc\n"
     assert (tmp_path / "out/ImageSets/Main/val.txt").read_text() == "c-2\n"
     assert (tmp_path / "out/JPEGImages/sub_dir/a_b.png").is_file()
+    names = [line.removesuffix(":::") for line in (tmp_path / "out/labelmap.txt").read_text().splitlines()]
+    assert names == ["# label:color_rgb:parts:actions", "background", *(category.name for category in CATEGORIES)]
     root = ElementTree.parse(tmp_path / "out/Annotations/sub_dir/a_b.xml").getroot()
     assert root.findtext("filename") == "sub_dir/a_b.png"
     assert [root.findtext(f"size/{side}") for side in ("width", "height", "depth")] == ["20", "10", "3"]

@@ -2,9 +2,18 @@ import json
 import os
 
 import pytest
-from foreign_files import coco_set, converted
+from foreign_files import attempt, coco_set, converted, fault, write_files
 
-from tailseg.data.importers.convert import convert, image_note, only_train_note
+from tailseg.data.importers.convert import (
+    NAMES,
+    READERS,
+    convert,
+    image_note,
+    only_train_note,
+    read_set,
+    recognise,
+    unrecognised,
+)
 from tailseg.errors import UserError
 
 
@@ -46,7 +55,70 @@ def test_a_source_without_validation_says_what_could_not_be_divided(tmp_path):
     assert "1 classes could not reach validation: owl" in notes
 
 
+def test_a_source_too_small_to_be_divided_says_what_was_left_out(tmp_path):
+    shape = {"label": "cat", "points": [[1, 1], [20, 1], [9, 9]], "shape_type": "polygon"}
+    text = json.dumps({"version": "5.0.1", "shapes": [shape], "imagePath": "a.jpg"})
+    root = write_files(tmp_path / "src", {"a.jpg": None, "a.json": text, "b.json": text})
+    message = fault("labelme", root, tmp_path)
+    assert "none of its 1 images can be spared for validation" in message
+    assert message.endswith(f"(1 annotation files for an image that is used already: left out ({root}/b.json))")
+
+
 def test_every_image_is_reported(tmp_path):
     done = []
     convert("coco", coco_set(tmp_path / "src", "a.json", "images", range(5)), tmp_path / "out", progress=done.append)
     assert done == [1, 2, 3, 4, 5] * 2  # read, then written
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_archives_are_answered_with_extracting_them(tmp_path, kind):
+    """Most labelling tools hand out an archive; nothing in it is opened."""
+    folder = write_files(tmp_path / "src", {"task_1.ZIP": b"PK", "task_2.zip": b"PK", ".x.zip": b""})
+    assert fault(kind, folder, tmp_path) == (
+        f"{folder}: there is no data set in it, but task_1.ZIP may hold one; extract that"
+    )
+    file = folder / "task_1.ZIP"
+    assert fault(kind, file, tmp_path) == f"{file}: it is an archive; extract it and give the folder that it makes"
+
+
+def test_an_archive_beside_a_data_set_is_no_matter(tmp_path):
+    root = coco_set(tmp_path / "src", "train.json", "gone", range(1))
+    write_files(root, {"images.zip": b""})
+    (root / "gone/0.jpg").unlink()
+    assert "0.jpg" in fault("coco", root, tmp_path)  # the reader's own sentence
+
+
+def test_what_is_no_data_set_is_answered_with_what_is_one(tmp_path):
+    sentence = str(unrecognised(tmp_path))
+    assert sentence.startswith(f"{tmp_path}: there is no data set in it; give a folder with train.json, val.json and")
+    assert all(name in sentence for name in NAMES.values())
+
+
+@pytest.mark.parametrize(
+    ("files", "given", "kind"),
+    [
+        ({"a.json": '{"version": "5", "shapes": [], "imagePath": "a.jpg"}'}, "a.json", "labelme"),
+        ({"a.xml": "<annotation/>"}, "a.xml", "voc"),
+        ({"a.json": '{"images": []}'}, "a.json", "coco"),
+        ({"a.xml": "<annotations><version>1.1</version></annotations>"}, "a.xml", "cvat"),
+        ({"a.json": '{"images": 1}', "a.xml": "<a/>"}, "", None),
+        ({"a.json.gz": b"PK"}, "a.json.gz", None),
+    ],
+)
+def test_formats_are_recognised(tmp_path, files, given, kind):
+    assert recognise(write_files(tmp_path, files) / given) == kind
+
+
+def test_sets_of_other_tools_and_things_that_are_not_there_cannot_be_split(tmp_path):
+    write_files(tmp_path / "voc", {"a.xml": "<annotation/>"})
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "set.zip").touch()
+    for name, sentence in (
+        ("voc", "it is a set of Pascal VOC; first run `tailseg data convert voc {path} OUT`"),
+        ("voc/a.xml", "it is a set of Pascal VOC; first run `tailseg data convert voc {path} OUT`"),
+        ("set.zip", "it is an archive; extract it"),
+        ("empty", "there is no data set in it; give a folder with"),
+        ("gone", "no such folder or file; check the path"),
+    ):
+        path = tmp_path / name
+        assert attempt(read_set, path)[1].startswith(f"{path}: {sentence.format(path=path)}")

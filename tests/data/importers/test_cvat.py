@@ -337,9 +337,10 @@ def test_images_and_entries_without_each_other_are_counted(tmp_path):
     assert names_of(found) == {"train": ["a.jpg", "b.jpg"]}
     file = f"{root}/annotations.xml"
     assert found.notes == [
-        f"1 image entries without image: left out ({file}: image 'gone.jpg')",
+        f"1 image entries without image: left out ({file}: image 'gone.jpg' is not in {root})",
         f"1 image entries for an image that is used already: left out ({file}: image 'a.jpg')",
-        f"1 image entries that state another size than their image has: left out ({file}: image 'small.jpg')",
+        f"1 image entries that state another size than their image has: left out "
+        f"({file}: image 'small.jpg': it says 81 x 40 pixels but {root}/images/small.jpg has 80 x 40)",
         f"1 images without an object: kept, as images that show none of the classes ({root}/images/b.jpg)",
         f"1 images without annotation: left out ({root}/images/unlabelled.png)",
         "2 labels without an object: left out (owl, dog)",

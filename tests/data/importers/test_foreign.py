@@ -35,6 +35,13 @@ def test_a_size_is_that_of_the_image_as_shown(tmp_path, orientation):
     assert image_size(path, "w", stored) == stored  # annotated without looking at the camera's orientation
 
 
+def test_an_image_that_is_cut_off_has_none(tmp_path):
+    path = picture(tmp_path / "a.png")
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match=rf"^w: {path}: the image is broken or cut off"):
+        image_size(path, "w")
+
+
 def test_a_size_that_is_neither_shown_nor_stored(tmp_path):
     path = picture(tmp_path / "a.jpg", (80, 40), 6)
     with pytest.raises(UserError) as caught:
@@ -211,6 +218,21 @@ def test_columns_of_a_mask(x, y, box, area):
     assert np.array_equal(rle.decode(columns["segmentation"]), expected)
 
 
+@pytest.mark.parametrize(
+    ("shape", "area"),
+    [
+        ([rectangle(10, 10, 12, 13)], 6),
+        ([rectangle(10.1, 10.1, 10.3, 10.4)], 0.06),  # covers no pixel
+        ([rectangle(10.1, 10.1, 10.3, 10.4), rectangle(1.1, 1.1, 1.2, 1.2)], 0.07),
+        ([rectangle(79.9, 10.1, 90, 10.4)], 0.03),  # of which a tenth of a pixel is in the image
+        ([np.array([[10, 10], [20, 20], [30, 30]])], None),  # a line
+    ],
+)
+def test_the_area_of_objects_smaller_than_a_pixel(shape, area):
+    columns = mask_columns(shape, (40, 80))
+    assert columns is None if area is None else columns["area"] == pytest.approx(area)
+
+
 def test_an_image_without_file_is_its_reader(tmp_path):
     image = AnnotatedImage(tmp_path / "a.png", (9, 9), ["cat"], [[rectangle(1, 1, 5, 5)]], lambda: b"pixels")
     part = source_of({"train": [image]}, tmp_path, ["cat"], LeftOut()).parts["train"]
@@ -221,6 +243,7 @@ def test_an_image_without_file_is_its_reader(tmp_path):
 def test_a_set_without_objects_says_what_was_left_out(tmp_path):
     left_out = LeftOut()
     left_out.add("lines: left out", *[])
+    left_out.add("images without an object: kept", "a.jpg")
     left_out.add("points: left out", "a.json: shape 1")
     with pytest.raises(UserError) as caught:
         source_by_names({"train": [objects_of(tmp_path / "a.jpg")]}, tmp_path, left_out)

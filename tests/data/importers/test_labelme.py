@@ -401,9 +401,11 @@ def test_an_image_inside_of_a_file_is_measured(tmp_path):
         write(tmp_path / f"{name}.json", [shape()], **changes)
     found = read_labelme(tmp_path)
     assert [row["file_name"] for row in found.parts["train"].images] == ["a.jpg", "b.png"]
-    path = tmp_path / "c.json"
-    assert f"1 annotation files that state another size than their image has: left out ({path})" in found.notes
-    assert f"1 annotation files without image: left out ({tmp_path / 'd.json'})" in found.notes
+    assert [note for note in found.notes if note.startswith("1 annotation")] == [
+        "1 annotation files that state another size than their image has: left out "
+        f"({tmp_path}/c.json: it says 80 x 40 pixels but {tmp_path}/c.png has 41 x 80)",
+        f"1 annotation files without image: left out ({tmp_path}/d.json: its image 'd.jpg' is not in {tmp_path})",
+    ]
 
 
 def test_photographs_that_are_gone_when_they_are_written(tmp_path):
@@ -429,11 +431,14 @@ def test_images_and_files_without_each_other_are_counted(tmp_path):
     assert [path.name for path in found.parts["train"].files] == ["a.jpg", "b.jpg", "c.jpg", "empty.jpg"]
     assert found.notes == [
         f"1 JSON files that are not labelme's: left out ({tmp_path}/coco.json)",
+        "1 annotation files whose image cannot be read: left out "
+        f"({tmp_path}/broken.json: {tmp_path}/broken.jpg: not an image that can be read)",
+        "1 annotation files that state another size than their image has: left out "
+        f"({tmp_path}/other.json: it says 81 x 40 pixels but {tmp_path}/other.jpg has 80 x 40)",
         f"1 annotation files for an image that is used already: left out ({tmp_path}/again.json)",
-        f"1 annotation files whose image cannot be read: left out ({tmp_path}/broken.json)",
-        f"1 JSON files that cannot be read: left out ({tmp_path}/cut.json)",
-        f"1 annotation files without image: left out ({tmp_path}/lost.json)",
-        f"1 annotation files that state another size than their image has: left out ({tmp_path}/other.json)",
+        "1 JSON files that cannot be read: left out "
+        f"({tmp_path}/cut.json: not valid JSON: unexpected end of data at line 1, column 33)",
+        f"1 annotation files without image: left out ({tmp_path}/lost.json: its image 'lost.jpg' is not in {tmp_path})",
         f"1 images without an object: kept, as images that show none of the classes ({tmp_path}/empty.jpg)",
         f"1 images without annotation: left out ({tmp_path}/unlabelled.png)",
     ]
@@ -456,7 +461,7 @@ def test_most_files_without_image_refuse_the_set(tmp_path):
     ("changes", "problem"),
     [
         ({"imageHeight": 41}, "a.json: it says 80 x 41 pixels but"),
-        ({"shapes": []}, "no file in it has an object (1 images without an object"),
+        ({"shapes": []}, "no file in it has an object; check the folder"),
         ({"shapes": [shape(kind="line")]}, "no file in it has an object (1 points and lines, which have no area"),
     ],
 )
@@ -562,3 +567,44 @@ def test_files_of_labelme_are_told_by_their_ends(tmp_path, text, own):
 def test_what_is_no_file_is_not_labelmes(tmp_path):
     assert not is_labelme(tmp_path)
     assert not is_labelme(tmp_path / "gone.json")
+
+
+def test_of_two_files_for_one_image_that_of_its_name_counts(tmp_path):
+    labelme(tmp_path, "b", [shape(label="right")])
+    write(tmp_path / "a copy of b.json", [shape(label="wrong")], imagePath="b.jpg")
+    found = read_labelme(tmp_path)
+    assert [row["name"] for row in found.categories] == ["right"]
+    assert found.notes == [
+        f"1 annotation files for an image that is used already: left out ({tmp_path}/a copy of b.json)"
+    ]
+
+
+def test_folders_of_files_that_mirror_those_of_images(tmp_path):
+    for split in ("train", "val"):
+        picture(tmp_path / "images" / split / "1.jpg")
+        write(tmp_path / "json" / split / "1.json", [shape(label=split)], imagePath="1.jpg")
+    found = read_labelme(tmp_path)
+    assert {split: part.files for split, part in found.parts.items()} == {
+        split: [tmp_path / "images" / split / "1.jpg"] for split in ("train", "val")
+    }
+
+
+def test_an_image_that_could_be_several(tmp_path):
+    for folder in ("one", "two"):
+        picture(tmp_path / folder / "1.jpg")
+    write(tmp_path / "json" / "1.json", [shape()])
+    message = fault("labelme", tmp_path, tmp_path)
+    assert message == (
+        f"{tmp_path}/json/1.json: its image '1.jpg' may be any of 2 files in {tmp_path}; "
+        "put it there, or give the folder that holds both"
+    )
+
+
+def test_a_file_in_another_encoding(tmp_path):
+    """labelme on Chinese Windows wrote GBK."""
+    labelme(tmp_path, "a", [shape()])
+    labelme(tmp_path, "b", [shape()])
+    path = tmp_path / "b.json"
+    path.write_bytes(path.read_text().replace("cat", "行人").encode("gbk"))
+    notes = read_labelme(tmp_path).notes
+    assert f"1 JSON files that cannot be read: left out ({path}: it is not a UTF-8 text)" in notes

@@ -36,11 +36,33 @@ def test_ways_to_find_an_image(tmp_path):
     ] * 6
     assert images.of_stem("b", [x, y]) == y / "b.jpg"
     assert images.of_stem("b", [x]) is None
-    assert images.anywhere("C.TIF") is None  # case matters but for the suffix
-    assert images.anywhere("c.TIF") == tmp_path / "z" / "c.tif"
-    assert images.anywhere("a.jpg") is None  # there are two
-    assert images.anywhere("home/y/a.jpg") == y / "a.jpg"
-    assert images.anywhere("") is None
+    assert images.anywhere("C.TIF", tmp_path) is None  # case matters but for the suffix
+    assert images.anywhere("c.TIF", tmp_path) == tmp_path / "z" / "c.tif"
+    assert images.anywhere("a.jpg", tmp_path) is None  # there are two
+    assert images.anywhere("home/y/a.jpg", tmp_path) == y / "a.jpg"
+    assert images.anywhere("home/y/c", tmp_path) == tmp_path / "z" / "c.tif"
+    assert images.anywhere("y/b", tmp_path) is None  # of two suffixes
+    assert images.anywhere("", tmp_path) is None
+    assert images.absence("a.jpg") == f"may be any of 2 files in {tmp_path}"
+    assert images.absence("e.jpg") == f"is not in {tmp_path}"
+
+
+@pytest.mark.parametrize(
+    ("near", "expected"),
+    [
+        ("json/train", "images/train/a.jpg"),
+        ("json/val/deep", None),
+        ("json/deep/val", "images/val/a.jpg"),
+        ("json", None),
+        ("val/json", None),
+        ("test/json", "test/images/a.jpg"),
+    ],
+)
+def test_of_images_of_one_name_the_nearest_counts(tmp_path, near, expected):
+    for name in ("images/train/a.jpg", "images/val/a.jpg", "test/images/a.jpg"):
+        picture(tmp_path / name)
+    found = SourceImages(tmp_path, LeftOut(), "files").anywhere("a.jpg", tmp_path / near)
+    assert found == (tmp_path / expected if expected else None)
 
 
 def test_each_image_is_used_once(tmp_path):
@@ -68,7 +90,7 @@ def test_most_at_fault_is_an_error(tmp_path, faults):
 
     def reader(number):
         if number < faults:
-            images.missing(f"place {number}", f"place {number}: no image; put it there")
+            images.missing(f"place {number}: no image; put it there")
             return None
         path = tmp_path / f"{number}.jpg"
         images.use(path, str(number), None)
@@ -86,7 +108,7 @@ def test_most_at_fault_is_an_error(tmp_path, faults):
 def test_images_by_split_and_what_is_odd_about_them(tmp_path):
     found = LeftOut()
     images = SourceImages(tmp_path, found, "files")
-    for name in ("a", "b", "unused", "test/c"):
+    for name in ("a", "b", "unused", "test/c", "d"):
         picture(tmp_path / f"{name}.jpg")
 
     def reader(name):
@@ -94,13 +116,13 @@ def test_images_by_split_and_what_is_odd_about_them(tmp_path):
         images.use(path, name, None)
         return annotated(path, *(["cat"] if name == "a" else []))
 
-    read = images.read([("a", "train"), ("b", "val"), ("test/c", "test")], reader)
+    read = images.read([("a", "train"), ("b", "val"), ("test/c", "test"), ("d", "test")], reader)
     assert {split: [image.path.name for image in part] for split, part in read.items()} == {
         "train": ["a.jpg"],
         "val": ["b.jpg"],
     }
     assert found.notes() == [
-        "1 files in neither the training nor the validation split: left out (test/c)",
+        "2 files in neither the training nor the validation split: left out (test/c, d)",
         f"1 images without an object: kept, as images that show none of the classes ({tmp_path}/b.jpg)",
     ]
     assert SourceImages(tmp_path, LeftOut(), "files").read([], reader) == {"train": []}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tailseg.data.importers.coco import read_set
+from tailseg.data.importers.convert import read_set
 from tailseg.data.importers.split import class_images, divide, stratified_validation
 from tailseg.data.sources import open_source
 from tailseg.errors import UserError

@@ -199,7 +199,7 @@ def test_an_image_outside_is_not_there(tmp_path):
     message = fault("voc", tmp_path / "src", tmp_path)
     assert message == (
         f"{tmp_path}/src/Annotations/a.xml: its image '../../private.jpg' is not in {tmp_path}/src; "
-        "put it into JPEGImages, images or beside the file"
+        "put it into JPEGImages, images or beside the file, or give the folder that holds both"
     )
 
 
@@ -231,10 +231,12 @@ def test_images_and_files_without_each_other_are_counted(tmp_path):
     assert stems_of(found) == {"train": ["a", "b", "c", "empty"]}
     assert found.notes == [
         f"1 XML files that are not Pascal VOC's: left out ({folder}/other.xml)",
+        "1 annotation files that state another size than their image has: left out "
+        f"({folder}/d.xml: it says 81 x 40 pixels but {root}/JPEGImages/d.jpg has 80 x 40)",
         f"1 annotation files for an image that is used already: left out ({folder}/again.xml)",
-        f"1 XML files that cannot be read: left out ({folder}/cut.xml)",
-        f"1 annotation files that state another size than their image has: left out ({folder}/d.xml)",
-        f"1 annotation files without image: left out ({folder}/lost.xml)",
+        "1 XML files that cannot be read: left out "
+        f"({folder}/cut.xml: not valid XML: no element found: line 1, column 20)",
+        f"1 annotation files without image: left out ({folder}/lost.xml: its image 'lost.jpg' is not in {root})",
         f"1 images without an object: kept, as images that show none of the classes ({root}/JPEGImages/empty.jpg)",
         f"1 images without annotation: left out ({root}/JPEGImages/unlabelled.jpg)",
         "Pascal VOC has boxes only: the masks are rectangles, so mask AP means box AP",
@@ -283,7 +285,7 @@ def test_folders_without_annotations_or_images(tmp_path):
         read_voc(path)
     picture(tmp_path / "a.jpg")
     write(path, "")
-    with pytest.raises(UserError, match=r"no file in it has an object \(1 images without an object: kept"):
+    with pytest.raises(UserError, match="no file in it has an object; check the folder"):
         read_voc(tmp_path)
 
 
@@ -317,6 +319,19 @@ def test_without_lists_all_annotations_are_for_training(tmp_path):
 def test_lists_tell_splits(tmp_path, lists, train, val):
     found = read_voc(voc(tmp_path, dict.fromkeys("abcd", box()), lists))
     assert stems_of(found) == {"train": list(train)} | ({"val": list(val)} if val else {})
+
+
+def test_lists_beside_the_folders(tmp_path):
+    root = voc(tmp_path, dict.fromkeys("abc", box()))
+    (root / "train.txt").write_text("./JPEGImages/a.jpg ./Annotations/a.xml\nJPEGImages/b.jpg Annotations/b.xml\n")
+    (root / "valid.txt").write_text("JPEGImages/c.jpg\tAnnotations/c.xml\n")
+    (root / "test.txt").write_text("Notes on tests.\n")
+    (root / "label_list.txt").write_text("cat\n")
+    assert stems_of(read_voc(root)) == {"train": ["a", "b"], "val": ["c"]}
+    (root / "ImageSets").mkdir()
+    (root / "ImageSets/train.txt").write_text("a\n")
+    (root / "ImageSets/val.txt").write_text("b\nc\n")
+    assert stems_of(read_voc(root)) == {"train": ["a"], "val": ["b", "c"]}
 
 
 def test_names_with_spaces_dots_and_folders(tmp_path):
@@ -356,3 +371,49 @@ def test_files_of_voc_are_told_by_their_root(tmp_path):
     ):
         path.write_text(text)
         assert is_voc(path) is own
+
+
+def test_files_and_images_of_one_name_belong_together(tmp_path):
+    """Whatever the file states: it was copied from another, or renamed."""
+    root = voc(tmp_path, {"a": box("cat"), "b": box("dog")})
+    write(root / "Annotations/b.xml", box("owl"), filename="a.jpg")
+    write(root / "Annotations/a copy.xml", box("wrong"), filename="a.jpg")
+    found = read_voc(root)
+    names = {row["id"]: row["name"] for row in found.categories}
+    part = found.parts["train"]
+    files = {row["id"]: path.name for row, path in zip(part.images, part.files, strict=True)}
+    assert [(files[row["image_id"]], names[row["category_id"]]) for row in part.annotations] == [
+        ("a.jpg", "cat"),
+        ("b.jpg", "owl"),
+    ]
+    assert found.notes[0] == (
+        f"1 annotation files for an image that is used already: left out ({root}/Annotations/a copy.xml)"
+    )
+
+
+def test_folders_of_other_names_that_mirror_each_other(tmp_path):
+    for split in ("train", "val"):  # as on Kaggle; and as in ImageNet, where names have no suffix
+        picture(tmp_path / "one" / split / "images" / "1.jpg")
+        write(tmp_path / "one" / split / "xmls" / "1.xml")
+        picture(tmp_path / "two" / "Data" / split / "1.JPEG")
+        write(tmp_path / "two" / "Annotations" / split / "1.xml", filename="1")
+    for root, folder in ((tmp_path / "one", "{}/images/1.jpg"), (tmp_path / "two", "Data/{}/1.JPEG")):
+        found = read_voc(root)
+        assert {split: part.files for split, part in found.parts.items()} == {
+            split: [root / folder.format(split)] for split in ("train", "val")
+        }
+
+
+def test_images_of_the_test_list_are_counted_once(tmp_path):
+    root = voc(tmp_path, dict.fromkeys("abc", box()), {"train": ["a"], "val": ["b"], "test": ["c"]})
+    assert [note for note in read_voc(root).notes if "left out" in note] == [
+        f"1 annotation files in neither the training nor the validation split: left out ({root}/Annotations/c.xml)"
+    ]
+
+
+def test_files_in_gbk_with_a_namespace(tmp_path):
+    root = voc(tmp_path, {"a": box("行人")})
+    path = root / "Annotations/a.xml"
+    text = path.read_text().replace("<annotation>", "<annotation xmlns='http://x.org'>")
+    path.write_bytes(f'<?xml version="1.0" encoding="GBK"?>{text}'.encode("gbk"))
+    assert [row["name"] for row in read_voc(root).categories] == ["行人"]

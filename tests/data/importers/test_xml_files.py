@@ -20,6 +20,7 @@ bytes_like_xml = st.binary(max_size=80) | st.text(alphabet="<>/a&;!x= '", max_si
         ("\n <?xml version='1.0'?>\n<!-- <b> -->\n<a>", "a"),
         (BOMB, "a"),
         ("<annotations\n>", "annotations"),
+        ("<voc:annotation xmlns:voc='x'>", "annotation"),
         ("", ""),
         ("<", ""),
         ("a", ""),
@@ -47,6 +48,42 @@ def test_document_types_and_entities_are_refused(tmp_path, encoding):
         sentence = f"{path}: it declares a document type; remove the line with <!DOCTYPE"
         assert attempt(parse_xml, path.read_bytes(), str(path)) == (None, sentence)
         assert attempt(lambda: list(children_of_root(path, "a"))) == (None, sentence)
+
+
+@pytest.mark.parametrize(
+    ("stated", "written", "text"),
+    [
+        ("utf-8", "utf-8", "行人"),
+        ("UTF-8", "utf-8-sig", "行人"),
+        ("GBK", "gbk", "行人"),
+        ("gb2312", "gbk", "镕"),  # not a sign of GB 2312
+        ("Big5", "big5", "行人"),
+        ("Shift_JIS", "shift_jis", "歩行者"),
+        ("EUC-KR", "euc_kr", "보행자"),
+        ("ISO-8859-1", "latin-1", "bâtiment"),
+        ("windows-1251", "cp1251", "дом"),
+        ("utf-16", "utf-16", "行人"),
+        ("utf-16", "utf-8", "行人"),
+    ],
+)
+def test_encodings(stated, written, text):
+    content = f'<?xml version="1.0" encoding="{stated}"?>\n<a>{text}</a>'.encode(written)
+    assert parse_xml(content, "place").text == text
+
+
+@pytest.mark.parametrize("stated", ["gbk", "cp999", "zip", "idna", "utf-8"])
+def test_encodings_at_fault(stated):
+    content = f'<?xml version="1.0" encoding="{stated}"?>\n<a>'.encode() + b"\xff\xff</a>"
+    assert attempt(parse_xml, content, "place")[1].startswith("place: not valid XML: ")
+
+
+@pytest.mark.parametrize("text", ["<a xmlns='x'><b/></a>", "<p:a xmlns:p='x'><p:b/></p:a>"])
+def test_namespaces_are_left_out(tmp_path, text):
+    path = tmp_path / "a.xml"
+    path.write_text(text)
+    tree = parse_xml(path.read_bytes(), "place")
+    assert [tree.tag, tree[0].tag] == ["a", "b"]
+    assert [child.tag for child in children_of_root(path, "a")] == ["b"]
 
 
 @given(bytes_like_xml)

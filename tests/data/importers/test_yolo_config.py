@@ -160,7 +160,8 @@ def test_path_and_keypoints(tmp_path, text, base, numbers):
         ({"compose.yaml": "train: {a: b}"}, None),
         ({"._data.yaml": "\0", ".x.yaml": "names: [a]"}, None),
         ({"set/data.yaml": "names: [a]"}, "set/data.yaml"),
-        ({"one/data.yaml": "names: [a]", "two/data.yaml": "names: [a]"}, None),
+        ({"set/coco8.yaml": "names: [a]", "set/images/a.jpg": b""}, "set/coco8.yaml"),
+        ({"configs/coco8.yaml": "names: [a]", "images/a.jpg": b""}, None),
         ({"obj.data": "classes = 1\ntrain = data/train.txt\nnames = obj.names", "obj.names": "a"}, "obj.data"),
         ({"x.data": b"\xff\xfe"}, None),
         ({}, None),
@@ -182,13 +183,17 @@ def test_darknets_file(tmp_path):
     ("files", "sentence"),
     [
         ({"a.yaml": "names: [a]", "b.yml": "names: [a]"}, "{}: both a.yaml and b.yml describe a data set; name the"),
+        (
+            {"one/data.yaml": "names: [a]", "two/mine.yaml": "names: [b]", "two/labels/a.txt": ""},
+            "{}: both one/data.yaml and two/mine.yaml describe a data set; name the file to use",
+        ),
         ({"mine.yml": "names: ["}, "{}/mine.yml: not valid YAML at line 1; write the entries train, val and names"),
         ({"data.yaml": "- a"}, "{}/data.yaml: expected the entries train, val and names; check the file"),
         ({"data.yaml": "a: &x b\nc: *x"}, "{}/data.yaml: line 2 has the alias *x"),
         ({"data.yaml": b"names: [\xff]"}, "{}/data.yaml: not valid YAML; write the entries"),
         ({"data.yaml": "#" * 1_000_001}, "{}/data.yaml: it is larger than 1,000 kB"),
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_files_at_fault(tmp_path, files, sentence):
     with pytest.raises(UserError) as caught:

@@ -1,9 +1,11 @@
 import os
+import unicodedata
 
 import pytest
 from foreign_files import write_files
 
 from tailseg.data.importers.foreign import LeftOut
+from tailseg.data.importers.yolo_labels import LabelFiles
 from tailseg.data.importers.yolo_layout import find_layout
 from tailseg.errors import UserError
 
@@ -57,6 +59,7 @@ def fault_of(*arguments, **options) -> str:
         "train: [images/train/1.txt, images/train/2.txt]\nval: val.txt",
         "train: train.txt\nval: val.txt",
         "train: lists/train.txt\nval: val.txt",
+        "train: Images/Train\nval: images/VAL",
     ],
 )
 def test_entries_are_found(tmp_path, entries):
@@ -88,6 +91,28 @@ def test_places_on_another_machine(tmp_path, path, train, note):
     assert parts == {"train": ["images/train/1.jpg", "images/train/2.jpg"], "val": ["images/val/3.jpg"]}
     assert len(notes) == 1
     assert note.format(tmp_path) in notes[0]
+
+
+def test_the_end_of_a_path_on_another_machine(tmp_path):
+    """As Ultralytics' own files, which lie beside the set's folder."""
+    images = [f"coco8/{name}" for name in SPLIT]
+    parts, notes, _ = layout_of(tmp_path, images, "path: ../datasets/coco8\ntrain: images/train\nval: images/val")
+    assert parts == {"train": ["images/train/1.jpg", "images/train/2.jpg"], "val": ["images/val/3.jpg"]}
+    assert notes == [f"{tmp_path}/data.yaml: its path ../datasets/coco8 is not here; {tmp_path}/coco8 was taken"]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_unicode_forms_of_folders(tmp_path, form):
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    image = f"{unicodedata.normalize(form, 'Bücher')}/images/1.jpg"
+    entry = f"train: {unicodedata.normalize(other, 'Bücher')}/images"
+    assert layout_of(tmp_path, [image], entry)[0] == {"train": [image]}
+
+
+def test_of_two_entries_that_differ_in_case_neither_is_meant(tmp_path):
+    assert "images/Train, which is not in" in fault_of(
+        tmp_path, ("images/train/1.jpg", "images/TRAIN/2.jpg"), "train: images/Train"
+    )
 
 
 @pytest.mark.parametrize(
@@ -207,6 +232,17 @@ def test_links_may_not_lead_out(tmp_path, link):
     entries = f"train: [images/train, list.txt]\nval: {'images/val' if 'val' in link else 'other'}"
     message = fault_of(root, (), entries)
     assert f"{root / link} is a link that leads out of {root}; put the " in message
+
+
+@pytest.mark.parametrize("entries", ["train: images/train\nval: images/val", None])
+def test_a_folder_of_the_set_may_be_a_link(tmp_path, entries):
+    """People keep images on another disk, and labels beside the link."""
+    write_files(tmp_path / "disk", dict.fromkeys((name.removeprefix("images/") for name in SPLIT), b""))
+    root = write_files(tmp_path / "set", {"labels/train/1.txt": ""})
+    os.symlink(tmp_path / "disk", root / "images")
+    parts, _, _ = layout_of(root, (), entries)
+    assert parts == {"train": ["images/train/1.jpg", "images/train/2.jpg"], "val": ["images/val/3.jpg"]}
+    assert LabelFiles(root).find(root / "images/train/1.jpg") == root / "labels/train/1.txt"
 
 
 def test_links_inside_are_followed(tmp_path):

@@ -255,7 +255,7 @@ def hash_of(values: NDArray[np.uint8]) -> str:
         np.multiply(state, _ODD, out=state)
         np.right_shift(state, np.uint64(32), out=upper)
         np.bitwise_xor(state, upper, out=state)
-    return hashlib.blake2b(state, digest_size=16).hexdigest()
+    return hashlib.blake2b(state.data, digest_size=16).hexdigest()
 
 
 def _padded(size: int) -> int:

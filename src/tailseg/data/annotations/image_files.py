@@ -209,13 +209,13 @@ def files_below(folder: Path, suffixes: Sequence[str], *, inside: Path | None = 
     Args:
         folder: to look in.
         suffixes: of the files.
-        inside: links may lead anywhere in this folder, and nowhere else. By default links to files stay in the folder
-            that they lie in, and links to folders may lead anywhere.
+        inside: links may lead anywhere in this folder and its `linked_folders`, and nowhere else. By default links to
+            files stay in the folder that they lie in, and links to folders may lead anywhere.
 
     Raises:
         UserError: a link leads elsewhere.
     """
-    tops = [folder.resolve(), *([inside.resolve()] if inside else [])]
+    tops = [folder.resolve(), *([inside.resolve(), *linked_folders(inside)] if inside else [])]
 
     def require_inside(link: Path) -> None:
         if not any(link.resolve().is_relative_to(top) for top in tops):
@@ -235,6 +235,12 @@ def files_below(folder: Path, suffixes: Sequence[str], *, inside: Path | None = 
                 require_inside(path)
             found.append(path)
     yield from sorted(found)
+
+
+def linked_folders(root: Path) -> list[Path]:
+    """The folders that links directly in a folder lead to: ``images`` may lie on another disk."""
+    links = [path for path in root.iterdir() if path.is_symlink() and path.is_dir()] if root.is_dir() else []
+    return [path.resolve() for path in links]
 
 
 def walk(folder: Path, follow: Callable[[Path], None] = lambda link: None) -> Iterator[os.DirEntry[str]]:

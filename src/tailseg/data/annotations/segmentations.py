@@ -106,6 +106,7 @@ def _sound(value: Any, place: Callable[[], str], met: Tally) -> tuple[Any, Fault
     if type(value) is list and not any(map(_polygon_fault, value)):
         return value, None
     usual = _usual_form(value)
+    sound: Any
     if type(usual) is dict:
         try:
             _compressed(usual)

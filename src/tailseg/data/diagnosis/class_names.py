@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from itertools import combinations, islice
 from typing import Literal
 
 from tailseg.data.sources import same_name
+
+logger = logging.getLogger(__name__)
 
 Likeness = Literal["spelling", "plural", "one letter"]
 COMPARED = 100_000  # pairs at most: thousands of numbered classes are all one digit apart
@@ -26,9 +29,15 @@ def near_names(names: Sequence[str]) -> list[tuple[str, str, Likeness]]:
         ("one letter", [_variants(_letters(name)) for name in names]),
     )
     found: dict[tuple[int, int], Likeness] = {}
-    for kind, first, second in islice(_candidates(kinds), COMPARED):
+    candidates = _candidates(kinds)
+    for kind, first, second in islice(candidates, COMPARED):
         if kind != "one letter" or _one_letter(_letters(names[first]), _letters(names[second])):
             found.setdefault((first, second), kind)
+    if next(candidates, None) is not None:
+        logger.warning(
+            "more than %s pairs of class names may be nearly the same: only the first %s are compared.",
+            f"{COMPARED:,}", f"{COMPARED:,}",
+        )  # fmt: skip
     return [(names[first], names[second], kind) for (first, second), kind in sorted(found.items())]
 
 

@@ -30,7 +30,7 @@ class CocoWriter:
 
     def add(self, split: str, image: ExportImage) -> int:
         """Write an image; returns the number of objects."""
-        name = self._folder.place(image, f"images/{split}" if split else "images", by_stem=False)
+        name = self._folder.place(image, f"images/{split}" if split else "images")
         height, width = image.image_hw
         image_id = len(self._images[split]) + 1 if image.id is None else image.id
         row: dict[str, Any] = {"id": image_id, "file_name": name, "height": height, "width": width}

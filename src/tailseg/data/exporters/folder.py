@@ -51,7 +51,6 @@ class ExportFolder:
         image: ExportImage,
         folder: str,
         *,
-        by_stem: bool = True,
         rename: Callable[[str], str] = lambda name: name,
     ) -> str:
         """Put an image's file into a folder of the export.
@@ -59,11 +58,11 @@ class ExportFolder:
         Args:
             image: the image.
             folder: path in the export; "" for the export itself.
-            by_stem: the name shall be unused up to its suffix, so that a label file can have it.
             rename: turns a name into one that the format's readers can take.
 
         Returns:
-            Its name below ``folder``: its own, where that is unused and readable everywhere.
+            Its name below ``folder``: its own, where that is readable everywhere and unused up to its suffix, as label
+            files have it and CVAT tells images apart.
 
         Raises:
             UserError: the image cannot be read, or has not the size of the record.
@@ -74,7 +73,7 @@ class ExportFolder:
             image_size(image.path, image.name, image.image_hw)  # raises the error, if it is no matter of turning
             own, content = str(PurePosixPath(image.name).with_suffix(".png")), partial(_as_stored, image.path)
             self.found.add("images annotated as their pixels are stored, not as shown: written so, as PNG", own)
-        name = self._unused(folder, rename(_readable(own)), by_stem=by_stem)
+        name = self._unused(folder, rename(_readable(own)))
         if name != own:
             self.found.add("images renamed, since their name was taken or cannot be read everywhere", name)
         self.linked = place_file(content, self._inside(folder) if folder else self.root, name, self.linked)
@@ -101,10 +100,10 @@ class ExportFolder:
             raise ValueError(f"expected a path inside of {self.root}, received {name!r}")
         return self.root.joinpath(*parts)
 
-    def _unused(self, folder: str, name: str, *, by_stem: bool) -> str:
+    def _unused(self, folder: str, name: str) -> str:
         path = PurePosixPath(name)
         number, free = 1, path
-        while (key := _key(folder, free.with_suffix("") if by_stem else free)) in self._taken:
+        while (key := _key(folder, free.with_suffix(""))) in self._taken:
             number += 1
             free = path.with_name(f"{path.stem}-{number}{path.suffix}")
         self._taken.add(key)

@@ -10,13 +10,16 @@ from tailseg.data.exporters.records import ExportImage, ExportObject, ExportSet,
 
 
 class VocWriter:
-    """`Annotations/`, `JPEGImages/` and the lists of names `ImageSets/Main/SPLIT.txt`."""
+    """`Annotations/`, `JPEGImages/`, the lists of names `ImageSets/Main/SPLIT.txt`, and CVAT's list of classes."""
 
     def __init__(self, folder: ExportFolder, data: ExportSet) -> None:
         """Begin."""
         self._folder = folder
         self._names = class_names(data)
         self._listed: dict[str, list[str]] = {split: [] for split in data.splits}
+        classes = dict.fromkeys(["background", *self._names])
+        lines = ["# label:color_rgb:parts:actions", *(f"{name}:::" for name in classes)]
+        folder.write("labelmap.txt", "".join(f"{line}\n" for line in lines).encode())
 
     def add(self, split: str, image: ExportImage) -> int:
         """Write an image; returns the number of objects."""

@@ -63,19 +63,6 @@ def read_coco(
     return Source(categories, parts, [*notes, *more, *odd, *unlisted])
 
 
-def read_set(source: Path) -> tuple[list[Row], Part, list[str]]:
-    """The categories and the images of a data folder without validation split, or of an annotation file; and notes.
-
-    Raises:
-        UserError: something is missing or broken, or the folder has a validation split already.
-    """
-    path = source / "train.json" if source.is_dir() else source
-    if source.is_dir() and (source / "val.json").exists():
-        raise UserError(f"{source}: it has a val.json already; name the file to divide, such as {path}")
-    found = read_coco(path)
-    return found.categories, found.parts["train"], found.notes
-
-
 def _categories(contents: Mapping[str, CocoContent]) -> tuple[list[Row], dict[str, dict[Any, int]], list[str]]:
     """The categories of all files together; the new id of each file's ids; and notes.
 

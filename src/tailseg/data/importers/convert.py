@@ -14,14 +14,15 @@ from typing import Any
 
 from tailseg.data.annotations.image_files import files_below
 from tailseg.data.importers.coco import read_coco
-from tailseg.data.importers.coco_files import is_coco, json_files
+from tailseg.data.importers.coco_files import is_coco, json_files, unreadable
 from tailseg.data.importers.cvat import is_cvat, read_cvat
 from tailseg.data.importers.foreign import Source
 from tailseg.data.importers.labelme import is_labelme, read_labelme
 from tailseg.data.importers.split import divide
 from tailseg.data.importers.voc import is_voc, read_voc
-from tailseg.data.importers.writer import Part, write_parts
+from tailseg.data.importers.writer import Part, Row, write_parts
 from tailseg.data.importers.yolo import is_yolo, read_yolo
+from tailseg.data.importers.yolo_config import entries_of
 from tailseg.errors import UserError
 
 READERS: dict[str, Callable[..., Source]] = {
@@ -33,6 +34,7 @@ READERS: dict[str, Callable[..., Source]] = {
 }
 NAMES = {"coco": "COCO", "yolo": "YOLO", "labelme": "labelme", "voc": "Pascal VOC", "cvat": "CVAT for images"}
 SHARE = 0.2  # of a source without validation split that is set aside for it
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 LOOKED_AT = 20  # XML and JSON files of a folder, to tell its format
 
 
@@ -43,8 +45,8 @@ def recognise(source: Path) -> str | None:
     """
     if is_yolo(source):
         return "yolo"
-    if source.is_file():
-        kinds = {"coco": is_coco, "cvat": is_cvat}
+    if source.is_file():  # of labelme and VOC too, whose readers say what to give instead
+        kinds = {"coco": is_coco, "cvat": is_cvat, "labelme": is_labelme, "voc": is_voc}
         return next((kind for kind, told in kinds.items() if told(source)), None)
     for told, kind, suffix in (
         (is_cvat, "cvat", ".xml"),
@@ -54,6 +56,42 @@ def recognise(source: Path) -> str | None:
         if any(map(told, islice(files_below(source, (suffix,)), LOOKED_AT))):
             return kind
     return "coco" if any(map(is_coco, json_files(source))) else None
+
+
+def unrecognised(source: Path) -> UserError:
+    """What to say of a file or folder that is no data set."""
+    if source.is_file() and source.name.lower().endswith(ARCHIVES):
+        return UserError(f"{source}: it is an archive; extract it and give the folder that it makes")
+    if source.is_dir():
+        archive = next((path for path in entries_of(source)[1] if path.name.lower().endswith(ARCHIVES)), None)
+        if archive is not None:
+            return UserError(f"{source}: there is no data set in it, but {archive.name} may hold one; extract that")
+        for error in unreadable(source):
+            return error
+    return UserError(
+        f"{source}: there is no data set in it; give a folder with train.json, val.json and images/, a YAML file with "
+        f"the entries train, val and images, or a set of {', '.join(NAMES.values())}"
+    )
+
+
+def read_set(source: Path) -> tuple[list[Row], Part, list[str]]:
+    """The categories and the images of a data folder without validation split, or of an annotation file; and notes.
+
+    Raises:
+        UserError: something is missing or broken, or the folder has a validation split already.
+    """
+    if not source.exists():
+        raise UserError(f"{source}: no such folder or file; check the path")
+    path = source / "train.json" if source.is_dir() else source
+    if source.is_dir() and (source / "val.json").exists():
+        raise UserError(f"{source}: it has a val.json already; name the file to divide, such as {path}")
+    if not (path.is_file() and path.name.lower().endswith((".json", ".json.gz"))):
+        kind = recognise(source)
+        if kind is None:
+            raise unrecognised(source)
+        raise UserError(f"{source}: it is a set of {NAMES[kind]}; first run `tailseg data convert {kind} {source} OUT`")
+    found = read_coco(path)
+    return found.categories, found.parts["train"], found.notes
 
 
 def read_source(
@@ -81,12 +119,19 @@ def read_source(
         options["crowds_are_objects"] = crowds_are_objects
     if kind in ("coco", "yolo"):
         options["progress"] = progress
-    found = READERS[kind](source, **options)
+    try:
+        found = READERS[kind](source, **options)
+    except UserError as error:
+        raise unrecognised(source) if _is_packed(source) else error from None
     parts, notes = dict(found.parts), list(found.notes)
     if "val" in parts:
         notes += _without_leaks(parts)
     if "val" not in parts:
-        division = divide(parts["train"], found.categories, share=SHARE, seed=0, source=source)
+        try:
+            division = divide(parts["train"], found.categories, share=SHARE, seed=0, source=source)
+        except UserError as error:
+            reason = next((f" ({note})" for note in notes if "left out" in note), "")
+            raise UserError(f"{error}{reason}") from None
         parts = division.parts
         notes.append("the source has no validation split: a fifth of the images was set aside, rare classes first")
         notes += only_train_note(division.only_train)
@@ -129,6 +174,12 @@ def _without_leaks(parts: dict[str, Part]) -> list[str]:
         annotations=[row for row in val.annotations if row["image_id"] in ids],
     )
     return [f"{count} images are in both splits: left out of validation"]
+
+
+def _is_packed(source: Path) -> bool:
+    """Return whether there is no data set in a folder but an archive, or a file is one."""
+    files = entries_of(source)[1] if source.is_dir() else [source]
+    return any(path.name.lower().endswith(ARCHIVES) for path in files) and recognise(source) is None
 
 
 def image_note(linked: bool) -> str:

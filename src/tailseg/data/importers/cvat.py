@@ -44,6 +44,7 @@ class _Entry:
     where: str
     name: str
     folders: list[Path]  # that may hold it
+    near: Path  # of the file, and of the subset in it: to choose among images of one name
     stated: tuple[int, int] | None  # height and width
     shapes: list[tuple[str, str, dict[str, str]]]  # place, tag and attributes of each
 
@@ -67,7 +68,9 @@ def read_cvat(source: Path) -> Source:
         of_file = split_of_path(path, root) or split_of(path.stem)
         for entry, subset in _entries(path, root, labels, found):
             told.append((entry, split_of(subset) or of_file))
-    read = images.read(told, lambda entry: _read(entry, images, found), lambda entry: entry.where)
+    read = images.read(
+        told, lambda entry: _read(entry, images, found), lambda entry: entry.where, lambda entry: entry.name
+    )
     used = {name for part in read.values() for image in part for name in image.names}
     found.add("labels without an object: left out", *(name for name in labels if name not in used))
     return source_by_names(read, root, found)
@@ -105,7 +108,8 @@ def _entry(element: Element, path: Path, root: Path) -> _Entry:
     shapes = [
         (f"{where}: shape {number}", child.tag, dict(child.attrib)) for number, child in enumerate(element, start=1)
     ]
-    return _Entry(where, name, folders, size_of(element.get("height"), element.get("width")), shapes)
+    near = path.parent.joinpath(*subsets)
+    return _Entry(where, name, folders, near, size_of(element.get("height"), element.get("width")), shapes)
 
 
 def _read(entry: _Entry, images: SourceImages, found: LeftOut) -> AnnotatedImage | None:
@@ -114,10 +118,10 @@ def _read(entry: _Entry, images: SourceImages, found: LeftOut) -> AnnotatedImage
     base = name.rpartition("/")[2]
     file = images.stated(name, entry.folders, entry.where) or images.stated(base, entry.folders, entry.where)
     # Frames of videos are named without suffix; the files that CVAT writes have one.
-    file = file or images.of_stem(base, entry.folders) or images.anywhere(name)
+    file = file or images.of_stem(base, entry.folders) or images.anywhere(name, entry.near)
     if file is None:
         fix = "put it into the folder images beside the file, or export again with 'Save images'"
-        images.missing(entry.where, f"{entry.where} is not in {images.root}; {fix}")
+        images.missing(f"{entry.where} {images.absence(name)}; {fix}")
         return None
     image_hw = images.use(file, entry.where, entry.stated)
     if image_hw is None:

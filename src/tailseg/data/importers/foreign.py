@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tailseg.data.annotations.packed import MARK, open_unpacked
 from tailseg.data.annotations.repair import meant
-from tailseg.data.images import read_header
+from tailseg.data.images import read_header, require_whole
 from tailseg.data.importers.writer import Part, Row, new_names
 from tailseg.errors import UserError
 
@@ -126,7 +126,7 @@ def source_by_names(images: dict[str, list[AnnotatedImage]], root: Path, found: 
     """The source with the categories that occur, in the order of their names."""
     names = sorted({name for part in images.values() for image in part for name in image.names})
     if not names:
-        reason = next((f" ({note})" for note in found.notes()), "")
+        reason = next((f" ({note})" for note in found.notes() if "left out" in note), "")
         raise UserError(f"{root}: no file in it has an object{reason}; check the folder")
     return source_of(images, root, names, found)
 
@@ -137,7 +137,10 @@ def rectangle(x0: float, y0: float, x1: float, y1: float) -> NDArray[np.float64]
 
 
 def mask_columns(shape: Shape, image_hw: tuple[int, int]) -> Row | None:
-    """Segmentation, box and area (pixels of the mask) of an object; None if it has no extent in its image."""
+    """Segmentation, box and area of an object; None if it has no extent in its image.
+
+    The area is the number of the mask's pixels; that of the polygons where they are so small that they cover none.
+    """
     if isinstance(shape, bytes):
         code = {"size": list(image_hw), "counts": shape}
         box, area = np.asarray(rle.toBbox(code), np.float64).tolist(), float(rle.area(code))
@@ -150,8 +153,17 @@ def mask_columns(shape: Shape, image_hw: tuple[int, int]) -> Row | None:
         return None
     codes = [rle.frPoly(polygon, *image_hw) for polygon in flat]
     area = float(rle.area(codes[0] if len(codes) == 1 else rle.merge(codes)))
+    area = area or sum(_polygon_area(polygon.clip(0, image_hw[::-1])) for polygon in shape)
+    if not area:
+        return None
     box = [round(value, DECIMALS) for value in (x0, y0, x1 - x0, y1 - y0)]
     return {"segmentation": flat, "bbox": box, "area": area}
+
+
+def _polygon_area(polygon: NDArray[np.float64]) -> float:
+    """The area of a polygon (K, 2) in pixels, by the shoelace formula."""
+    x, y = polygon.T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
 
 
 def image_size(
@@ -172,8 +184,10 @@ def image_size(
         raise UserError(f"{where}: {path} does not exist; put the image there")
     try:
         header = read_header(path, None if content is None else BytesIO(content))
+        if content is None:
+            require_whole(path, header)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise type(error)(f"{where}: {error}") from None
     shown, stored = header.shown_hw, header.stored_hw
     if stated in (None, shown):
         return shown
@@ -195,7 +209,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """A text file; UserError if it is not UTF-8."""
+    """A text file, without byte order mark; UserError if it is not UTF-8."""
     try:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError:

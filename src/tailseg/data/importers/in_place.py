@@ -29,7 +29,7 @@ from tailseg.data.importers.writer import Part, new_folder, place_parts, write_a
 from tailseg.data.importers.yolo_layout import find_layout
 from tailseg.errors import UserError
 
-VERSION = 2  # raise it when an import writes anything else
+VERSION = 3  # raise it when an import writes anything else
 _FILES = ("train.json", "val.json")
 _ANNOTATIONS = (
     ".json",

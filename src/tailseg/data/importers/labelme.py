@@ -18,12 +18,12 @@ from PIL import Image
 
 from tailseg.data.annotations.image_files import files_below
 from tailseg.data.annotations.masks import Bitmap
-from tailseg.data.images import open_png, read_header
+from tailseg.data.images import open_content, read_header
 from tailseg.data.importers.foreign import (
     AnnotatedImage,
     LeftOut,
     Source,
-    read_bytes,
+    read_text,
     rectangle,
     source_by_names,
 )
@@ -80,6 +80,7 @@ def read_labelme(source: Path) -> Source:
     if not own:
         problem = f"none of its {len(files)} JSON files is labelme's" if files else "there is no JSON file in it"
         raise UserError(f"{source}: {problem}; give the folder that holds labelme's files")
+    own.sort(key=lambda path: images.of_stem(path.stem, [path.parent]) is None)  # before copies, which state its name
     told = [(path, split_of_path(path, source)) for path in own]
     return source_by_names(images.read(told, lambda path: _read(path, images, found)), source, found)
 
@@ -90,7 +91,7 @@ def _read(path: Path, images: SourceImages, found: LeftOut) -> AnnotatedImage | 
     try:
         content = _content(path)
     except UserError as error:
-        images.fault("JSON files that cannot be read: left out", where, str(error))
+        images.fault("JSON files that cannot be read: left out", str(error))
         return None
     located = _locate(path, content, images)
     if located is None:
@@ -120,7 +121,7 @@ def _content(path: Path) -> dict[str, Any]:
     """
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path}: it has more than {MAX_BYTES >> 20} MB; save it without the photograph")
-    text = read_bytes(path).removeprefix(b"\xef\xbb\xbf")
+    text = read_text(path)
     try:
         content = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -153,11 +154,11 @@ def _locate(path: Path, content: dict[str, Any], images: SourceImages) -> tuple[
         with contextlib.suppress(UserError):
             kind = read_header(path, BytesIO(photograph)).format
             return _path_of_photograph(path, base, kind, images), photograph
-    file = images.anywhere(name)
+    file = images.anywhere(name, folder)
     if file is None:
         shown = name or f"{path.stem}.jpg"
         fix = "put it there, or give the folder that holds both"
-        images.missing(str(path), f"{path}: its image {shown!r} is not in {images.root}; {fix}")
+        images.missing(f"{path}: its image {shown!r} {images.absence(shown)}; {fix}")
         return None
     return file, None
 
@@ -241,7 +242,7 @@ def _mask(points: Any, text: object, image_hw: tuple[int, int]) -> Bitmap:
     require_mask_fits(low - y + 1, right - x + 1, image_hw)
     content = _decoded(text, MAX_MASK)
     try:
-        with open_png(content or b"") as image:
+        with open_content(content or b"", "PNG") as image:
             if abs(image.width - (right - x + 1)) > 1 or abs(image.height - (low - y + 1)) > 1:
                 raise OddObjectError("masks of another size than their rectangle: left out")
             pixels = np.asarray(image.getchannel(0) if image.mode in ("RGB", "LA") else image) != 0

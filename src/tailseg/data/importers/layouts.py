@@ -9,7 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from tailseg.data.annotations.image_files import FileTree, alike, files_below, parts_below
+from tailseg.data.annotations.image_files import FileTree, alike, files_below, linked_folders, parts_below
 from tailseg.data.images import IMAGE_SUFFIXES
 
 T = TypeVar("T")
@@ -69,8 +69,7 @@ class ImageFinder:
     def __init__(self, root: Path) -> None:
         """Make one for the set in ``root``, in which folders may be links; nothing else is listed yet."""
         self.root = root
-        links = [path for path in root.iterdir() if path.is_symlink() and path.is_dir()] if root.is_dir() else []
-        self._tree = FileTree(root, also_inside=links)
+        self._tree = FileTree(root, also_inside=linked_folders(root))
 
     def locate(
         self, names: Sequence[Sequence[str]], folder: Path, split: str, *, alone: bool = False

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import takewhile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from tailseg.data.annotations.image_files import FileTree, alike, files_below, parts_below
-from tailseg.data.images import IMAGE_SUFFIXES
+from tailseg.data.annotations.image_files import FileTree, alike, files_below, linked_folders, parts_below
+from tailseg.data.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageTooLargeError
 from tailseg.data.importers.foreign import AnnotatedImage, LeftOut, image_size
 from tailseg.data.importers.layouts import Split, by_split, split_of_path
 from tailseg.errors import UserError
 
 T = TypeVar("T")
 _MASKS = "Segmentation"  # beginning of the names of Pascal VOC's folders of masks, which are no photographs
+
+
+def _stem(name: str) -> str:
+    """A name without suffix in the form in which it is compared."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _agreement(one: Sequence[str], other: Sequence[str]) -> int:
+    """The number of equal parts at the ends of two paths."""
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def recognised(files: Iterable[Path], is_own: Callable[[Path], bool], kind: str, found: LeftOut) -> list[Path]:
@@ -45,7 +57,7 @@ class SourceImages:
             entries: that ask for an image each, as notes call them: "annotation files".
         """
         self.root = root
-        self._tree = FileTree(root)
+        self._tree = FileTree(root, also_inside=linked_folders(root))
         self._found = found
         self._entries = entries
         self._used: set[Path] = set()
@@ -66,10 +78,17 @@ class SourceImages:
         return names
 
     @cached_property
+    def _by_stem_alone(self) -> dict[str, list[Path]]:
+        stems: dict[str, list[Path]] = {}
+        for path in self._files:
+            stems.setdefault(_stem(path.stem), []).append(path)
+        return stems
+
+    @cached_property
     def _by_stem(self) -> dict[tuple[Path, str], list[Path]]:
         stems: dict[tuple[Path, str], list[Path]] = {}
         for path in self._files:
-            stems.setdefault((path.parent, alike(path.name).rpartition(".")[0]), []).append(path)
+            stems.setdefault((path.parent, _stem(path.stem)), []).append(path)
         return stems
 
     def stated(self, name: str, folders: Iterable[Path], where: str) -> Path | None:
@@ -87,20 +106,34 @@ class SourceImages:
 
     def of_stem(self, stem: str, folders: Iterable[Path]) -> Path | None:
         """The image file of a name without suffix, in the first of ``folders`` where there is one."""
-        name = alike(f"{stem}.jpg").rpartition(".")[0]
-        paths = next(filter(None, (self._by_stem.get((folder, name)) for folder in folders)), None)
+        paths = next(filter(None, (self._by_stem.get((folder, _stem(stem))) for folder in folders)), None)
         return paths[0] if paths else None
 
-    def anywhere(self, name: str) -> Path | None:
-        """The image file that agrees with a path in its last parts, the most of them; None if several do, or none."""
-        wanted = [alike(part) for part in name.split("/")][::-1]
-        paths = self._by_name.get(wanted[0], [])
-        lengths = []
-        for path in paths:
-            pairs = zip(wanted, map(alike, reversed(path.parts)), strict=False)
-            lengths.append(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
-        best = [path for path, length in zip(paths, lengths, strict=True) if length == max(lengths)]
+    def anywhere(self, name: str, near: Path) -> Path | None:
+        """The image file that agrees with a path in its last parts, the most of them; None if several do, or none.
+
+        Of several, the one whose folders agree with more of those of the file that asks, in the folder ``near``:
+        ``json/train/a.json`` means ``images/train/a.jpg``. A name without suffix stands for any.
+        """
+        best = self._agreeing(name)
+        if len(best) > 1:
+            own = near.relative_to(self.root).parts
+            folders = [path.relative_to(self.root).parts[:-1] for path in best]
+            likeness = [_agreement(parts, own) + _agreement(parts[::-1], own[::-1]) for parts in folders]
+            best = [path for path, number in zip(best, likeness, strict=True) if number == max(likeness)]
         return best[0] if len(best) == 1 else None
+
+    def _agreeing(self, name: str) -> list[Path]:
+        """The image files that agree with a path in the most of its last parts, at least one."""
+        *folders, last = name.split("/")
+        paths = self._by_name.get(alike(last)) or self._by_stem_alone.get(_stem(last), [])
+        lengths = [_agreement([*map(alike, folders)], [*map(alike, path.parts[:-1])]) for path in paths]
+        return [path for path, length in zip(paths, lengths, strict=True) if length == max(lengths)]
+
+    def absence(self, name: str) -> str:
+        """Why no image is found for a path: part of a sentence about it."""
+        several = len(self._agreeing(name))
+        return f"may be any of {several} files in {self.root}" if several > 1 else f"is not in {self.root}"
 
     def use(
         self, path: Path, where: str, stated: tuple[int, int] | None, content: bytes | None = None
@@ -121,7 +154,7 @@ class SourceImages:
         try:
             image_hw = image_size(path, where, stated, content)
         except UserError as error:
-            self.fault(self._kind(path, where, content), where, str(error))
+            self.fault(self._kind(path, where, content), str(error))
             return None
         self._asked += 1
         self._used_files.add(file)
@@ -131,6 +164,8 @@ class SourceImages:
         """The kind of an image's fault."""
         try:
             image_size(path, where, None, content)
+        except ImageTooLargeError:
+            return f"{self._entries} whose image has too many pixels (the limit is {MAX_PIXELS:,}): left out"
         except UserError:
             return f"{self._entries} whose image cannot be read: left out"
         return f"{self._entries} that state another size than their image has: left out"
@@ -139,27 +174,27 @@ class SourceImages:
         """Return whether an image of this path has been used."""
         return os.path.realpath(path) in self._used_files
 
-    def missing(self, where: str, sentence: str) -> None:
-        """Count that there is no image for a place; arguments of `fault`."""
-        self.fault(f"{self._entries} without image: left out", where, sentence)
+    def missing(self, sentence: str) -> None:
+        """Count that there is no image for a place; the sentence is that of `fault`."""
+        self.fault(f"{self._entries} without image: left out", sentence)
 
-    def fault(self, kind: str, where: str, sentence: str) -> None:
+    def fault(self, kind: str, sentence: str) -> None:
         """Count what has no image that can be used.
 
         Args:
             kind: for `LeftOut.add`.
-            where: the place.
-            sentence: file, fault and fix, in case that most are so.
+            sentence: place and fault, which notes show, and behind a semicolon the fix, in case that most are so.
         """
         self._asked += 1
         self._faults.append(sentence)
-        self._found.add(kind, where)
+        self._found.add(kind, sentence.rpartition("; ")[0])
 
     def read(
         self,
         told: Iterable[tuple[T, Split | None]],
         reader: Callable[[T], AnnotatedImage | None],
         place: Callable[[T], str] = str,
+        name: Callable[[T], str] = str,
     ) -> dict[str, list[AnnotatedImage]]:
         """The images of each split, training first, which are those that can be read.
 
@@ -167,6 +202,7 @@ class SourceImages:
             told: annotation files, or other places that describe an image each, and their splits.
             reader: of one; None if it has no image that can be used, which is counted already.
             place: of one, for notes.
+            name: of one, or of its image: a path.
 
         Raises:
             UserError: more than half have no image that can be used.
@@ -186,7 +222,9 @@ class SourceImages:
         empty = [str(image.path) for part in read.values() for image in part if not image.names]
         self._found.add("images without an object: kept, as images that show none of the classes", *empty)
         unused = [path for path in self._files if path not in self._used]
-        # Folders whose annotations are left out, which is said already.
+        # Images whose annotations are left out, which is said already.
+        told_of = {_stem(PurePosixPath(name(item)).stem) for item in rest}
+        unused = [path for path in unused if _stem(path.stem) not in told_of]
         divided = {"train", "val"} <= {split for _, split in told}
         not_meant = ("test", None) if rest and divided else ("test",)
         unused = [path for path in unused if split_of_path(path, self.root) not in not_meant]

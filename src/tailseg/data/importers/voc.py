@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element
 
 import numpy as np
@@ -26,10 +27,11 @@ from tailseg.data.importers.source_images import SourceImages, recognised
 from tailseg.data.importers.xml_files import parse_xml, root_of
 from tailseg.errors import UserError
 
+HEAD = 4096  # bytes of a list that tell whether it is one
 MAX_BYTES = 2**25  # of a file
 
 _ANNOTATIONS = "annotations"  # the folder, in any case
-_LIST_FOLDERS = ("Main", "Segmentation", "Layout")  # of ImageSets, in this order
+_LIST_FOLDERS = ("Main", "Segmentation", "Layout", "")  # of ImageSets, in this order
 _ORDER: tuple[Split, ...] = ("train", "val", "test")
 _FLAG = re.compile(r"\s+-?[01]$")  # behind the names in the lists of a class
 _IMAGE_FOLDERS = ("JPEGImages", "images")
@@ -55,7 +57,9 @@ def read_voc(source: Path) -> Source:
         problem = f"none of its {len(files)} XML files is Pascal VOC's" if files else "there is no XML file in it"
         raise UserError(f"{source}: {problem}; give the folder that holds Annotations")
     reader = _Reader(source, found)
-    result = source_by_names(reader.images.read(_told(source, own, found), reader.read), source, found)
+    told = _told(source, own, found)
+    told.sort(key=lambda item: not reader.has_own_image(item[0]))  # before copies, which state the image of another
+    result = source_by_names(reader.images.read(told, reader.read), source, found)
     return Source(result.categories, result.parts, [*result.notes, *reader.notes()])
 
 
@@ -83,8 +87,9 @@ def _base(path: Path, source: Path) -> Path:
 
 def _lists(base: Path) -> dict[Split, Path]:
     """The lists of names of each split; those of a class (cat_train.txt) are not among them."""
-    for folder in _LIST_FOLDERS:
-        paths = sorted((base / "ImageSets" / folder).glob("*.txt"))
+    folders = [sorted((base / "ImageSets" / folder).glob("*.txt")) for folder in _LIST_FOLDERS]
+    beside = [path for path in sorted(base.glob("*.txt")) if _lists_files(path)]  # as PaddleDetection has them
+    for paths in (*folders, beside):
         found: dict[Split, Path] = {}
         for path in paths:
             split = split_of(path.stem) if len(words_of(path.stem)) == 1 else None
@@ -98,6 +103,16 @@ def _lists(base: Path) -> dict[Split, Path]:
         if found:
             return found
     return {}
+
+
+def _lists_files(path: Path) -> bool:
+    """Return whether the first line of a text ends with the name of an image or an annotation file."""
+    try:
+        with path.open("rb") as file:
+            line = file.readline(HEAD).decode("utf-8", "replace")
+    except OSError:
+        return False
+    return line.strip().lower().endswith((*IMAGE_SUFFIXES, ".xml"))
 
 
 def _listed(lists: dict[Split, Path], base: Path, files: list[Path], found: LeftOut) -> list[tuple[Path, Split | None]]:
@@ -129,8 +144,11 @@ def _listed(lists: dict[Split, Path], base: Path, files: list[Path], found: Left
 
 
 def _named(line: str, names: dict[str, Path]) -> Path | None:
-    """The annotation file that a line of a list names: with or without folder, suffix or the flag of a class."""
-    for text in (line, _FLAG.sub("", line).strip('"')):
+    """The annotation file that a line of a list names: with or without folder, suffix or the flag of a class.
+
+    Of a line with an image and its annotation file, the latter counts.
+    """
+    for text in (line, _FLAG.sub("", line).strip('"'), line.split()[-1]):
         name = text.replace("\\", "/")
         stem, dot, suffix = name.rpartition(".")
         bare = stem if f"{dot}{suffix}".lower() in (*IMAGE_SUFFIXES, ".xml") else name
@@ -157,7 +175,7 @@ class _Reader:
                 raise UserError(f"{where}: it has more than {MAX_BYTES >> 20} MB; write one file for each image")
             tree = parse_xml(read_bytes(path), where)
         except UserError as error:
-            self.images.fault("XML files that cannot be read: left out", where, str(error))
+            self.images.fault("XML files that cannot be read: left out", str(error))
             return None
         file = self._image(path, tree)
         if file is None:
@@ -178,24 +196,36 @@ class _Reader:
                 self._boxes += item.find("polygon/x1") is None
         return AnnotatedImage(file, image_hw, objects.names, objects.shapes())
 
+    def has_own_image(self, path: Path) -> bool:
+        """Return whether an image has the name of a file."""
+        return self.images.of_stem(path.stem, self._folders(path)) is not None
+
     def _image(self, path: Path, tree: Element) -> Path | None:
-        """The image of a file, by the names that it states or its own; None, and counted, if there is none."""
-        folders = list(self._folders(path))
+        """The image of a file; None, and counted, if there is none."""
         names = [(tree.findtext(tag) or "").strip().replace("\\", "/") for tag in ("filename", "path")]
-        bases = [name.rpartition("/")[2] for name in names]
-        for name in [*names, *bases]:
-            file = self.images.stated(name, folders, str(path)) if name else None
-            if file is not None:
-                return file
-        stems = [path.stem, *bases]  # some tools state the name without suffix
-        files = [self.images.of_stem(stem, folders) for stem in stems if stem]
-        files += [self.images.anywhere(name) for name in names if name]
-        file = next(filter(None, files), None)
+        names = [name for name in (*names, *(name.rpartition("/")[2] for name in names)) if name]
+        file = next(filter(None, self._found_images(path, names)), None)
         if file is None:
-            shown = next(filter(None, names), f"{path.stem}.jpg")
-            fix = "put it into JPEGImages, images or beside the file"
-            self.images.missing(str(path), f"{path}: its image {shown!r} is not in {self.source}; {fix}")
+            shown = next(iter(names), f"{path.stem}.jpg")
+            fix = "put it into JPEGImages, images or beside the file, or give the folder that holds both"
+            self.images.missing(f"{path}: its image {shown!r} {self.images.absence(shown)}; {fix}")
         return file
+
+    def _found_images(self, path: Path, names: Sequence[str]) -> Iterator[Path | None]:
+        """The images that a file may mean, the likeliest first, by the names that it states and its own.
+
+        Files and images of one name belong together, as in VOC itself. What a file states is often the name of another
+        image: that of the file that it was copied from, or its own before it was renamed.
+        """
+        folders, where = self._folders(path), str(path)
+        own = [
+            name for name in names if alike(f"{PurePosixPath(name).stem}.xml") == alike(path.with_suffix(".xml").name)
+        ]
+        yield from (self.images.stated(name, folders, where) for name in own)
+        yield self.images.of_stem(path.stem, folders)
+        yield from (self.images.stated(name, folders, where) for name in names)
+        yield from (self.images.of_stem(name.rpartition("/")[2], folders) for name in names)  # without suffix
+        yield from (self.images.anywhere(name, path.parent) for name in (*names, path.stem))
 
     def _folders(self, path: Path) -> list[Path]:
         """The folders that may hold the image of a file, those that mirror its own place first."""

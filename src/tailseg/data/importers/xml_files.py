@@ -15,11 +15,13 @@ from tailseg.errors import UserError
 
 HEAD = 4096  # bytes at a file's beginning in which its root must begin
 DEPTH = 64  # levels of elements
+_MULTIBYTE = ("big5", "cp9", "euc", "iso-2022", "shift")  # beginnings of names of encodings
 
 _BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 # What may stand before the root: comments, instructions, and a document type, with which reading is refused.
 _FRONT = re.compile(r"<!--.*?-->|<\?.*?\?>|<!DOCTYPE[^>\[]*(?:\[.*?\]\s*)?>", re.DOTALL)
-_ROOT = re.compile(r"\s*<([A-Za-z_][\w.-]*)[\s/>]")
+_ROOT = re.compile(r"\s*<(?:[\w.-]+:)?([A-Za-z_][\w.-]*)[\s/>]")  # without the prefix of a namespace
+_ENCODING = re.compile(rb"<\?xml[^>]*?\bencoding\s*=\s*[\"']([\w.-]+)[\"']")
 
 
 def head_of(path: Path) -> str:
@@ -42,16 +44,41 @@ def root_of(path: Path) -> str:
 
 
 def parse_xml(content: bytes, where: str) -> Element:
-    """The root of an XML file without document type, whose entities could grow without end.
+    """The root of an XML file without document type, whose entities could grow without end; without namespaces.
 
     Raises:
         UserError: it is no such file; the sentence begins with ``where``.
     """
     try:
-        root: Element = fromstring(content, forbid_dtd=True)
+        root: Element = fromstring(_decoded(content), forbid_dtd=True)
     except (ParseError, ValueError, LookupError) as error:
         raise _fault(error, where) from None
+    for element in root.iter():
+        element.tag = _local(element.tag)
     return root
+
+
+def _decoded(content: bytes) -> bytes | str:
+    """The text of a file that states an encoding which expat does not read; the bytes of any other.
+
+    These are encodings of several bytes a sign, and UTF-16 where the file is not: C# writes that.
+
+    Raises:
+        ValueError: it is not of this encoding.
+        LookupError: nobody knows it.
+    """
+    stated = _ENCODING.match(content)
+    name = stated[1].decode().lower() if stated else ""
+    if name.startswith("gb"):
+        return content.decode("gb18030")  # has all signs of GB 2312 and GBK
+    if name.startswith("utf-16"):  # though the declaration could be read byte by byte
+        return content.decode("utf-8")
+    return content.decode(name) if name.startswith(_MULTIBYTE) else content
+
+
+def _local(tag: str) -> str:
+    """A name without its namespace."""
+    return tag.rpartition("}")[2]
 
 
 def children_of_root(path: Path, root: str) -> Iterator[Element]:
@@ -67,6 +94,7 @@ def children_of_root(path: Path, root: str) -> Iterator[Element]:
     path_to_here: list[Element] = []
     try:
         for event, element in iterparse(path, events=("start", "end"), forbid_dtd=True):
+            element.tag = _local(element.tag)
             if event == "start":
                 path_to_here.append(element)
                 if len(path_to_here) > DEPTH:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from tailseg.data.images import IMAGE_SUFFIXES
+from tailseg.data.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageTooLargeError
 from tailseg.data.importers.foreign import (
     AnnotatedImage,
     LeftOut,
@@ -16,15 +16,21 @@ from tailseg.data.importers.foreign import (
     read_text,
     source_of,
 )
-from tailseg.data.importers.yolo_config import NAME_FILES, entries_of, find_config
+from tailseg.data.importers.yolo_config import MOST_FOLDERS, NAME_FILES, entries_of, find_config
 from tailseg.data.importers.yolo_labels import CAUSES, LabelFiles, Line, parse_labels
 from tailseg.data.importers.yolo_layout import YoloLayout, find_layout
 from tailseg.errors import UserError
 
+MAX_BYTES = 2**26  # of a label file
+
 NO_IMAGE = "label files without an image: left out"
 NO_LABEL = "images without a label file: taken as images without objects"
 BROKEN = "images that cannot be read: left out with their labels"
+TOO_LARGE = f"images of too many pixels (the limit is {MAX_PIXELS:,}): left out with their labels"
 NO_TEXT = "images whose label file is not a UTF-8 text: left out"
+LONG_TEXT = f"images whose label file has more than {MAX_BYTES >> 20} MB: left out"
+SHARED = "images that share their label file with another image: taken with the same objects"
+UNUSABLE = (BROKEN, TOO_LARGE, NO_TEXT, LONG_TEXT)
 
 
 def read_yolo(source: Path, progress: Callable[[int], None] = lambda done: None) -> Source:
@@ -67,26 +73,31 @@ class _Reader:
         self._labelled = 0  # images with a label file
         self._boxes = 0
         self.numbers: set[int] = set()  # of classes that occur
+        self._labels: dict[Path, Path] = {}  # label files in use, each with its first image
+        self._contradictions: list[str] = []  # a sentence for each label file that has a class without a name
 
     def read(self, path: Path, root: Path) -> AnnotatedImage | None:
         """An image below ``root`` with its objects; None if it is left out."""
         label = self._finders[root].find(path)
         try:
             image_hw = image_size(path, str(self._layout.where))
-        except UserError:
-            self._found.add(BROKEN, str(path))
+        except UserError as error:
+            self._found.add(TOO_LARGE if isinstance(error, ImageTooLargeError) else BROKEN, str(path))
             return None
         lines: list[Line] = []
         if label is None:
             self._found.add(NO_LABEL, str(path))
         else:
-            try:
-                text = read_text(label)
-            except UserError:
-                self._found.add(NO_TEXT, str(path))
+            if self._labels.setdefault(label, path) != path:
+                self._found.add(SHARED, str(path))
+            text = self._text(label, path)
+            if text is None:
                 return None
             layout = self._layout
-            lines = parse_labels(text, str(label), layout.names, self._found, layout.keypoint_numbers)
+            try:
+                lines = parse_labels(text, str(label), layout.names, self._found, layout.keypoint_numbers)
+            except UserError as error:
+                self._contradictions.append(str(error))
             self._labelled += 1
         self._boxes += sum(is_box for _, _, is_box in lines)
         self.numbers.update(number for number, _, _ in lines)
@@ -94,6 +105,17 @@ class _Reader:
         names = [known[number] if known else f"class_{number}" for number, _, _ in lines]
         shapes: list[Shape] = [[points * image_hw[::-1]] for _, points, _ in lines]
         return AnnotatedImage(path, image_hw, names, shapes)
+
+    def _text(self, label: Path, image: Path) -> str | None:
+        """The text of an image's label file; None, and counted, if it cannot be read."""
+        if label.stat().st_size > MAX_BYTES:
+            self._found.add(LONG_TEXT, str(image))
+            return None
+        try:
+            return read_text(label)
+        except UserError:
+            self._found.add(NO_TEXT, str(image))
+            return None
 
     def labels_without_image(self) -> int:
         """Count the label files that belong to no image."""
@@ -109,8 +131,13 @@ class _Reader:
     def require_objects(self, objects: dict[str, list[AnnotatedImage]]) -> None:
         """Refuse a set of which nothing can be used, with the likely cause."""
         where, counts = self._layout.where, self._found.counts
+        if self._contradictions:
+            others = len(self._contradictions) - 1
+            raise UserError(
+                self._contradictions[0] + (f" ({others:,} more label files are at fault)" if others else "")
+            )
         if not objects["train"]:
-            kind = BROKEN if BROKEN in counts else NO_TEXT
+            kind = next(kind for kind in UNUSABLE if kind in counts)
             raise UserError(f"{where}: no training image can be used, such as {self._found.first(kind)}; replace it")
         if not self._labelled:
             raise UserError(f"{where}: no image has a label file; labels/ must lie beside images/, with the same names")
@@ -155,7 +182,7 @@ def is_yolo(source: Path) -> bool:
     if not source.is_dir():
         return False
     try:
-        folders = [source, *entries_of(source)[0][:100]]
+        folders = [source, *entries_of(source)[0][:MOST_FOLDERS]]
         return any(map(_has_label_folder, folders)) or any(map(_has_labels_beside, folders))
     except UserError:
         return False
@@ -167,7 +194,7 @@ def _has_label_folder(folder: Path) -> bool:
     if "images" not in inner or "labels" not in inner:
         return False
     folders, files = entries_of(inner["labels"])
-    files += [path for below in folders[:100] for path in entries_of(below)[1]]
+    files += [path for below in folders[:MOST_FOLDERS] for path in entries_of(below)[1]]
     return any(path.suffix.lower() == ".txt" for path in files)
 
 

@@ -19,6 +19,7 @@ NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "notes.json")  # la
 YAML_SUFFIXES = (".yaml", ".yml")
 MOST_CLASSES = 100_000
 MOST_BYTES = 100_000  # of an obj.data
+MOST_FOLDERS = 100  # of a folder that are looked into
 _SPLIT_KEYS = ("train", "training", "val", "valid", "validation", "test", "testing")
 _ABSENT = ("", "null", "~", "None")  # as texts
 
@@ -94,10 +95,20 @@ def find_config(source: Path) -> YoloConfig | None:
         return _read(source)
     found = _config_in(source)
     if found is None:
-        folders, _ = entries_of(source)
-        inner = [path for path in folders if any((path / f"data{end}").is_file() for end in YAML_SUFFIXES)]
-        found = _config_in(inner[0]) if len(inner) == 1 else None
+        inner = [config for folder in entries_of(source)[0][:MOST_FOLDERS] if (config := _config_of_set(folder))]
+        if len(inner) > 1:
+            one, other = (config.path.relative_to(source) for config in inner[:2])
+            raise UserError(f"{source}: both {one} and {other} describe a data set; name the file to use")
+        found = inner[0] if inner else None
     return found
+
+
+def _config_of_set(folder: Path) -> YoloConfig | None:
+    """The file that describes a set in a folder: `data.yaml`, or another one beside images or labels."""
+    if any((folder / f"data{end}").is_file() for end in YAML_SUFFIXES):
+        return _config_in(folder)
+    beside = {path.name.lower() for path in entries_of(folder)[0]}
+    return _config_in(folder) if beside & {"images", "labels"} else None
 
 
 def _config_in(folder: Path) -> YoloConfig | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tailseg.data.annotations.image_files import FileTree, alike, files_below, is_hidden
+from tailseg.data.annotations.image_files import FileTree, alike, files_below, is_hidden, linked_folders
 from tailseg.data.images import IMAGE_SUFFIXES
 from tailseg.data.importers.foreign import LeftOut
 from tailseg.data.importers.yolo_config import NAME_FILES
@@ -101,7 +101,7 @@ class LabelFiles:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._tree = FileTree(root)
+        self._tree = FileTree(root, also_inside=linked_folders(root))
         self._places: dict[Path, list[tuple[str, ...]]] = {}  # folders of images -> those that may hold their labels
         self._found: set[Path] = set()
 
@@ -132,7 +132,7 @@ class LabelFiles:
         ways += [(parts[:place], parts[place:]) for place in range(len(parts), -1, -1)]
         folders: list[tuple[str, ...]] = []
         for before, after in ways:
-            names = sorted(name for name in _listing(self._root.joinpath(*before)) if name.lower() == "labels")
+            names = sorted(name for name in listing(self._root.joinpath(*before)) if name.lower() == "labels")
             candidates = [(*before, name, *after) for name in reversed(names)]
             folders += [folder for folder in candidates if self._root.joinpath(*folder).is_dir()]
         return self._places.setdefault(images, [*folders, parts])
@@ -160,13 +160,14 @@ class LabelFiles:
                         continue
                     folder = images / label.parent.relative_to(labels)
                     if folder not in stems:
-                        pictures = [name for name in _listing(folder) if name.lower().endswith(IMAGE_SUFFIXES)]
+                        pictures = [name for name in listing(folder) if name.lower().endswith(IMAGE_SUFFIXES)]
                         stems[folder] = {alike(f"{Path(name).stem}.txt") for name in pictures}
                     (paired if alike(label.name) in stems[folder] else lone).add(label)
         return sorted(label for label in lone - paired if _looks_like_labels(label))
 
 
-def _listing(folder: Path) -> list[str]:
+def listing(folder: Path) -> list[str]:
+    """The names in a folder; none, if it cannot be listed."""
     try:
         return os.listdir(folder)
     except OSError:
@@ -174,7 +175,7 @@ def _listing(folder: Path) -> list[str]:
 
 
 def _text_files(folder: Path) -> list[Path]:
-    return [folder / name for name in _listing(folder) if name.lower().endswith(".txt") and not is_hidden(name)]
+    return [folder / name for name in listing(folder) if name.lower().endswith(".txt") and not is_hidden(name)]
 
 
 def _looks_like_labels(path: Path) -> bool:

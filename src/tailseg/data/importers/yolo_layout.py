@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tailseg.data.annotations.image_files import FileTree, files_below, parts_below
+from tailseg.data.annotations.image_files import FileTree, files_below, linked_folders, parts_below
 from tailseg.data.images import IMAGE_SUFFIXES
 from tailseg.data.importers.foreign import LeftOut, read_text
 from tailseg.data.importers.layouts import Split, split_of
 from tailseg.data.importers.yolo_config import YoloConfig, entries_of, find_config, find_names, names_in
+from tailseg.data.importers.yolo_labels import listing
 from tailseg.errors import UserError
 
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:")
@@ -99,6 +101,11 @@ def _roots(config: YoloConfig, notes: list[str]) -> list[Path]:
         root = Path(os.path.normpath(start / text))
         if os.path.isdir(root):
             return [folder] if _same(root, folder) else [root, folder]
+    for end in _ends(text):
+        found = _existing(folder, end)
+        if found and found.is_dir():
+            notes.append(f"{config.path}: its path {config.base} is not here; {found} was taken")
+            return [found, folder]
     notes.append(f"{config.path}: its path {config.base} is not here; the file's own folder was taken")
     return [folder]
 
@@ -117,10 +124,11 @@ def _locate(entry: str, roots: Sequence[Path]) -> Place | None:
     written = [(Path(os.path.normpath(root / text)), root) for root in roots]
     written = [(path, root) for path, root in written if os.path.exists(path)]
     inside = [(path, root) for path, root in written if _is_below(path, root)]
-    ends = [(root.joinpath(*end), root) for end in _ends(text) for root in roots]
-    ends = [] if inside or (written and _ABSOLUTE.match(text)) else [pair for pair in ends if os.path.exists(pair[0])]
+    ends: list[tuple[Path, Path]] = []
+    if not inside and not (written and _ABSOLUTE.match(text)):
+        ends = [(path, root) for end in _ends(text) for root in roots if (path := _existing(root, end))]
     for path, root in [*inside, *ends]:
-        if not path.resolve().is_relative_to(root.resolve()):
+        if not any(path.resolve().is_relative_to(top) for top in (root.resolve(), *linked_folders(root))):
             raise UserError(f"{path} is a link that leads out of {root}; put the folder itself there or name its place")
         return Place(path, root)
     for path, _ in written:  # the user's own statement
@@ -138,6 +146,23 @@ def _ends(text: str) -> list[list[str]]:
     parts = [part for part in text.split("/") if part not in ("", ".", "..")][-_LONGEST:]
     told = [split_of(part) for part in parts]
     return [parts[first:] for first in range(len(parts)) if set(told[:first]) <= {None, *told[first:]}]
+
+
+def _existing(root: Path, parts: Sequence[str]) -> Path | None:
+    """The path below a folder; each part may differ in letter case and Unicode form, where only one entry is meant."""
+    path = root
+    for part in parts:
+        if not os.path.lexists(path / part):
+            names = [name for name in listing(path) if _folded(name) == _folded(part)]
+            if len(names) != 1:
+                return None
+            part = names[0]
+        path /= part
+    return path if os.path.exists(path) else None
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _by_entries(
@@ -186,7 +211,7 @@ def _validation_beside(train: Path) -> list[Path]:
 
 def _listed(place: Place, found: LeftOut) -> list[Path]:
     """The images that a text file lists, one a line."""
-    tree = FileTree(place.root)
+    tree = FileTree(place.root, also_inside=linked_folders(place.root))
     images: list[Path] = []
     gone: list[str] = []
     for number, line in enumerate(read_text(place.path).splitlines(), start=1):
