@@ -457,6 +457,48 @@ def test_boxes_and_areas_that_are_no_numbers_are_those_of_the_masks():
     assert score(data, rows).metrics == score(one_class(neg_category_ids=[]), rows).metrics
 
 
+def as_other_tools_write_it(data, seed):
+    """The same objects: ids, sizes and masks in other forms, gaps that the masks fill, and things to leave out."""
+    rng = np.random.default_rng(seed)
+    odd = copy.deepcopy(data)
+    for row in odd["images"]:
+        row |= {"id": (str, float)[rng.integers(2)](row["id"]), "height": "64", "width": 64.0}
+        row["neg_category_ids"] = list(map(str, row["neg_category_ids"]))
+    for row in odd["annotations"]:
+        for key in ("image_id", "category_id"):
+            row[key] = (str, float, int)[rng.integers(3)](row[key])
+        code = row["segmentation"]
+        runs = [
+            float(run)
+            for run in np.diff(np.flatnonzero(np.diff(coco_mask.decode(code).ravel("F"), prepend=2, append=2)))
+        ]
+        row["segmentation"] = [
+            [code],
+            code | {"counts": str(code["counts"].encode())},
+            code | {"size": [64.0, 64.0]},
+            {"size": [64, 64], "counts": runs if coco_mask.decode(code)[0, 0] == 0 else [0.0, *runs]},
+        ][rng.integers(4)]
+        row |= {"area": float("nan")} if rng.integers(2) else {"bbox": [float("nan")] * 4}
+        row |= {"id": "x", "iscrowd": False, "score": 0.5}
+    odd["annotations"] += [
+        None,
+        {"image_id": 99, "category_id": 1},
+        {**odd["annotations"][0], "segmentation": [[1, 2]]},
+    ]
+    odd["categories"] = [{**row, "id": str(row["id"])} for row in odd["categories"]] + odd["categories"][:1]
+    return odd
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_file_as_other_tools_write_it_scores_as_its_plain_twin_by_lvis_api(seed, tmp_path, monkeypatch):
+    data, rows = random_data(seed)
+    data["annotations"] = [row for row in data["annotations"] if row["area"]]
+    scores = score(as_other_tools_write_it(data, seed), rows)
+    for kind in ("bbox", "segm"):
+        assert list(scores.metrics[kind].values()) == official(data, rows, kind, 300, tmp_path, monkeypatch)
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
