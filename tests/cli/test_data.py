@@ -197,6 +197,28 @@ def test_convert_and_split_commands(tmp_path):
     assert "not empty" in str(run("split", folder, tmp_path / "one").exception)
 
 
+def test_what_is_not_there_cannot_be_divided(tmp_path):
+    for source in (tmp_path / "x.json", tmp_path / "x"):
+        assert (
+            str(run("split", source, tmp_path / "one").exception) == f"{source}: no such folder or file; check the path"
+        )
+    folder = write(tmp_path / "src", [row(i, i) for i in range(1, 5)], SOUND_VAL)
+    assert "it has a val.json already" in str(run("split", folder, tmp_path / "one").exception)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("changes", [{"id": "x"}, {"name": ""}])
+def test_faulty_categories_end_the_check_with_a_sentence(tmp_path, split, changes):
+    folder = write(tmp_path, SOUND, SOUND_VAL)
+    content = json.loads((folder / f"{split}.json").read_text())
+    for category in content["categories"]:
+        category.update(changes)
+    (folder / f"{split}.json").write_text(json.dumps(content))
+    done = tailseg("data", "check", folder, "--quiet")
+    assert_refused(done, f"{split}.json: category ")
+    assert "(1 of 2 such faults)" in done.stderr
+
+
 def test_export_command(tmp_path):
     folder = write(tmp_path / "src", [row(i, i) for i in range(1, 5)], SOUND_VAL)
     done = run("export", "yolo", folder, tmp_path / "yolo", "--quiet")
@@ -301,4 +323,6 @@ def test_a_name_of_any_length_is_cut_in_the_sentence(tmp_path):
     assert refused.returncode == 1
     assert "\x1b" not in refused.stderr
     assert len(refused.stderr) < 2000
-    assert refused.stderr.endswith("both files need the same categories\n")
+    assert refused.stderr.endswith(
+        "both files need the same categories: `tailseg data convert coco` matches them by name\n"
+    )

@@ -288,13 +288,55 @@ def test_a_folder_of_anything_else_is_answered_with_what_is_wanted(tmp_path):
         open_data(tmp_path)
 
 
-def test_a_validation_file_that_lists_what_occurs_in_it_has_all_categories(tmp_path):
+def test_who_downloaded_validation_alone_can_evaluate(tmp_path, caplog):
+    """COCO val2017 and its annotations are a public test of a converted model; they are not divided."""
+    caplog.set_level(logging.INFO)
+    val = "annotations/instances_val2017.json"
+    root = coco_set(tmp_path, val, "val2017", range(6))
+    splits = open_source(str(root), need=("val",), show=False)
+    assert (splits.train, len(splits.val)) == (None, 6)
+    assert f"{root}: recognised as COCO or LVIS as downloaded: {root / val}." in caplog.messages
+    assert splits_there(str(root)) == ("val",)
+    with pytest.raises(UserError) as caught:
+        open_source(str(root), show=False)
+    divide = f"`tailseg data split {root / val} OUT`"
+    assert str(caught.value).endswith(f"{root / val}, is of the validation split; divide it with {divide}")
+    coco_set(root, "annotations/instances_train2017.json", "train2017", (7,))
+    assert splits_there(str(root)) == ("train", "val")
+    (root / "train2017/7.jpg").unlink()
+    (root / "train2017").rmdir()
+    assert len(open_source(str(root), need=("val",), show=False).val) == 6
+    with pytest.raises(UserError, match=r"image 7: '7\.jpg' is not in"):
+        open_source(str(root), show=False)
+
+
+@pytest.mark.parametrize("name", ["train.json", "annotations/instances_train.json", "train.json.gz"])
+def test_a_file_that_cannot_be_read_is_told_and_nothing_else_taken_for_the_set(tmp_path, name):
+    root = coco_set(tmp_path, "val.json", "images", range(6))
+    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).write_bytes(b"\xff\xfe{\0}\0")
+    for data in (root, root / name):
+        with pytest.raises(UserError) as caught:
+            open_data(data)
+        assert str(caught.value) == f"{root / name}: the text is UTF-16; save it as UTF-8"
+
+
+@pytest.mark.parametrize(("text", "problem"), [("[]", "found a list"), ('{"images": []}', "'annotations' is missing")])
+def test_a_json_file_that_is_no_annotation_file_is_answered_with_what_is_wrong(tmp_path, text, problem):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=rf"a\.json: .*{problem}"):
+        open_data(tmp_path / "a.json")
+
+
+def test_a_validation_file_that_lists_what_occurs_in_it_has_all_categories(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     val = content([annotation(7, 1, 9)])
     val["categories"] = [row for row in val["categories"] if row["name"] == "owl"]
     make_splits(tmp_path, val)
     splits = open_data(tmp_path)
     assert [c.name for c in splits.val.categories] == ["cat", "dog", "owl"]
     assert splits.val.labels.tolist() == [2]
+    assert f"{tmp_path / 'val.json'} lists 1 of 3 categories: it gets all of them." in caplog.messages
     assert [c.image_count for c in splits.val.categories] == [0, 0, 1]
     assert pickle.loads(pickle.dumps(splits.val)).labels.tolist() == [2]
 

@@ -142,7 +142,7 @@ def evaluate(
     _log(quiet)
     if split not in ("train", "val"):
         raise typer.BadParameter(f"'{split}' is not one of train, val", param_hint="--split")
-    from tailseg.data.annotations.annotations import summary
+    from tailseg.data.annotations.annotations import tell
     from tailseg.data.annotations.frequency import GroupRule
     from tailseg.data.dataset import evaluation_dataset
     from tailseg.data.sources import known_categories, open_source
@@ -159,7 +159,7 @@ def evaluate(
     assert annotations is not None
     dataset = evaluation_dataset(annotations, recipe, resized=not views)
     known = known_categories(dataset.annotations, loaded.categories, str(model))
-    logging.getLogger(__name__).info(summary(dataset.annotations))
+    tell(dataset.annotations)
     folder = out or model.parent / f"eval-{splits.name}-{split}"
     learned = {}
     if any(category.image_count for category in loaded.categories):

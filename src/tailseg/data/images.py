@@ -164,13 +164,13 @@ def decode(path: Path, reduction: int = 1) -> tuple[Image.Image, int]:
         raise _fault(path, error) from None
 
 
-def open_png(content: bytes) -> Image.Image:
-    """The PNG that some bytes are, as masks stand in annotation files; its pixels are not decoded yet.
+def open_content(content: bytes, kind: str) -> Image.Image:
+    """The image that some bytes are, in a format of `FORMATS`; its pixels are not decoded yet.
 
     Raises:
         Exception: of many types, if it is none.
     """
-    return Image.open(BytesIO(content), formats=["PNG"])
+    return Image.open(BytesIO(content), formats=[kind])
 
 
 def to_rgb(image: Image.Image, path: Path, *, upright: bool) -> Pixels:

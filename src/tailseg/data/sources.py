@@ -99,7 +99,10 @@ def open_data(
     only_train_knows = val is not None and not val.frequency_stated and sources.train and sources.train.exists()
     train = load(sources.train) if "train" in need or only_train_knows else None
     if train and val:
+        own = len(val.categories)
         val = with_categories_of(val, train)
+        if own < len(val.categories):
+            logger.info("%s lists %d of %d categories: it gets all of them.", val.path, own, len(val.categories))
         require_same_categories(train, val)
     train, val, groups = with_groups(train, val, rule)
     return DataSplits(data.resolve().stem if data.is_file() else data.resolve().name, train, val, groups)
@@ -193,7 +196,10 @@ def splits_there(data: str) -> tuple[str, ...]:
     own = tuple(split for split in ("train", "val") if (path / f"{split}.json").is_file())
     if own and (path / "images").is_dir():
         return own
-    if data == SYNTHETIC or (path.exists() and recognise(path) is not None):
+    kind = None if data == SYNTHETIC or not path.exists() else recognise(path)
+    if kind == "coco" and (found := as_downloaded(path)):
+        return ("train", "val") if found[0] else ("val",)
+    if data == SYNTHETIC or kind is not None:
         return ("train", "val")  # a set of another tool that has no validation is divided
     sources = _sources(path, (), show=False)
     there = tuple(split for split in ("train", "val") if (found := getattr(sources, split)) and found.exists())

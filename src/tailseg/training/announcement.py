@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from tailseg.data.annotations.annotations import summary
+from tailseg.data.annotations.annotations import tell
 from tailseg.data.sampling import RepeatFactors, TrainSampler
 from tailseg.data.sources import DataSplits
 from tailseg.model.detector import Detector
@@ -32,7 +32,7 @@ def announce(
     assert data.train is not None
     assert data.val is not None
     for split in (data.train, data.val):
-        logger.info(summary(split))
+        tell(split)
         if not len(split.labels):  # training data without any is refused before
             logger.warning("%s: has no annotations, so the run is not evaluated: no best.safetensors.", split.path)
     if data.groups:

@@ -7,6 +7,7 @@ The instance filter follows MMDetection's ``datasets/coco.py``; `frequency.py` m
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from tailseg.data.annotations.masks import Segmentation
 from tailseg.data.annotations.parsing import Category as Category
 from tailseg.errors import UserError
 
+logger = logging.getLogger(__name__)
 SHOWN = 3  # places of each kind of odd thing in a summary
 
 
@@ -239,6 +241,12 @@ def require_same_categories(train: Annotations, val: Annotations) -> None:
             raise UserError(
                 f"{where}; both files need the same categories: `tailseg data convert coco` matches them by name"
             )
+
+
+def tell(annotations: Annotations) -> None:
+    """Log the summary, as a warning if objects were left out or may be wrong."""
+    odd = any(oddity.about.severity == "warning" for oddity in annotations.report.oddities)
+    logger.log(logging.WARNING if odd else logging.INFO, summary(annotations))
 
 
 def summary(annotations: Annotations) -> str:

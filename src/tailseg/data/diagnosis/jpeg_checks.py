@@ -8,10 +8,11 @@ makes up for.
 
 from __future__ import annotations
 
-from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
+
+from tailseg.data.images import open_content
 
 END = b"\xff\xd9"
 _GREY = 128  # of all channels, in which baseline decoders leave the last block if there is no data for it
@@ -33,7 +34,7 @@ def data_run_out(path: Path, decoded: Image.Image) -> bool:
     content = path.read_bytes()
     end = content.rfind(END)
     try:
-        with Image.open(BytesIO(content[:end] + _MORE + content[end:]), formats=["JPEG"]) as image:
+        with open_content(content[:end] + _MORE + content[end:], "JPEG") as image:
             return image.tobytes() != decoded.tobytes()
     except Exception as error:  # Pillow's decoders raise many types; the file itself was decoded before
         if isinstance(error, MemoryError):

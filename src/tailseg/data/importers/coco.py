@@ -53,7 +53,8 @@ def read_coco(
     if parents:
         names = ", ".join(repr(row["name"]) for row in parents)
         more.append(f"{names}: left out, no object has this category and it is only the supercategory of others")
-        categories = [row for row in categories if row not in parents]
+        left_out = {row["id"] for row in parents}
+        categories = [row for row in categories if row["id"] not in left_out]
     if "val" in parts:
         _separate(parts)
     several = len(contents) > 1
@@ -104,22 +105,22 @@ def _categories(contents: Mapping[str, CocoContent]) -> tuple[list[Row], dict[st
 
 def _unlisted(source: Path, listed: Sequence[Path]) -> list[str]:
     """A note on image files that are not ``listed``, if there are any; those of a test split are expected."""
-    known = set(map(os.path.realpath, listed))
-    files = [Path(entry.path) for entry in walk(source) if entry.name.lower().endswith(IMAGE_SUFFIXES)]
-    files = [path for path in files if "test" not in map(split_of, path.relative_to(source).parts[:-1])]
-    found = [str(path.relative_to(source)) for path in sorted(files) if os.path.realpath(path) not in known]
+    known = set(map(str, listed))
+    paths = [entry.path for entry in walk(source) if entry.name.lower().endswith(IMAGE_SUFFIXES)]
+    if others := [path for path in paths if path not in known]:
+        known = set(map(os.path.realpath, listed))
+    files = [Path(path).relative_to(source) for path in sorted(others) if os.path.realpath(path) not in known]
+    found = [str(path) for path in files if "test" not in map(split_of, path.parts[:-1])]
     places = ", ".join([*found[:SHOWN], *(["..."] if len(found) > SHOWN else [])])
     return [f"{len(found):,} images that these annotations do not list: left out ({places})"] if found else []
 
 
 def _roots_only(categories: Sequence[Row], used: set[int]) -> list[Row]:
     """Categories without an object that are the supercategory of another: Roboflow writes the project's name so."""
-    above = [(row.get("supercategory"), row["id"]) for row in categories]
-    return [
-        row
-        for row in categories
-        if row["id"] not in used and any(name == row["name"] and number != row["id"] for name, number in above)
-    ]
+    below: dict[Any, set[int]] = {}
+    for row in categories:
+        below.setdefault(str(row.get("supercategory")), set()).add(row["id"])
+    return [row for row in categories if row["id"] not in used and below.get(row["name"], set()) - {row["id"]}]
 
 
 def _separate(parts: dict[str, Part]) -> None:

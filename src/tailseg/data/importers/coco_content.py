@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -102,9 +103,9 @@ class CocoContent:
             self.images, self.path, self.root, self.split, self.met, progress, self._are_exchanged, alone=self.alone
         )
         names = new_names([image.path for image in usable], self.root)
-        part, entries, at = Part(), dict[Any, Row](), dict[Path, Row]()
+        part, entries, at = Part(), dict[Any, Row](), dict[str, Row]()
         for image, name in zip(usable, names, strict=True):
-            key, file = id_of(image.row["id"]), image.path.resolve()
+            key, file = id_of(image.row["id"]), os.path.realpath(image.path)
             if file in at:  # listed more than once, which must not put it into two splits
                 self.met.add("image_again", [name])
             else:

@@ -36,6 +36,8 @@ def coco_files(source: Path) -> CocoFiles:
     """
     if source.is_file():
         return CocoFiles({"train": source})
+    if not source.exists():
+        raise UserError(f"{source}: no such folder or file; check the path")
     found, broken = _looked_into(source)
     if not found:
         for _, error in broken:

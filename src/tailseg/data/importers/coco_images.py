@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +94,7 @@ def usable_images(
     paths = ImageFinder(root).locate(candidates, path.parent, split, alone=alone)
     usable, faults = [], Tally()
     seen = []
-    for looked in _look(rows, paths):
+    for looked in map(_looked_at, rows, paths):
         seen.append(looked)
         progress(len(seen))
     turned = {i: seen[i].image_hw for i, row in enumerate(rows) if _is_exchanged(row, seen[i])}
@@ -120,11 +118,6 @@ def usable_images(
         share = f"{count} of its {len(rows)} images {problem.format(root)}"
         raise UserError(f"{path}: {share}, the first of them {faults.places[kind][0]}; {fix}")
     return usable, [file for file in paths if file is not None]
-
-
-def _look(rows: Sequence[Row], paths: Sequence[Path | None]) -> Iterator[_Looked]:
-    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        yield from pool.map(_looked_at, rows, paths)
 
 
 def _looked_at(row: Row, path: Path | None) -> _Looked:

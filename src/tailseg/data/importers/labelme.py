@@ -18,7 +18,7 @@ from PIL import Image
 
 from tailseg.data.annotations.image_files import files_below
 from tailseg.data.annotations.masks import Bitmap
-from tailseg.data.images import open_png, read_header
+from tailseg.data.images import open_content, read_header
 from tailseg.data.importers.foreign import (
     AnnotatedImage,
     LeftOut,
@@ -242,7 +242,7 @@ def _mask(points: Any, text: object, image_hw: tuple[int, int]) -> Bitmap:
     require_mask_fits(low - y + 1, right - x + 1, image_hw)
     content = _decoded(text, MAX_MASK)
     try:
-        with open_png(content or b"") as image:
+        with open_content(content or b"", "PNG") as image:
             if abs(image.width - (right - x + 1)) > 1 or abs(image.height - (low - y + 1)) > 1:
                 raise OddObjectError("masks of another size than their rectangle: left out")
             pixels = np.asarray(image.getchannel(0) if image.mode in ("RGB", "LA") else image) != 0
