@@ -176,12 +176,15 @@ def test_errors_come_first_and_the_most_frequent_of_each(tmp_path):
 
 
 def test_names_that_are_alike(tmp_path):
-    names = ("stop sign", "Stop_Sign", "cup", "cups")
-    rows = [row(i, i, category=i) for i in range(1, 5)]
+    names = ("stop sign", "Stop_Sign", "cup", "cups", "dog", "dog ")
+    rows = [row(i, i, category=i) for i in range(1, 7)]
     looked = [split_of(tmp_path / name, name, rows, names=names) for name in ("train", "val")]
     found = named(all_findings(looked, NO_TINY, ()))
     assert found == {
-        ("warning", "", "categories that differ in spelling only"): (1, ("stop sign / Stop_Sign",)),
+        ("warning", "", "categories that differ in spelling only"): (
+            2,
+            ("stop sign / Stop_Sign", "dog / 'dog '"),
+        ),
         ("note", "", "category names one letter or a plural apart"): (1, ("cup / cups",)),
     }
 

@@ -44,6 +44,7 @@ def recognise(source: Path) -> str | None:
     A folder is looked through once; of its files the beginnings of a few are read.
     """
     if source.is_file():  # of labelme and VOC too, whose readers say what to give instead
+        kinds: dict[str, Callable[[Path], bool]]
         kinds = {"yolo": is_yolo, "coco": is_coco, "cvat": is_cvat, "labelme": is_labelme, "voc": is_voc}
         return next((kind for kind, told in kinds.items() if told(source)), None)
     if is_yolo(source, inner=False):  # without names where they are made of COCO's file, as Ultralytics' are
