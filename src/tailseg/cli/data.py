@@ -57,7 +57,7 @@ def data_check(
         str | None, typer.Option(help="Recipe whose resolution and sampling count; by default the one recommended.")
     ] = None,
     model: Annotated[
-        Path | None, typer.Option("--model", help="Show where this model surely disagrees with validation labels.")
+        Path | None, typer.Option("--model", help="Show where this model confidently disagrees with validation labels.")
     ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="JSON file for everything that was found.")] = None,
     page: Annotated[Path | None, typer.Option("--html", help="HTML file with charts and rare classes.")] = None,

@@ -197,7 +197,7 @@ def evaluate(
 def predict(
     model: ModelArgument,
     images: Annotated[list[Path], typer.Argument(help="Images: JPEG, PNG, TIFF, WebP and others.")],
-    out: Annotated[Path, typer.Option(help="Folder for a picture and a JSON file per image, or for --format.")],
+    out: Annotated[Path, typer.Option(help="Folder: a picture and a JSON file per image, or the set of --format.")],
     score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score shown.")] = 0.5,
     kind: Annotated[
         str | None, typer.Option("--format", metavar="coco|yolo|labelme|cvat", help="Write a set to correct by hand.")

@@ -175,13 +175,17 @@ def test_errors_come_first_and_the_most_frequent_of_each(tmp_path):
     assert named(found)["note", "train", "images with a camera orientation (EXIF)"] == (1, ("image 4 (c)",))
 
 
-def test_names_that_are_alike(tmp_path):
-    names = ("stop sign", "Stop_Sign", "cup", "cups")
+@pytest.mark.parametrize(
+    ("one", "other", "shown"),
+    [("stop sign", "Stop_Sign", "stop sign / Stop_Sign"), ("dog", "dog ", "dog / 'dog '")],
+)
+def test_names_that_are_alike(tmp_path, one, other, shown):
+    names = (one, other, "cup", "cups")
     rows = [row(i, i, category=i) for i in range(1, 5)]
     looked = [split_of(tmp_path / name, name, rows, names=names) for name in ("train", "val")]
     found = named(all_findings(looked, NO_TINY, ()))
     assert found == {
-        ("warning", "", "categories that differ in spelling only"): (1, ("stop sign / Stop_Sign",)),
+        ("warning", "", "categories that differ in spelling only"): (1, (shown,)),
         ("note", "", "category names one letter or a plural apart"): (1, ("cup / cups",)),
     }
 

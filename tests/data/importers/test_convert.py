@@ -16,6 +16,10 @@ from tailseg.data.importers.convert import (
 )
 from tailseg.errors import UserError
 
+LABELME = '{"version": "5", "shapes": [], "imagePath": "a.jpg"}'
+YOLO = {"images/1.jpg": None, "labels/1.txt": "0 0.5 0.5 0.5 0.5"}
+IN_A_FOLDER = {f"YOLODataset/{name}": content for name, content in YOLO.items()}
+
 
 def test_out_must_be_new_and_source_may_be_on_a_system_without_links(tmp_path, monkeypatch):
     root = coco_set(tmp_path / "src", "train.json", "images", range(10))
@@ -64,6 +68,36 @@ def test_a_source_too_small_to_be_divided_says_what_was_left_out(tmp_path):
     assert message.endswith(f"(1 annotation files for an image that is used already: left out ({root}/b.json))")
 
 
+def test_splits_of_which_no_image_can_be_used(tmp_path):
+    line = "0 0.5 0.5 0.5 0.5"
+    files = {f"images/train/{i}.jpg": None for i in range(5)} | {"images/val/5.jpg": b"no image"}
+    files |= {f"labels/{'val' if i == 5 else 'train'}/{i}.txt": line for i in range(6)}
+    root = write_files(tmp_path / "src", files | {"classes.txt": "cat"})
+    splits, notes = converted("yolo", root, tmp_path)
+    assert (len(splits.train), len(splits.val)) == (4, 1)
+    assert notes[:3] == [
+        f"1 images that cannot be read: left out with their labels ({root}/images/val/5.jpg)",
+        "5 objects have a box only: their masks are rectangles",
+        "no validation image can be used: the set counts as one without a validation split",
+    ]
+
+
+def test_a_training_split_that_validation_has_used_up(tmp_path):
+    meta = "<annotations><version>1.1</version>"
+    polygon = '<polygon label="cat" points="1,1;20,1;9,9"/>'
+    entry = '<image id="1" name="{}" subset="{}" width="80" height="40">' + polygon + "</image>"
+    entries = [entry.format(name, split) for name, split in (("a.jpg", "train"), ("a.jpg", "val"), ("b.jpg", "train"))]
+    root = write_files(tmp_path / "src", {"a.jpg": None, "b.jpg": None})
+    write_files(root, {"annotations.xml": f"{meta}{''.join(entries)}</annotations>"})
+    _, notes = converted("cvat", root, tmp_path)
+    assert "no validation image can be used: the set counts as one without a validation split" in notes
+    write_files(root, {"b.jpg": b"no image", "a.jpg": b"no image", "c.jpg": None, "d.jpg": None})
+    entries += [entry.format(name, "val") for name in ("c.jpg", "d.jpg")]
+    write_files(root, {"annotations.xml": f"{meta}{''.join(entries[2:])}</annotations>"})
+    message = fault("cvat", root, tmp_path / "again")
+    assert message.startswith(f"{root}: no training image can be used (1 image entries whose image cannot be read: ")
+
+
 def test_every_image_is_reported(tmp_path):
     done = []
     convert("coco", coco_set(tmp_path / "src", "a.json", "images", range(5)), tmp_path / "out", progress=done.append)
@@ -97,11 +131,16 @@ def test_what_is_no_data_set_is_answered_with_what_is_one(tmp_path):
 @pytest.mark.parametrize(
     ("files", "given", "kind"),
     [
-        ({"a.json": '{"version": "5", "shapes": [], "imagePath": "a.jpg"}'}, "a.json", "labelme"),
+        ({"a.json": LABELME}, "a.json", "labelme"),
         ({"a.xml": "<annotation/>"}, "a.xml", "voc"),
         ({"a.json": '{"images": []}'}, "a.json", "coco"),
         ({"a.xml": "<annotations><version>1.1</version></annotations>"}, "a.xml", "cvat"),
         ({"a.json": '{"images": 1}', "a.xml": "<a/>"}, "", None),
+        (YOLO | {"annotations/instances_val2017.json": '{"images": []}'}, "", "coco"),  # Ultralytics' COCO
+        (YOLO | {"classes.txt": "cat", "annotations/instances_val2017.json": '{"images": []}'}, "", "yolo"),
+        (YOLO | {"a.xml": "<annotation/>"}, "", "yolo"),
+        (IN_A_FOLDER | {"1.json": LABELME}, "", "labelme"),  # labelme2yolo writes into labelme's folder
+        (IN_A_FOLDER | {"1.json": '{"images": []}'}, "", "yolo"),
         ({"a.json.gz": b"PK"}, "a.json.gz", None),
     ],
 )

@@ -261,7 +261,7 @@ def test_most_labels_without_images_are_a_warning(tmp_path):
 def test_a_split_of_broken_images(tmp_path):
     root = yolo(tmp_path, {"train/1": f"0 {TRIANGLE}", "val/1": f"0 {TRIANGLE}"})
     write_files(root, {"images/val/1.jpg": b"x"})
-    assert [*objects_of(root)] == ["train"]
+    assert objects_of(root) == {"train": {"train/1.jpg": ["cat"]}, "val": {}}
     write_files(root, {"images/train/1.jpg": b"x"})
     with pytest.raises(UserError) as caught:
         read_yolo(root)

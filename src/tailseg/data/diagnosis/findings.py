@@ -93,7 +93,7 @@ def _class_findings(train: Annotations, val: Annotations) -> list[Finding]:
     pairs = zip(train.categories, val.categories, strict=True)
     no_val = [t.name for t, v in pairs if t.image_count and not v.image_count]
     near = near_names([category.name for category in train.categories])
-    alike = [f"{a} / {b}" for a, b, kind in near if kind == "spelling"]
+    alike = [f"{_shown(a)} / {_shown(b)}" for a, b, kind in near if kind == "spelling"]
     similar = [f"{a} / {b}" for a, b, kind in near if kind != "spelling"]
     nothing = [] if trained_images(train).size else [str(train.path)]
     reason, remedy = why_untrained(train)
@@ -119,6 +119,11 @@ def _class_findings(train: Annotations, val: Annotations) -> list[Finding]:
         _finding("warning", "", "categories that differ in spelling only", "make them one category", alike),
         _finding("note", "", "category names one letter or a plural apart", "check that both are meant", similar),
     ]
+
+
+def _shown(name: str) -> str:
+    """A name, in quotes where spaces at its ends would not be seen."""
+    return name if name == name.strip() else repr(name)
 
 
 def _shared(looked: Sequence[Split]) -> list[Finding]:

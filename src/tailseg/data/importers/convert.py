@@ -21,7 +21,7 @@ from tailseg.data.importers.labelme import is_labelme, read_labelme
 from tailseg.data.importers.split import divide
 from tailseg.data.importers.voc import is_voc, read_voc
 from tailseg.data.importers.writer import Part, Row, write_parts
-from tailseg.data.importers.yolo import is_yolo, read_yolo
+from tailseg.data.importers.yolo import has_names, is_yolo, read_yolo
 from tailseg.data.importers.yolo_config import entries_of
 from tailseg.errors import UserError
 
@@ -43,11 +43,12 @@ def recognise(source: Path) -> str | None:
 
     A folder is looked through once; of its files the beginnings of a few are read.
     """
-    if is_yolo(source):
-        return "yolo"
     if source.is_file():  # of labelme and VOC too, whose readers say what to give instead
-        kinds = {"coco": is_coco, "cvat": is_cvat, "labelme": is_labelme, "voc": is_voc}
+        kinds: dict[str, Callable[[Path], bool]]
+        kinds = {"yolo": is_yolo, "coco": is_coco, "cvat": is_cvat, "labelme": is_labelme, "voc": is_voc}
         return next((kind for kind, told in kinds.items() if told(source)), None)
+    if is_yolo(source, inner=False):  # without names where they are made of COCO's file, as Ultralytics' are
+        return "yolo" if has_names(source) or not any(map(is_coco, json_files(source))) else "coco"
     for told, kind, suffix in (
         (is_cvat, "cvat", ".xml"),
         (is_voc, "voc", ".xml"),
@@ -55,6 +56,8 @@ def recognise(source: Path) -> str | None:
     ):
         if any(map(told, islice(files_below(source, (suffix,)), LOOKED_AT))):
             return kind
+    if is_yolo(source):
+        return "yolo"
     return "coco" if any(map(is_coco, json_files(source))) else None
 
 
@@ -124,14 +127,18 @@ def read_source(
     except UserError as error:
         raise unrecognised(source) if _is_packed(source) else error from None
     parts, notes = dict(found.parts), list(found.notes)
+    if not parts["train"].images:
+        raise UserError(f"{source}: no training image can be used{_reason(notes)}")
+    if "val" in parts and not parts["val"].images:
+        del parts["val"]
+        notes.append("no validation image can be used: the set counts as one without a validation split")
     if "val" in parts:
         notes += _without_leaks(parts)
     if "val" not in parts:
         try:
             division = divide(parts["train"], found.categories, share=SHARE, seed=0, source=source)
         except UserError as error:
-            reason = next((f" ({note})" for note in notes if "left out" in note), "")
-            raise UserError(f"{error}{reason}") from None
+            raise UserError(f"{error}{_reason(notes)}") from None
         parts = division.parts
         notes.append("the source has no validation split: a fifth of the images was set aside, rare classes first")
         notes += only_train_note(division.only_train)
@@ -174,6 +181,11 @@ def _without_leaks(parts: dict[str, Part]) -> list[str]:
         annotations=[row for row in val.annotations if row["image_id"] in ids],
     )
     return [f"{count} images are in both splits: left out of validation"]
+
+
+def _reason(notes: Sequence[str]) -> str:
+    """What was left out first, for the end of a sentence."""
+    return next((f" ({note})" for note in notes if "left out" in note), "")
 
 
 def _is_packed(source: Path) -> bool:

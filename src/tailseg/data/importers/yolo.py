@@ -16,7 +16,7 @@ from tailseg.data.importers.foreign import (
     read_text,
     source_of,
 )
-from tailseg.data.importers.yolo_config import MOST_FOLDERS, NAME_FILES, entries_of, find_config
+from tailseg.data.importers.yolo_config import MOST_FOLDERS, NAME_FILES, entries_of, find_config, find_names
 from tailseg.data.importers.yolo_labels import CAUSES, LabelFiles, Line, parse_labels
 from tailseg.data.importers.yolo_layout import YoloLayout, find_layout
 from tailseg.errors import UserError
@@ -58,7 +58,7 @@ def read_yolo(source: Path, progress: Callable[[int], None] = lambda done: None)
     lone = reader.labels_without_image()
     reader.require_objects(objects)
     names = layout.names or {number: f"class_{number}" for number in sorted(reader.numbers)}
-    result = source_of({split: part for split, part in objects.items() if part}, layout.root, [*names.values()], found)
+    result = source_of(objects, layout.root, [*names.values()], found)
     notes = [*layout.notes, *result.notes, *reader.notes(sum(map(len, objects.values())), lone)]
     return Source(result.categories, result.parts, notes)
 
@@ -168,24 +168,36 @@ class _Reader:
         return notes
 
 
-def is_yolo(source: Path) -> bool:
+def is_yolo(source: Path, *, inner: bool = True) -> bool:
     """Whether a file or folder looks like a YOLO set: names and a training split in YAML, or labels beside images.
 
     Only a few folders are looked into; what it accepts may still be refused by `read_yolo`, with the reason.
+
+    Args:
+        source: the file or folder.
+        inner: a folder in it may be the set.
     """
     try:
         config = find_config(source)
-        if config is not None:
+        if config is not None and (inner or source in (config.path, config.path.parent)):
             return bool({"names", "nc"} & config.content.keys()) and "train" in config.entries()
     except UserError:  # in a folder, the fault of a data.yaml is for the reader to tell
         pass
     if not source.is_dir():
         return False
     try:
-        folders = [source, *entries_of(source)[0][:MOST_FOLDERS]]
+        folders = [source, *(entries_of(source)[0][:MOST_FOLDERS] if inner else [])]
         return any(map(_has_label_folder, folders)) or any(map(_has_labels_beside, folders))
     except UserError:
         return False
+
+
+def has_names(source: Path) -> bool:
+    """Whether a file in a folder tells the names of YOLO's classes, or is at fault."""
+    try:
+        return find_config(source) is not None or find_names(source) is not None
+    except UserError:
+        return True
 
 
 def _has_label_folder(folder: Path) -> bool:

@@ -197,7 +197,7 @@ def _by_entries(
             layout.notes += [f"{layout.where}: no entry names {path}: left out; add it as 'val'" for path in unnamed]
     for split in entries:
         if split != "test" and not images[split]:
-            raise UserError(f"{layout.where}: {split} has no images; check the folder it names")
+            raise UserError(f"{layout.where}: {split} has no images; check the folder it names, or remove the entry")
     return images
 
 
