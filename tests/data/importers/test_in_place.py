@@ -5,14 +5,17 @@ import io
 import json
 import os
 import time
+from functools import partial
 
 import pytest
 from foreign_files import coco_set, picture
 from PIL import Image
 
 from tailseg.data.importers import in_place
+from tailseg.data.importers.convert import convert
 from tailseg.data.importers.in_place import import_in_place
 from tailseg.data.sources import open_source
+from tailseg.errors import UserError
 
 
 @pytest.fixture
@@ -124,3 +127,19 @@ def test_an_import_that_nobody_uses_goes(tmp_path, imports):
     import_in_place("coco", coco_set(tmp_path / "three", "a.json", "images", range(6)))
     assert not first.train.exists()
     assert second.train.exists()
+
+
+@pytest.mark.usefixtures("imports")
+def test_names_in_another_encoding_than_utf_8(tmp_path):
+    """As they come out of archives of Windows: JSON cannot hold them."""
+    root = coco_set(tmp_path / "src", "a.json", "images", range(4))
+    other = os.fsdecode(b"stra\xdfe.jpg")
+    picture(tmp_path / "x.jpg").rename(root / "images" / other)
+    found = import_in_place("coco", root)
+    assert found.notes[0] == r"1 images that these annotations do not list: left out (images/stra\udcdfe.jpg)"
+    (root / "images" / other).unlink()
+    (root / "images").rename(root / os.fsdecode(b"im\xe4ges"))
+    for job in (partial(import_in_place, "coco", root), partial(convert, "coco", root, tmp_path / "out")):
+        with pytest.raises(UserError, match=r"src/im\\xe4ges/0\.jpg: the name is no UTF-8 text; rename"):
+            job()
+    assert not (tmp_path / "out").exists()

@@ -68,6 +68,24 @@ def test_items_by_their_splits(told, parts, rest):
     assert by_split(told.items()) == (parts, rest)
 
 
+@pytest.mark.parametrize(
+    ("copies", "place"),
+    [
+        (["images", "thumbs"], "images"),  # though the thumbs are complete
+        (["deep/images", "deep/backup/images"], "deep/images"),
+        (["a/more", "b"], "b"),
+    ],
+)
+def test_of_copies_of_all_images_those_in_the_usual_place_are_meant(tmp_path, copies, place):
+    for copy in copies:
+        for name in ("a.jpg", "b.jpg", *(["c.jpg"] if copy == "thumbs" else [])):  # which has more of the images
+            (tmp_path / copy).mkdir(parents=True, exist_ok=True)
+            (tmp_path / copy / name).touch()
+    found = ImageFinder(tmp_path).locate([["a.jpg"], ["b.jpg"], ["c.jpg"], ["d.jpg"]], tmp_path, "train")
+    other = tmp_path / "thumbs" / "c.jpg"
+    assert found == [tmp_path / place / "a.jpg", tmp_path / place / "b.jpg", other if other.exists() else None, None]
+
+
 def test_of_files_that_differ_by_the_case_of_their_suffix_only_the_very_name_is_meant(tmp_path):
     for name in ("deep/a.JPG", "deep/a.jpg", "deep/b.JPG"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -25,9 +25,10 @@ from tailseg.data.images import IMAGE_SUFFIXES
 from tailseg.data.importers.coco_files import root_of
 from tailseg.data.importers.convert import read_source
 from tailseg.data.importers.foreign import LeftOut
-from tailseg.data.importers.writer import Part, new_folder, place_parts, write_annotations
+from tailseg.data.importers.writer import Part, new_folder, place_parts, require_text, write_annotations
 from tailseg.data.importers.yolo_layout import find_layout
 from tailseg.errors import UserError
+from tailseg.wording import controls_escaped
 
 VERSION = 3  # raise it when an import writes anything else
 _FILES = ("train.json", "val.json")
@@ -76,13 +77,14 @@ def import_in_place(kind: str, source: Path, *, progress: Callable[[int], None] 
         paths = [path.resolve() for path in files if isinstance(path, Path)]
         stay = len(paths) == len(files)  # no image stands inside of an annotation file
         root = Path(os.path.commonpath([path.parent for path in paths])) if stay else folder / "images"
+        require_text(root)
         counts = {split: (len(part.images), len(part.annotations)) for split, part in found.parts.items()}
         (images, objects), (val_images, val_objects) = counts["train"], counts["val"]
         about = {
             "images": str(root),
             "line": f"{images:,} training images with {objects:,} objects, {val_images:,} validation images with "
             f"{val_objects:,}",
-            "notes": found.notes,
+            "notes": list(map(controls_escaped, found.notes)),
         }
         _remove_unused(imports)
         try:

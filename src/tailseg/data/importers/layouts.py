@@ -118,11 +118,14 @@ class ImageFinder:
             ]
         votes = Counter(base for own in matches for found in own for length, base, _ in found if length)
 
-        def rank(match: tuple[int, tuple[str, ...], Path]) -> tuple[int, int, int, int]:
+        usual = set(self._usual(folder, split))
+
+        def rank(match: tuple[int, tuple[str, ...], Path]) -> tuple[int, ...]:
             length, base, path = match
             told = _told(base)
             preference = (split in told) - bool(told - {split})
-            return length, preference, votes[base], path.is_relative_to(folder)
+            is_usual = self.root.joinpath(*base) in usual
+            return length, preference, is_usual, votes[base], path.is_relative_to(folder), -len(base)
 
         best = []
         for own in matches:

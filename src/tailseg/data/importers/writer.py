@@ -129,11 +129,26 @@ def place_file(file: ImageFile, folder: Path, name: str, link: bool) -> bool:
 
 
 def new_names(files: Sequence[Path], root: Path) -> list[str]:
-    """A name below `images/` for each file below ``root``: its path without folders that are just called images."""
+    """A name below `images/` for each file below ``root``: its path without folders that are just called images.
+
+    Raises:
+        UserError: a path is no UTF-8 text.
+    """
+    for path in files:
+        require_text(path)
     paths = [PurePosixPath(*path.relative_to(root).parts) for path in files]
     short = ["/".join(p for p in path.parts if p not in IMAGE_FOLDERS) for path in paths]
     unique = len(set(short)) == len(set(paths))
     return short if unique else [str(path) for path in paths]
+
+
+def require_text(path: Path) -> None:
+    """Raise UserError for a path that JSON cannot hold: one that was written in another encoding than UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        raise UserError(f"{shown}: the name is no UTF-8 text; rename the file or folder") from None
 
 
 def require_inside(path: Path, root: Path, where: str) -> Path:
