@@ -68,12 +68,13 @@ def schedule_warnings(recipe: Recipe, length: RunLength) -> list[str]:
         last = length.base_rate * rate_factor(total - 1, length.steps_per_epoch, schedule)
         found.append(
             f"The warm-up of {schedule.warmup_steps} steps is no shorter than the run of {total}: the rate ends at "
-            f"{last:.3g} and never reaches {length.base_rate:.3g}; set schedule.warmup_steps={total // 10}, or so."
+            f"{last:.3g} and never reaches {length.base_rate:.3g}; set schedule.warmup_steps={total // 10}, for "
+            "instance."
         )
     elif schedule.warmup_steps >= first:
         found.append(
             f"The warm-up of {schedule.warmup_steps} steps is no shorter than the {first} before the first milestone: "
-            f"the rate never reaches {length.base_rate:.3g}; set schedule.warmup_steps={first // 10}, or so."
+            f"the rate never reaches {length.base_rate:.3g}; set schedule.warmup_steps={first // 10}, for instance."
         )
     beyond = [m for m in schedule.milestones if m >= schedule.epochs]
     if beyond and schedule.gamma < 1:

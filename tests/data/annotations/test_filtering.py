@@ -67,7 +67,7 @@ def test_objects_without_a_mask_are_left_out_and_counted_and_the_others_kept(tmp
 
 
 def test_boxes_and_areas_that_are_missing_or_no_numbers_are_taken_from_the_masks(tmp_path):
-    """Issue 12: mmdetection#804, maskrcnn-benchmark#480."""
+    """Tools leave them out: mmdetection#804, maskrcnn-benchmark#480."""
     code = {"size": [40, 50], "counts": [40 * 5 + 3, 10, 1800 - 13]}  # ten pixels of column 5 from row 3 on
     code["counts"][2] = 2000 - sum(code["counts"][:2])
     rows = [annotation(i) for i in range(1, 8)]

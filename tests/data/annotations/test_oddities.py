@@ -2,7 +2,15 @@ from pathlib import Path
 
 import pytest
 
-from tailseg.data.annotations.oddities import ODD_KINDS, PLACES, Oddity, Tally, oddities_of, require_sound
+from tailseg.data.annotations.oddities import (
+    ODD_KINDS,
+    PLACES,
+    Oddity,
+    Tally,
+    counted,
+    oddities_of,
+    require_sound,
+)
 from tailseg.errors import UserError
 
 
@@ -37,3 +45,10 @@ def test_one_sentence_for_the_first_error():
     assert "(1 of" not in str(caught.value)
     with pytest.raises(UserError, match=r"\(1 of 1,002 such faults; `tailseg data check` lists their kinds\)$"):
         require_sound(path, [size, Oddity("no_category", 1001, ("annotation 3: x",))])
+
+
+def test_one_line_names_the_first_three_places():
+    assert counted(1, "masks: left out", ["a"]) == "1 masks: left out (a)"
+    assert counted(3, "masks", ["a", "b", "c"]) == "3 masks (a, b, c)"
+    assert counted(1234, "masks", ["a", "b", "c", "d"]) == "1,234 masks (a, b, c, ...)"
+    assert counted(2, "masks", []) == "2 masks"

@@ -8,7 +8,7 @@ from foreign_files import converted, fault, picture, write_files
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailseg.data.images import IMAGE_SUFFIXES
+from tailseg.data.images import IMAGE_SUFFIXES, read_image
 from tailseg.data.importers.yolo import is_yolo, read_yolo
 from tailseg.data.sources import open_source
 from tailseg.errors import UserError
@@ -50,6 +50,19 @@ def test_yolo_turned_photographs_count_as_they_are_shown(tmp_path):
     splits, _ = converted("yolo", root, tmp_path)
     assert splits.train.image_sizes.tolist() == [[80, 40]]
     assert splits.train.boxes.tolist() == [[10, 20, 30, 60]]
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".jpg", ".png", ".webp"])
+def test_a_turned_picture_is_turned_once(tmp_path, suffix):
+    """Pillow has turned a TIFF when it tells its size; the pixels of the others are turned by us."""
+    root = yolo(tmp_path / "src", {"train/1": "0 0.3 0.5 0.4 0.8", "val/1": "0 0.3 0.5 0.4 0.8"})
+    for split in ("train", "val"):
+        (root / f"images/{split}/1.jpg").unlink()
+        picture(root / f"images/{split}/1{suffix}", (200, 100), orientation=6)
+    splits, _ = converted("yolo", root, tmp_path)  # opens the set, which compares sizes and files
+    assert splits.train.image_sizes.tolist() == [[200, 100]]
+    assert splits.train.boxes_xywh.tolist() == [[10, 20, 40, 160]]
+    assert read_image(splits.train.image_path(0)).shape == (200, 100, 3)
 
 
 def test_yolo_without_validation_is_divided(tmp_path):

@@ -21,11 +21,11 @@ from tailseg.data.annotations.columns import IdLists, Segmentations, Texts, posi
 from tailseg.data.annotations.filtering import Report
 from tailseg.data.annotations.image_files import ImageFolder, candidate_names
 from tailseg.data.annotations.masks import Segmentation
+from tailseg.data.annotations.oddities import counted
 from tailseg.data.annotations.parsing import Category as Category
 from tailseg.errors import UserError
 
 logger = logging.getLogger(__name__)
-SHOWN = 3  # places of each kind of odd thing in a summary
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,6 +261,5 @@ def summary(annotations: Annotations) -> str:
     if report.thin:
         text += f", {report.thin} narrower or lower than a pixel (scored, not trained on)"
     for oddity in report.oddities:
-        text += f"; {oddity.count} {oddity.about.meaning} ({', '.join(oddity.places[:SHOWN])}"
-        text += ", ...)" if oddity.count > SHOWN else ")"
+        text += "; " + counted(oddity.count, oddity.about.meaning, oddity.places)
     return text + "."

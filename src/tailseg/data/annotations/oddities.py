@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,8 @@ CROWDS_FIX = (
     "if these are single objects drawn as masks (CVAT writes iscrowd 1 for all of them), "
     "`tailseg data convert coco SRC OUT --crowds-are-objects` takes them as objects"
 )
-PLACES = 5  # of each kind that are named
+PLACES = 5  # of each kind that are kept
+SHOWN = 3  # of these, in one line
 
 
 class Tally:
@@ -33,6 +34,12 @@ class Tally:
             self.counts[kind] = self.counts.get(kind, 0) + total
             known = self.places.setdefault(kind, [])
             known += named[: PLACES - len(known)]
+
+
+def counted(count: int, meaning: str, places: Sequence[str]) -> str:
+    """One line on a kind of odd thing: how many, what they are, and where the first of them stand."""
+    shown = ", ".join([*places[:SHOWN], *(["..."] if count > SHOWN else [])])
+    return f"{count:,} {meaning}" + (f" ({shown})" if places else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tailseg.data.annotations.image_files import walk
+from tailseg.data.annotations.oddities import counted
 from tailseg.data.images import IMAGE_SUFFIXES
-from tailseg.data.importers.coco_content import SHOWN, CocoContent
+from tailseg.data.importers.coco_content import CocoContent
 from tailseg.data.importers.coco_files import coco_files, root_of
 from tailseg.data.importers.foreign import Source
 from tailseg.data.importers.layouts import split_of
@@ -111,8 +112,7 @@ def _unlisted(source: Path, listed: Sequence[Path]) -> list[str]:
         known = set(map(os.path.realpath, listed))
     files = [Path(path).relative_to(source) for path in sorted(others) if os.path.realpath(path) not in known]
     found = [str(path) for path in files if "test" not in map(split_of, path.parts[:-1])]
-    places = ", ".join([*found[:SHOWN], *(["..."] if len(found) > SHOWN else [])])
-    return [f"{len(found):,} images that these annotations do not list: left out ({places})"] if found else []
+    return [counted(len(found), "images that these annotations do not list: left out", found)] if found else []
 
 
 def _roots_only(categories: Sequence[Row], used: set[int]) -> list[Row]:

@@ -13,7 +13,7 @@ import numpy as np
 from hotcoco import mask as rle
 
 from tailseg.data.annotations.masks import run_lengths
-from tailseg.data.annotations.oddities import CROWDS_FIX, ODD_KINDS, Tally
+from tailseg.data.annotations.oddities import CROWDS_FIX, ODD_KINDS, Tally, counted
 from tailseg.data.annotations.packed import open_unpacked
 from tailseg.data.annotations.parsing import read_tables, told_apart
 from tailseg.data.annotations.repair import meant, plain_annotation
@@ -25,7 +25,6 @@ from tailseg.data.importers.writer import Part, Row, new_names
 from tailseg.errors import UserError
 from tailseg.wording import short
 
-SHOWN = 3  # places of each kind of odd thing
 MANY = 0.1  # share of crowds from which on a note says what they may be
 _MEANINGS = {
     **OF_IMAGES,
@@ -245,8 +244,7 @@ class CocoContent:
         told = []
         for kind, count in self.met.counts.items():
             meaning = _MEANINGS.get(kind) or ODD_KINDS[kind].meaning
-            places = ", ".join([*self.met.places[kind][:SHOWN], *(["..."] if count > SHOWN else [])])
-            told.append((count, f"{count:,} {meaning}" + (f" ({places})" if places else "")))
+            told.append((count, counted(count, meaning, self.met.places[kind])))
         return told
 
 

@@ -16,6 +16,7 @@ import orjson
 from hotcoco import mask as rle
 from numpy.typing import NDArray
 
+from tailseg.data.annotations.oddities import Tally, counted
 from tailseg.data.annotations.packed import MARK, open_unpacked
 from tailseg.data.annotations.repair import meant
 from tailseg.data.images import read_header, require_whole
@@ -23,7 +24,6 @@ from tailseg.data.importers.writer import Part, Row, new_names
 from tailseg.errors import UserError
 
 DECIMALS = 3  # of written coordinates, in pixels
-PLACES = 3  # of each kind of odd thing that a note names
 
 # An object: polygons, each (K, 2) x, y in pixels, which it is the union of; or a compressed RLE of the whole image.
 Shape = list[NDArray[np.float64]] | bytes
@@ -42,30 +42,27 @@ class LeftOut:
     """Odd things that a reader met and left out or made good, counted by kind, with the first places of each."""
 
     def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-        self._places: dict[str, list[str]] = {}
+        self._met = Tally()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often each kind was met."""
+        return self._met.counts
 
     def add(self, kind: str, *places: str) -> None:
         """Count what stands at ``places``: a file and the line, shape or object in it.
 
         ``kind`` is a phrase in the plural and says what became of them: "lines without a class: left out".
         """
-        if not places:
-            return
-        self.counts[kind] = self.counts.get(kind, 0) + len(places)
-        known = self._places.setdefault(kind, [])
-        known += places[: PLACES - len(known)]
+        self._met.add(kind, places)
 
     def first(self, kind: str) -> str:
         """The first place of a kind that was met."""
-        return self._places[kind][0]
+        return self._met.places[kind][0]
 
     def notes(self) -> list[str]:
         """A sentence a kind, in the order in which they were met."""
-        return [
-            f"{count:,} {kind} ({', '.join(self._places[kind])}{', ...' if count > PLACES else ''})"
-            for kind, count in self.counts.items()
-        ]
+        return [counted(count, kind, self._met.places[kind]) for kind, count in self.counts.items()]
 
 
 @dataclass(frozen=True, slots=True)
