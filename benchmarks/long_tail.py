@@ -5,7 +5,8 @@
 This is classification, not detection: no images, no boxes, no backbone. 1,203 classes with the counts of LVIS v1 train
 are clusters of points; every rare and common class lies beside a frequent one. Linear classifiers learn them with
 tailseg's losses; candidates of a test image compete for LVIS's 300 detections. Writes
-benchmarks/results/long_tail.json, docs/images/long_tail.png and docs/results/long_tail.md; some ten minutes of one core.
+benchmarks/results/long_tail.json, docs/images/long_tail.png and docs/results/long_tail.md; takes
+some ten minutes of one core.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The script behind docs/results/long_tail.md: its AP is LVIS's, its steps weigh classes as a random sampler draws them."""
+"""The script behind docs/results/long_tail.md: its AP is LVIS's, its steps those of a random sampler."""
 
 import json
 import sys
