@@ -195,10 +195,11 @@ def make_loss(method: Method, counts: Counts, most: int | None) -> Classificatio
     if kind.needs_statistics:
         # Images are not cut: EQL spares LVIS's rare and common classes, at every depth.
         options["statistics"] = ClassStatistics(num_images=IMAGES, images=counts.images, instances=objects)
-    classification = kind(len(counts), **options)
+    classification: Any = kind(len(counts), **options)
     if method.loss == "seesaw":
         classification.seesaw.counts.copy_(objects)
-    return classification.eval()
+    made: Classification = classification.eval()
+    return made
 
 
 def weigh_rows(logits: Tensor, weights: Tensor) -> None:
@@ -232,7 +233,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     classification = make_loss(method, counts, most).to(device)
     if method.normalized:
-        layer: nn.Module = NormalizedLinear(FEATURES, classification.num_logits)
+        layer: NormalizedLinear | nn.Linear = NormalizedLinear(FEATURES, classification.num_logits)
     else:
         layer = nn.Linear(FEATURES, classification.num_logits)
     nn.init.normal_(layer.weight, std=0.01, generator=generator)

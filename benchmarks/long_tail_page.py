@@ -100,8 +100,8 @@ def summary(results: dict[str, Any]) -> str:
         f"With LVIS's own counts and its limit of 300 detections, APr is {rare['cross-entropy']} by cross-entropy, "
         f"{rare['eql']} by EQL, {rare['seesaw-p0']} by Seesaw's classifier with p = 0 and {rare['seesaw']} with p = "
         f"0.8. What the factor S adds to APr grows with the depth of the tail, from {gain(shallow, '300')} points at "
-        f"{shallow} to {gain(deep, '300')} uncut, and without the limit from {gain(shallow, 'none')} to {gain(deep, 'none')}. "
-        f"S adds next to nothing on a linear classifier ({gain(shallow, '300', 1)} at {shallow}, "
+        f"{shallow} to {gain(deep, '300')} uncut, and without the limit from {gain(shallow, 'none')} to "
+        f"{gain(deep, 'none')}. S adds next to nothing on a linear classifier ({gain(shallow, '300', 1)} at {shallow}, "
         f"{gain(deep, '300', 1)} uncut) and little to frequent classes (APf {gain(deep, '300', 0, 'APf')}, uncut)."
     )
 
