@@ -52,6 +52,7 @@ STEPS, WARM_UP = 120, 20
 MILESTONES = (8 / 12, 11 / 12)  # shares of the steps after which the rate falls to a tenth, as in 1x
 BACKGROUND_ROWS = 128
 BACKGROUND_SHARE = 3.0  # RoIs of background for each of an object
+TRAINING_SEED = 1_000_000  # added to a world's seed: of first weights and samples
 TUNING_SEED = 0  # rates are chosen with it; the results are of other seeds
 GROUPS = ("r", "c", "f")
 
@@ -230,7 +231,8 @@ def train(
     A step sees an object of every class, weighted by the class's number of objects, and background.
     """
     device = world.means.device
-    generator = torch.Generator().manual_seed(seed)
+    # Not the numbers of the world again: first weights would be the means of the classes.
+    generator = torch.Generator().manual_seed(seed + TRAINING_SEED)
     classification = make_loss(method, counts, most).to(device)
     if method.normalized:
         layer: NormalizedLinear | nn.Linear = NormalizedLinear(FEATURES, classification.num_logits)

@@ -152,6 +152,17 @@ def test_worlds_of_a_seed_are_equal(long_tail, counts, monkeypatch):
     assert one.evaluated.gather(1, one.labels[:, : long_tail.OBJECTS]).all()
 
 
+@pytest.mark.parametrize("name", ["cross-entropy", "seesaw"])
+def test_an_untrained_classifier_knows_nothing_of_its_world(long_tail, counts, monkeypatch, name):
+    monkeypatch.setattr(long_tail, "NATURAL", 100)
+    monkeypatch.setattr(long_tail, "STEPS", 0)
+    world = long_tail.make_world(counts, 3, torch.device("cpu"))
+    _, layer = long_tail.train(world, counts, long_tail.METHODS[name], None, 1.0, 3)
+    # Cosines of 64 random directions are within 4 / 8 of 0.
+    cosines = torch.nn.functional.cosine_similarity(layer.weight[:5, 1:], world.means[:, 1:])
+    assert cosines.abs().max() < 0.5
+
+
 def test_the_rate_warms_up_and_falls_twice(long_tail):
     factors = [long_tail.rate_factor(step) for step in (0, 9, 19, 79, 80, 109, 110, 119)]
     assert factors == pytest.approx([0.05, 0.5, 1, 1, 0.1, 0.1, 0.01, 0.01])
