@@ -65,7 +65,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     for ours, theirs, layer in GAINS:
         for limit, colour in (("300", "#d55e00"), ("none", "#666666")):
             seeds = [differences(results, depth, (ours, theirs), limit) for depth in depths]
-            label = f"{layer} classifier, {LIMIT_TITLES[limit]}"
+            label = f"{layer}, {'limit 300' if limit == '300' else 'no limit'}"
             style = "-" if layer == "normalised" else "--"
             axes[2].plot(places, [mean(s) for s in seeds], style, color=colour, linewidth=2, label=label)
             for place, numbers in zip(places, seeds, strict=True):
@@ -78,7 +78,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axis.set_xlabel("depth of the tail, largest : smallest class")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[2].legend(frameon=False, fontsize=9, loc="upper left")
+    axes[2].legend(frameon=False, title="classifier, detections", loc="center right", bbox_to_anchor=(1, 0.36))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=10)
     figure.suptitle("Classification on fixed features with LVIS's counts (not detection)", fontsize=12)
@@ -89,20 +89,19 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 def summary(results: dict[str, Any]) -> str:
     """Three sentences on what is seen."""
-    depths = list(results["runs"])
-    shallow, deep = depths[0], depths[-1]
+    shallow, middle, *_, deep = results["runs"]
 
-    def gain(depth: str, limit: str, pair: int = 0, metric: str = "APr") -> str:
-        return signed(differences(results, depth, GAINS[pair][:2], limit, metric))
+    def gain(depth: str, limit: str, pair: tuple[str, str, str] = GAINS[0]) -> str:
+        return signed(differences(results, depth, pair[:2], limit))
 
     rare = {name: f"{mean(values(results, deep, name, '300', 'APr')):.1f}" for name in COLOURS}
     return (
         f"With LVIS's own counts and its limit of 300 detections, APr is {rare['cross-entropy']} by cross-entropy, "
         f"{rare['eql']} by EQL, {rare['seesaw-p0']} by Seesaw's classifier with p = 0 and {rare['seesaw']} with p = "
-        f"0.8. What the factor S adds to APr grows with the depth of the tail, from {gain(shallow, '300')} points at "
-        f"{shallow} to {gain(deep, '300')} uncut, and without the limit from {gain(shallow, 'none')} to "
-        f"{gain(deep, 'none')}. S adds next to nothing on a linear classifier ({gain(shallow, '300', 1)} at {shallow}, "
-        f"{gain(deep, '300', 1)} uncut) and little to frequent classes (APf {gain(deep, '300', 0, 'APf')}, uncut)."
+        f"0.8. The factor S, which is the last step, adds {gain(deep, '300')} points there and {gain(middle, '300')} at "
+        f"{middle}, but only {gain(shallow, '300')} at {shallow}, and without a limit on detections nothing at {shallow} "
+        f"({gain(shallow, 'none')}). On a linear classifier S adds nothing uncut ({gain(deep, '300', GAINS[1])}) and "
+        f"{gain(shallow, '300', GAINS[1])} at {shallow}."
     )
 
 
@@ -136,6 +135,19 @@ def rate_table(results: dict[str, Any]) -> list[str]:
         cells = [f"{100 * found[rate]['AP']:.1f} ({100 * found[rate]['APr']:.1f})" for rate in rates]
         cells = [f"**{cell}**" if rate == chosen else cell for rate, cell in zip(rates, cells, strict=True)]
         lines.append(f"| {results['titles'][name]} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def equal_rates(results: dict[str, Any]) -> list[str]:
+    """Both of a pair at each rate, with the tuning seed."""
+    ours, theirs, _ = GAINS[0]
+    tried = results["tried"]
+    lines = ["| rate | " + " | ".join(tried[ours]) + " |", "|---|" + "---:|" * len(tried[ours])]
+    for metric in METRICS[1:]:
+        cells = [
+            f"{100 * tried[theirs][rate][metric]:.1f}, {100 * tried[ours][rate][metric]:.1f}" for rate in tried[ours]
+        ]
+        lines.append(f"| {metric}, p = 0 and p = 0.8 | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -177,6 +189,10 @@ def page(results: dict[str, Any], tried: str) -> str:
         "among those above (AP, APr in brackets, percent):",
         "",
         *rate_table(results),
+        "",
+        "- **At equal rates** p = 0 and p = 0.8 compare so (uncut, 300 detections, the same single seed):",
+        "",
+        *equal_rates(results),
         "",
         f"- **Test**: {test['images']:,} images of {test['objects']} objects and {test['background']} background "
         "candidates, at least 8 objects of a class and beyond that as frequent as in training; one test set a seed, "
