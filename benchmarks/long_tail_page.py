@@ -98,9 +98,9 @@ def summary(results: dict[str, Any]) -> str:
     return (
         f"With LVIS's own counts and its limit of 300 detections, APr is {rare['cross-entropy']} by cross-entropy, "
         f"{rare['eql']} by EQL, {rare['seesaw-p0']} by Seesaw's classifier with p = 0 and {rare['seesaw']} with p = "
-        f"0.8. The factor S, which is the last step, adds {gain(deep, '300')} points there and {gain(middle, '300')} at "
-        f"{middle}, but only {gain(shallow, '300')} at {shallow}, and without a limit on detections nothing at {shallow} "
-        f"({gain(shallow, 'none')}). On a linear classifier S adds nothing uncut ({gain(deep, '300', GAINS[1])}) and "
+        f"0.8. The factor S, which is the last step, adds {gain(deep, '300')} points there and {gain(middle, '300')} "
+        f"at {middle}, but only {gain(shallow, '300')} at {shallow}, and without a limit on detections nothing at "
+        f"{shallow} ({gain(shallow, 'none')}). On a linear classifier S adds nothing uncut ({gain(deep, '300', GAINS[1])}) and "
         f"{gain(shallow, '300', GAINS[1])} at {shallow}."
     )
 
