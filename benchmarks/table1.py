@@ -54,9 +54,14 @@ def methods(train: Annotations) -> dict[str, Method]:
     normalized = "classifier.normalized=true"
     return {
         "cross-entropy": Method("Cross-entropy"),
+        "cosine": Method("Cross-entropy, normalised", (normalized,)),
         "eql": Method("EQL", ("classifier.loss=eql", f"classifier.threshold={(common + 0.5) / images:.6g}")),
-        "seesaw": Method("Seesaw", recipe="demo/seesaw"),
         "seesaw-p0": Method("Seesaw with p = 0", ("classifier.p=0",), recipe="demo/seesaw"),
+        "seesaw": Method("Seesaw", recipe="demo/seesaw"),
+        "seesaw-q2": Method("Seesaw with q = 2", ("classifier.q=2",), recipe="demo/seesaw"),
+        "seesaw-linear": Method(
+            "Seesaw, linear classifier", ("classifier.normalized=false",), recipe="demo/seesaw"
+        ),
         "eql-v2": Method("EQL v2", ("classifier.loss=eql-v2",)),
         "group-softmax": Method(
             "Balanced group softmax", ("classifier.loss=group-softmax", f"classifier.thresholds={thresholds}")
