@@ -7,7 +7,6 @@ on the seed, its split and its number only, not on the processes that draw.
 from __future__ import annotations
 
 import csv
-import json
 import math
 import multiprocessing
 import shutil
@@ -21,7 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 import orjson
-from icon_scenes import Wanted, annotations, draw_scene, occluder
+from icon_scenes import Wanted, annotation_rows, draw_scene, occluder
 from icon_sets import Archive, attribution
 from numpy.typing import NDArray
 
@@ -88,7 +87,13 @@ def image_counts(lvis_images: Sequence[int], images: int, fewest: int) -> NDArra
             low = scale
         else:
             high = scale
-    return np.rint(counts * high).clip(fewest, images).astype(np.int64)
+    scaled: NDArray[np.int64] = np.rint(counts * high).clip(fewest, images).astype(np.int64)
+    return scaled
+
+
+def fewest_val_images(classes: int) -> int:
+    """Images that hold enough of each class with a quarter to spare, in which frequent classes are seen more often."""
+    return math.ceil(1.25 * FEWEST_IMAGES["val"] * classes / CLASSES_PER_IMAGE)
 
 
 def plan_images(counts: NDArray[np.int64], images: int, rng: np.random.Generator) -> list[list[int]]:
@@ -165,7 +170,7 @@ class Painter:
             "not_exhaustive_category_ids": sorted(self.ids[rank] for rank in unlabelled),
         }
         lost = len(wanted) - len(scene.objects)
-        return row, [{"image_id": row["id"], **found} for found in annotations(scene, self.ids)], lost
+        return row, [{"image_id": row["id"], **found} for found in annotation_rows(scene, self.ids)], lost
 
     def wanted(self, split: str, classes: list[int], rng: np.random.Generator) -> tuple[list[Wanted], list[int]]:
         """The objects of an image, and the classes of which some are not annotated."""
@@ -186,8 +191,9 @@ class Painter:
         """Some classes that are not in the image: those that share a word with one that is, and any others."""
         words = {word for rank in present for word in self.names[rank].split("_")}
         alike = sorted({rank for word in words for rank in self.with_word.get(word, ())} - present)
-        first = rng.permutation(alike)[:ALIKE].tolist()
-        others = [rank for rank in rng.permutation(len(self.names)).tolist() if rank not in present and rank not in first]
+        first: list[int] = rng.permutation(alike)[:ALIKE].tolist()
+        taken = present.union(first)
+        others = [rank for rank in rng.permutation(len(self.names)).tolist() if rank not in taken]
         return first + others[: NEGATIVES - len(first)]
 
 
@@ -205,7 +211,7 @@ def _paint(task: tuple[str, int]) -> tuple[dict[str, Any], list[dict[str, Any]],
 
 
 def draw(
-    archive: Path, lvis: Path, settings: Settings, out: Path, *, jobs: int, image_done: Callable[[], object]
+    archive: Path, lvis: Path, settings: Settings, out: Path, *, jobs: int, progress: Callable[[int], object]
 ) -> list[str]:
     """Draw a data set: ``train.json``, ``val.json``, ``val_heldout.json``, ``heldout.yaml``, ``images/``.
 
@@ -218,7 +224,7 @@ def draw(
         settings: what to draw.
         out: a folder that does not exist yet.
         jobs: processes.
-        image_done: called after each image.
+        progress: called after each image with how many are done.
 
     Returns:
         Lines on what was drawn.
@@ -234,14 +240,15 @@ def draw(
         folder = scratch / "content"  # unlike the scratch folder itself, readable for others
         (folder / "images").mkdir(parents=True)
         painter = Painter(Archive(archive), lvis, settings, folder)
-        lines = []
+        lines, done = [], 0
         with multiprocessing.Pool(jobs, _start, (archive, lvis, settings, folder)) as pool:
             for split in SPLITS:
                 tasks = [(split, index) for index in range(painter.numbers[split])]
                 rows = []
                 for row in pool.imap(_paint, tasks, chunksize=32):
                     rows.append(row)
-                    image_done()
+                    done += 1
+                    progress(done)
                 lines.append(_write_split(folder, split, painter, rows))
         (folder / "heldout.yaml").write_text("train: train.json\nval: val_heldout.json\nimages: images\n")
         folder.replace(out)

@@ -22,7 +22,6 @@ MIN_PIXELS = 30  # visible, at 128 pixels
 PLACES_TRIED, SCENES_TRIED = 24, 8
 
 
-
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """An object to draw."""
@@ -46,11 +45,10 @@ def place_icon(icon: Pixels, diameter: float, rng: np.random.Generator) -> tuple
     """An icon, turned, stretched, mirrored and lit, of about ``diameter`` pixels.
 
     Returns:
-        (h, w) alpha in [0, 1] and (h, w, 3) BGR in [0, 255], multiplied by alpha.
+        (h, w) alpha in [0, 1] and (h, w, 3) BGR from 0 to about 255, multiplied by alpha.
     """
-    layer = icon.astype(np.float32)
-    layer[..., 3] /= 255
-    layer[..., :3] *= layer[..., 3:]
+    layer = cv2.multiply(icon, cv2.cvtColor(icon[..., 3], cv2.COLOR_GRAY2BGRA), scale=1 / 255)  # (h, w, 4) uint8
+    layer[..., 3] = icon[..., 3]
     if rng.random() < 0.5:
         layer = layer[:, ::-1]
     scale, stretch = diameter / max(icon.shape[:2]), math.exp(rng.uniform(-STRETCH, STRETCH))
@@ -61,11 +59,11 @@ def place_icon(icon: Pixels, diameter: float, rng: np.random.Generator) -> tuple
     wide, high = math.ceil(width * cos + height * sin) + 1, math.ceil(width * sin + height * cos) + 1
     turn[:, 2] += (wide - width) / 2, (high - height) / 2
     layer = cv2.warpAffine(layer, turn, (wide, high), flags=cv2.INTER_LINEAR)
-    alpha = layer[..., 3]
-    light = rng.uniform(0.65, 1.2) * rng.uniform(0.92, 1.08, 3)
-    slope = np.linspace(-1, 1, wide, dtype=np.float32) * np.float32(rng.uniform(-0.25, 0.25))
-    colour = layer[..., :3] * light.astype(np.float32) * (1 + slope)[None, :, None]
-    return alpha, np.minimum(colour, 255 * alpha[..., None])
+    light = np.ones((wide, 4), np.float32)
+    light[:, :3] = rng.uniform(0.65, 1.2) * rng.uniform(0.92, 1.08, 3)
+    light[:, :3] *= 1 + np.linspace(-1, 1, wide)[:, None] * rng.uniform(-0.25, 0.25)
+    lit = (layer.reshape(high, -1) * light.ravel()).reshape(high, wide, 4)  # long rows: three times as fast
+    return lit[..., 3] / 255, lit[..., :3]
 
 
 def background(photo: Pixels, size: int, rng: np.random.Generator) -> Floats:
@@ -117,7 +115,7 @@ class _Canvas:
             least = max(4.0, MIN_PIXELS * (self.size / 128) ** 2, MIN_VISIBLE * int(solid.sum()))
             if self._has_room(solid[inside], least if wanted.label >= 0 else 0.0, place):
                 piece = self.image[place]
-                piece *= 1 - alpha[inside][..., None]
+                piece *= cv2.cvtColor(1 - alpha[inside], cv2.COLOR_GRAY2BGR)
                 piece += colour[inside]
                 return True
         return False
@@ -152,7 +150,7 @@ def draw_scene(wanted: Sequence[Wanted], photo: Pixels, size: int, rng: np.rando
     return Scene(np.clip(image + 0.5, 0, 255).astype(np.uint8), canvas.owner, laid)
 
 
-def annotations(scene: Scene, ids: Sequence[int]) -> list[dict[str, Any]]:
+def annotation_rows(scene: Scene, ids: Sequence[int]) -> list[dict[str, Any]]:
     """LVIS's rows of the annotated objects, without ids; ids[label] is a category id. Masks: the visible pixels."""
     rows = []
     for index, one in enumerate(scene.objects):

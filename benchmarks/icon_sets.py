@@ -133,8 +133,8 @@ def download(style: Style, folder: Path) -> bytes:
     return content
 
 
-def icons_of(package: bytes, style: Style) -> dict[str, str]:
-    """Names to drawings (SVG) of a set, without those that show the same thing in several colours of skin.
+def icons_of(package: bytes, style: Style) -> tuple[dict[str, str], int]:
+    """Names to drawings (SVG) of a set, without colours of skin, and how many icons are not plain drawings.
 
     Raises:
         UserError: where the package lacks a readable ``package/icons.json`` of a sane size.
@@ -152,11 +152,9 @@ def icons_of(package: bytes, style: Style) -> dict[str, str]:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{place}: package/icons.json cannot be read ({error}); fetch it again.") from error
-    return {
-        name: svg(icon, content)
-        for name, icon in content["icons"].items()
-        if "skin-tone" not in name and is_drawing(icon["body"])
-    }
+    icons = {name: icon for name, icon in content["icons"].items() if "skin-tone" not in name}
+    drawn = {name: svg(icon, content) for name, icon in icons.items() if is_drawing(icon["body"])}
+    return drawn, len(icons) - len(drawn)
 
 
 def is_drawing(body: str) -> bool:
@@ -245,7 +243,7 @@ def renderer() -> Callable[[str], Pixels | None]:
 
     def render(text: str) -> Pixels | None:
         png = resvg.svg_to_bytes(svg_string=text, width=SIZE, height=SIZE, skip_system_fonts=True)
-        pixels: Pixels = cv2.imdecode(np.frombuffer(bytes(png), np.uint8), cv2.IMREAD_UNCHANGED)
+        pixels: Any = cv2.imdecode(np.frombuffer(bytes(png), np.uint8), cv2.IMREAD_UNCHANGED)
         if pixels.ndim != 3 or pixels.shape[2] != 4:
             return None
         seen = pixels[..., 3] >= 128
@@ -271,7 +269,7 @@ def photographs(folder: Path) -> tuple[list[bytes], list[bool]]:
             raise UserError(f"{folder / f'{split}.json'} cannot be read ({error}); name a data set.") from error
         for row in rows:
             path = folder / "images" / (row.get("file_name") or row["coco_url"]).rpartition("/")[2]
-            picture = cv2.imread(str(path)) if path.is_file() else None
+            picture: Any = cv2.imread(str(path)) if path.is_file() else None
             if picture is None:
                 raise UserError(f"{path} is no picture; the photographs are those of {folder / f'{split}.json'}.")
             scale = PHOTO_SIZE / min(picture.shape[:2])
@@ -308,6 +306,7 @@ def write_archive(path: Path, looks: Mapping[str, Mapping[str, Pixels]], photos:
             photo_train=np.array(train, bool),
         )
     return path.stat().st_size
+
 
 class Archive:
     """What `icons.py fetch` wrote.
@@ -352,8 +351,9 @@ class Archive:
     def _picture(self, kind: str, row: int) -> Pixels:
         ends = self._arrays[f"{kind}_ends"]
         start = 0 if row == 0 else ends[row - 1]
-        picture: Pixels = cv2.imdecode(self._arrays[f"{kind}s"][start : ends[row]], cv2.IMREAD_UNCHANGED)
-        return picture
+        picture: Any = cv2.imdecode(self._arrays[f"{kind}s"][start : ends[row]], cv2.IMREAD_UNCHANGED)
+        pixels: Pixels = picture
+        return pixels
 
 
 def fetch(out: Path, photo_folder: Path) -> list[str]:
@@ -361,7 +361,8 @@ def fetch(out: Path, photo_folder: Path) -> list[str]:
     render = renderer()
     photos, of_train = photographs(photo_folder)
     with tempfile.TemporaryDirectory() as scratch:
-        sets = {style.name: icons_of(download(style, Path(scratch)), style) for style in STYLES}
+        found = {style.name: icons_of(download(style, Path(scratch)), style) for style in STYLES}
+    sets = {style: icons for style, (icons, _) in found.items()}
     names = shared_names(sets, FEWEST_STYLES)
     looks: dict[str, dict[str, Pixels]] = {}
     for name, own in names.items():
@@ -374,7 +375,9 @@ def fetch(out: Path, photo_folder: Path) -> list[str]:
     by_styles = [sum(len(own) == n for own in names.values()) for n in range(FEWEST_STYLES, len(STYLES) + 1)]
     icons = {style.name: sum(style.name in apart[name] for name in chosen) for style in STYLES}
     return [
-        f"{len(names):,} names are drawn in at least {FEWEST_STYLES} styles, colours of skin not counted: "
+        f"{sum(map(len, sets.values())):,} icons, colours of skin not counted; left out as no plain drawings: "
+        f"{sum(undrawn for _, undrawn in found.values()):,}",
+        f"{len(names):,} names are drawn in at least {FEWEST_STYLES} styles: "
         + ", ".join(f"{count:,} in {n}" for n, count in enumerate(by_styles, FEWEST_STYLES)),
         f"{len(names) - len(visible):,} of them show too little, {len(visible) - len(apart):,} look like another one "
         f"in some style; {sum(HELD_OUT in own for own in apart.values()):,} of the {len(apart):,} others exist in "
