@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import sys
 from pathlib import Path
 from statistics import mean
@@ -49,13 +50,17 @@ def limit_of(classes: int) -> int:
     return max(10, round(300 * classes / 1203))
 
 
-def methods(folder: Path, classes: int, size: int, settings: tuple[str, ...]) -> dict[str, Method]:
-    """The rows: three trainings, and a test of each on the style held out."""
-    common = (
+def shared_settings(classes: int, size: int, settings: tuple[str, ...]) -> tuple[str, ...]:
+    """What every recipe gets: one pass over the images, at their size, with the limit of detections."""
+    return (
         *(f"test.max_detections={limit_of(classes)}", "schedule.epochs=1", "schedule.milestones=[]"),
         *("training.evaluate_every=1", "optimizer.lr=0.05", "optimizer.clip=1", f"data.short_edges=[{size}]"),
         *(f"data.test_short_edge={size}", f"data.long_edge={size}", *settings),
     )
+
+
+def methods(folder: Path, common: tuple[str, ...]) -> dict[str, Method]:
+    """The rows: three trainings, and a test of each on the style held out."""
     rows = {
         "cross-entropy": Method("Cross-entropy", common, data=str(folder)),
         "seesaw-p0": Method("Seesaw, p = 0", (*common, "classifier.p=0"), recipe="demo/seesaw", data=str(folder)),
@@ -83,13 +88,15 @@ def train(folder: Path, out: Path, seeds: int, jobs: int, settings: tuple[str, .
     open_data(folder / "heldout.yaml")
     assert data.train is not None
     classes, size = len(data.train.categories), int(data.train.image_sizes.max())
-    rows = methods(folder.resolve(), classes, size, settings)
+    common = shared_settings(classes, size, settings)
+    rows = methods(folder.resolve(), common)
     run_all(rows, seeds, jobs, out)
     first = out / f"cross-entropy-{SEED}"
     steps = json.loads((first / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     recipe = resolve(rows["cross-entropy"].recipe, rows["cross-entropy"].settings)
     made = about(data, seeds, first)
     made["data"] |= described(data)
+    made |= {"settings": common, "set": settings}
     made |= {"images_seen": steps * recipe.data.batch_per_device, "max_detections": recipe.test.max_detections}
     if torch.cuda.is_available():
         made["machine"] += f", {torch.cuda.get_device_name()}"
@@ -130,12 +137,12 @@ def picture(results: dict[str, Any], path: Path) -> None:
                     axis.plot([x] * len(numbers), numbers, "o", color=COLOURS[name], markersize=4, markeredgewidth=0)
             axis.set_title(f"{made['data']['classes']:,} classes: {title}", fontsize=10)
             axis.set_xticks(range(3), ["rare", "common", "frequent"])
-            axis.set_ylim(bottom=0)
             axis.grid(axis="y", color="#dddddd")
             axis.set_axisbelow(True)
             axis.spines[["top", "right", "left"]].set_visible(False)
             axis.tick_params(length=0)
         axes[0].set_ylabel("mask AP, %")
+        axes[0].set_ylim(bottom=0)
     grid[0][0].legend(frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -171,7 +178,7 @@ def section(made: dict[str, Any]) -> list[str]:
         f"of {data['size']} px with {data['objects']:,} objects, {data['fewest_objects']:,} to "
         f"{data['most_objects']:,} a class; {data['val_images']:,} validation images of each kind. Every method: "
         f"{made['images_seen']:,} images seen; {made['max_detections']} detections an image, LVIS's 300 scaled by "
-        f"the classes; seeds {SEED} to {SEED + made['seeds'] - 1}. Percent, mean ± standard deviation.",
+        f"the classes; {made['seeds']} seeds. Percent, mean ± standard deviation.",
     ]
     for test, title in TESTS.items():
         found = made[test]
@@ -180,8 +187,23 @@ def section(made: dict[str, Any]) -> list[str]:
         for ours, theirs in (("seesaw-p0", "cross-entropy"), ("seesaw", "seesaw-p0"), ("seesaw", "cross-entropy")):
             title = f"{found[ours]['title']} minus {found[theirs]['title'].lower().replace('seesaw', 'Seesaw')}"
             lines.append(f"| {title} | {' | '.join(gains(found[ours], found[theirs]))} |")
-    lines += ["", *(f"- **{method['title']}**: `{method['command']}`" for method in made["val"].values())]
+    common = shlex.join(part for setting in made["settings"] for part in ("--set", setting))
+    lines += ["", f"Every method, with `{common}`:", ""]
+    for method in made["val"].values():
+        lines.append(f"- **{method['title']}**: `{method['command'].replace(f' {common}', '')}`")
     return [*lines, "", f"On {made['machine']}.", ""]
+
+
+def commands(key: str, made: dict[str, Any]) -> list[str]:
+    """How the set of so many classes is drawn and trained on."""
+    data = made["data"]
+    numbers = f"--images {data['train_images']} --val-images {data['val_images']} --size {data['size']}"
+    settings = "".join(f" --set {shlex.quote(setting)}" for setting in made["set"])
+    run = f"runs/icons-{key}"
+    return [
+        f"python benchmarks/icons.py draw {run}/data --classes {key} {numbers}",
+        f"python benchmarks/icons.py train {run}/data --out {run} --seeds {made['seeds']}{settings}",
+    ]
 
 
 def page(results: dict[str, Any]) -> str:
@@ -204,19 +226,13 @@ def page(results: dict[str, Any]) -> str:
             "pixels. The photographs of training and validation differ.",
             "",
             f"Icons, fetched from npm and no part of this project: {attribution()}. Changes: rendered, and drawn as "
-            "said above. Photographs: 128 of COCO 2017, by way of Flickr, of their photographers; no part of this "
-            "project either.",
+            "said above; CC-BY-4.0 is at https://creativecommons.org/licenses/by/4.0/. Photographs: 128 of COCO 2017, "
+            "by way of Flickr, of their photographers; no part of this project either.",
             "",
             "```bash",
             "pip install resvg-py",
             "python benchmarks/icons.py fetch",
-            *(
-                f"python benchmarks/icons.py draw runs/icons-{key}/data --classes {key} --images "
-                f"{made['data']['train_images']} --val-images {made['data']['val_images']} --size "
-                f"{made['data']['size']}\npython benchmarks/icons.py train runs/icons-{key}/data --out "
-                f"runs/icons-{key} --seeds {made['seeds']}"
-                for key, made in results.items()
-            ),
+            *(line for key, made in results.items() for line in commands(key, made)),
             "```",
             "",
         ]
