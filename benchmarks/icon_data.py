@@ -200,10 +200,10 @@ class Painter:
 _painter: Painter  # of a drawing process
 
 
-def _start(archive: Path, lvis: Path, settings: Settings, folder: Path) -> None:
+def _start(painter: Painter) -> None:
     global _painter
     cv2.setNumThreads(1)
-    _painter = Painter(Archive(archive), lvis, settings, folder)
+    _painter = painter
 
 
 def _paint(task: tuple[str, int]) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
@@ -241,7 +241,7 @@ def draw(
         (folder / "images").mkdir(parents=True)
         painter = Painter(Archive(archive), lvis, settings, folder)
         lines, done = [], 0
-        with multiprocessing.Pool(jobs, _start, (archive, lvis, settings, folder)) as pool:
+        with multiprocessing.Pool(jobs, _start, (painter,)) as pool:
             for split in SPLITS:
                 tasks = [(split, index) for index in range(painter.numbers[split])]
                 rows = []

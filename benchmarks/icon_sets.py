@@ -250,7 +250,8 @@ def renderer() -> Callable[[str], Pixels | None]:
         if seen.sum() < SIZE:  # hairlines make no mask
             return None
         ys, xs = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
-        return pixels[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
+        cut: Pixels = pixels[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
+        return cut
 
     return render
 
