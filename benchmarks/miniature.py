@@ -35,6 +35,7 @@ class Method:
     title: str
     settings: tuple[str, ...] = ()
     recipe: str = "demo/cross-entropy"
+    data: str = SYNTHETIC  # what stands behind --data
     tested_from: str | None = None  # a row whose models are evaluated again with `settings`
     init_from: str | None = None  # a row whose models training starts from
 
@@ -46,12 +47,12 @@ def command(method: Method, name: str, seed: int, out: Path) -> list[str]:
     tailseg = [str(Path(sys.executable).with_name("tailseg"))]
     if method.tested_from is not None:
         model = out / f"{method.tested_from}-{seed}" / "last.safetensors"
-        return [*tailseg, "eval", str(model), "--data", SYNTHETIC, "--out", str(folder), "--quiet", *settings]
+        return [*tailseg, "eval", str(model), "--data", method.data, "--out", str(folder), "--quiet", *settings]
     start = [] if method.init_from is None else ["--init", str(out / f"{method.init_from}-{seed}" / "last.safetensors")]
     resume = ["--resume"] if (folder / "trainer.safetensors").is_file() else start
     return [
-        *(*tailseg, "train", method.recipe, "--data", SYNTHETIC, "--out", str(folder), "--seed", str(seed), "--quiet"),
-        *("--set", "data.workers=0", *settings, *resume),
+        *(*tailseg, "train", method.recipe, "--data", method.data, "--out", str(folder)),
+        *("--seed", str(seed), "--quiet", "--set", "data.workers=0", *settings, *resume),
     ]
 
 
