@@ -23,12 +23,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
 from icon_data import Settings, draw, fewest_val_images
 from icon_sets import HELD_OUT, STYLES, attribution, fetch
 from miniature import METRICS, ROOT, SEED, TITLES, Method, about, collect, gains, run_all, table, values
 
-from tailseg.data.sources import DataSplits, open_data
+from tailseg.data.sources import open_data
 from tailseg.errors import UserError
 from tailseg.progress import progress_bar
 from tailseg.recipes.resolve import resolve
@@ -71,17 +70,6 @@ def methods(folder: Path, common: tuple[str, ...]) -> dict[str, Method]:
     return rows | tests
 
 
-def described(data: DataSplits) -> dict[str, int]:
-    """How long the tail of a set is."""
-    assert data.train is not None
-    images = [category.image_count for category in data.train.categories]
-    objects = [category.instance_count for category in data.train.categories]
-    return {
-        **{"objects": sum(objects), "fewest_images": min(images), "most_images": max(images)},
-        **{"fewest_objects": min(objects), "most_objects": max(objects)},
-    }
-
-
 def train(folder: Path, out: Path, seeds: int, jobs: int, settings: tuple[str, ...]) -> None:
     """Run what is not complete in ``out``, then write the results, the page and the picture."""
     data = open_data(folder)  # which also reads the annotations into the cache, once for all runs
@@ -95,11 +83,8 @@ def train(folder: Path, out: Path, seeds: int, jobs: int, settings: tuple[str, .
     steps = json.loads((first / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     recipe = resolve(rows["cross-entropy"].recipe, rows["cross-entropy"].settings)
     made = about(data, seeds, first)
-    made["data"] |= described(data)
     made |= {"settings": common, "set": settings}
     made |= {"images_seen": steps * recipe.data.batch_per_device, "max_detections": recipe.test.max_detections}
-    if torch.cuda.is_available():
-        made["machine"] += f", {torch.cuda.get_device_name()}"
     found = collect(rows, seeds, out)
     made["val"] = {name: row for name, row in found.items() if rows[name].tested_from is None}
     made["held_out"] = {row.tested_from: found[name] for name, row in rows.items() if row.tested_from is not None}

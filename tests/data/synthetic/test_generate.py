@@ -272,7 +272,15 @@ def test_only_new_or_empty_folders_are_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("classes", 1), ("classes", 1204), ("train_images", 0), ("val_images", 0), ("size", 31), ("rarest", 0), ("seed", -1)],
+    [
+        ("classes", 1),
+        ("classes", 1204),
+        ("train_images", 0),
+        ("val_images", 0),
+        ("size", 31),
+        ("rarest", 0),
+        ("seed", -1),
+    ],
 )
 def test_impossible_settings_are_refused(name: str, value: int) -> None:
     with pytest.raises(UserError, match=f"{name} is {value}"):
