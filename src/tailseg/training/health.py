@@ -11,7 +11,7 @@ from tailseg.model.box_head import BoxHead
 
 logger = logging.getLogger(__name__)
 
-SILENT = 0.5  # share of the RoIs from which on a head is taken for dead; healthy ones stay below a hundredth
+SILENT = 0.5  # share of the RoIs from which on a head is taken for dead; in sound runs it was 0 throughout
 
 
 class Health:
@@ -34,7 +34,7 @@ class Health:
             self._norms.append(norm.detach())
 
     def row(self, step: int) -> dict[str, float]:
-        """For the log: ``gradient`` (mean length, if gradients are clipped) and ``silent`` (share of RoIs); may warn."""
+        """For the log: ``gradient`` (mean length, if they are clipped) and ``silent`` (share of RoIs); may warn."""
         row = {"gradient": float(torch.stack(self._norms).mean())} if self._norms else {}
         self._norms = []
         silent = [head.silent for head in self.heads if head.silent is not None]

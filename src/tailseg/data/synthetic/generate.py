@@ -3,7 +3,8 @@
 A class is a texture, a colour and a shape (``striped_red_star``). Frequent classes lie far apart; every other
 class is a frequent one with a single property changed, so each rare class has a look-alike that is seen many
 times more often, which is where long-tailed training goes wrong. How many images a class gets follows LVIS's
-own curve, down to a single one. The picture of an image depends on the seed, the split, its number and its planned classes only.
+own curve, down to a single one. The picture of an image depends on the seed, the split, its number and its planned
+classes only.
 """
 
 from __future__ import annotations

@@ -111,12 +111,8 @@ Texture = Callable[[Floats, Floats, Floats, float, float], Floats]
 TEXTURES: dict[str, Texture] = {
     "plain": lambda u, v, depth, p, q: np.zeros_like(u),
     "striped": lambda u, v, depth, p, q: _soft_step(np.sin(_TURN * ((1.3 + 0.4 * q) * v + p))),
-    "checked": lambda u, v, depth, p, q: _soft_step(
-        2 * np.sin(_TURN * (1.1 * u + p)) * np.sin(_TURN * (1.1 * v + q))
-    ),
-    "dotted": lambda u, v, depth, p, q: _soft_step(
-        np.cos(_TURN * (1.6 * u + p)) + np.cos(_TURN * (1.6 * v + q)) - 0.7
-    ),
+    "checked": lambda u, v, depth, p, q: _soft_step(2 * np.sin(_TURN * (1.1 * u + p)) * np.sin(_TURN * (1.1 * v + q))),
+    "dotted": lambda u, v, depth, p, q: _soft_step(np.cos(_TURN * (1.6 * u + p)) + np.cos(_TURN * (1.6 * v + q)) - 0.7),
     "ringed": lambda u, v, depth, p, q: _soft_step(np.cos(_TURN * ((1.8 + 0.4 * q) * np.hypot(u, v) + 0.4 * p))),
     "rayed": lambda u, v, depth, p, q: _soft_step(np.sin(6 * np.arctan2(v, u) + _TURN * p)),
     "halved": lambda u, v, depth, p, q: _soft_step(4 * u + 0.8 * (p - 0.5)),
