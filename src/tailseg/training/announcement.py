@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 
 from tailseg.data.annotations.annotations import tell
 from tailseg.data.sampling import RepeatFactors, TrainSampler
@@ -22,12 +24,24 @@ def announce(
     length: RunLength,
     step: int,
     *,
+    out: Path,
     weights_note: str,
     norm_note: str,
+    warnings: Sequence[str],
 ) -> None:
     """Log all that of a run that goes on from ``step``.
 
-    The notes say where its weights come from and whose batch statistics are learnt; the latter may be empty.
+    Args:
+        recipe: of the run.
+        data: its splits.
+        detector: what it trains.
+        sampler: of its images.
+        length: its numbers.
+        step: steps that are done.
+        out: its folder.
+        weights_note: where its weights come from.
+        norm_note: whose batch statistics are learnt; may be empty.
+        warnings: on its settings.
     """
     assert data.train is not None
     assert data.val is not None
@@ -55,3 +69,10 @@ def announce(
         length.base_rate, recipe.optimizer.lr, length.images_a_step, recipe.optimizer.reference_batch,
         length.total_steps, step,
     )  # fmt: skip
+    for warning in warnings:
+        logger.warning(warning)
+    if step >= length.total_steps:
+        logger.warning(
+            "%s: the run is finished: %d steps of %d, %d epochs; for more, --resume with a larger schedule.epochs.",
+            out, step, length.total_steps, recipe.schedule.epochs,
+        )  # fmt: skip

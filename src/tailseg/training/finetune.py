@@ -36,7 +36,7 @@ from tailseg.progress import progress_bar
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import flatten
 from tailseg.structures import Batch
-from tailseg.training.distributed import worst
+from tailseg.training.distributed import first_trouble, worst
 from tailseg.training.feature_cache import (
     FeatureCache,
     digest_of_annotations,
@@ -299,7 +299,7 @@ class Finetuning:
                     trouble = error
                 state = worst(fabric, IN_TROUBLE if trouble else STOPPED if stop else GOING_ON)
                 if state == IN_TROUBLE:
-                    raise trouble or UserError(f"{cache.folder}: another process could not fill it and says why")
+                    raise UserError(first_trouble(fabric, str(trouble or "")))
                 if state == STOPPED:
                     return False
                 advance(min(done + world, len(missing)))

@@ -17,6 +17,7 @@ from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import flatten
 from tailseg.training.feature_cache import digest_of_annotations
 
+TRAINER = "trainer.safetensors"
 MODEL_KEY = "model."
 OPTIMIZER_KEY = "optimizer."
 AVERAGE_KEY = "average."
@@ -25,6 +26,20 @@ AVERAGE_KEY = "average."
 FREE = {"data.workers", "schedule.epochs", "schedule.milestones"}
 FREE_WITH_WARNING = {"optimizer.lr", "optimizer.clip"}
 OF_A_STEP = ("data.batch_per_device", "training.accumulate")  # free where images a step stay the same
+
+
+def way_on(out: Path) -> str:
+    """Advice for whoever has corrected what ended the run in a folder."""
+    return "go on with --resume" if (out / TRAINER).is_file() else "start again: nothing was saved yet"
+
+
+def divergence(out: Path, step: int, losses: Mapping[str, float], rate: float) -> str:
+    """The end of a run whose losses are not finite, in a sentence."""
+    name, value = next(((n, v) for n, v in losses.items() if not math.isfinite(v)), ("total", math.inf))
+    return (
+        f"step {step}: the loss '{name}' is {value}: training diverged; lower optimizer.lr (now {rate:g}) or set "
+        f"optimizer.clip, then {way_on(out)}"
+    )
 
 
 def data_keys(train: Annotations, val: Annotations) -> dict[str, dict[str, Any]]:
