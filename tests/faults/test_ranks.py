@@ -1,4 +1,4 @@
-"""A rank of a two-process run that dies ends the run everywhere, with one sentence and nothing lost that was complete."""
+"""A rank of a two-process run that dies ends the run everywhere, in one sentence, with the last complete step saved."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tailseg.checkpoint import save_model
+from tailseg.checkpoint import load_model, save_model
 from tailseg.data.annotations.annotations import Category
 from tailseg.data.sources import DataSplits, open_source
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
@@ -104,7 +104,7 @@ def started(
     """State before and after, and the sentence."""
     detector = fresh(recipe, names, seed)
     before = {key: value.clone() for key, value in detector.state_dict().items()}
-    sentence = start_from(path, detector, recipe, categories_of(*names))
+    sentence = start_from(load_model(path), detector, recipe, categories_of(*names))
     return before, detector.state_dict(), sentence
 
 
@@ -287,7 +287,7 @@ def test_what_a_loss_knows_of_the_data_is_that_of_the_new_run(tmp_path: Path, na
         num_images=50, images=torch.tensor([1, 2, 3, 40, 5]), instances=torch.tensor([9, 2, 3, 80, 6]),
     ))  # fmt: skip
     before = {key: value.clone() for key, value in detector.state_dict().items()}
-    start_from(tmp_path / "m.safetensors", detector, new, categories_of(*THEIRS))
+    start_from(load_model(tmp_path / "m.safetensors"), detector, new, categories_of(*THEIRS))
     known = [key for key in before if ".classification." in key]
     assert known
     assert all(torch.equal(detector.state_dict()[key], before[key]) for key in known)
@@ -338,7 +338,7 @@ def test_another_architecture_is_one_sentence(
         detector = fresh(small(*here), names, seed=2)
         before = {key: value.clone() for key, value in detector.state_dict().items()}
         with pytest.raises(UserError) as caught:
-            start_from(path, detector, small(*here), categories_of(*names))
+            start_from(load_model(path), detector, small(*here), categories_of(*names))
         message = str(caught.value)
         assert message.startswith(f"--init {path}: '")
         assert "another architecture" in message
@@ -359,7 +359,7 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     ):
         path = tmp_path / f"{name}.safetensors"
         with pytest.raises(UserError) as caught:
-            start_from(path, detector, small(), categories)
+            start_from(load_model(path), detector, small(), categories)
         assert str(caught.value).startswith(f"{path}: ")
         assert sentence in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -438,7 +438,7 @@ def test_ids_and_groups_of_the_model_do_not_matter(tmp_path: Path) -> None:
     theirs = model_file(tmp_path / "m.safetensors", small())
     detector = fresh(small(), THEIRS, seed=2)
     mine = [replace(c, id=900 - c.id, frequency="r", image_count=0) for c in categories_of(*THEIRS)]
-    start_from(tmp_path / "m.safetensors", detector, small(), mine)
+    start_from(load_model(tmp_path / "m.safetensors"), detector, small(), mine)
     state = detector.state_dict()
     assert all(torch.equal(state[key], value) for key, value in theirs.items())
 
@@ -543,7 +543,7 @@ def test_what_stays_frozen_must_be_the_model_s(tmp_path: Path) -> None:
         detector = fresh(recipe, names, seed=2)
         before = {key: value.clone() for key, value in detector.state_dict().items()}
         with pytest.raises(UserError) as caught:
-            start_from(path, detector, recipe, categories_of(*names))
+            start_from(load_model(path), detector, recipe, categories_of(*names))
         message = str(caught.value)
         assert message.startswith(f"--init {path}: {sentence}")
         assert "\n" not in message

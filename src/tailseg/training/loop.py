@@ -39,7 +39,7 @@ from tailseg.training.resumption import TRAINER, data_keys, divergence, load_tra
 from tailseg.training.run_lock import lock_for_all
 from tailseg.training.run_log import RunLog, better
 from tailseg.training.schedule_checks import RunLength, require_whole_steps, schedule_warnings
-from tailseg.training.weight_init import init_weights
+from tailseg.training.weight_init import init_weights, read_init
 
 logger = logging.getLogger(__name__)
 
@@ -142,10 +142,11 @@ class Run:
         self.length = RunLength.of(recipe, self.sampler)
         self.steps_per_epoch, self.total_steps = self.length.steps_per_epoch, self.length.total_steps
 
+        checkpoint = None if init is None else read_init(init, recipe, self.categories)
         torch.manual_seed(seed)
         self.detector = build_detector(recipe, len(self.categories), class_statistics(data.train))
         self.stored_recipe = stored_recipe(recipe, self.detector)
-        self.weights_note = init_weights(self.detector, recipe, self.categories, init)
+        self.weights_note = init_weights(self.detector, recipe, self.categories, checkpoint)
         self.detector = self.detector.to(memory_format=torch.channels_last)
         self.learner = self._learner()
         trained = self.learner.trained

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tailseg.checkpoint import VERSION, load_weights, read_tensors, write_tensors
+from tailseg.checkpoint import VERSION, load_weights, read_tensors, require_finite, write_tensors
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.errors import UserError
 from tailseg.recipes.schema import Recipe
@@ -153,8 +153,15 @@ def save_trainer(
 def load_trainer(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None
 ) -> dict[str, Any]:
-    """Put a file of `save_trainer` back into its objects; returns what was said ``about`` it."""
+    """Put a file of `save_trainer` back into its objects; returns what was said ``about`` it.
+
+    Raises:
+        UserError: it is missing, damaged or of another model, or a value in it is not finite.
+    """
     tensors, about = read_tensors(path)
+    best = path.with_name("best.safetensors")
+    begin = f" and --init {best}" if best.is_file() else ""
+    require_finite(tensors, path, f"start again with another --out{begin}, and no --resume")
     load_weights(model, _part(tensors, MODEL_KEY), path)
     if average is not None:
         load_weights(average, _part(tensors, AVERAGE_KEY), path)
