@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 
@@ -32,6 +33,7 @@ def launch(devices: int) -> Fabric:
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if many else "auto"
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # importing it sets another level
     fabric = Fabric(
         accelerator=accelerator,
         devices=devices,

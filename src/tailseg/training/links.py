@@ -83,6 +83,7 @@ class Links:
         self._state = dict.fromkeys(range(self.world), ALIVE)
         self._cause: Cause | None = None
         self._heard = threading.Event()
+        self._asked = False
         self._over = threading.Event()
         self._received: dict[int, bytes] = {}
         self._connections = _connections(self.rank, self.world) if self.world > 1 else {}
@@ -96,9 +97,10 @@ class Links:
         return f"rank {self.rank} of {self.world}"
 
     def cause(self) -> Cause | None:
-        """Why another rank has ended; waits a little to hear of it. None if none has."""
-        if self.world > 1:
+        """Why another rank has ended; None if none has. The first call waits a little to hear of it."""
+        if self.world > 1 and not self._asked:
             self._heard.wait(SETTLE)
+            self._asked = True
         return self._cause
 
     def finish(self) -> None:
