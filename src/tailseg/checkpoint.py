@@ -60,8 +60,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
         part.unlink(missing_ok=True)
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(
-            f"{path}: could not be saved ({reason}); make room and try again (a training goes on with --resume): "
-            "what stood there is intact"
+            f"{path}: could not be saved ({reason}), and what stood there is intact; make room there"
         ) from error
 
 

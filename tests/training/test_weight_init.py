@@ -21,7 +21,7 @@ from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
-from tailseg.training import weight_init
+from tailseg.training import loop, weight_init
 from tailseg.training.distributed import launch
 from tailseg.training.loop import Run, train
 from tailseg.training.weight_init import start_from
@@ -346,6 +346,32 @@ def test_another_architecture_is_one_sentence(
         assert "\n" not in message
         assert there or named in message
         assert all(torch.equal(value, before[key]) for key, value in detector.state_dict().items())
+
+
+def test_a_file_is_compared_before_the_model_is_built(
+    data: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that claims to be large, one that lacks a tensor, one of another architecture."""
+
+    def never(*_: Any) -> None:
+        raise AssertionError("takes memory")
+
+    monkeypatch.setattr(loop, "build_detector", never)
+    path, names = tmp_path / "m.safetensors", [category.name for category in data.train.categories]  # type: ignore[union-attr]
+    state = model_file(path, small(), names)
+    huge = small("model.box_head.width=16384", "model.neck.channels=2048")
+    for recipe, left_out, here, sentence in (
+        (huge, "", small(), f"^{path}: does not fit its recipe, first at '"),
+        (huge, "", huge, f"^{path}: does not fit its recipe, first at '"),
+        (small(), "rpn.conv.bias", small(), f"^{path}: does not fit its recipe, first at 'rpn.conv.bias'; the file is"),
+        (small(), "", small("model.neck.channels=8"), f"^--init {path}: .* the recipe builds another architecture"),
+        (small(), "", huge, f"^--init {path}: .* the recipe builds another architecture"),
+    ):
+        kept = {key: value for key, value in state.items() if key != left_out}
+        save_model(path, kept, recipe, categories_of(*names), step=0)
+        with pytest.raises(UserError, match=sentence):
+            train(here, data, tmp_path / "run", init=path, show=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:

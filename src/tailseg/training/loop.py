@@ -35,7 +35,8 @@ from tailseg.training.interrupts import interrupts
 from tailseg.training.learner import Learner, WholeDetector, copy_values, losses_of, seed_of_step
 from tailseg.training.links import watched
 from tailseg.training.optimizer import build_optimizer, rate_factor
-from tailseg.training.resumption import TRAINER, data_keys, divergence, load_trainer, require_same_run, save_trainer
+from tailseg.training.resumption import TRAINER, data_keys, divergence, load_trainer, read_trainer, require_same_run
+from tailseg.training.resumption import save_trainer, way_on
 from tailseg.training.run_lock import lock_for_all
 from tailseg.training.run_log import RunLog, better
 from tailseg.training.schedule_checks import RunLength, require_whole_steps, schedule_warnings
@@ -180,11 +181,12 @@ class Run:
         if resume:
             if not trainer.is_file():
                 raise UserError(f"{self.out}: holds no {TRAINER} to resume from; leave out --resume to start")
-            about = load_trainer(trainer, self.detector, self.optimizer, self.average)
+            tensors, about = read_trainer(trainer)
             names = [category.name for category in self.categories]
             warnings = require_same_run(
                 about, self.out, self.recipe, names, self.seed, self.fabric.world_size, self.data_keys
             )
+            load_trainer(trainer, tensors, self.detector, self.optimizer, self.average)
             self.step, self.best = about["step"], about["best"]
             self.saved_step = self.step
         elif trainer.is_file():
@@ -369,8 +371,11 @@ class Run:
             "categories": [category.name for category in self.categories],
             "data": self.data_keys,
         }
-        self._save_model("last.safetensors")
-        save_trainer(self.out / TRAINER, self.detector, self.optimizer, self.average, about)
+        try:
+            self._save_model("last.safetensors")
+            save_trainer(self.out / TRAINER, self.detector, self.optimizer, self.average, about)
+        except UserError as error:
+            raise UserError(f"{error}; then {way_on(self.out)}") from error
         self.saved_step = self.step
 
     def save_last_step(self) -> None:
