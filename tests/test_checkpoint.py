@@ -75,7 +75,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(fault, os.strerror(fault))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=f"{path}: could not be saved .{os.strerror(fault)}.*--resume"):
+    with pytest.raises(UserError, match=f"{path}: could not be saved .{os.strerror(fault)}.*intact; make room, or"):
         write_tensors(path, {"x": torch.zeros(3)}, {"tailseg": "1"})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -60,7 +60,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
         part.unlink(missing_ok=True)
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(
-            f"{path}: could not be saved ({reason}), and what stood there is intact; make room there"
+            f"{path}: could not be saved ({reason}), and what stood there is intact; make room, or make the folder "
+            "writable"
         ) from error
 
 

@@ -76,3 +76,17 @@ def announce(
             "%s: the run is finished: %d steps of %d, %d epochs; for more, --resume with a larger schedule.epochs.",
             out, step, length.total_steps, recipe.schedule.epochs,
         )  # fmt: skip
+
+
+def announce_scores(epoch: int, ap: float | None, ap_rare: float | None) -> None:
+    """Log the segm AP of an evaluation, of all classes and of the rare ones."""
+    texts = ["-" if value is None else f"{100 * value:.1f}" for value in (ap, ap_rare)]
+    logger.info("Epoch %d: segm AP %s, APr %s.", epoch, *texts)
+
+
+def announce_no_scores(epoch: int, trouble: str, model: Path) -> None:
+    """Log that an evaluation failed."""
+    logger.warning(
+        "Epoch %d: the evaluation failed (%s); nothing is lost: the model is in %s, to be scored with `tailseg eval`.",
+        epoch, trouble, model,
+    )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -26,23 +25,21 @@ from tailseg.model.detector import Detector
 from tailseg.progress import Advance, progress_bar
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import to_yaml
+from tailseg.training import resumption
 from tailseg.training.agreement import attempt
-from tailseg.training.announcement import announce
+from tailseg.training.announcement import announce, announce_no_scores, announce_scores
 from tailseg.training.class_statistics import class_statistics
 from tailseg.training.distributed import batch_norm_note, first_trouble, launch, worst
 from tailseg.training.finetune import Finetuning
+from tailseg.training.health import Health
 from tailseg.training.interrupts import interrupts
 from tailseg.training.learner import Learner, WholeDetector, copy_values, losses_of, seed_of_step
 from tailseg.training.links import watched
 from tailseg.training.optimizer import build_optimizer, rate_factor
-from tailseg.training.resumption import TRAINER, data_keys, divergence, load_trainer, read_trainer, require_same_run
-from tailseg.training.resumption import save_trainer, way_on
 from tailseg.training.run_lock import lock_for_all
 from tailseg.training.run_log import RunLog, better
 from tailseg.training.schedule_checks import RunLength, require_whole_steps, schedule_warnings
 from tailseg.training.weight_init import init_weights, read_init
-
-logger = logging.getLogger(__name__)
 
 # Of a run: only UPDATING is no state to go on from.
 BETWEEN_STEPS, COLLECTING, UPDATING = range(3)  # COLLECTING gradients, UPDATING the weights
@@ -156,8 +153,9 @@ class Run:
         self.average: AveragedModel | None = None
         if recipe.training.ema is not None:
             self.average = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(recipe.training.ema))
-        self.data_keys = data_keys(data.train, data.val)
+        self.data_keys = resumption.data_keys(data.train, data.val)
         self.run_log = RunLog(out / "metrics.jsonl", writes=self.is_main_process)
+        self.health = Health(trained, speaks=self.is_main_process)
         self.step = self.saved_step = 0
         self.state = BETWEEN_STEPS
         self.buffers = list(trained.buffers())  # counts and batch statistics, which the forward passes of a step change
@@ -177,16 +175,18 @@ class Run:
 
     def start(self, resume: bool) -> None:
         """Make the folder, or take up the run that it holds; says what is about to happen."""
-        trainer = self.out / TRAINER
+        trainer = self.out / resumption.TRAINER
         if resume:
             if not trainer.is_file():
-                raise UserError(f"{self.out}: holds no {TRAINER} to resume from; leave out --resume to start")
-            tensors, about = read_trainer(trainer)
+                raise UserError(
+                    f"{self.out}: holds no {resumption.TRAINER} to resume from; leave out --resume to start"
+                )
+            tensors, about = resumption.read_trainer(trainer)
             names = [category.name for category in self.categories]
-            warnings = require_same_run(
+            warnings = resumption.require_same_run(
                 about, self.out, self.recipe, names, self.seed, self.fabric.world_size, self.data_keys
             )
-            load_trainer(trainer, tensors, self.detector, self.optimizer, self.average)
+            resumption.load_trainer(trainer, tensors, self.detector, self.optimizer, self.average)
             self.step, self.best = about["step"], about["best"]
             self.saved_step = self.step
         elif trainer.is_file():
@@ -259,9 +259,10 @@ class Run:
             collected.append(losses)
         if recipe.optimizer.clip is not None:
             # Divergence is found when losses are read, so that this does not have to wait for the norm.
-            self.fabric.clip_gradients(
+            norm = self.fabric.clip_gradients(
                 self.model, self.optimizer, max_norm=recipe.optimizer.clip, error_if_nonfinite=False
             )
+            self.health.collect(norm)
         self.state = UPDATING
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -284,7 +285,9 @@ class Run:
         if batches == 0:
             return
         total = sum(losses.values())
-        trouble = "" if math.isfinite(total) else divergence(self.out, self.step, losses, self.recipe.optimizer.lr)
+        trouble = (
+            "" if math.isfinite(total) else resumption.divergence(self.out, self.step, losses, self.recipe.optimizer.lr)
+        )
         if not alone:
             trouble = first_trouble(self.fabric, trouble)
         if trouble:
@@ -293,7 +296,7 @@ class Run:
         images = batches * self.length.images_a_step / self.recipe.training.accumulate
         rate = self.optimizer.param_groups[0]["lr"]
         row = {"step": self.step, "loss": total, **losses, "lr": rate, "images_per_second": images / seconds}
-        self.run_log.write(row)
+        self.run_log.write(row | self.health.row(self.step))
 
     def evaluate_if_due(self, show: bool) -> None:
         """Evaluate at the end of an epoch that the recipe wants evaluated, unless that is done.
@@ -335,33 +338,33 @@ class Run:
         if trouble:
             self.scores = None  # those of an earlier epoch are not this one's
             if self.is_main_process:
-                logger.warning(
-                    "Epoch %d: the evaluation failed (%s); nothing is lost: the model is in %s, to be scored with "
-                    "`tailseg eval`.", epoch, trouble, self.out / "last.safetensors",
-                )  # fmt: skip
+                announce_no_scores(epoch, trouble, self.out / "last.safetensors")
             return
         if scores is None:
             return
         self.scores = scores
         reached = scores.metrics["segm"]["AP"]
-        logger.info("Epoch %d: segm AP %s, APr %s.", epoch, _percent(reached), _percent(scores.metrics["segm"]["APr"]))
+        announce_scores(epoch, reached, scores.metrics["segm"]["APr"])
         if better(self.best, reached) != self.best:
             self.best = reached
             self._save_model("best.safetensors", scores.metrics)
         # Last: a resumed run does not repeat an evaluation that the log holds.
         self.run_log.write({"step": self.step, "epoch": epoch, "metrics": scores.metrics})
 
-    def save(self) -> None:
+    def save(self, *, alone: bool = False) -> None:
         """Write last.safetensors, then trainer.safetensors, all that resuming needs in one file.
 
         In this order, since a run is resumed from the trainer's step: what failed before it is written again.
+
+        Args:
+            alone: do not wait for the other processes.
         """
-        self._write_checkpoint()
-        self.fabric.barrier()
+        if self.is_main_process:
+            self._write_checkpoint()
+        if not alone:
+            self.fabric.barrier()
 
     def _write_checkpoint(self) -> None:
-        if not self.is_main_process:
-            return
         about = {
             "step": self.step,
             "best": self.best,
@@ -373,9 +376,9 @@ class Run:
         }
         try:
             self._save_model("last.safetensors")
-            save_trainer(self.out / TRAINER, self.detector, self.optimizer, self.average, about)
+            resumption.save_trainer(self.out / resumption.TRAINER, self.detector, self.optimizer, self.average, about)
         except UserError as error:
-            raise UserError(f"{error}; then {way_on(self.out)}") from error
+            raise UserError(f"{error}; then {resumption.way_on(self.out)}") from error
         self.saved_step = self.step
 
     def save_last_step(self) -> None:
@@ -384,7 +387,7 @@ class Run:
             copy_values(self.buffers_before, self.buffers)
         if self.state != UPDATING and self.step > self.saved_step:
             self.log(alone=True)
-            self._write_checkpoint()
+            self.save(alone=True)
 
     def agreed(self, stop: Sequence[int]) -> bool:
         """True if some process was told to stop; with several, asked when losses are logged, for it costs a wait."""
@@ -398,7 +401,3 @@ class Run:
     def _save_model(self, name: str, metrics: Metrics | None = None) -> None:
         model = self._saved_detector()
         save_model(self.out / name, model, self.stored_recipe, self.categories, step=self.step, metrics=metrics)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

@@ -26,6 +26,7 @@ AVERAGE_KEY = "average."
 ABOUT: dict[str, type | tuple[type, ...]] = {
     **{"step": int, "seed": int, "world_size": int, "recipe": dict, "categories": list},
     "best": (float, int, type(None)),
+    "data": (dict, type(None)),  # a run of an earlier version did not say
 }
 
 # Keys that may change, without and with a word about it.
@@ -106,7 +107,7 @@ def require_same_run(
 
 
 def _require_same_data(about: Mapping[str, Any], out: Path, data: Mapping[str, Mapping[str, Any]]) -> None:
-    for split, began in about.get("data", {}).items():  # a run of an earlier version did not say
+    for split, began in (about.get("data") or {}).items():
         now = data[split]
         if began == now:
             continue
