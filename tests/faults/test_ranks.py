@@ -53,6 +53,14 @@ if me == rank:
         "count": (SeesawLoss, "count"), "backward": (torch.Tensor, "backward"), "update": (torch.optim.AdamW, "step"),
         "step": (Run, "train_step"), "save": (Run, "save"), "evaluate": (loop, "evaluate"), "agree": (Run, "agreed"),
     }
+    if place == "diverge":  # on this rank alone
+        found = loop.losses_of
+
+        def diverged(model, batch, size):
+            losses = found(model, batch, size)
+            return {**losses, "box": losses["box"] * (float("nan") if Path(os.environ["OUT"]).exists() else 1)}
+
+        loop.losses_of = diverged
     if place in homes:
         home, name = homes[place]
         plain, calls = getattr(home, name), [int(os.environ["CALLS"])]
@@ -94,7 +102,12 @@ def train(out: Path, data: Path, *more: str, **environment: object) -> tuple[int
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**ENVIRONMENT, "NOTE": str(note), **{key: str(value) for key, value in environment.items()}},
+        env={
+            **ENVIRONMENT,
+            "NOTE": str(note),
+            "OUT": str(out / "trainer.safetensors"),
+            **{key: str(value) for key, value in environment.items()},
+        },
         start_new_session=True,
     )
     try:
@@ -177,6 +190,18 @@ class TestEveryPoint:
     @pytest.mark.parametrize("rank", [0, 1])
     def test_told_by_a_rank_itself(self, data: Path, tmp_path: Path, rank: int) -> None:
         assert died(tmp_path / "run", data, rank, "step", "user", calls=2) == "a.jpg: is broken; get it again"
+
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_diverged_in_one_rank_alone(self, data: Path, tmp_path: Path, rank: int) -> None:
+        """No rank saves what came of it."""
+        out = tmp_path / "run"
+        code, errors, _ = train(out, data, "--set", "training.log_steps=3", DIES=rank, PLACE="diverge", HOW="", CALLS=0)
+        assert code == 1
+        assert re.fullmatch(
+            r"tailseg: step 3: the loss 'box' is nan: training diverged; lower optimizer\.lr .*go on with --resume\n",
+            errors,
+        ), errors
+        assert step_of(out) == 2
 
     def test_another_signal_and_an_exit(self, data: Path, tmp_path: Path) -> None:
         said = died(tmp_path / "one", data, 1, "step", "SIGSEGV", calls=2)

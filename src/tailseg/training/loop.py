@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -178,9 +177,7 @@ class Run:
         trainer = self.out / resumption.TRAINER
         if resume:
             if not trainer.is_file():
-                raise UserError(
-                    f"{self.out}: holds no {resumption.TRAINER} to resume from; leave out --resume to start"
-                )
+                raise UserError(f"{self.out}: holds no {trainer.name} to resume from; leave out --resume to start")
             tensors, about = resumption.read_trainer(trainer)
             names = [category.name for category in self.categories]
             warnings = resumption.require_same_run(
@@ -285,9 +282,7 @@ class Run:
         if batches == 0:
             return
         total = sum(losses.values())
-        trouble = (
-            "" if math.isfinite(total) else resumption.divergence(self.out, self.step, losses, self.recipe.optimizer.lr)
-        )
+        trouble = resumption.divergence(self.out, self.step, losses, self.recipe.optimizer.lr)
         if not alone:
             trouble = first_trouble(self.fabric, trouble)
         if trouble:

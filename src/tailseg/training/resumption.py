@@ -41,7 +41,9 @@ def way_on(out: Path) -> str:
 
 
 def divergence(out: Path, step: int, losses: Mapping[str, float], rate: float) -> str:
-    """The end of a run whose losses are not finite, in a sentence."""
+    """A sentence on the end of a run whose losses are not finite; empty if they are."""
+    if math.isfinite(sum(losses.values())):
+        return ""
     name, value = next(((n, v) for n, v in losses.items() if not math.isfinite(v)), ("total", math.inf))
     return (
         f"step {step}: the loss '{name}' is {value}: training diverged; lower optimizer.lr (now {rate:g}) or set "
