@@ -646,9 +646,9 @@ def test_a_filling_that_is_stopped_or_killed_goes_on(
 
 @pytest.mark.parametrize("state", [finetune.STOPPED, finetune.IN_TROUBLE])
 def test_processes_stop_together(
-    data: DataSplits, model: Model, tmp_path: Path, computed: list[int], state: int
+    data: DataSplits, model: Model, tmp_path: Path, computed: list[int], state: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two processes this is the second; in its third round the first one stops, or cannot go on."""
+    """Of two processes this is the second; in its third round the first one stops, or cannot go on: both say why."""
     recipe = finetuned("seesaw", "finetune.views=1", "finetune.cache=true")
     run = run_of(recipe, data, tmp_path / "run", model("seesaw"))
     said: list[float] = []
@@ -668,7 +668,8 @@ def test_processes_stop_together(
     if state == finetune.STOPPED:
         assert not run.learner.fill(range(1), first, [], show=False)
     else:
-        with pytest.raises(UserError, match="another process could not fill it"):
+        monkeypatch.setattr(finetune, "first_trouble", lambda _, own: own or "a.jpg: is broken")
+        with pytest.raises(UserError, match=r"^a\.jpg: is broken$"):
             run.learner.fill(range(1), first, [], show=False)
     assert said == [0, 0, 0]
     every_second = run.sampler.all_views(range(1))[1::2]
