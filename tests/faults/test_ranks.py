@@ -205,7 +205,7 @@ class TestEveryPoint:
 
     def test_another_signal_and_an_exit(self, data: Path, tmp_path: Path) -> None:
         said = died(tmp_path / "one", data, 1, "step", "SIGSEGV", calls=2)
-        assert said == "rank 1 of 2 was killed by SIGSEGV; start again: nothing was saved yet"
+        assert said == "rank 1 of 2 was killed by SIGSEGV; go on with --resume"
         said = died(tmp_path / "two", data, 1, "step", "exit", calls=3)
         assert said == "rank 1 of 2 ended with exit code 3; go on with --resume"
 
