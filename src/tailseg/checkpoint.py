@@ -60,8 +60,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
         part.unlink(missing_ok=True)
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(
-            f"{path}: could not be saved ({reason}); make room and try again (a training goes on with --resume): "
-            "what stood there is intact"
+            f"{path}: could not be saved ({reason}), and what stood there is intact; make room, or make the folder "
+            "writable"
         ) from error
 
 
@@ -149,13 +149,13 @@ def _categories(about: Mapping[str, Any], path: Path) -> tuple[Category, ...]:
     return tuple(Category(**row) for row in rows)
 
 
-def require_finite(state: Mapping[str, Tensor], path: Path) -> None:
+def require_finite(state: Mapping[str, Tensor], path: Path, way_out: str = "give another checkpoint") -> None:
     """Raise UserError if a weight is NaN or infinite: such a model would find nothing, and not say why."""
     for key, tensor in state.items():
         if tensor.is_floating_point() and tensor.numel() and not _is_finite(tensor):
             raise UserError(
                 f"{path}: '{key}' holds values that are not finite: the model had diverged, or the file is damaged; "
-                "give another checkpoint"
+                f"{way_out}"
             )
 
 

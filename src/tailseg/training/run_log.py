@@ -87,3 +87,8 @@ class RunLog:
         if self.writes:
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
+
+
+def better(one: float | None, other: float | None) -> float | None:
+    """The larger of two APs, of which either may be missing."""
+    return max((value for value in (one, other) if value is not None), default=None)
