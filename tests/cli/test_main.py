@@ -75,7 +75,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sound data set."""
-    settings = SyntheticSettings(classes=4, train_images=IMAGES, val_images=4, size=64)
+    settings = SyntheticSettings(classes=4, train_images=IMAGES, val_images=4, size=64, rarest=3)
     return write_synthetic(tmp_path_factory.mktemp("plain") / "data", settings)
 
 

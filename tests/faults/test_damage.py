@@ -91,7 +91,7 @@ def test_a_model(tmp_path: Path) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """A data set, a run that was killed in its second epoch, and one that was not."""
     folder = tmp_path_factory.mktemp("runs")
-    write_synthetic(folder / "data", SyntheticSettings(classes=4, train_images=12, val_images=4, size=64))
+    write_synthetic(folder / "data", SyntheticSettings(classes=4, train_images=12, val_images=4, size=64, rarest=3))
     assert run(folder / "whole", folder / "data") == 0
     total = int((folder / "whole.events").read_text())
     assert run(folder / "killed", folder / "data", kill_at=total * 3 // 4) == -9

@@ -11,7 +11,7 @@ from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = SyntheticSettings(classes=4, train_images=12, val_images=4, size=64)
+    settings = SyntheticSettings(classes=4, train_images=12, val_images=4, size=64, rarest=3)
     folder = tmp_path_factory.mktemp("set") / "data"
     write_synthetic(folder, settings)
     return folder

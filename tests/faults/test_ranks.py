@@ -88,7 +88,7 @@ main()
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("set") / "data"
-    write_synthetic(folder, SyntheticSettings(classes=4, train_images=12, val_images=4, size=64))
+    write_synthetic(folder, SyntheticSettings(classes=4, train_images=12, val_images=4, size=64, rarest=3))
     return folder
 
 

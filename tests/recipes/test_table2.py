@@ -449,7 +449,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = SyntheticSettings(classes=4, train_images=IMAGES, val_images=2, size=64)
+    settings = SyntheticSettings(classes=4, train_images=IMAGES, val_images=2, size=64, rarest=3)
     return write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)
 
 

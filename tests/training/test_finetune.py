@@ -85,7 +85,7 @@ def finetuned(kind: str, *settings: str) -> Recipe:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = SyntheticSettings(classes=CLASSES, train_images=IMAGES, val_images=2, size=64)
+    settings = SyntheticSettings(classes=CLASSES, train_images=IMAGES, val_images=2, size=64, rarest=3)
     return write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)
 
 

@@ -50,7 +50,7 @@ def tiny(*settings: str) -> Recipe:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataSplits:
-    settings = SyntheticSettings(classes=4, train_images=IMAGES, val_images=4, size=64)
+    settings = SyntheticSettings(classes=4, train_images=IMAGES, val_images=4, size=64, rarest=3)
     return open_source(str(write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)))
 
 

@@ -393,7 +393,7 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataSplits:
-    settings = SyntheticSettings(classes=4, train_images=4, val_images=2, size=64)
+    settings = SyntheticSettings(classes=4, train_images=4, val_images=2, size=64, rarest=3)
     return open_source(str(write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)))
 
 
