@@ -133,12 +133,7 @@ def epoch(name: str, counts: tuple[Tensor, Tensor], num_images: int) -> tuple[Te
     classes = len(instances)
     classification = make(name, *counts, num_images)
     if name not in OF_A_STEP:
-        labels = torch.arange(classes + 1)
-        logits = torch.full((len(labels), classification.num_logits), classification.initial_bias)
-        grads = gradients(classification, logits, labels)[:, :classes]
-        own = grads.diagonal() * instances
-        others = (grads[:classes] * instances.unsqueeze(1)).sum(0) - own
-        return -own, others, grads[-1] * instances.sum() * BACKGROUND / FOREGROUND
+        return expected_epoch(classification, instances)
     classification.train()
     generator = torch.Generator().manual_seed(0)
     objects = torch.arange(classes).repeat_interleave(instances)
@@ -151,6 +146,17 @@ def epoch(name: str, counts: tuple[Tensor, Tensor], num_images: int) -> tuple[Te
         pushes += grads[: len(own)].clamp(min=0).sum(0)
         background += grads[len(own) :].sum(0)
     return pull, pushes, background
+
+
+def expected_epoch(classification: Any, instances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`epoch` of a loss in which a sample does the same whatever the others of its step are."""
+    classes = len(instances)
+    labels = torch.arange(classes + 1)
+    logits = torch.full((len(labels), classification.num_logits), classification.initial_bias)
+    grads = gradients(classification, logits, labels)[:, :classes]
+    own = grads.diagonal() * instances
+    others = (grads[:classes] * instances.unsqueeze(1)).sum(0) - own
+    return -own, others, grads[-1] * instances.sum() * BACKGROUND / FOREGROUND
 
 
 def by_objects(instances: Tensor, values: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -188,3 +188,42 @@ def test_wrong_counts_end_in_a_sentence(tmp_path, monkeypatch, capsys, content):
     assert f"{path}: " in errors
     assert "give a CSV with a line images,instances a class" in errors
     assert not (tmp_path / "p.png").exists()
+
+
+def test_tail_gradients_by_hand(tmp_path, monkeypatch, capsys):
+    """Three classes of 1, 1 and 100 objects, all logits equal, three background RoIs an object."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import plot_tail_gradients as tail
+
+    images, instances = torch.tensor([1, 1, 1000]), torch.tensor([1, 1, 100])
+    # p = 1/4 of each class and background: 101 pushes of 1/4 against a pull of 3/4, and 306 of background.
+    objects, both = tail.ratios("cross-entropy", images, instances)
+    assert objects[0] == pytest.approx(101 / 3, rel=1e-5)
+    assert both[0] == pytest.approx((101 + 306) / 3, rel=1e-5)
+    objects, both = tail.ratios("Seesaw, p = 0", images, instances)
+    assert objects[0] == pytest.approx(101 / 2, rel=1e-5)  # p = 1/3 of each class, background apart
+    assert both[0] == objects[0]
+    factor = 100**-0.8
+    objects, _ = tail.ratios("Seesaw, p = 0.8", images, instances)
+    assert objects[0] == pytest.approx((1 / 3 + 100 * factor / (1 + 2 * factor)) / (2 / 3), rel=1e-5)
+    objects, both = tail.ratios("EQL", images, instances)
+    assert objects.tolist() == pytest.approx([0, 0, 2 * 0.001 / 100 / 0.999], rel=1e-3)
+    assert both[0] == pytest.approx(306 * 0.001 / 0.999, rel=1e-3)
+
+    rows = ["id,name,frequency,image_count,instance_count", "1,a,r,1,1", "2,b,r,1,1", "3,c,f,1000,5000"]
+    (tmp_path / "c.csv").write_text("\n".join(rows))
+    monkeypatch.setattr(tail, "CATEGORIES", tmp_path / "c.csv")
+    monkeypatch.setattr(sys, "argv", ["plot_tail_gradients.py", "--out", str(tmp_path / "g.png")])
+    tail.main()
+    assert (tmp_path / "g.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in (*tail.LOSSES, *tail.DEPTHS))
+
+
+def test_tail_gradients_without_the_counts_end_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import plot_tail_gradients as tail
+
+    with pytest.raises(SystemExit) as stopped:
+        tail.read_categories(tmp_path / "none.csv")
+    assert str(tmp_path / "none.csv") in stopped.value.code
