@@ -82,7 +82,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone/m: could not be saved"):
+    with pytest.raises(UserError, match=r"gone/m: could not be saved: its folder is not there; make it"):
         write_tensors(tmp_path / "gone" / "m", {}, {"tailseg": "1"})
 
 

@@ -94,7 +94,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     write_synthetic(folder / "data", SyntheticSettings(classes=4, train_images=12, val_images=4, size=64))
     assert run(folder / "whole", folder / "data") == 0
     total = int((folder / "whole.events").read_text())
-    assert run(folder / "killed", folder / "data", kill_at=total * 3 // 4) == -9
+    assert run(folder / "killed", folder / "data", fault="killed", at=total * 3 // 4) == -9
     return folder / "data", folder / "whole", folder / "killed"
 
 

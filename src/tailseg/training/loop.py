@@ -18,7 +18,7 @@ from tailseg.data.dataset import evaluation_dataset, train_dataset
 from tailseg.data.loading import LoaderKilledError
 from tailseg.data.sampling import TrainSampler, epoch_draw
 from tailseg.data.sources import DataSplits
-from tailseg.errors import UserError
+from tailseg.errors import UserError, writing
 from tailseg.evaluation.evaluate import evaluate
 from tailseg.evaluation.metrics import Metrics, Scores
 from tailseg.model.build import build_detector, stored_recipe
@@ -34,15 +34,13 @@ from tailseg.training.finetune import Finetuning
 from tailseg.training.interrupts import interrupts
 from tailseg.training.learner import Learner, WholeDetector, losses_of
 from tailseg.training.optimizer import build_optimizer, rate_factor
-from tailseg.training.resumption import data_keys, load_trainer, require_same_run, save_trainer
+from tailseg.training.resumption import TRAINER, data_keys, load_trainer, require_same_run, save_trainer, way_on
 from tailseg.training.run_lock import lock_for_all
 from tailseg.training.run_log import RunLog
 from tailseg.training.schedule_checks import RunLength, require_whole_steps, schedule_warnings
 from tailseg.training.weight_init import init_weights
 
 logger = logging.getLogger(__name__)
-
-TRAINER = "trainer.safetensors"
 
 
 def train(
@@ -88,9 +86,9 @@ def train(
     fabric = launch(devices)
     run = Run(fabric, recipe, data, out, seed, init)
     with ExitStack() as stack:
+        stop = stack.enter_context(interrupts())
         lock_for_all(fabric, out, stack)
         run.start(resume)
-        stop = stack.enter_context(interrupts())
         if not run.prepare(stop, show):
             run.save()
             raise KeyboardInterrupt
@@ -102,7 +100,7 @@ def train(
                 run.train_step(batches)
             except LoaderKilledError as error:
                 run.save_if_whole()
-                raise UserError(f"{error}; then {run.way_on()}") from error
+                raise UserError(f"{error}; then {way_on(run.out)}") from error
             advance(run.step, run.note)
             if run.step % run.steps_per_epoch == 0 or run.step % recipe.training.save_steps == 0:
                 run.log()  # before saving: a diverged model must not replace a sound checkpoint
@@ -194,7 +192,8 @@ class Run:
             warnings = schedule_warnings(self.recipe, self.length)
         if self.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / "recipe.yaml").write_text(to_yaml(self.recipe))
+            with writing(path := self.out / "recipe.yaml"):
+                path.write_text(to_yaml(self.recipe))
             self.run_log.cut(self.step)
             announce(
                 self.recipe, self.data, self.detector, self.sampler, self.length, self.step,
@@ -270,7 +269,7 @@ class Run:
             bad = next(name for name, value in losses.items() if not math.isfinite(value))
             raise UserError(
                 f"step {self.step}: the loss '{bad}' is {losses[bad]}: training diverged; lower optimizer.lr (now "
-                f"{self.recipe.optimizer.lr:g}) or set optimizer.clip, then {self.way_on()}"
+                f"{self.recipe.optimizer.lr:g}) or set optimizer.clip, then {way_on(self.out)}"
             )
         self.note = f"loss {total:.3f}"
         images = batches * self.length.images_a_step / self.recipe.training.accumulate
@@ -317,6 +316,8 @@ class Run:
         self.evaluated_step = self.step
         if trouble:
             self.scores = None  # those of an earlier epoch are not this one's
+            if not (self.out / TRAINER).is_file():
+                raise UserError(f"{self.out}: what was saved there has been removed; {way_on(self.out)}")
             if self.is_main_process:
                 logger.warning(
                     "Epoch %d: the evaluation failed (%s); nothing is lost: the model is in %s, to be scored with "
@@ -362,10 +363,6 @@ class Run:
         if self.whole and self.step > 0:
             self.log()
             self._write_checkpoint()
-
-    def way_on(self) -> str:
-        """Advice for whoever has corrected what ended the run."""
-        return "go on with --resume" if (self.out / TRAINER).is_file() else "start again: nothing was saved yet"
 
     def agreed(self, stop: Sequence[int]) -> bool:
         """True if some process was told to stop; with several, asked when losses are logged, for it costs a wait."""

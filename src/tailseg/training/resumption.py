@@ -17,6 +17,7 @@ from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import flatten
 from tailseg.training.feature_cache import digest_of_annotations
 
+TRAINER = "trainer.safetensors"
 MODEL_KEY = "model."
 OPTIMIZER_KEY = "optimizer."
 AVERAGE_KEY = "average."
@@ -25,6 +26,11 @@ AVERAGE_KEY = "average."
 FREE = {"data.workers", "schedule.epochs", "schedule.milestones"}
 FREE_WITH_WARNING = {"optimizer.lr", "optimizer.clip"}
 OF_A_STEP = ("data.batch_per_device", "training.accumulate")  # free where images a step stay the same
+
+
+def way_on(out: Path) -> str:
+    """Advice on the run in a folder, after what ended it was corrected."""
+    return "go on with --resume" if (out / TRAINER).is_file() else "start again: nothing was saved yet"
 
 
 def data_keys(train: Annotations, val: Annotations) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tailseg.errors import writing
+
 logger = logging.getLogger(__name__)
 
 
@@ -49,7 +51,8 @@ class RunLog:
             logger.info("%s: dropped %d lines that a kill cut short.", self.path, broken)
         kept = "".join(line + "\n" for row, line in rows if row is not None and row["step"] <= step)
         part = self.path.with_name(f".{self.path.name}.part")
-        part.write_text(kept)
+        with writing(self.path):
+            part.write_text(kept)
         os.replace(part, self.path)  # a kill at this moment leaves the old file or the new one
 
     def _rows(self) -> Iterator[tuple[dict[str, Any] | None, str]]:
@@ -85,5 +88,5 @@ class RunLog:
     def write(self, row: dict[str, Any]) -> None:
         """Append one line."""
         if self.writes:
-            with self.path.open("a") as file:
+            with writing(self.path), self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
