@@ -221,10 +221,11 @@ def test_trainer_round_trip(tmp_path: Path, kind: Any) -> None:
     options = {"lr": 0.1, "fused": True, **({"momentum": 0.9} if kind is torch.optim.SGD else {})}
     model, average = toy(), toy(1)
     optimizer = kind(model.parameters(), **options)
-    save_trainer(tmp_path / "fresh", model, optimizer, None, {"step": 0})  # no optimiser state yet
+    run = {"seed": 1, "world_size": 1, "categories": [], "best": None}
+    save_trainer(tmp_path / "fresh", model, optimizer, None, {"step": 0, "recipe": {}, **run})  # no optimiser state yet
     for _ in range(3):
         step(model, optimizer)
-    about = {"step": 3, "best": None, "recipe": {"a": {"b": [1]}}}
+    about = {"step": 3, "recipe": {"a": {"b": [1]}}, **run}
     save_trainer(tmp_path / "t", model, optimizer, average, about)
     twin, twin_average = toy(2), toy(3)
     twin_optimizer = kind(twin.parameters(), **options)
@@ -236,3 +237,24 @@ def test_trainer_round_trip(tmp_path: Path, kind: Any) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(average.parameters(), twin_average.parameters(), strict=True))
     assert load_trainer(tmp_path / "fresh", twin, kind(twin.parameters(), **options), None)["step"] == 0
+
+
+def test_a_trainer_file_that_somebody_edited(tmp_path: Path) -> None:
+    path, model = tmp_path / "t", toy()
+    optimizer = torch.optim.AdamW(model.parameters())
+    step(model, optimizer)
+    about = {"step": 1, "recipe": {}, "seed": 1, "world_size": 1, "categories": [], "best": None}
+    for key in about:
+        for value in ("x", [1], ...):
+            changed = {k: v for k, v in (about | {key: value}).items() if v is not ...}
+            if (changed.keys() == about.keys() and type(value) is type(about[key])) or (key, value) == ("best", ...):
+                continue
+            save_trainer(path, model, optimizer, None, changed)
+            with pytest.raises(UserError, match=f"^{path}: lacks what a run needs to go on"):
+                load_trainer(path, model, optimizer, None)
+    save_trainer(path, model, optimizer, None, about)
+    tensors, whole = read_tensors(path)
+    for name in ("x.step", "99.exp_avg", "x"):
+        write_tensors(path, tensors | {f"optimizer.{name}": torch.ones(2)}, whole)
+        with pytest.raises(UserError, match=f"^{path}: its state of the optimiser does not fit"):
+            load_trainer(path, model, optimizer, None)

@@ -34,7 +34,16 @@ from tailseg.training.finetune import Finetuning
 from tailseg.training.interrupts import interrupts
 from tailseg.training.learner import Learner, WholeDetector, losses_of
 from tailseg.training.optimizer import build_optimizer, rate_factor
-from tailseg.training.resumption import TRAINER, data_keys, load_trainer, require_same_run, save_trainer, way_on
+from tailseg.training.resumption import (
+    TRAINER,
+    better,
+    data_keys,
+    is_recorded,
+    load_trainer,
+    require_same_run,
+    save_trainer,
+    way_on,
+)
 from tailseg.training.run_lock import lock_for_all
 from tailseg.training.run_log import RunLog
 from tailseg.training.schedule_checks import RunLength, require_whole_steps, schedule_warnings
@@ -203,8 +212,8 @@ class Run:
                 logger.warning(warning)
         self.fabric.barrier()
         recorded = self.run_log.metrics_at(self.step) if resume else None
-        if recorded:  # evaluated after it was saved
-            self.evaluated_step, self.best = self.step, _better(self.best, recorded["segm"]["AP"])
+        if recorded and is_recorded(self.out, self.step, self.best, recorded):  # evaluated after it was saved
+            self.evaluated_step, self.best = self.step, better(self.best, recorded["segm"]["AP"])
         if self.is_main_process and self.step >= self.total_steps:
             logger.warning(
                 "%s: the run is finished: %d steps of %d, %d epochs; for more, --resume with a larger schedule.epochs.",
@@ -329,7 +338,7 @@ class Run:
         self.scores = scores
         reached = scores.metrics["segm"]["AP"]
         logger.info("Epoch %d: segm AP %s, APr %s.", epoch, _percent(reached), _percent(scores.metrics["segm"]["APr"]))
-        if _better(self.best, reached) != self.best:
+        if better(self.best, reached) != self.best:
             self.best = reached
             self._save_model("best.safetensors", scores.metrics)
         # Last: a resumed run does not repeat an evaluation that the log holds.
@@ -381,11 +390,6 @@ class Run:
 def _mixed(seed: int, step: int, rank: int) -> int:
     """One generator seed out of three numbers, without collisions for fewer than 2^20 processes."""
     return (seed * 1_000_003 + step) * (1 << 20) % (1 << 62) + rank
-
-
-def _better(one: float | None, other: float | None) -> float | None:
-    """The larger of two APs, of which either may be missing."""
-    return max((value for value in (one, other) if value is not None), default=None)
 
 
 def _percent(value: float | None) -> str:

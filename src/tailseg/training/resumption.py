@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tailseg.checkpoint import VERSION, load_weights, read_tensors, write_tensors
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.errors import UserError
+from tailseg.recipes.model_header import read_header
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import flatten
 from tailseg.training.feature_cache import digest_of_annotations
@@ -21,6 +22,9 @@ TRAINER = "trainer.safetensors"
 MODEL_KEY = "model."
 OPTIMIZER_KEY = "optimizer."
 AVERAGE_KEY = "average."
+
+# What every trainer file says, and of what type.
+_ABOUT = {"step": int, "seed": int, "world_size": int, "recipe": dict, "categories": list}
 
 # Keys that may change, without and with a word about it.
 FREE = {"data.workers", "schedule.epochs", "schedule.milestones"}
@@ -125,6 +129,31 @@ def _changes_of_a_step(
     )
 
 
+def is_recorded(out: Path, step: int, best: float | None, metrics: Mapping[str, Any]) -> bool:
+    """Whether an evaluation of which the log has the metrics agrees with the best model, and need not be repeated.
+
+    A model that was better than all before was saved before the log was written; the log has no checksum, models have.
+
+    Args:
+        out: folder of the run.
+        step: that was evaluated.
+        best: segm AP, the best before it.
+        metrics: of the log.
+    """
+    try:
+        header = read_header(out / "best.safetensors")
+    except UserError:
+        header = {}
+    if better(best, metrics["segm"]["AP"]) != best:
+        return header.get("step") == step and header.get("metrics") == metrics
+    return header.get("step") != step
+
+
+def better(one: float | None, other: float | None) -> float | None:
+    """The larger of two APs, of which either may be missing."""
+    return max((value for value in (one, other) if value is not None), default=None)
+
+
 def save_trainer(
     path: Path,
     model: nn.Module,
@@ -146,12 +175,25 @@ def load_trainer(
 ) -> dict[str, Any]:
     """Put a file of `save_trainer` back into its objects; returns what was said ``about`` it."""
     tensors, about = read_tensors(path)
+    said = {key: type(value) for key, value in about.items()}
+    if not _ABOUT.items() <= said.items() or said.get("best") not in (float, int, type(None)):
+        raise UserError(f"{path}: lacks what a run needs to go on; it is damaged or was edited: start again without it")
     load_weights(model, _part(tensors, MODEL_KEY), path)
     if average is not None:
         load_weights(average, _part(tensors, AVERAGE_KEY), path)
+    try:
+        _load_optimizer(optimizer, _part(tensors, OPTIMIZER_KEY))
+    except (ValueError, LookupError, RuntimeError) as error:
+        raise UserError(
+            f"{path}: its state of the optimiser does not fit; it is damaged or was edited: start again without it"
+        ) from error
+    return about
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in _part(tensors, OPTIMIZER_KEY).items():
+    for key, value in tensors.items():
         index, name = key.split(".", 1)
         like = parameters[int(index)]
         if value.shape == like.shape:
@@ -159,7 +201,6 @@ def load_trainer(
             value = torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return about
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

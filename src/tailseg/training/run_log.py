@@ -36,7 +36,7 @@ class RunLog:
     def metrics_at(self, step: int) -> dict[str, Any] | None:
         """The metrics of the evaluation at this step; None if there was none, or the run stopped before its end."""
         found = [row["metrics"] for row, _ in self._rows() if row and row["step"] == step and "metrics" in row]
-        return found[-1] if found else None
+        return found[-1] if found and _are_metrics(found[-1]) else None
 
     def cut(self, step: int) -> None:
         """Drop lines that were written after the checkpoint of this step, from which the run goes on.
@@ -61,9 +61,9 @@ class RunLog:
         for line in text.split("\n"):
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):  # ValueError: no JSON, or a number of thousands of digits
                 row = None
-            yield (row if isinstance(row, dict) and "step" in row else None), line
+            yield (row if isinstance(row, dict) and type(row.get("step")) is int else None), line
 
     def collect(self, losses: dict[str, Tensor]) -> None:
         """Add the losses of one batch."""
@@ -90,3 +90,9 @@ class RunLog:
         if self.writes:
             with writing(self.path), self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
+
+
+def _are_metrics(value: Any) -> bool:
+    """Whether a value of the log, which may be damaged, has the segm AP."""
+    found = value.get("segm") if isinstance(value, dict) else None
+    return isinstance(found, dict) and isinstance(found.get("AP", ""), float | int | None)
