@@ -112,9 +112,10 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_the_old_one(tmp_path, monk
         def write(self, _):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patched, pytest.raises(OSError, match=rf"No space left on device: '{path}'"):
+    with monkeypatch.context() as patched:
         patched.setattr(Path, "open", lambda path, mode: io.BufferedWriter(Full(path, mode)))
-        write(path, (1, rows))
+        with pytest.raises(OSError, match=rf"No space left on device: '{path}'"):
+            write(path, (1, rows))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

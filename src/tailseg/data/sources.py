@@ -20,7 +20,7 @@ from tailseg.data.annotations.parsing import read_tables
 from tailseg.data.importers.coco_files import as_downloaded
 from tailseg.data.importers.convert import NAMES, recognise, unrecognised
 from tailseg.data.importers.in_place import import_in_place
-from tailseg.data.synthetic.generate import SyntheticSettings, default_synthetic_folder, open_synthetic
+from tailseg.data.synthetic.generate import SyntheticSettings, is_drawn, open_synthetic
 from tailseg.errors import UserError
 from tailseg.progress import progress_bar
 from tailseg.wording import short
@@ -225,8 +225,7 @@ def _check_images(splits: DataSplits, need: Sequence[str], show: bool) -> None:
 def draw_synthetic(settings: SyntheticSettings, *, show: bool) -> str:
     """The folder of the built-in set with these settings, drawn if it is not in the cache."""
     total = settings.train_images + settings.val_images
-    known = (default_synthetic_folder(settings) / "val.json").is_file()
-    with progress_bar("drawing the built-in data", total, show=show and not known) as advance:
+    with progress_bar("drawing the built-in data", total, show=show and not is_drawn(settings)) as advance:
         return str(open_synthetic(settings, progress=lambda done, _total: advance(done)))
 
 
