@@ -72,6 +72,7 @@ def demo_cross_entropy() -> Recipe:
         "schedule.epochs": 3,
         "schedule.milestones": (2,),
         "training.evaluate_every": 3,
+        "test.max_detections": 30,
     }
     return changed(cross_entropy(), changes)
 

@@ -31,6 +31,7 @@ from tailseg.training.announcement import announce
 from tailseg.training.class_statistics import class_statistics
 from tailseg.training.distributed import batch_norm_note, launch, worst
 from tailseg.training.finetune import Finetuning
+from tailseg.training.health import Health
 from tailseg.training.interrupts import interrupts
 from tailseg.training.learner import Learner, WholeDetector, losses_of
 from tailseg.training.optimizer import build_optimizer, rate_factor
@@ -167,6 +168,7 @@ class Run:
             self.average = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(recipe.training.ema))
         self.data_keys = data_keys(data.train, data.val)
         self.run_log = RunLog(out / "metrics.jsonl", writes=self.is_main_process)
+        self.health = Health(trained, speaks=self.is_main_process)
         self.step = 0
         self.whole = True  # the state is that of a complete step
         self.can_be_scored = len(data.val.labels) > 0
@@ -256,9 +258,10 @@ class Run:
             self.run_log.collect(losses)
         if recipe.optimizer.clip is not None:
             # Divergence is found when losses are read, so that this does not have to wait for the norm.
-            self.fabric.clip_gradients(
+            norm = self.fabric.clip_gradients(
                 self.model, self.optimizer, max_norm=recipe.optimizer.clip, error_if_nonfinite=False
             )
+            self.health.collect(norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
@@ -284,7 +287,7 @@ class Run:
         images = batches * self.length.images_a_step / self.recipe.training.accumulate
         rate = self.optimizer.param_groups[0]["lr"]
         row = {"step": self.step, "loss": total, **losses, "lr": rate, "images_per_second": images / seconds}
-        self.run_log.write(row)
+        self.run_log.write(row | self.health.row(self.step))
 
     def evaluate_if_due(self, show: bool) -> None:
         """Evaluate at the end of an epoch that the recipe wants evaluated, unless that is done.
