@@ -70,8 +70,8 @@ def _from_file(path: Path, chain: tuple[Path, ...]) -> Recipe:
     network = backbone.get("name") if isinstance(backbone, dict) else None
     if isinstance(network, str) and reaches_outside(network):
         raise UserError(
-            f"{path}: its backbone {network[:80]!r} comes from a hub or a folder, which a file may not ask for; take it "
-            "out of the file and name it on the command line with --set model.backbone.name=..."
+            f"{path}: its backbone {network[:80]!r} comes from a hub or a folder, which a file may not ask for; take "
+            "it out of the file and name it on the command line with --set model.backbone.name=..."
         )
     merged: dict[str, Any] = {"name": path.stem}
     if parent is not None:

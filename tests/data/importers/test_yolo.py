@@ -244,6 +244,16 @@ def test_a_set_of_odd_lines_is_refused_with_the_likely_cause(tmp_path, line, sen
     assert sentence.replace("2 are lines that are neither", "3 are lines that are neither") in message
 
 
+@pytest.mark.parametrize("entry", ["/", "\\", "../" * 40])
+def test_a_split_is_not_the_whole_disk(tmp_path, entry):
+    folder = write_files(tmp_path, {"data.yaml": yaml.safe_dump({"train": entry, "val": "images", "nc": 1})})
+    write_files(folder, {"images/a.jpg": None, "labels/a.txt": ""})
+    with pytest.raises(
+        UserError, match=r"data\.yaml: train is .*, the root of the disk; name the folder of its images"
+    ):
+        read_yolo(folder / "data.yaml")
+
+
 def test_an_outline_that_takes_gigabytes_to_draw_is_left_out_and_counted(tmp_path):
     folder = write_files(tmp_path, {"data.yaml": "train: images\nnames: [cat]\n", "images/a.png": b""})
     Image.new("1", (60_000, 20)).save(folder / "images" / "a.png")

@@ -94,8 +94,8 @@ def import_in_place(kind: str, source: Path, *, progress: Callable[[int], None] 
                 for part in found.parts.values() if stay else ():
                     _name_from(root, part)
                 write_annotations(content, found.categories, found.parts)
-                files = sorted(path for path in content.rglob("*") if path.is_file())
-                about["sums"] = {str(path.relative_to(content)): _sum(path) for path in files}
+                written = sorted(path for path in content.rglob("*") if path.is_file())
+                about["sums"] = {str(path.relative_to(content)): _sum(path) for path in written}
                 row = orjson.dumps(about)
                 (content / _ABOUT).write_bytes(_digest(row).encode() + row)
         except UserError as error:

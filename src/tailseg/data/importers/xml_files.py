@@ -70,7 +70,7 @@ class _Shallow(TreeBuilder):
         self._where = where
         self._depth = 0
 
-    def start(self, tag: str, attributes: dict[str, str]) -> Element:  # type: ignore[override]
+    def start(self, tag: str, attributes: dict[str, str]) -> Element:
         self._depth += 1
         if self._depth > DEPTH:
             raise _too_deep(self._where)
