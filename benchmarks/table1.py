@@ -111,8 +111,8 @@ def opening(found: dict[str, Any], unlimited: dict[str, Any]) -> str:
     frequent = mean(values(plain, "segm", "APf"))
     gain = differences(full, p0)[2].replace(" [", " points, 95 % interval [")
     return (
-        f"Cross-entropy has mask AP {frequent:.1f} on frequent classes and {rare(plain)} on rare ones (in the report: 27.3 "
-        f"and 0.0). Seesaw Loss without its mitigation factor (p = 0) has APr {rare(p0)}, with it (p = 0.8) "
+        f"Cross-entropy has mask AP {frequent:.1f} on frequent classes and {rare(plain)} on rare ones (in the report: "
+        f"27.3 and 0.0). Seesaw Loss without its mitigation factor (p = 0) has APr {rare(p0)}, with it (p = 0.8) "
         f"{rare(full)}: {gain}. Without a limit of detections that binds (fixed AP), cross-entropy has "
         f"{rare(unlimited[BASELINE])} on rare classes and Seesaw {rare(unlimited['seesaw'])}: rare objects are in the "
         "list of detections, below frequent ones that are wrong."

@@ -75,14 +75,14 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(fault, os.strerror(fault))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=f"{path}: could not be saved .{os.strerror(fault)}.*intact; make room, or"):
+    with pytest.raises(UserError, match=f"{path}: could not be saved .{os.strerror(fault)}.*intact; make room$"):
         write_tensors(path, {"x": torch.zeros(3)}, {"tailseg": "1"})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone/m: could not be saved"):
+    with pytest.raises(UserError, match=r"gone/m: could not be saved: its folder is not there; make it"):
         write_tensors(tmp_path / "gone" / "m", {}, {"tailseg": "1"})
 
 

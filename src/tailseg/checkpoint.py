@@ -11,6 +11,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -57,12 +58,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
             os.fsync(file.fileno())
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(
-            f"{path}: could not be saved ({reason}), and what stood there is intact; make room, or make the folder "
-            "writable"
-        ) from error
+        with suppress(OSError):  # nothing can be removed either from a folder that became read-only
+            part.unlink(missing_ok=True)
+        raise UserError(_not_saved(path, error)) from error
+
+
+def _not_saved(path: Path, error: OSError | SafetensorError) -> str:
+    if not path.parent.is_dir():
+        return f"{path}: could not be saved: its folder is not there; make it, or name another"
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    fix = "make room" if os.access(path.parent, os.W_OK) else "make the folder writable"
+    return f"{path}: could not be saved ({reason}), and what stood there is intact; {fix}"
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

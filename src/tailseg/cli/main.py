@@ -330,6 +330,7 @@ def main() -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         if error.filename is None and not full:
             raise  # no file of the user's: a fault of ours, whose traceback is wanted
-        fix = "make room" if full else "choose another path or change its rights"
+        gone = error.errno == errno.ENOENT
+        fix = "make room" if full else "make its folder" if gone else "choose another path or change its rights"
         print(one_line(f"tailseg: {error.filename or 'a file'}: {error.strerror}; {fix}"), file=sys.stderr)
         sys.exit(1)

@@ -16,7 +16,7 @@ from tailseg.data.dataset import evaluation_dataset, train_dataset
 from tailseg.data.loading import LoaderKilledError
 from tailseg.data.sampling import TrainSampler, epoch_draw
 from tailseg.data.sources import DataSplits
-from tailseg.errors import UserError
+from tailseg.errors import UserError, writing
 from tailseg.evaluation.evaluate import evaluate
 from tailseg.evaluation.metrics import Metrics, Scores
 from tailseg.model.build import build_detector, stored_recipe
@@ -40,8 +40,7 @@ from tailseg.training.run_log import RunLog, better
 from tailseg.training.schedule_checks import RunLength, require_whole_steps, schedule_warnings
 from tailseg.training.weight_init import init_weights, read_init
 
-# Of a run: only UPDATING is no state to go on from.
-BETWEEN_STEPS, COLLECTING, UPDATING = range(3)  # COLLECTING gradients, UPDATING the weights
+BETWEEN_STEPS, COLLECTING, UPDATING = range(3)  # gradients, the weights; only the last is no state to go on from
 
 
 def train(
@@ -88,9 +87,9 @@ def train(
     with ExitStack() as stack:
         others = stack.enter_context(watched(fabric, out))
         run = Run(fabric, recipe, data, out, seed, init)
+        stop = stack.enter_context(interrupts(tell=run.is_main_process))
         lock_for_all(fabric, out, stack)
         run.start(resume)
-        stop = stack.enter_context(interrupts(tell=run.is_main_process))
         if not run.prepare(stop, show):
             run.save()
             raise KeyboardInterrupt
@@ -193,7 +192,8 @@ class Run:
             warnings = schedule_warnings(self.recipe, self.length)
         if self.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / "recipe.yaml").write_text(to_yaml(self.recipe))
+            with writing(path := self.out / "recipe.yaml"):
+                path.write_text(to_yaml(self.recipe))
             self.run_log.cut(self.step)
             announce(
                 self.recipe, self.data, self.detector, self.sampler, self.length, self.step,
@@ -201,7 +201,7 @@ class Run:
             )  # fmt: skip
         self.fabric.barrier()
         recorded = self.run_log.metrics_at(self.step) if resume else None
-        if recorded:  # evaluated after it was saved
+        if recorded and resumption.is_recorded(self.out, self.step, self.best, recorded):  # after it was saved
             self.evaluated_step, self.best = self.step, better(self.best, recorded["segm"]["AP"])
         self.run_log.restart_clock()
 
@@ -332,6 +332,8 @@ class Run:
         self.evaluated_step = self.step
         if trouble:
             self.scores = None  # those of an earlier epoch are not this one's
+            if not (self.out / resumption.TRAINER).is_file():
+                raise UserError(f"{self.out}: what was saved there has been removed; {resumption.way_on(self.out)}")
             if self.is_main_process:
                 announce_no_scores(epoch, trouble, self.out / "last.safetensors")
             return

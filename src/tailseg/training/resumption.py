@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from tailseg.checkpoint import VERSION, load_weights, read_tensors, require_finite, write_tensors
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.errors import UserError
+from tailseg.recipes.model_header import read_header
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import flatten
 from tailseg.training.feature_cache import digest_of_annotations
+from tailseg.training.run_log import better
 
 TRAINER = "trainer.safetensors"
 MODEL_KEY = "model."
@@ -141,6 +143,26 @@ def _changes_of_a_step(
         f"{out}: cannot resume with {texts[1]}, which is {math.prod(after)} images a step, the run began with "
         f"{texts[0]}; set data.batch_per_device and training.accumulate so that the product is {math.prod(before)}"
     )
+
+
+def is_recorded(out: Path, step: int, best: float | None, metrics: Mapping[str, Any]) -> bool:
+    """Whether an evaluation of which the log has the metrics agrees with the best model, and need not be repeated.
+
+    A model that was better than all before was saved before the log was written; the log has no checksum, models have.
+
+    Args:
+        out: folder of the run.
+        step: that was evaluated.
+        best: segm AP, the best before it.
+        metrics: of the log.
+    """
+    try:
+        header = read_header(out / "best.safetensors")
+    except UserError:
+        header = {}
+    if better(best, metrics["segm"]["AP"]) != best:
+        return header.get("step") == step and header.get("metrics") == metrics
+    return header.get("step") != step
 
 
 def save_trainer(

@@ -9,7 +9,9 @@ classes only.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -333,7 +335,7 @@ def default_synthetic_folder(settings: SyntheticSettings) -> Path:
 
 
 def open_synthetic(settings: SyntheticSettings, *, progress: Callable[[int, int], None] | None = None) -> Path:
-    """The folder of these settings in the cache, drawn first if it is not there.
+    """The folder of these settings in the cache, drawn first if it is not there, or no longer as it was drawn.
 
     Processes that start at once each draw their own copy; the first to finish puts it in place.
 
@@ -342,11 +344,40 @@ def open_synthetic(settings: SyntheticSettings, *, progress: Callable[[int, int]
 
     """
     folder = default_synthetic_folder(settings)
-    if (folder / "val.json").is_file():
-        return folder
-    try:
-        return write_synthetic(folder, settings, progress=progress)
-    except (OSError, UserError):
-        if (folder / "val.json").is_file():  # another process was first
+    note = folder.with_suffix(".hash")
+    if is_drawn(settings):
+        found = _hash_of(folder)
+        if not note.is_file():  # drawn by an earlier version, or by a process that was killed now
+            _note(note, found)
+        if not note.is_file() or note.read_bytes() == found:
             return folder
-        raise
+        shutil.rmtree(folder)
+    try:
+        write_synthetic(folder, settings, progress=progress)
+        _note(note, _hash_of(folder))
+    except (OSError, UserError):
+        if not is_drawn(settings):  # another process was first
+            raise
+    return folder
+
+
+def is_drawn(settings: SyntheticSettings) -> bool:
+    """Whether the data set of these settings is in the cache."""
+    return (default_synthetic_folder(settings) / "val.json").is_file()
+
+
+def _note(path: Path, content: bytes) -> None:
+    """Write a small file, whole or not at all, where the cache can be written."""
+    with contextlib.suppress(OSError):
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        part.write_bytes(content)
+        part.replace(path)
+
+
+def _hash_of(folder: Path) -> bytes:
+    """A hash of all files of a data set and of their names."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder)} {len(content)}\n".encode() + content)
+    return digest.hexdigest().encode()
