@@ -159,12 +159,13 @@ def test_gpu_runs_every_benchmark():
     from gpu import RUNS
 
     scripts = {path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text()}
-    # The tables, context.py and long_tail.py measure learning; the others left out use no device.
+    # The tables, context.py, icons.py and long_tail.py measure learning; the others left out use no device.
     elsewhere = {
         "gpu.py",
         "table1.py",
         "table2.py",
         "context.py",
+        "icons.py",
         "long_tail.py",
         "convert.py",
         "loading.py",

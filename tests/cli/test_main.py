@@ -569,7 +569,7 @@ def test_usage(tmp_path: Path) -> None:
 
 def test_data_synth(tmp_path: Path) -> None:
     out = tmp_path / "set"
-    synth = ("data", "synth", out, "--classes", 4, "--images", 8, "--size", 64)
+    synth = ("data", "synth", out, "--classes", 4, "--images", 8, "--val-images", 2, "--size", 64)
     done = on_a_full_disk(1000, *synth)
     assert_refused(done, "make room")
     assert list(tmp_path.iterdir()) == []

@@ -112,7 +112,7 @@ SMALL = {
     "11-finetune": [
         ("data.sampler", "random", "repeat-factor"),
         ("data.repeat_threshold", 0.001, 0.02),
-        ("schedule.epochs", 3, 1),
+        ("schedule.epochs", 2, 1),
         ("schedule.milestones", [2], []),
         ("finetune.enabled", False, True),
     ],

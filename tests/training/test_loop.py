@@ -142,7 +142,7 @@ def test_what_the_log_says(reference: Path, data: DataSplits, tmp_path: Path, st
     assert [row["lr"] for row in each] == pytest.approx([0.00025 * f for f in (0.1, 0.325, 0.55, 0.775, 1, 1)])
     names = {"rpn_objectness", "rpn_box", "classes", "objectness", "box", "mask"}
     for row in each:
-        assert set(row) == {"step", "loss", "lr", "images_per_second", "silent"} | names
+        assert set(row) == {"step", "loss", "lr", "images_per_second", "gradient", "silent"} | names
         assert row["loss"] == pytest.approx(sum(row[name] for name in names), rel=1e-6)
     (whole,) = [row for row in rows(reference) if "loss" in row]
     for name in ("loss", *names):  # a line is the mean over the steps since the line before
