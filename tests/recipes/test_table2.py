@@ -113,7 +113,6 @@ SMALL = {
         ("data.sampler", "random", "repeat-factor"),
         ("data.repeat_threshold", 0.001, 0.02),
         ("schedule.epochs", 2, 1),
-        ("schedule.milestones", [2], []),
         ("finetune.enabled", False, True),
     ],
     "12-tta": [
