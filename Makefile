@@ -16,7 +16,7 @@ test: $(STAMP)  ## all checks and tests, at the same time
 unittest: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-soak: $(STAMP)  ## runs killed at 50 points, 10^5 damaged files: half an hour
+soak: $(STAMP)  ## runs killed, stopped and cut off from their disk at 100 points, 10^5 damaged files: half an hour
 	FAULTS=soak $(BIN)/python -m pytest -n 2 --dist worksteal tests/faults
 
 fuzz: $(STAMP)  ## coverage-guided fuzzing of every reader, a minute each

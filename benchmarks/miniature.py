@@ -17,6 +17,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from scipy.stats import t
 
 from tailseg.data.sources import SYNTHETIC, DataSplits
 from tailseg.evaluation.comparison import number
@@ -34,7 +35,9 @@ class Method:
 
     title: str
     settings: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()  # further words of the command
     recipe: str = "demo/cross-entropy"
+    data: str = SYNTHETIC  # what stands behind --data
     tested_from: str | None = None  # a row whose models are evaluated again with `settings`
     init_from: str | None = None  # a row whose models training starts from
 
@@ -46,12 +49,13 @@ def command(method: Method, name: str, seed: int, out: Path) -> list[str]:
     tailseg = [str(Path(sys.executable).with_name("tailseg"))]
     if method.tested_from is not None:
         model = out / f"{method.tested_from}-{seed}" / "last.safetensors"
-        return [*tailseg, "eval", str(model), "--data", SYNTHETIC, "--out", str(folder), "--quiet", *settings]
+        start = [*tailseg, "eval", str(model), "--data", method.data, "--out", str(folder), "--quiet"]
+        return [*start, *method.options, *settings]
     start = [] if method.init_from is None else ["--init", str(out / f"{method.init_from}-{seed}" / "last.safetensors")]
     resume = ["--resume"] if (folder / "trainer.safetensors").is_file() else start
     return [
-        *(*tailseg, "train", method.recipe, "--data", SYNTHETIC, "--out", str(folder), "--seed", str(seed), "--quiet"),
-        *("--set", "data.workers=0", *settings, *resume),
+        *(*tailseg, "train", method.recipe, "--data", method.data, "--out", str(folder)),
+        *("--seed", str(seed), "--quiet", *method.options, "--set", "data.workers=0", *settings, *resume),
     ]
 
 
@@ -103,14 +107,17 @@ def _source(method: Method) -> str | None:
 
 
 def collect(rows: dict[str, Method], seeds: int, out: Path) -> dict[str, Any]:
-    """Every run's metrics and per-class AP, and how it was made."""
+    """How each row was made, and the metrics of its runs that are complete; rows without any are left out."""
     found = {}
     for name, method in rows.items():
-        runs = [json.loads((out / f"{name}-{seed}" / "metrics.json").read_text()) for seed in range(SEED, SEED + seeds)]
+        files = {seed: out / f"{name}-{seed}" / "metrics.json" for seed in range(SEED, SEED + seeds)}
+        runs = {seed: json.loads(file.read_text()) for seed, file in files.items() if file.is_file()}
         source = method.tested_from
         how = f"test of {source}" if source else f"tailseg train {method.recipe}"
-        settings = shlex.join(part for setting in method.settings for part in ("--set", setting))
-        found[name] = {"title": method.title, "command": f"{how} {settings}".strip(), "runs": runs}
+        words = shlex.join([*method.options, *(part for setting in method.settings for part in ("--set", setting))])
+        if runs:
+            about = {"title": method.title, "command": f"{how} {words}".strip()}
+            found[name] = about | {"seeds": list(runs), "runs": list(runs.values())}
     return found
 
 
@@ -142,11 +149,26 @@ def gains(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     return cells
 
 
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """Mean difference of every metric, seed by seed, with its 95 % interval by Student's t."""
+    cells = []
+    for kind, metric in METRICS:
+        pairs = zip(values(ours, kind, metric), values(theirs, kind, metric), strict=True)
+        found = [a - b for a, b in pairs]
+        half = float(t.ppf(0.975, len(found) - 1)) * stdev(found) / math.sqrt(len(found)) if len(found) > 1 else 0.0
+        low, high = mean(found) - half, mean(found) + half
+        cells.append(f"{mean(found):+.1f} [{low:.1f}, {high:.1f}]".replace("-", "−"))
+    return cells
+
+
 def about(data: DataSplits, seeds: int, first_run: Path) -> dict[str, Any]:
     """What the runs of a table have in common: the data, the seeds, the images seen, the machine."""
     assert data.train is not None
     assert data.val is not None
     frequencies: list[str] = [category.frequency for category in data.train.categories]
+    images = [category.image_count for category in data.train.categories]
+    objects = [category.instance_count for category in data.train.categories]
+    device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     lines = (first_run / "metrics.jsonl").read_text().splitlines()
     return {
         "data": {
@@ -155,10 +177,12 @@ def about(data: DataSplits, seeds: int, first_run: Path) -> dict[str, Any]:
             "train_images": len(data.train),
             "val_images": len(data.val),
             "size": int(data.train.image_sizes.max()),
+            **{"objects": sum(objects), "fewest_images": min(images), "most_images": max(images)},
+            **{"fewest_objects": min(objects), "most_objects": max(objects)},
         },
         "seeds": seeds,
         "images_seen": BATCH * json.loads(lines[-1])["step"],
-        "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
+        "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}{device}",
     }
 
 

@@ -10,11 +10,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from run_faults import happens
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import SMALL_RECIPE
@@ -38,63 +39,69 @@ def times(few: int, many: int) -> int:
 
 
 def run(out: Path, data: Path, **options: Any) -> int | None:
-    """Train a tiny model to its end, or until it is killed; the exit code, minus the signal. Resumes what is there.
+    """Train a tiny model to its end, or until a fault ends it; the exit code, minus the signal. Resumes what is there.
 
-    Options are those of `_train`. The process is forked from one that has imported PyTorch.
+    It is the real command, in a process that is forked from one that has imported PyTorch; `stderr_of` has what it
+    said. Options are those of `_train`.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tailseg.layers.norm", "tailseg.training.loop"])
-    process = context.Process(target=_train, args=(out, data), kwargs=options)
+    context.set_forkserver_preload(["tailseg.layers.norm", "tailseg.training.loop", "tailseg.cli.main", "rich.console"])
+    ours, its = context.Pipe(duplex=False)
+    process = context.Process(target=_train, args=(out, data, its), kwargs=options)
     process.start()
+    its.close()
     process.join(timeout=120)
     if process.exitcode is None:
         process.kill()
         process.join()
         raise AssertionError(f"{out}: hangs")
+    said = b""
+    while part := os.read(ours.fileno(), 1 << 16):
+        said += part
+    out.with_suffix(".stderr").write_bytes(said)
     return process.exitcode
 
 
-def _train(out: Path, data: Path, *, kill_at: int | None = None, kill_after: float | None = None) -> None:
-    """Train; killed at the ``kill_at``-th event (a step, or an access to a file of the run), or after some seconds."""
+def _train(
+    out: Path,
+    data: Path,
+    stderr: Any,
+    *,
+    fault: str | None = None,
+    at: int | None = None,
+    kill_after: float | None = None,
+) -> None:
+    """Train; one of `run_faults.FAULTS` happens at the ``at``-th event, or a kill after some seconds."""
     torch.set_num_threads(1)
-    from tailseg.data.sources import open_source
-    from tailseg.errors import UserError
-    from tailseg.recipes.resolve import resolve
-    from tailseg.training.loop import Run, train
+    os.dup2(stderr.fileno(), 2)  # a pipe: on a full disk it still takes what is said
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    from tailseg.cli.main import main
+    from tailseg.training.loop import Run
 
-    events = 0
-
-    def happen() -> None:
-        nonlocal events
-        events += 1
-        if events == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def heard(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in _FILE_EVENTS and any(str(out) in str(argument) for argument in arguments[:2]):
-            happen()
-
+    events = happens(fault, out, at)
     step = Run.train_step
 
     def stepped(self: Run, batches: Iterator[Any]) -> None:
-        happen()
+        events()
         step(self, batches)
 
-    splits = open_source(str(data), show=False)
-    sys.addaudithook(heard)
     Run.train_step = stepped  # type: ignore[method-assign]
     if kill_after is not None:
         threading.Thread(target=_killed_after, args=(kill_after,), daemon=True).start()
-    resume = (out / "trainer.safetensors").exists()
+    resume = ["--resume"] if (out / "trainer.safetensors").exists() else []
+    sys.argv = ["tailseg", "train", "demo/seesaw", "--data", str(data), "--out", str(out), "--quiet", *resume]
+    sys.argv += [part for setting in TINY for part in ("--set", setting)]
     try:
-        train(resolve("demo/seesaw", TINY), splits, out, resume=resume, show=False)
-    except UserError as error:
-        print(f"tailseg: {error}", file=sys.stderr)
-        sys.exit(1)
-    out.with_suffix(".events").write_text(str(events))
+        main()
+    except SystemExit as ended:
+        if not ended.code and fault is None:
+            out.with_suffix(".events").write_text(str(events() - 1))
+        raise
 
 
-_FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")
+def stderr_of(out: Path) -> str:
+    """What the last process said."""
+    return out.with_suffix(".stderr").read_text()
 
 
 def _killed_after(seconds: float) -> None:
@@ -109,17 +116,9 @@ def events_of(out: Path) -> int:
 
 def differences(one: Path, other: Path) -> list[str]:
     """What differs between the files of two runs, but for the speed in the log."""
-    found = []
     names = [sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) for folder in (one, other)]
-    if names[0] != names[1]:
-        found.append(f"files: {names[0]} and {names[1]}")
-    for name in ("last.safetensors", "best.safetensors", "trainer.safetensors"):
-        a, b = load_file(one / name), load_file(other / name)
-        found += [
-            f"{name}: {key}" for key in a.keys() | b.keys() if not (key in a and key in b and a[key].equal(b[key]))
-        ]
-        if about(one / name) != about(other / name):
-            found.append(f"{name}: header")
+    found = [] if names[0] == names[1] else [f"files: {names[0]} and {names[1]}"]
+    found += different_tensors(one, other)
     for name in ("detections.json", "metrics.json", "classes.csv", "recipe.yaml"):
         if (one / name).read_bytes() != (other / name).read_bytes():
             found.append(name)
@@ -128,6 +127,21 @@ def differences(one: Path, other: Path) -> list[str]:
     ]
     if [row | {"images_per_second": 0} for row in logs[0]] != [row | {"images_per_second": 0} for row in logs[1]]:
         found.append("metrics.jsonl")
+    return found
+
+
+def different_tensors(
+    one: Path, other: Path, names: Sequence[str] = ("last.safetensors", "best.safetensors", "trainer.safetensors")
+) -> list[str]:
+    """What differs between the models and trainer files of two runs."""
+    found = []
+    for name in names:
+        a, b = load_file(one / name), load_file(other / name)
+        found += [
+            f"{name}: {key}" for key in a.keys() | b.keys() if not (key in a and key in b and a[key].equal(b[key]))
+        ]
+        if about(one / name) != about(other / name):
+            found.append(f"{name}: header")
     return found
 
 

@@ -20,7 +20,7 @@ from tailseg.checkpoint import (
 from tailseg.data.annotations.annotations import Category
 from tailseg.errors import UserError
 from tailseg.recipes.resolve import resolve
-from tailseg.training.resumption import load_trainer, save_trainer
+from tailseg.training.resumption import load_trainer, read_trainer, save_trainer
 
 FIELDS = ("id", "name", "frequency", "image_count", "instance_count")
 CATEGORIES = (Category(3, "zebra crossing", "r", 1, 2), Category(17, "café", "f", 200, 400))
@@ -75,14 +75,14 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(fault, os.strerror(fault))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=f"{path}: could not be saved .{os.strerror(fault)}.*--resume"):
+    with pytest.raises(UserError, match=f"{path}: could not be saved .{os.strerror(fault)}.*intact; make room$"):
         write_tensors(path, {"x": torch.zeros(3)}, {"tailseg": "1"})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone/m: could not be saved"):
+    with pytest.raises(UserError, match=r"gone/m: could not be saved: its folder is not there; make it"):
         write_tensors(tmp_path / "gone" / "m", {}, {"tailseg": "1"})
 
 
@@ -209,6 +209,9 @@ def test_files_of_earlier_versions_have_no_checksum(tmp_path: Path) -> None:
     assert load_model(path).step == 7
 
 
+RUN = {"step": 0, "best": None, "seed": 0, "world_size": 1, "recipe": {}, "categories": []}
+
+
 def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     model(torch.arange(72.0).reshape(2, 3, 3, 4).sin()).square().sum().backward()
     optimizer.step()
@@ -221,18 +224,44 @@ def test_trainer_round_trip(tmp_path: Path, kind: Any) -> None:
     options = {"lr": 0.1, "fused": True, **({"momentum": 0.9} if kind is torch.optim.SGD else {})}
     model, average = toy(), toy(1)
     optimizer = kind(model.parameters(), **options)
-    save_trainer(tmp_path / "fresh", model, optimizer, None, {"step": 0})  # no optimiser state yet
+    save_trainer(tmp_path / "fresh", model, optimizer, None, RUN)  # no optimiser state yet
     for _ in range(3):
         step(model, optimizer)
-    about = {"step": 3, "best": None, "recipe": {"a": {"b": [1]}}}
+    about = {**RUN, "step": 3, "recipe": {"a": {"b": [1]}}}
     save_trainer(tmp_path / "t", model, optimizer, average, about)
     twin, twin_average = toy(2), toy(3)
     twin_optimizer = kind(twin.parameters(), **options)
-    found = load_trainer(tmp_path / "t", twin, twin_optimizer, twin_average)
+    tensors, found = read_trainer(tmp_path / "t")
     assert {key: found[key] for key in about} == about
+    load_trainer(tmp_path / "t", tensors, twin, twin_optimizer, twin_average)
     for _ in range(2):
         step(model, optimizer)
         step(twin, twin_optimizer)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(average.parameters(), twin_average.parameters(), strict=True))
-    assert load_trainer(tmp_path / "fresh", twin, kind(twin.parameters(), **options), None)["step"] == 0
+    tensors, found = read_trainer(tmp_path / "fresh")
+    load_trainer(tmp_path / "fresh", tensors, twin, kind(twin.parameters(), **options), None)
+    assert found["step"] == 0
+
+
+@pytest.mark.parametrize("key", sorted(RUN))
+def test_a_trainer_file_that_says_too_little(tmp_path: Path, key: str) -> None:
+    model = toy()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for about in ({k: v for k, v in RUN.items() if k != key}, {**RUN, key: {"no": 1} if key != "recipe" else 1}):
+        save_trainer(tmp_path / "t", model, optimizer, None, about)
+        if key == "best" and key not in about:
+            assert read_trainer(tmp_path / "t")  # None says the same
+            continue
+        with pytest.raises(UserError, match=rf"t: does not say with which {key} the run goes on: it is no trainer"):
+            read_trainer(tmp_path / "t")
+
+
+@pytest.mark.parametrize("name", ["optimizer.99.momentum_buffer", "optimizer.x", "optimizer.0.momentum_buffer"])
+def test_a_trainer_file_with_the_optimiser_of_another_model(tmp_path: Path, name: str) -> None:
+    model = toy()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    save_trainer(tmp_path / "t", model, optimizer, None, RUN)
+    tensors, _ = read_trainer(tmp_path / "t")
+    with pytest.raises(UserError, match=rf"t: '{name}' is of another model; the file was edited"):
+        load_trainer(tmp_path / "t", {**tensors, name: torch.zeros(7)}, model, optimizer, None)

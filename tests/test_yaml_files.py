@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailseg.errors import UserError
-from tailseg.yaml_files import DEEPEST, LARGEST, load_yaml, read_yaml
+from tailseg.yaml_files import DEEPEST, LARGEST, MOST_ALIASES, load_yaml, read_yaml
 
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
 
@@ -49,6 +49,16 @@ def test_texts_at_fault(text, sentence):
         with pytest.raises(UserError) as caught:
             load_yaml(text, "d.yaml", texts=texts)
         assert str(caught.value) == f"d.yaml: {sentence}"
+
+
+def test_aliases_of_values_without_aliases_are_read_where_they_are_asked_for():
+    """detectron2's configurations have one for each list that several keys share."""
+    text = "a: {w: &id001 [1.0, 2.0], v: 3}\nb: [*id001, *id001]\n"
+    assert load_yaml(text, "w", aliases=True) == {"a": {"w": [1.0, 2.0], "v": 3}, "b": [[1.0, 2.0]] * 2}
+    assert len(load_yaml(f"[&a 1{', *a' * MOST_ALIASES}]", "w", aliases=True)) == MOST_ALIASES + 1
+    for bomb in (BOMB, "&a [*a]", "&a {b: *a}", f"[&a 1{', *a' * (MOST_ALIASES + 1)}]", "- &a [&b [1], *b]"):
+        with pytest.raises(UserError, match="has the alias"):
+            load_yaml(bomb, "w", aliases=True)
 
 
 def test_nesting_up_to_the_limit():

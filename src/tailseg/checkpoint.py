@@ -11,6 +11,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -57,12 +58,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
             os.fsync(file.fileno())
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(
-            f"{path}: could not be saved ({reason}); make room and try again (a training goes on with --resume): "
-            "what stood there is intact"
-        ) from error
+        with suppress(OSError):  # nothing can be removed either from a folder that became read-only
+            part.unlink(missing_ok=True)
+        raise UserError(_not_saved(path, error)) from error
+
+
+def _not_saved(path: Path, error: OSError | SafetensorError) -> str:
+    if not path.parent.is_dir():
+        return f"{path}: could not be saved: its folder is not there; make it, or name another"
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    fix = "make room" if os.access(path.parent, os.W_OK) else "make the folder writable"
+    return f"{path}: could not be saved ({reason}), and what stood there is intact; {fix}"
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -149,13 +155,13 @@ def _categories(about: Mapping[str, Any], path: Path) -> tuple[Category, ...]:
     return tuple(Category(**row) for row in rows)
 
 
-def require_finite(state: Mapping[str, Tensor], path: Path) -> None:
+def require_finite(state: Mapping[str, Tensor], path: Path, way_out: str = "give another checkpoint") -> None:
     """Raise UserError if a weight is NaN or infinite: such a model would find nothing, and not say why."""
     for key, tensor in state.items():
         if tensor.is_floating_point() and tensor.numel() and not _is_finite(tensor):
             raise UserError(
                 f"{path}: '{key}' holds values that are not finite: the model had diverged, or the file is damaged; "
-                "give another checkpoint"
+                f"{way_out}"
             )
 
 

@@ -11,6 +11,7 @@ from tailseg.errors import UserError
 
 LARGEST = 1_000_000  # bytes of a file
 DEEPEST = 50  # lists and mappings in each other
+MOST_ALIASES = 100  # where they are read at all
 _SafeLoader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML has it
 
 
@@ -20,7 +21,7 @@ class _TextLoader(_SafeLoader):  # type: ignore[misc]
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # PyYAML's own type
 
 
-def read_yaml(path: Path, *, fix: str = "fix the file", texts: bool = False) -> Any:
+def read_yaml(path: Path, *, fix: str = "fix the file", texts: bool = False, aliases: bool = False) -> Any:
     """The content of a YAML file; see `load_yaml`.
 
     Raises:
@@ -34,16 +35,19 @@ def read_yaml(path: Path, *, fix: str = "fix the file", texts: bool = False) -> 
         raise UserError(f"{path}: cannot be read ({reason}); check the path and its rights") from None
     if size > LARGEST:
         raise UserError(f"{path}: it is larger than {LARGEST // 1000:,} kB, too large for a YAML file; check the path")
-    return load_yaml(content, str(path), fix=fix, texts=texts)
+    return load_yaml(content, str(path), fix=fix, texts=texts, aliases=aliases)
 
 
-def load_yaml(content: str | bytes, where: str, *, fix: str = "fix the file", texts: bool = False) -> Any:
+def load_yaml(
+    content: str | bytes, where: str, *, fix: str = "fix the file", texts: bool = False, aliases: bool = False
+) -> Any:
     """The value that a YAML text states.
 
     Args:
         content: the text; bytes are UTF-8, with or without byte order mark.
         where: the text's place, with which a fault begins.
         fix: advice with which the sentence about invalid YAML ends.
+        aliases: read up to `MOST_ALIASES` of values without aliases in them, as detectron2's own files have.
         texts: leave numbers, dates, ``yes``, ``no`` and ``null`` as the texts that they are written as.
 
     Raises:
@@ -51,15 +55,20 @@ def load_yaml(content: str | bytes, where: str, *, fix: str = "fix the file", te
     """
     loader = _TextLoader if texts else _SafeLoader
     text = content if isinstance(content, str) else ""
-    depth = 0
+    depth = within = count = 0  # ``within``: the depth at which a value with an anchor begins
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content.removeprefix("\ufeff")
         for event in yaml.parse(text, Loader=loader):
             line = event.start_mark.line + 1 if event.start_mark else 1
-            if isinstance(event, yaml.AliasEvent):
+            count += isinstance(event, yaml.AliasEvent)
+            if isinstance(event, yaml.AliasEvent) and (not aliases or within or count > MOST_ALIASES):
                 alias = f"line {line} has the alias *{event.anchor}, and aliases are not read"
                 raise UserError(f"{where}: {alias}; write its value out")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.CollectionStartEvent) and event.anchor and not within:
+                within = depth
+            elif depth < within:
+                within = 0
             if depth > DEEPEST:
                 raise UserError(f"{where}: more than {DEEPEST} lists or mappings in each other at line {line}; {fix}")
         return yaml.load(text, loader)

@@ -159,12 +159,13 @@ def test_gpu_runs_every_benchmark():
     from gpu import RUNS
 
     scripts = {path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text()}
-    # The tables, context.py and long_tail.py measure learning; the others left out use no device.
+    # The tables, context.py, icons.py and long_tail.py measure learning; the others left out use no device.
     elsewhere = {
         "gpu.py",
         "table1.py",
         "table2.py",
         "context.py",
+        "icons.py",
         "long_tail.py",
         "convert.py",
         "loading.py",
@@ -312,7 +313,9 @@ def test_htc_lite(run, tmp_path):
 
 def test_context(run, tmp_path):
     """Of a random encoder: detections with its vector, without it, and with another image's."""
-    data = write_synthetic(tmp_path / "data", SyntheticSettings(classes=6, train_images=6, val_images=5, size=64))
+    data = write_synthetic(
+        tmp_path / "data", SyntheticSettings(classes=6, train_images=6, val_images=5, size=64, rarest=3)
+    )
     recipe = resolve("demo-table2/04-htc-lite", ["model.backbone.pretrained=false", "test.max_detections=5"])
     val = open_data(data).val
     torch.manual_seed(0)

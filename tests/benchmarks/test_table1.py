@@ -58,6 +58,9 @@ def results(table1) -> dict:
         values = {"AP": 0, "APr": 0, "APc": 0, "APf": 0}
         return [{kind: values | {"AP": a, "APr": a / 2} for kind in ("bbox", "segm")} for a in ap]
 
+    def row(title: str, *ap: float) -> dict:
+        return {"title": title, "command": "a", "seeds": list(range(1, len(ap) + 1)), "runs": runs(*ap)}
+
     return {
         "data": {
             "classes": 3,
@@ -65,24 +68,34 @@ def results(table1) -> dict:
             "train_images": 5,
             "val_images": 4,
             "size": 32,
+            **{"objects": 9, "fewest_images": 1, "most_images": 1000, "fewest_objects": 2, "most_objects": 1200},
         },
         "seeds": 3,
         "images_seen": 3600,
         "machine": "none",
+        "not_run": ["Focal loss"],
         "methods": {
-            "cross-entropy": {"title": "Cross-entropy", "command": "a", "runs": runs(0.1, 0.2, 0.3)},
-            "eql": {"title": "EQL", "command": "b", "runs": runs(0.2, 0.1, 0.2)},
-            "seesaw": {"title": "Seesaw", "command": "c", "runs": runs(0.21, 0.32, 0.43)},
+            "cross-entropy": row("Cross-entropy", 0.1, 0.2, 0.3),
+            "eql": row("EQL", 0.2, 0.1, 0.2),
+            "seesaw-p0": row("Seesaw with p = 0", 0.2, 0.3, 0.4),
+            "seesaw": row("Seesaw", 0.21, 0.32, 0.43),
         },
+        "fixed": {"cross-entropy": row("Cross-entropy", 0.5, 0.6), "seesaw": row("Seesaw", 0.7, 0.9)},
     }
 
 
 def test_page(table1):
     page = table1.page(results(table1))
     assert "| Cross-entropy | 20.0 ± 10.0 | 20.0 ± 10.0 | 10.0 ± 5.0 |" in page
-    # 11, 12 and 13 points: the spread of the differences, not the difference of the spreads.
-    assert "| Seesaw | +12.0 ± 1.0 | +12.0 ± 1.0 | +6.0 ± 0.5 |" in page
-    assert "| EQL | −3.3 ± 11.5 |" in page
+    # 11, 12 and 13 points: deviation 1 of the differences, times 4.303 (Student's t, two degrees of freedom), by √3.
+    assert "| Seesaw − Cross-entropy | +12.0 [9.5, 14.5] | +12.0 [9.5, 14.5] | +6.0 [4.8, 7.2] |" in page
+    assert "| EQL − Cross-entropy | −3.3 [−32.0, 25.4] |" in page
+    assert "Cross-entropy has mask AP 0.0 on frequent classes and 10.0 on rare ones" in page
+    assert "APr 15.0, with it (p = 0.8) 16.0: +1.0 points, 95 % interval [−0.2, 2.2]" in page
+    assert "cross-entropy has 27.5 on rare classes and Seesaw 40.0" in page
+    assert "| Seesaw | 80.0 ± 14.1 | 80.0 ± 14.1 | 40.0 ± 7.1 | 0.0 ± 0.0 | 0.0 ± 0.0 | 1, 2 |" in page
+    assert "with 1 to 1,000 training images and 2 to 1,200 objects a class" in page
+    assert "Not run on this set yet: Focal loss." in page
     assert "| Seesaw | 24.3 | 32.0 | 23.3 | 32.0 | 13.0 | 16.0 | 22.9 | 0.0 | 28.2 | 0.0 |" in page
     assert "## What was tried" in page
 
@@ -109,6 +122,26 @@ def test_commands(table1, train, tmp_path):
     tested = miniature.command(rows["tau-norm"], "tau-norm", 2, tmp_path)
     assert tested[1:3] == ["eval", str(tmp_path / "cross-entropy-2" / "last.safetensors")]
     assert tested[-2:] == ["--set", "test.tau_norm=1"]
+    tests = table1.fixed(rows)
+    unlimited = miniature.command(tests["eql-fixed"], "eql-fixed", 2, tmp_path)
+    assert unlimited[2] == str(tmp_path / "eql-2" / "last.safetensors")
+    assert unlimited[-4:] == ["--quiet", "--max-dets", "300", "--fixed-ap"]
+    of_a_test = miniature.command(tests["tau-norm-fixed"], "tau-norm-fixed", 2, tmp_path)
+    assert of_a_test[2] == str(tmp_path / "cross-entropy-2" / "last.safetensors")
+    assert of_a_test[-3:] == ["--fixed-ap", "--set", "test.tau_norm=1"]
+
+
+def test_other_rows_stay_as_recorded_if_they_are_of_the_same_data(table1):
+    rows = {name: table1.Method(name) for name in ("cross-entropy", "eql", "seesaw-p0", "seesaw", "focal")}
+    new = results(table1)
+    new |= {"methods": {"focal": new["methods"]["eql"]}, "fixed": {}}
+    found = table1.merged(dict(new), results(table1), rows)
+    assert list(found["methods"]) == ["cross-entropy", "eql", "seesaw-p0", "seesaw", "focal"]
+    assert list(found["fixed"]) == ["cross-entropy", "seesaw"]
+    assert found["not_run"] == []
+    other = table1.merged(dict(new), results(table1) | {"images_seen": 1}, rows)
+    assert list(other["methods"]) == ["focal"]
+    assert other["not_run"] == ["cross-entropy", "eql", "seesaw-p0", "seesaw"]
 
 
 def test_the_page_in_the_docs_is_that_of_the_recorded_results(table1):

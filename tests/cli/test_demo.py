@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tailseg.cli import demo
+from tailseg.cli.demo_objects import Objects, is_found
 from tailseg.data.sources import SYNTHETIC, DataSplits, open_source
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.errors import UserError
@@ -27,7 +28,7 @@ SETTINGS = (
     "training={evaluate_every: 1, log_steps: 1}",
     "test.max_detections=20",
 )
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR300", "ARs300", "ARm300", "ARl300")
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR20", "ARs20", "ARm20", "ARl20")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,8 @@ def made(data: DataSplits, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     """A demo of two seeds: its folder and its results."""
     out = tmp_path_factory.mktemp("demo") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "open_source", lambda name, show: data if name == SYNTHETIC else None)
+        patch.setattr(demo, "draw_synthetic", lambda settings, show: "drawn" if settings == demo.DATA else None)
+        patch.setattr(demo, "open_source", lambda name, show: data if name == "drawn" else None)
         return out, demo.run_demo(out, seeds=2, show=False, settings=SETTINGS)
 
 
@@ -61,6 +63,7 @@ def test_results(made: tuple[Path, dict[str, Any]], data: DataSplits) -> None:
     assert budget["seconds"] > 0
     assert set(results["methods"]) == {"cross-entropy", "seesaw"}
     assert data.train is not None
+    assert data.val is not None
     for name, method in results["methods"].items():
         assert [run["seed"] for run in method["runs"]] == [0, 1]
         for run in method["runs"]:
@@ -68,6 +71,12 @@ def test_results(made: tuple[Path, dict[str, Any]], data: DataSplits) -> None:
                 "bbox": METRICS,
                 "segm": METRICS,
             }
+            assert set(run["beyond"]["segm"]) == {metric.removesuffix("20") for metric in METRICS[:9]} | {
+                "AR300", "ARs300", "ARm300", "ARl300",
+            }  # fmt: skip
+            # What the limit cuts off can only cost.
+            for metric in ("AP", "APr", "APf"):
+                assert run["beyond"]["segm"][metric] >= run["metrics"]["segm"][metric] - 1e-9
             assert [row["train_images"] for row in run["per_category"]] == data.train.image_counts().tolist()
             assert [row["step"] for row in run["curves"]] == [1, 2, 3]
             assert all(np.isfinite(row["loss"]) for row in run["curves"])
@@ -76,6 +85,10 @@ def test_results(made: tuple[Path, dict[str, Any]], data: DataSplits) -> None:
             assert run["seconds"] > 0
             recipe = (Path(run["checkpoint"]).parent / "recipe.yaml").read_text()
             assert f"demo/{name}" in recipe
+    assert results["limit"] == {"detections": 20, "beyond": 80}
+    for found in results["why"]["outcomes"].values():
+        assert sum(sum(ends.values()) for ends in found["ends"].values()) == len(data.val.labels)
+        assert [len(found["scores"][group]) for group, ends in found["ends"].items() if any(ends.values())]
     assert "Seesaw" in results_markdown(results)
     assert verdict(results)
 
@@ -183,17 +196,17 @@ def test_pictures_of_what_only_one_method_found(data: DataSplits, tmp_path: Path
 
 
 def test_found_means_class_and_overlap() -> None:
-    def objects(boxes: list[list[float]], labels: list[int]) -> demo._Objects:
-        return demo._Objects(
+    def objects(boxes: list[list[float]], labels: list[int]) -> Objects:
+        return Objects(
             np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64), np.zeros((len(labels), 9, 9), bool)
         )
 
     truth = objects([[0, 0, 10, 10], [0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 10, 10]], [0, 1, 0, 2])
     # The first overlaps by exactly a half, the class-1 box by a little less, the third is in another place.
     seen = objects([[0, 0, 10, 5], [0, 0, 10, 4.9], [80, 80, 90, 90]], [0, 1, 0])
-    assert demo._is_found(truth, seen).tolist() == [True, False, False, False]
-    assert demo._is_found(truth, objects([], [])).tolist() == [False] * 4
-    assert demo._is_found(objects([], []), seen).tolist() == []
+    assert is_found(truth, seen).tolist() == [True, False, False, False]
+    assert is_found(truth, objects([], [])).tolist() == [False] * 4
+    assert is_found(objects([], []), seen).tolist() == []
 
 
 def test_the_demo_recipes_share_all_but_the_classifier() -> None:

@@ -75,7 +75,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sound data set."""
-    settings = SyntheticSettings(classes=4, train_images=IMAGES, val_images=4, size=64)
+    settings = SyntheticSettings(classes=4, train_images=IMAGES, val_images=4, size=64, rarest=3)
     return write_synthetic(tmp_path_factory.mktemp("plain") / "data", settings)
 
 
@@ -569,7 +569,7 @@ def test_usage(tmp_path: Path) -> None:
 
 def test_data_synth(tmp_path: Path) -> None:
     out = tmp_path / "set"
-    synth = ("data", "synth", out, "--classes", 4, "--images", 8, "--size", 64)
+    synth = ("data", "synth", out, "--classes", 4, "--images", 8, "--val-images", 2, "--size", 64)
     done = on_a_full_disk(1000, *synth)
     assert_refused(done, "make room")
     assert list(tmp_path.iterdir()) == []

@@ -153,6 +153,16 @@ def test_bad_yaml(tmp_path, text, expected):
         open_data(tmp_path / "d.yaml")
 
 
+@pytest.mark.parametrize("key", ["train", "val", "images"])
+def test_a_path_of_hundreds_of_letters(tmp_path, key):
+    path = tmp_path / "set.yaml"
+    path.write_text("\n".join(f"{k}: {'x' * 300 if k == key else '.'}" for k in ("train", "val", "images")))
+    with pytest.raises(UserError, match=rf"^{path}: {tmp_path}/x+ does not exist; it should be"):
+        open_data(path)
+    with pytest.raises(UserError, match="no such folder or file"):
+        open_data("x" * 300)
+
+
 def test_missing_pieces_of_a_folder(tmp_path):
     make_splits(tmp_path)
     (tmp_path / "train.json").unlink()

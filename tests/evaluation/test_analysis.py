@@ -55,6 +55,34 @@ def test_by_hand(kind):
     ]
 
 
+@pytest.mark.parametrize("at_once", [1, 3, 6])
+def test_many_classes_are_counted_in_parts(monkeypatch, at_once):
+    """However few classes are taken at once, confusions and ties among them are those of all images together."""
+    rng = np.random.default_rng(0)
+    places = [[20 * x, 20 * y, 16, 16] for x in range(4) for y in range(4)]
+    data = {
+        "images": [{"id": i, "height": 100, "width": 100} for i in range(1, 9)],
+        "categories": [{"id": 10 * i, "name": f"class {i}"} for i in range(1, 9)],
+    }
+    truth, found, expected = [], [], {}
+    for image in range(1, 9):
+        for place in places[: rng.integers(1, 16)]:
+            real, taken = (10 * rng.integers(1, 4 if image < 5 else 9, 2)).tolist()
+            sure = bool(rng.random() < 0.8)
+            truth.append(row(place, real, id=len(truth) + 1, image_id=image))
+            found.append(row(place, taken, score=0.9 if sure else 0.3, image_id=image))
+            if sure and taken != real:
+                expected[real, taken] = expected.get((real, taken), 0) + 1
+    named = [
+        {"object": f"class {real // 10}", "found": f"class {taken // 10}", "count": count}
+        for (real, taken), count in sorted(expected.items(), key=lambda item: (-item[1], item[0]))
+    ]
+    monkeypatch.setattr("tailseg.evaluation.analysis.CLASSES_AT_ONCE", at_once)
+    scores = score(data | {"annotations": truth}, found, options=ScoreOptions(analyse=True))
+    assert scores.analysis["bbox"]["confusions"] == named[:50]
+    assert scores.analysis["segm"]["confusions"] == named[:50]
+
+
 def test_nothing_found():
     found = analysis([])["segm"]
     assert found["confusions"] == []

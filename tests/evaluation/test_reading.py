@@ -126,6 +126,7 @@ def test_boxes_are_optional_for_masks_but_for_all_rows_alike():
         ({"segmentation": {"size": [32, 48], "counts": "\x00"}}, "row 1 is malformed"),
         ({"segmentation": {"size": [32, 48], "counts": [-1, 5]}}, "row 1 is malformed"),
         ({"segmentation": {"size": [32, 48], "counts": [0, 32 * 48 + 1]}}, "row 1 is malformed"),
+        ({"segmentation": [[0, 0, 9e6, 2] * 80]}, "row 1 has a polygon whose outline is longer than 10,000,000 pixels"),
         ({"segmentation": "mask"}, "neither a run-length code nor"),
         ({"segmentation": None}, "neither a run-length code nor"),
     ],

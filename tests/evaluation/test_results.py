@@ -1,7 +1,10 @@
 """Results files: what is written, merged and read back, and what is said about faulty rows."""
 
+import errno
+import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import orjson
@@ -96,6 +99,25 @@ def test_an_error_leaves_the_old_file_and_no_partial_one(tmp_path):
         fail()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+@pytest.mark.parametrize("rows", [1, 100])
+def test_a_full_disk_is_told_with_the_file_and_leaves_the_old_one(tmp_path, monkeypatch, rows):
+    """It may be full while rows are written, or only as the last of them are."""
+    path = tmp_path / "r.json"
+    write(path, (1, 1))
+    before = path.read_bytes()
+
+    class Full(io.FileIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", lambda path, mode: io.BufferedWriter(Full(path, mode)))
+        with pytest.raises(OSError, match=rf"No space left on device: '{path}'"):
+            write(path, (1, rows))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_merging_sorts_by_image_and_takes_a_repeated_image_once(tmp_path):

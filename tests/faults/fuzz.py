@@ -22,13 +22,13 @@ MEGABYTES = 1024 + 512  # imports included
 def main() -> None:
     """Fuzz one kind in this process, or all of them, each in one of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", help="as test_fuzz.KINDS calls it")
+    parser.add_argument("--kind", help="as fuzz_kinds.KINDS calls it")
     parser.add_argument("--seconds", type=int, default=60)
     arguments = parser.parse_args()
     if arguments.kind is not None:
         fuzz(arguments.kind, arguments.seconds)
         return
-    from test_fuzz import KINDS
+    from fuzz_kinds import KINDS
 
     failed = []
     for kind in KINDS:
@@ -44,7 +44,8 @@ def main() -> None:
 def fuzz(kind: str, seconds: int) -> None:
     """Feed what atheris makes of a sound file to its reader; atheris ends the process."""
     with atheris.instrument_imports(include=["tailseg"]):
-        from test_fuzz import KINDS, check
+        from fuzz_kinds import KINDS
+        from test_fuzz import check
 
     folder = Path(tempfile.mkdtemp())
     make, use = KINDS[kind]

@@ -2,162 +2,105 @@
 
 import json
 import random
+import re
+import resource
+import signal
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-import numpy as np
 import pytest
+import yaml
 from fault_tools import damaged, times
-from foreign_files import coco_set, picture
-from PIL import Image
+from fuzz_kinds import KINDS
 
-from tailseg.data.annotations.annotations import load_annotations
-from tailseg.data.images import read_image
-from tailseg.data.importers.coco import read_coco
-from tailseg.data.importers.cvat import read_cvat
-from tailseg.data.importers.labelme import read_labelme
-from tailseg.data.importers.voc import read_voc
-from tailseg.data.importers.yolo import read_yolo
-from tailseg.data.sources import open_data
+from tailseg.checkpoint import read_tensors, write_tensors
 from tailseg.errors import UserError
-from tailseg.evaluation.metrics import score
-from tailseg.recipes.resolve import resolve
-from tailseg.recipes.values import to_yaml
 
 LONGEST = 5.0  # seconds that a small file may take
-CODE = {"size": [40, 80], "counts": [805, 10, 2385]}
-
-
-def coco(folder: Path) -> Path:
-    path = coco_set(folder, "val.json", "images", range(3)) / "val.json"
-    content = json.loads(path.read_text())
-    content["annotations"][1]["segmentation"] = CODE
-    content["images"][0]["neg_category_ids"] = [17]
-    path.write_text(json.dumps(content))
-    return path
-
-
-def results(folder: Path) -> Path:
-    coco(folder)
-    row = {"category_id": 17, "score": 0.5, "bbox": [20, 5, 40, 20], "segmentation": CODE}
-    (folder / "found.json").write_text(json.dumps([{"image_id": i, **row} for i in (0, 2)]))
-    return folder / "found.json"
-
-
-def labelme(folder: Path) -> Path:
-    picture(folder / "a.jpg")
-    shape = {"label": "cat", "points": [[20, 10], [60, 10], [20, 30]], "shape_type": "polygon", "group_id": None}
-    box = {"label": "owl", "points": [[20, 10], [60, 30]], "shape_type": "rectangle", "group_id": 1}
-    content = {"version": "5", "shapes": [shape, box], "imagePath": "a.jpg", "imageHeight": 40, "imageWidth": 80}
-    (folder / "a.json").write_text(json.dumps(content))
-    return folder / "a.json"
-
-
-def voc(folder: Path) -> Path:
-    picture(folder / "a.jpg")
-    box = "<xmin>21</xmin><ymin>11</ymin><xmax>60</xmax><ymax>30</ymax>"
-    size = "<size><width>80</width><height>40</height></size>"
-    item = f"<object><name>cat</name><bndbox>{box}</bndbox></object>"
-    (folder / "a.xml").write_text(f"<annotation><filename>a.jpg</filename>{size}{item}</annotation>")
-    return folder / "a.xml"
-
-
-def cvat(folder: Path) -> Path:
-    picture(folder / "images" / "a.jpg")
-    shapes = '<polygon label="cat" points="20,10;60,10;20,30"/>'
-    shapes += '<mask label="cat" rle="3, 5" left="1" top="1" width="4" height="2"/>'
-    image = f'<image id="0" name="a.jpg" width="80" height="40">{shapes}</image>'
-    (folder / "annotations.xml").write_text(f"<annotations><version>1.1</version>{image}</annotations>")
-    return folder / "annotations.xml"
-
-
-def yolo_labels(folder: Path) -> Path:
-    picture(folder / "images" / "a.jpg")
-    (folder / "labels").mkdir()
-    (folder / "data.yaml").write_text("train: images\nnames: [cat, owl]\n")
-    (folder / "labels" / "a.txt").write_text("0 0.25 0.25 0.75 0.25 0.25 0.75\n1 0.5 0.5 0.25 0.25\n")
-    return folder / "labels" / "a.txt"
-
-
-def yolo_config(folder: Path) -> Path:
-    yolo_labels(folder)
-    text = "path: .\ntrain: [images]\nval: images\nnc: 2\nnames:\n  0: cat\n  1: owl\n"
-    (folder / "data.yaml").write_text(text)
-    return folder / "data.yaml"
-
-
-def data_yaml(folder: Path) -> Path:
-    coco(folder)
-    (folder / "set.yaml").write_text("train: val.json\nval: val.json\nimages: images\n")
-    return folder / "set.yaml"
-
-
-def recipe(folder: Path) -> Path:
-    (folder / "recipe.yaml").write_text(to_yaml(resolve("demo/seesaw")))
-    return folder / "recipe.yaml"
-
-
-def image(suffix: str) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        pixels = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"a{suffix}")
-        return folder / f"a{suffix}"
-
-    return make
-
-
-KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
-    "annotations": (coco, lambda path: load_annotations(path, path.parent)),
-    "annotations with errors": (coco, lambda path: load_annotations(path, path.parent, tolerant=True)),
-    "COCO import": (coco, read_coco),
-    "results": (results, lambda path: score(path.parent / "val.json", path)),
-    "labelme": (labelme, lambda path: read_labelme(path.parent)),
-    "VOC": (voc, lambda path: read_voc(path.parent)),
-    "CVAT": (cvat, read_cvat),
-    "YOLO labels": (yolo_labels, lambda path: read_yolo(path.parents[1])),
-    "YOLO data.yaml": (yolo_config, read_yolo),
-    "data YAML": (data_yaml, open_data),
-    "recipe": (recipe, lambda path: resolve(str(path))),
-    **{f"image {suffix}": (image(suffix), read_image) for suffix in (".jpg", ".png", ".tif", ".gif", ".webp", ".bmp")},
-}
+MOST = 1 << 20  # kilobytes that small files may take
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_files(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(sound: bytes, rng: random.Random) -> tuple[bytes, list[str]]:
+        content, faults = sound, []
+        for _ in range(rng.choice((1, 1, 2, 5))):
+            what, content = damaged(content or b"x", rng)
+            faults.append(what)
+        return content, faults
+
+    fuzz(tmp_path, kind, change, monkeypatch)
+
+
+JSON = ("annotations", "annotations with errors", "COCO import", "results", "labelme", "labelme with pixels", "log")
+YAML = ("recipe", "data YAML", "YOLO data.yaml", "detectron2's config")
+XML = ("VOC", "CVAT")
+WORDS = ("YOLO labels", "--set", "mmdetection's config")
+HEADERS = ("model", "recipe of a model")
+
+
+@pytest.mark.parametrize("kind", [*JSON, *YAML, *XML, *WORDS, *HEADERS])
+def test_other_values(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Well-formed files with other values, or without some."""
+
+    def change(sound: bytes, rng: random.Random) -> tuple[bytes, list[str]]:
+        count = rng.choice((1, 1, 2, 5))
+        if kind in XML or kind in WORDS:
+            return with_other_words(sound, XML_WORD if kind in XML else WORD, count, rng)
+        if kind in HEADERS:
+            return with_other_header(tmp_path / "forged", sound, count, rng)
+        content = yaml.safe_load(sound) if kind in YAML else [json.loads(line) for line in sound.splitlines()]
+        faults = [exchange(content, rng) for _ in range(count)]
+        if kind in YAML:
+            return yaml.dump(content, Dumper=PlainDumper).encode(), faults
+        return b"\n".join(json.dumps(line).encode() for line in content), faults
+
+    fuzz(tmp_path, kind, change, monkeypatch)
+
+
+class PlainDumper(yaml.SafeDumper):
+    """Writes values that occur twice in full."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def fuzz(
+    tmp_path: Path,
+    kind: str,
+    change: Callable[[bytes, random.Random], tuple[bytes, list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Read changed files of a kind: nothing but a UserError may come of them, and soon, in little memory."""
     monkeypatch.setenv("TAILSEG_CACHE", str(tmp_path / "cache"))
     make, use = KINDS[kind]
     (tmp_path / "set").mkdir()
     path = make(tmp_path / "set")
     sound = path.read_bytes()
     use(path)
+    before = peak()
     rng = random.Random(kind)
-    for _ in range(times(25, 6000)):
-        content, faults = sound, []
-        for _ in range(rng.choice((1, 1, 2, 5))):
-            what, content = damaged(content or b"x", rng)
-            faults.append(what)
+    for _ in range(times(10, 500) if kind in HEADERS else times(25, 3000)):  # a recipe takes longer than a file
+        content, faults = change(sound, rng)
         check(path, content, use, faults)
+        assert peak() - before < MOST, faults
 
 
-@pytest.mark.parametrize("kind", ["annotations", "annotations with errors", "COCO import", "results", "labelme"])
-def test_other_values_in_json(tmp_path: Path, kind: str) -> None:
-    make, use = KINDS[kind]
-    path = make(tmp_path)
-    sound = json.loads(path.read_bytes())
-    rng = random.Random(kind)
-    for _ in range(times(50, 6000)):
-        changed = json.loads(json.dumps(sound))
-        faults = [exchange(changed, rng) for _ in range(rng.choice((1, 1, 2, 5)))]
-        check(path, json.dumps(changed).encode(), use, faults)
+def peak() -> int:
+    """Kilobytes, the most that this process has taken."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def check(path: Path, content: bytes, use: Callable[[Path], Any], faults: list[str]) -> None:
     """Use the file with this content: nothing but a UserError may come of it, and soon."""
     path.write_bytes(content)
-    started = time.perf_counter()
+    started = time.process_time()
+    before = signal.signal(signal.SIGALRM, _hangs)
+    signal.alarm(60)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's on broken files
@@ -168,8 +111,15 @@ def check(path: Path, content: bytes, use: Callable[[Path], Any], faults: list[s
         raise AssertionError(f"{faults}: {type(error).__name__}: {error}; {content[:2000]!r}") from error
     else:
         sentence = ""
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
     assert "\n" not in sentence, (faults, sentence)
-    assert time.perf_counter() - started < LONGEST, faults
+    assert time.process_time() - started < LONGEST, (faults, content[:2000])
+
+
+def _hangs(_number: int, _frame: FrameType | None) -> None:
+    raise TimeoutError("a minute")
 
 
 VALUES: list[Any] = [
@@ -199,3 +149,31 @@ def exchange(content: Any, rng: random.Random) -> str:
         return f"{key!r} taken out"
     parent[key] = json.loads(json.dumps(rng.choice(VALUES)))
     return f"{key!r} is {str(parent[key])[:40]!r}"
+
+
+WORD = re.compile(rb"[^\s=(),{}:'\"\[\]]+")
+XML_WORD = re.compile(rb"(?<=>)[^<>]+(?=<)|(?<==\")[^\"]*(?=\")|(?<=[<,;])[^<>,;/ ]+")
+
+
+def with_other_words(sound: bytes, word: re.Pattern[bytes], count: int, rng: random.Random) -> tuple[bytes, list[str]]:
+    """A text with some of its words exchanged for others."""
+    faults = []
+    for _ in range(count):
+        found = rng.choice(list(word.finditer(sound)) or [None])
+        if found is None:
+            break
+        value = (
+            str(rng.choice(VALUES)).encode(errors="replace") if rng.random() < 0.8 else found[0] * rng.choice((2, 99))
+        )
+        faults.append(f"{found[0][:40]!r} is {value[:40]!r}")
+        sound = sound[: found.start()] + value + sound[found.end() :]
+    return sound, faults
+
+
+def with_other_header(forged: Path, sound: bytes, count: int, rng: random.Random) -> tuple[bytes, list[str]]:
+    """A model with another header, and the checksum of that."""
+    forged.write_bytes(sound)
+    tensors, about = read_tensors(forged)
+    faults = [exchange(about, rng) for _ in range(count)]
+    write_tensors(forged, tensors, {str(key): value for key, value in about.items()})
+    return forged.read_bytes(), faults

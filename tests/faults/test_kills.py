@@ -11,7 +11,7 @@ from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = SyntheticSettings(classes=4, train_images=12, val_images=4, size=64)
+    settings = SyntheticSettings(classes=4, train_images=12, val_images=4, size=64, rarest=3)
     folder = tmp_path_factory.mktemp("set") / "data"
     write_synthetic(folder, settings)
     return folder
@@ -38,7 +38,7 @@ def test_killed_at_any_event(data: Path, whole: Path, tmp_path: Path) -> None:
     for number in range(count):
         place = rng.randrange(1 + total * number // count, 1 + total * (number + 1) // count)
         out = tmp_path / f"run-{place}"
-        assert run(out, data, kill_at=place) == -9
+        assert run(out, data, fault="killed", at=place) == -9
         assert run(out, data) == 0
         assert differences(out, whole) == [], f"killed at event {place} of {total}"
 
@@ -49,7 +49,7 @@ def test_killed_again_and_again(data: Path, whole: Path, tmp_path: Path) -> None
     deaths = 0
     for _ in range(times(1, 10)):
         lived = rng.randrange(events_of(whole) // 4, events_of(whole) // 2)
-        deaths += run(out, data, kill_at=lived) == -9
+        deaths += run(out, data, fault="killed", at=lived) == -9
     assert deaths >= 1
     assert run(out, data) == 0
     assert differences(out, whole) == []

@@ -99,6 +99,8 @@ def test_extends_at_fault(tmp_path: Path) -> None:
         ("optimizer: {lr: 2020-13-45}\n", "not valid YAML; fix the file"),
         ("model: &m {}\ndata: *m\n", "line 2 has the alias *m"),
         ("modle: {}\n", "'modle'; the nearest valid key is 'model"),
+        ("model: {backbone: {name: 'hf-hub:a/b'}}\n", "its backbone 'hf-hub:a/b' comes from a hub or a folder"),
+        ("model: {backbone: {name: ./evil}}\n", "name it on the command line with --set model.backbone.name=..."),
         ("model: {backbone: {nam: x}}\n", "'model.backbone.nam'; the nearest valid key is 'model.backbone.name'"),
         ("data: {flip: 2}\n", "data.flip: input should be less than or equal to 1, received 2"),
         ("optimizer: null\n", "optimizer: "),

@@ -112,8 +112,7 @@ SMALL = {
     "11-finetune": [
         ("data.sampler", "random", "repeat-factor"),
         ("data.repeat_threshold", 0.001, 0.02),
-        ("schedule.epochs", 3, 1),
-        ("schedule.milestones", [2], []),
+        ("schedule.epochs", 2, 1),
         ("finetune.enabled", False, True),
     ],
     "12-tta": [
@@ -449,7 +448,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = SyntheticSettings(classes=4, train_images=IMAGES, val_images=2, size=64)
+    settings = SyntheticSettings(classes=4, train_images=IMAGES, val_images=2, size=64, rarest=3)
     return write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)
 
 

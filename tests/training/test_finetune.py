@@ -85,7 +85,7 @@ def finetuned(kind: str, *settings: str) -> Recipe:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = SyntheticSettings(classes=CLASSES, train_images=IMAGES, val_images=2, size=64)
+    settings = SyntheticSettings(classes=CLASSES, train_images=IMAGES, val_images=2, size=64, rarest=3)
     return write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)
 
 
@@ -646,9 +646,9 @@ def test_a_filling_that_is_stopped_or_killed_goes_on(
 
 @pytest.mark.parametrize("state", [finetune.STOPPED, finetune.IN_TROUBLE])
 def test_processes_stop_together(
-    data: DataSplits, model: Model, tmp_path: Path, computed: list[int], state: int
+    data: DataSplits, model: Model, tmp_path: Path, computed: list[int], state: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two processes this is the second; in its third round the first one stops, or cannot go on."""
+    """Of two processes this is the second; in its third round the first one stops, or cannot go on: both say why."""
     recipe = finetuned("seesaw", "finetune.views=1", "finetune.cache=true")
     run = run_of(recipe, data, tmp_path / "run", model("seesaw"))
     said: list[float] = []
@@ -668,7 +668,8 @@ def test_processes_stop_together(
     if state == finetune.STOPPED:
         assert not run.learner.fill(range(1), first, [], show=False)
     else:
-        with pytest.raises(UserError, match="another process could not fill it"):
+        monkeypatch.setattr(finetune, "first_trouble", lambda _, own: own or "a.jpg: is broken")
+        with pytest.raises(UserError, match=r"^a\.jpg: is broken$"):
             run.learner.fill(range(1), first, [], show=False)
     assert said == [0, 0, 0]
     every_second = run.sampler.all_views(range(1))[1::2]
@@ -814,8 +815,9 @@ def test_a_cache_of_something_else_is_refused(
 
 
 def test_a_broken_file_of_the_cache(
-    refused: Refused, model: Model, data: DataSplits, tmp_path: Path, stop_at: Callable[[int], None], monkeypatch: Any
+    model: Model, data: DataSplits, tmp_path: Path, stop_at: Callable[[int], None], caplog: pytest.LogCaptureFixture
 ) -> None:
+    """It is computed again, counted and said; the run is the one that it would have been."""
     out, settings = tmp_path / "run", (*FINETUNE, "finetune.views=1", "finetune.cache=true")
     stop_at(1)
     with pytest.raises(KeyboardInterrupt):
@@ -834,19 +836,33 @@ def test_a_broken_file_of_the_cache(
     def foreign(file: Path) -> None:
         save_file({"x": torch.zeros(2)}, file)
 
-    for spoil, workers in ((emptied, 0), (cut, 2), (foreign, 0)):
-        for file in files:
-            spoil(file)
-        line = refused(out, "--resume", settings=(*settings, f"data.workers={workers}"))
-        named = Path(line.partition(": ")[0])
-        assert named in files
-        assert "cannot be read; remove it, and it is computed again when the run is started again" in line
-    for file in files:
-        file.write_bytes(whole[file])
-    files[3].unlink()  # the fix
-    train(recipe_of("seesaw", *settings), data, out, resume=True, show=False)
+    def one_bit(file: Path) -> None:
+        """In the last value: a number like any other, which nothing but the checksum tells."""
+        content = bytearray(whole[file])
+        content[-1] ^= 1
+        file.write_bytes(content)
+
     train(recipe_of("seesaw", *settings), data, tmp_path / "whole", init=model("seesaw"), show=False)
-    assert differing(out, tmp_path / "whole", "trainer.safetensors") == []
+    for name, spoil, workers in (
+        ("emptied", emptied, 0),
+        ("cut", cut, 2),
+        ("foreign", foreign, 0),
+        ("bit", one_bit, 2),
+    ):
+        again = tmp_path / name
+        shutil.copytree(out, again)
+        copies = sorted((again / "features").rglob("*.safetensors"))
+        for file, copy in zip(files, copies, strict=True):
+            spoil(file)
+            shutil.copy(file, copy)
+            file.write_bytes(whole[file])
+        caplog.clear()
+        train(recipe_of("seesaw", *settings, f"data.workers={workers}"), data, again, resume=True, show=False)
+        (said,) = [message for message in caplog.messages if message.startswith("Feature cache: ")]
+        count = int(said.split()[2])
+        assert 0 < count <= IMAGES  # those that the rest of the run looks at
+        assert any(f"not as they were written, such as {copy}; they were computed again" in said for copy in copies)
+        assert differing(again, tmp_path / "whole", "trainer.safetensors") == []
 
 
 def test_a_full_disk_is_told_before_it_is_filled(
@@ -879,7 +895,7 @@ def test_a_full_disk_is_told_before_it_is_filled(
 
     monkeypatch.setattr(feature_cache, "write_tensors", full)
     line = refused(out, "--init", model("seesaw"), settings=settings)
-    assert "could not be saved (No space left on device); make room and try again" in line
+    assert "could not be saved (No space left on device), and what stood there is intact; make room" in line
     assert f"and the cache needs {17 * each} bytes ({readable(17 * each)}) more" in line
     assert len(list((out / "features").rglob("*.safetensors"))) == 3
 
@@ -933,7 +949,9 @@ def test_inputs_are_joined_in_order_and_survive_a_file(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path / "features")
     for seed, part in enumerate(parts):
         cache.write(1234, seed, part.tensors())
-        back = BranchInputs.of(cache.read(1234, seed, list(part.tensors())))
+        tensors = cache.read(1234, seed, list(part.tensors()))
+        assert tensors is not None
+        back = BranchInputs.of(tensors)
         for a, b in zip(back.stages, part.stages, strict=True):
             assert torch.equal(a.features, b.features)
             assert torch.equal(a.labels, b.labels)
@@ -1041,7 +1059,7 @@ def test_starting_from_a_finetuned_model_keeps_its_branches(data: DataSplits, mo
     theirs = load_file(tmp_path / "run" / "last.safetensors")
     assert data.train is not None
     detector = build_detector(recipe, CLASSES)
-    note = start_from(tmp_path / "run" / "last.safetensors", detector, recipe, data.train.categories)
+    note = start_from(load_model(tmp_path / "run" / "last.safetensors"), detector, recipe, data.train.categories)
     assert note.endswith("; second branches go on from the model's own")
     state = detector.state_dict()
     assert [key for key in theirs if not torch.equal(theirs[key], state[key])] == []

@@ -1,8 +1,10 @@
 import pytest
+import torch
 
+from tailseg.checkpoint import write_tensors
 from tailseg.errors import UserError
 from tailseg.recipes.resolve import resolve
-from tailseg.training.resumption import require_same_run
+from tailseg.training.resumption import is_recorded, require_same_run
 
 NAMES = ("cat", "owl")
 DATA = {
@@ -84,3 +86,20 @@ def test_another_number_of_images_a_step_is_refused(tmp_path, world, batch, accu
     with pytest.raises(UserError, match=r"so that the product is 8$") as refused:
         require_same_run(about_run(old), tmp_path, new, NAMES, 1, world, DATA)
     assert f"which is {world * batch * accumulate} images a step" in str(refused.value)
+
+
+def test_an_evaluation_in_a_damaged_log_is_repeated(tmp_path):
+    """What the log says of a step must agree with the best model, which has a checksum."""
+    metrics, other = ({"segm": {"AP": value}} for value in (0.5, 0.9))
+    assert not is_recorded(tmp_path, 6, None, metrics)
+    assert not is_recorded(tmp_path, 6, 0.4, metrics)
+    assert is_recorded(tmp_path, 6, None, {"segm": {"AP": None}})
+    write_tensors(tmp_path / "best.safetensors", {"x": torch.ones(1)}, {"tailseg": "1", "step": 6, "metrics": metrics})
+    assert is_recorded(tmp_path, 6, None, metrics)
+    assert is_recorded(tmp_path, 6, 0.4, metrics)
+    assert not is_recorded(tmp_path, 6, 0.4, other)
+    assert not is_recorded(tmp_path, 6, 0.6, metrics)  # it was not the best, but is kept as such
+    assert is_recorded(tmp_path, 12, 0.5, {"segm": {"AP": 0.3}})
+    assert not is_recorded(tmp_path, 12, 0.5, other)
+    (tmp_path / "best.safetensors").write_bytes(b"x")
+    assert not is_recorded(tmp_path, 6, None, metrics)

@@ -78,6 +78,7 @@ def test_unfinished_files_alone_are_removed(tmp_path: Path, caplog: pytest.LogCa
     kept = [tmp_path / "last.safetensors", tmp_path / "detections.json", inner / "0-1.safetensors"]
     gone = [
         *(tmp_path / name for name in (".last.safetensors.1.part", ".metrics.jsonl.part", ".detections.1.json")),
+        *(tmp_path / name for name in (".detections.1.json.partial", "detections.json.partial")),
         tmp_path / "features" / ".about.json.part",
         inner / ".0-1.safetensors.9.part",
     ]
@@ -85,7 +86,7 @@ def test_unfinished_files_alone_are_removed(tmp_path: Path, caplog: pytest.LogCa
         path.touch()
     remove_unfinished(tmp_path)
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
-    assert "removed 5 unfinished files of a run that was killed" in caplog.text
+    assert "removed 7 unfinished files of a run that was killed" in caplog.text
     caplog.clear()
     remove_unfinished(tmp_path)
     assert caplog.text == ""

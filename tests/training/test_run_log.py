@@ -34,6 +34,26 @@ def test_metrics_of_a_step(log: RunLog) -> None:
     assert log.metrics_at(12) is None
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 6, "metrics": {"sefm": {"AP": 0.5}}}',
+        '{"step": 6, "metrics": {"segm": {"AP": "0.5"}}}',
+        '{"step": 6, "metrics": {"segm": {"AQ": 0.5}}}',
+        '{"step": 6, "metrics": [1]}',
+        '{"step": "6", "metrics": {"segm": {"AP": 0.5}}}',
+        '{"step": 6.0, "metrics": {"segm": {"AP": 0.5}}}',
+        '{"step": 6' + "0" * 5000 + "}",
+        "[" * 100_000,
+    ],
+    ids=range(8),
+)
+def test_damaged_lines_are_no_evaluations(log: RunLog, line: str) -> None:
+    log.path.write_text(line + "\n")
+    assert log.metrics_at(6) is None
+    log.cut(6)
+
+
 def test_cut_back_to_a_checkpoint(log: RunLog) -> None:
     rows = [{"step": 6, "loss": 1.0}, {"step": 6, "metrics": {"segm": {"AP": 0.5}}}, {"step": 8, "loss": 0.5}]
     for row in rows:

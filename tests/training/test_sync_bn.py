@@ -46,7 +46,7 @@ SMALL_VIEWS = ("data.long_edges=[40, 90]", "data.crop=64")  # from row 7 on
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = SyntheticSettings(classes=CLASSES, train_images=IMAGES, val_images=2, size=64)
+    settings = SyntheticSettings(classes=CLASSES, train_images=IMAGES, val_images=2, size=64, rarest=3)
     return write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tailseg.checkpoint import save_model
+from tailseg.checkpoint import load_model, save_model
 from tailseg.data.annotations.annotations import Category
 from tailseg.data.sources import DataSplits, open_source
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
@@ -21,7 +21,7 @@ from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
-from tailseg.training import weight_init
+from tailseg.training import loop, weight_init
 from tailseg.training.distributed import launch
 from tailseg.training.loop import Run, train
 from tailseg.training.weight_init import start_from
@@ -104,7 +104,7 @@ def started(
     """State before and after, and the sentence."""
     detector = fresh(recipe, names, seed)
     before = {key: value.clone() for key, value in detector.state_dict().items()}
-    sentence = start_from(path, detector, recipe, categories_of(*names))
+    sentence = start_from(load_model(path), detector, recipe, categories_of(*names))
     return before, detector.state_dict(), sentence
 
 
@@ -287,7 +287,7 @@ def test_what_a_loss_knows_of_the_data_is_that_of_the_new_run(tmp_path: Path, na
         num_images=50, images=torch.tensor([1, 2, 3, 40, 5]), instances=torch.tensor([9, 2, 3, 80, 6]),
     ))  # fmt: skip
     before = {key: value.clone() for key, value in detector.state_dict().items()}
-    start_from(tmp_path / "m.safetensors", detector, new, categories_of(*THEIRS))
+    start_from(load_model(tmp_path / "m.safetensors"), detector, new, categories_of(*THEIRS))
     known = [key for key in before if ".classification." in key]
     assert known
     assert all(torch.equal(detector.state_dict()[key], before[key]) for key in known)
@@ -338,7 +338,7 @@ def test_another_architecture_is_one_sentence(
         detector = fresh(small(*here), names, seed=2)
         before = {key: value.clone() for key, value in detector.state_dict().items()}
         with pytest.raises(UserError) as caught:
-            start_from(path, detector, small(*here), categories_of(*names))
+            start_from(load_model(path), detector, small(*here), categories_of(*names))
         message = str(caught.value)
         assert message.startswith(f"--init {path}: '")
         assert "another architecture" in message
@@ -346,6 +346,32 @@ def test_another_architecture_is_one_sentence(
         assert "\n" not in message
         assert there or named in message
         assert all(torch.equal(value, before[key]) for key, value in detector.state_dict().items())
+
+
+def test_a_file_is_compared_before_the_model_is_built(
+    data: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that claims to be large, one that lacks a tensor, one of another architecture."""
+
+    def never(*_: Any) -> None:
+        raise AssertionError("takes memory")
+
+    monkeypatch.setattr(loop, "build_detector", never)
+    path, names = tmp_path / "m.safetensors", [category.name for category in data.train.categories]  # type: ignore[union-attr]
+    state = model_file(path, small(), names)
+    huge = small("model.box_head.width=16384", "model.neck.channels=2048")
+    for recipe, left_out, here, sentence in (
+        (huge, "", small(), f"^{path}: does not fit its recipe, first at '"),
+        (huge, "", huge, f"^{path}: does not fit its recipe, first at '"),
+        (small(), "rpn.conv.bias", small(), f"^{path}: does not fit its recipe, first at 'rpn.conv.bias'; the file is"),
+        (small(), "", small("model.neck.channels=8"), f"^--init {path}: .* the recipe builds another architecture"),
+        (small(), "", huge, f"^--init {path}: .* the recipe builds another architecture"),
+    ):
+        kept = {key: value for key, value in state.items() if key != left_out}
+        save_model(path, kept, recipe, categories_of(*names), step=0)
+        with pytest.raises(UserError, match=sentence):
+            train(here, data, tmp_path / "run", init=path, show=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:
@@ -359,7 +385,7 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     ):
         path = tmp_path / f"{name}.safetensors"
         with pytest.raises(UserError) as caught:
-            start_from(path, detector, small(), categories)
+            start_from(load_model(path), detector, small(), categories)
         assert str(caught.value).startswith(f"{path}: ")
         assert sentence in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -367,7 +393,7 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataSplits:
-    settings = SyntheticSettings(classes=4, train_images=4, val_images=2, size=64)
+    settings = SyntheticSettings(classes=4, train_images=4, val_images=2, size=64, rarest=3)
     return open_source(str(write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)))
 
 
@@ -438,7 +464,7 @@ def test_ids_and_groups_of_the_model_do_not_matter(tmp_path: Path) -> None:
     theirs = model_file(tmp_path / "m.safetensors", small())
     detector = fresh(small(), THEIRS, seed=2)
     mine = [replace(c, id=900 - c.id, frequency="r", image_count=0) for c in categories_of(*THEIRS)]
-    start_from(tmp_path / "m.safetensors", detector, small(), mine)
+    start_from(load_model(tmp_path / "m.safetensors"), detector, small(), mine)
     state = detector.state_dict()
     assert all(torch.equal(state[key], value) for key, value in theirs.items())
 
@@ -543,7 +569,7 @@ def test_what_stays_frozen_must_be_the_model_s(tmp_path: Path) -> None:
         detector = fresh(recipe, names, seed=2)
         before = {key: value.clone() for key, value in detector.state_dict().items()}
         with pytest.raises(UserError) as caught:
-            start_from(path, detector, recipe, categories_of(*names))
+            start_from(load_model(path), detector, recipe, categories_of(*names))
         message = str(caught.value)
         assert message.startswith(f"--init {path}: {sentence}")
         assert "\n" not in message

@@ -47,7 +47,7 @@ def log(quiet: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, handlers=[handler], force=True)
-    for name in ("lightning_fabric", "lightning.fabric", "PIL", "matplotlib", "timm"):
+    for name in ("PIL", "matplotlib", "timm"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -32,8 +32,10 @@ NewFolderArgument = Annotated[Path, typer.Argument(metavar="OUT", help="New fold
 def data_synth(
     out: Annotated[Path, typer.Argument(help="New folder.")],
     classes: Annotated[int, typer.Option(help="Number of classes.")] = 120,
-    images: Annotated[int, typer.Option(help="Training images; a quarter as many for validation.")] = 1200,
+    images: Annotated[int, typer.Option(help="Training images.")] = 6000,
+    val_images: Annotated[int, typer.Option(help="Validation images.")] = 400,
     size: Annotated[int, typer.Option(help="Side of the square images in pixels.")] = 128,
+    rarest: Annotated[int, typer.Option(help="Training images of the rarest class.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the pictures.")] = 0,
     quiet: QuietOption = False,
 ) -> None:
@@ -43,11 +45,11 @@ def data_synth(
     from tailseg.progress import progress_bar
 
     settings = SyntheticSettings(
-        classes=classes, train_images=images, val_images=max(1, images // 4), size=size, seed=seed
+        classes=classes, train_images=images, val_images=val_images, size=size, rarest=rarest, seed=seed
     )
-    with progress_bar("drawing", images + settings.val_images, show=not quiet) as advance:
+    with progress_bar("drawing", images + val_images, show=not quiet) as advance:
         write_synthetic(out, settings, progress=lambda done, _total: advance(done))
-    say(f"{images} training and {settings.val_images} validation images of {classes} classes in {out}")
+    say(f"{images} training and {val_images} validation images of {classes} classes in {out}")
 
 
 @data_app.command("check")

@@ -6,26 +6,34 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import torch
-from hotcoco import mask as rle
-from numpy.typing import NDArray
 from PIL import Image
 
 from tailseg.checkpoint import VERSION
+from tailseg.cli.demo_objects import (
+    Objects,
+    annotated_objects,
+    best_detections,
+    confusion,
+    fates,
+    is_found,
+    look_alikes,
+    outcomes,
+)
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.images import read_image
-from tailseg.data.sources import SYNTHETIC, DataSplits, open_source
+from tailseg.data.sources import SYNTHETIC, DataSplits, draw_synthetic, open_source
+from tailseg.data.synthetic.generate import SyntheticSettings
 from tailseg.errors import UserError
-from tailseg.evaluation.metrics import write_json
-from tailseg.model.boxes import pairwise_iou
+from tailseg.evaluation.metrics import ScoreOptions, score, write_json
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
+from tailseg.recipes.values import override
 from tailseg.training.loop import train
 from tailseg.visualize.comparison_page import write_report
 from tailseg.visualize.draw import contact_sheet, draw_objects
@@ -35,7 +43,15 @@ logger = logging.getLogger(__name__)
 METHODS = {"cross-entropy": "Cross-entropy", "seesaw": "Seesaw"}
 IN_SENTENCE = {"cross-entropy": "cross-entropy", "seesaw": "Seesaw"}
 PICTURES = 6  # of what only one method found, for each method
-FOUND_IOU = 0.5
+# Smaller than what `--data synthetic` means, and so are the heads: two runs in minutes on two cores.
+DATA = SyntheticSettings(train_images=4000, val_images=300, size=96)
+BUDGET = (
+    *("schedule.epochs=1", "training.evaluate_every=1"),
+    *(f"data.short_edges=[{DATA.size}]", f"data.test_short_edge={DATA.size}", f"data.long_edge={DATA.size}"),
+    *("model.neck.channels=32", "model.mask_head.channels=32"),
+    *("model.box_head.rois=32", "model.box_head.max_positive=8"),
+)
+BEYOND = 4  # times the limit of detections that the recipes set are kept, to show what the limit does
 
 
 def run_demo(out: Path, *, seeds: int = 1, show: bool = True, settings: Sequence[str] = ()) -> dict[str, Any]:
@@ -56,21 +72,25 @@ def run_demo(out: Path, *, seeds: int = 1, show: bool = True, settings: Sequence
     if (out / "results.json").exists() or (out / "runs").exists():
         raise UserError(f"{out}: already holds a demo; remove it or choose another --out")
     started = time.perf_counter()
-    data = open_source(SYNTHETIC, show=show)
-    recipes = {method: resolve(f"demo/{method}", settings) for method in METHODS}
+    data = replace(open_source(draw_synthetic(DATA, show=show), show=show), name=SYNTHETIC)
+    recipes = {method: resolve(f"demo/{method}", (*BUDGET, *settings)) for method in METHODS}
+    limit = recipes["seesaw"].test.max_detections
+    recipes = {m: override(recipe, [f"test.max_detections={BEYOND * limit}"]) for m, recipe in recipes.items()}
     methods: dict[str, Any] = {method: {"title": title, "runs": []} for method, title in METHODS.items()}
     for seed in range(seeds):
         for method, recipe in recipes.items():
             folder = out / "runs" / f"{method}-{seed}"
             logger.info("%s, seed %d", METHODS[method], seed)
-            methods[method]["runs"].append(_run(recipe, data, folder, seed, show))
+            methods[method]["runs"].append(_run(recipe, data, folder, seed, limit, show))
     results = {
         "version": VERSION,
         "command": f"tailseg demo --seeds {seeds}",
         "dataset": _describe(data, recipes["seesaw"]),
         "budget": {},
         "seeds": list(range(seeds)),
+        "limit": {"detections": limit, "beyond": BEYOND * limit},
         "methods": methods,
+        "why": _why(data, methods, limit),
         "pictures": _pictures(data, {m: methods[m]["runs"][0]["detections"] for m in METHODS}, out),
     }
     results["budget"] = _budget(recipes["seesaw"], methods, time.perf_counter() - started)
@@ -79,18 +99,21 @@ def run_demo(out: Path, *, seeds: int = 1, show: bool = True, settings: Sequence
     return results
 
 
-def _run(recipe: Recipe, data: DataSplits, folder: Path, seed: int, show: bool) -> dict[str, Any]:
-    """Train and score one method with one seed."""
+def _run(recipe: Recipe, data: DataSplits, folder: Path, seed: int, limit: int, show: bool) -> dict[str, Any]:
+    """Train one method with one seed, and score it with the limit of detections and beyond."""
     started = time.perf_counter()
-    scores = train(recipe, data, folder, seed=seed, show=show)
-    if scores is None:
+    beyond = train(recipe, data, folder, seed=seed, show=show)
+    if beyond is None:
         raise UserError(f"{folder}: its last evaluation failed, as said above; remove {folder} and start again")
     assert data.train is not None
+    assert data.val is not None
     images, instances = _training_counts(data.train)
+    scores = score(data.val, folder / "detections.json", options=ScoreOptions(max_dets=limit), mask_areas=True)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
         "seed": seed,
         "metrics": scores.metrics,
+        "beyond": beyond.metrics,
         "per_category": [
             {**row, "train_images": images[row["id"]], "train_instances": instances[row["id"]]}
             for row in scores.per_category
@@ -128,6 +151,21 @@ def _describe(data: DataSplits, recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def _why(data: DataSplits, methods: dict[str, Any], limit: int) -> dict[str, Any]:
+    """What became of the validation objects with each method's first run."""
+    assert data.train is not None
+    assert data.val is not None
+    names = [category.name for category in data.train.categories]
+    groups: list[str] = [category.frequency for category in data.train.categories]
+    alike = look_alikes(names)
+    found = {m: fates(data.val, Path(method["runs"][0]["detections"]), limit) for m, method in methods.items()}
+    example = confusion(found["cross-entropy"], found["seesaw"], alike, groups)
+    if example is not None:
+        counts = [data.train.categories[example[key]].image_count for key in ("label", "other")]
+        example |= {"label": names[example["label"]], "other": names[example["other"]], "train_images": counts}
+    return {"outcomes": {m: outcomes(of_method, alike, groups) for m, of_method in found.items()}, "example": example}
+
+
 def _budget(recipe: Recipe, methods: dict[str, Any], seconds: float) -> dict[str, Any]:
     steps = methods["seesaw"]["runs"][0]["curves"][-1]["step"]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
@@ -140,15 +178,6 @@ def _budget(recipe: Recipe, methods: dict[str, Any], seconds: float) -> dict[str
     }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Objects:
-    """Objects of one image with full-size masks; the set's images are small."""
-
-    boxes: NDArray[np.float32]  # (N, 4) xyxy
-    labels: NDArray[np.int64]  # (N,)
-    masks: NDArray[np.bool_]  # (N, H, W)
-
-
 def _pictures(data: DataSplits, detections: dict[str, str], out: Path) -> list[dict[str, Any]]:
     """Pictures of objects that one method found and the other did not, rarest classes first.
 
@@ -158,8 +187,8 @@ def _pictures(data: DataSplits, detections: dict[str, str], out: Path) -> list[d
     assert data.train is not None
     assert data.val is not None
     val = data.val
-    truth = _annotated(val)
-    found = {method: _best_detections(val, Path(path), truth) for method, path in detections.items()}
+    truth = annotated_objects(val)
+    found = {method: best_detections(val, Path(path), truth) for method, path in detections.items()}
     counts = np.array([category.image_count for category in data.train.categories])
     folder = out / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -167,8 +196,8 @@ def _pictures(data: DataSplits, detections: dict[str, str], out: Path) -> list[d
     for method, other in (("seesaw", "cross-entropy"), ("cross-entropy", "seesaw")):
         gains = []
         for image, objects in truth.items():
-            mine = _is_found(objects, found[method][image])
-            theirs = _is_found(objects, found[other][image])
+            mine = is_found(objects, found[method][image])
+            theirs = is_found(objects, found[other][image])
             gains += [(counts[objects.labels[i]], image, i) for i in np.flatnonzero(mine & ~theirs)]
         shown: set[int] = set()  # classes, for variety
         for count, image, index in sorted(gains):
@@ -189,56 +218,7 @@ def _pictures(data: DataSplits, detections: dict[str, str], out: Path) -> list[d
     return pictures
 
 
-def _annotated(annotations: Annotations) -> dict[int, _Objects]:
-    """Position in the file -> its annotated objects, for images that have any."""
-    truth = {}
-    for image in range(len(annotations)):
-        rows = annotations.rows(image)
-        if len(rows) == 0:
-            continue
-        height, width = annotations.image_sizes[image].tolist()
-        masks = [_decode(annotations.segmentation(row), height, width) for row in rows]
-        truth[image] = _Objects(annotations.boxes[rows], annotations.labels[rows], np.stack(masks))
-    return truth
-
-
-def _decode(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
-    counts = segmentation.decode() if isinstance(segmentation, bytes) else segmentation
-    decoded: NDArray[np.uint8] = rle.decode({"size": [height, width], "counts": counts})
-    return decoded.astype(bool)
-
-
-def _best_detections(annotations: Annotations, path: Path, truth: dict[int, _Objects]) -> dict[int, _Objects]:
-    """The n best detections of each image, n being the number of its annotated objects."""
-    position = {annotations.image_id(i): i for i in range(len(annotations))}
-    rows: dict[int, list[dict[str, Any]]] = {image: [] for image in truth}
-    for row in orjson.loads(path.read_bytes()):  # in the order of score within an image
-        image = position[row["image_id"]]
-        if image in truth and len(rows[image]) < len(truth[image].labels):
-            rows[image].append(row)
-    best = {}
-    for image, kept in rows.items():
-        height, width = annotations.image_sizes[image].tolist()
-        boxes = np.array([row["bbox"] for row in kept], np.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        ids = np.array([row["category_id"] for row in kept], np.int64)
-        masks = [_decode(row["segmentation"]["counts"], height, width) for row in kept]
-        stacked = np.stack(masks) if masks else np.zeros((0, height, width), bool)
-        best[image] = _Objects(boxes, annotations.category_id_to_label(ids), stacked)
-    return best
-
-
-def _is_found(objects: _Objects, detections: _Objects) -> NDArray[np.bool_]:
-    """(N,): whether a detection of the object's class overlaps it enough."""
-    if len(detections.labels) == 0:
-        return np.zeros(len(objects.labels), bool)
-    iou = pairwise_iou(torch.from_numpy(objects.boxes), torch.from_numpy(detections.boxes)).numpy()
-    same = objects.labels[:, None] == detections.labels[None]
-    hit: NDArray[np.bool_] = ((iou >= FOUND_IOU) & same).any(axis=1)
-    return hit
-
-
-def _draw_panels(annotations: Annotations, image: int, truth: _Objects, found: dict[str, _Objects], path: Path) -> None:
+def _draw_panels(annotations: Annotations, image: int, truth: Objects, found: dict[str, Objects], path: Path) -> None:
     """Annotation, cross-entropy and Seesaw side by side."""
     names = [category.name for category in annotations.categories]
     picture = read_image(annotations.image_path(image))

@@ -66,7 +66,7 @@ def demo(
     from tailseg.evaluation.comparison import results_markdown, verdict
 
     results = _stoppable(
-        lambda: run_demo(out, seeds=seeds, show=not quiet), f"Stopped. Remove {out} before the next demo there."
+        lambda: run_demo(out, seeds=seeds, show=not quiet), lambda: f"Stopped. Remove {out} before the next demo there."
     )
     say(results_markdown(results))
     say(verdict(results))
@@ -101,10 +101,11 @@ def train(
     # Imported after the data is known to be sound: a fault there is told seconds earlier.
     from tailseg.evaluation.metrics import format_table
     from tailseg.training.loop import train as run
+    from tailseg.training.resumption import way_on
 
     scores = _stoppable(
         lambda: run(resolved, splits, out, seed=seed, devices=devices, resume=resume, init=init, show=not quiet),
-        "Stopped. Go on from the last checkpoint with --resume.",
+        lambda: f"Stopped; {way_on(out)}.",
     )
     if scores is not None:
         _print(format_table(scores.metrics))
@@ -309,12 +310,12 @@ def recipes_diff(
         say(f"{key}: {before} -> {after}")
 
 
-def _stoppable(job: Callable[[], T], message: str) -> T:
-    """Run a long job; after Ctrl-C it has saved, and the command ends with ``message`` and 130."""
+def _stoppable(job: Callable[[], T], message: Callable[[], str]) -> T:
+    """Run a long job; after Ctrl-C it has saved what it could, and the command ends with ``message`` and 130."""
     try:
         return job()
     except KeyboardInterrupt:
-        typer.echo(for_terminal(message), err=True)
+        typer.echo(for_terminal(message()), err=True)
         raise typer.Exit(130) from None
 
 
@@ -329,6 +330,7 @@ def main() -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         if error.filename is None and not full:
             raise  # no file of the user's: a fault of ours, whose traceback is wanted
-        fix = "make room" if full else "choose another path or change its rights"
+        gone = error.errno == errno.ENOENT
+        fix = "make room" if full else "make its folder" if gone else "choose another path or change its rights"
         print(one_line(f"tailseg: {error.filename or 'a file'}: {error.strerror}; {fix}"), file=sys.stderr)
         sys.exit(1)

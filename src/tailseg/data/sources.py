@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from tailseg.data.annotations.parsing import read_tables
 from tailseg.data.importers.coco_files import as_downloaded
 from tailseg.data.importers.convert import NAMES, recognise, unrecognised
 from tailseg.data.importers.in_place import import_in_place
-from tailseg.data.synthetic.generate import SyntheticSettings, default_synthetic_folder, open_synthetic
+from tailseg.data.synthetic.generate import SyntheticSettings, is_drawn, open_synthetic
 from tailseg.errors import UserError
 from tailseg.progress import progress_bar
 from tailseg.wording import short
@@ -83,7 +84,7 @@ def open_data(
             raise UserError(f"{data}: its only annotation file, {sources.val}, is of the validation split; {fix}")
         if path is None:
             raise UserError(f"{data}: the entry {split!r} is missing; add it, with a path relative to this file")
-        if not path.exists():
+        if not os.path.exists(path):  # which, unlike `Path.exists`, takes a name of any length
             what = "a folder of images" if split == "images" else "an annotation file in LVIS or COCO format"
             raise UserError(f"{data}: {path} does not exist; it should be {what}")
     images = sources.images
@@ -96,7 +97,7 @@ def open_data(
         return load_annotations(path, images, tolerant=tolerant)
 
     val = load(sources.val) if "val" in need else None
-    only_train_knows = val is not None and not val.frequency_stated and sources.train and sources.train.exists()
+    only_train_knows = val is not None and not val.frequency_stated and sources.train and os.path.exists(sources.train)
     train = load(sources.train) if "train" in need or only_train_knows else None
     if train and val:
         own = len(val.categories)
@@ -110,7 +111,7 @@ def open_data(
 
 def _sources(data: Path, need: Sequence[str], show: bool) -> _Sources:
     """The paths that a folder or a YAML file stands for; a set of another tool is imported first."""
-    if not data.exists():
+    if not os.path.exists(data):
         raise UserError(f"{data}: no such folder or file; give a folder with train.json, val.json and images/")
     train, val, images = data / "train.json", data / "val.json", data / "images"
     own = _Sources(train, val, images)
@@ -225,8 +226,7 @@ def _check_images(splits: DataSplits, need: Sequence[str], show: bool) -> None:
 def draw_synthetic(settings: SyntheticSettings, *, show: bool) -> str:
     """The folder of the built-in set with these settings, drawn if it is not in the cache."""
     total = settings.train_images + settings.val_images
-    known = (default_synthetic_folder(settings) / "val.json").is_file()
-    with progress_bar("drawing the built-in data", total, show=show and not known) as advance:
+    with progress_bar("drawing the built-in data", total, show=show and not is_drawn(settings)) as advance:
         return str(open_synthetic(settings, progress=lambda done, _total: advance(done)))
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from tailseg.data.annotations.annotations import Annotations, load_annotations, summary
-from tailseg.errors import UserError
+from tailseg.errors import UserError, writing
 from tailseg.evaluation.analysis import analyse
 from tailseg.evaluation.boundary import boundary_curves
 from tailseg.evaluation.ground_truth import GroundTruth, ground_truth_of
@@ -118,7 +118,7 @@ def score(
         for index, row in enumerate(per_category):
             row[f"{iou_type}_AP"] = mean_measured(precision[:, :, index, 0])
         if options.analyse:
-            analysis[iou_type] = analyse(evaluation, per_category, iou_type)
+            analysis[iou_type] = analyse(evaluation, per_category, iou_type, own, truth.objects)
         del evaluation, precision, recall  # not to stand beside those of the next kind
     if options.boundary:
         own = columns.ranked("segm", cut)
@@ -227,7 +227,7 @@ def mean_measured(values: NDArray[np.float64]) -> float | None:
 def write_scores(scores: Scores, metrics: Path, classes: Path, analysis: Path) -> None:
     """Write the metrics, the table of classes and, if there is one, the analysis."""
     write_json(metrics, scores.metrics)
-    with classes.open("w", newline="") as file:
+    with writing(classes), classes.open("w", newline="") as file:
         table = csv.DictWriter(file, list(scores.per_category[0]) if scores.per_category else [])
         table.writeheader()
         table.writerows(scores.per_category)
@@ -237,4 +237,5 @@ def write_scores(scores: Scores, metrics: Path, classes: Path, analysis: Path) -
 
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON."""
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    with writing(path):
+        path.write_text(json.dumps(content, indent=1) + "\n")

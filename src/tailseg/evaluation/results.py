@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -18,7 +19,7 @@ from typing import IO, Self
 import numpy as np
 import orjson
 
-from tailseg.errors import UserError
+from tailseg.errors import UserError, writing
 from tailseg.layers.paste import encode_masks
 from tailseg.structures import Detections
 
@@ -78,25 +79,30 @@ class ResultsWriter:
             self._write_line(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY))
 
     def _write_line(self, line: bytes) -> None:
-        self._file.write(self._separator)
-        self._file.write(line)
+        with writing(self.path):
+            self._file.write(self._separator)
+            self._file.write(line)
         self._separator = b",\n"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._file.write(b"[]\n" if self._separator == b"[\n" else b"\n]\n")
-        self._file.close()
-        if kind is None:
-            self._partial.replace(self.path)
-            if self._left_out:
-                logger.warning(
-                    "%s: left out %d detections with values that are not finite; has the training diverged?",
-                    self.path, self._left_out,
-                )  # fmt: skip
-        else:
-            self._partial.unlink()
+        try:
+            with writing(self.path):
+                if kind is None:
+                    self._file.write(b"[]\n" if self._separator == b"[\n" else b"\n]\n")
+                    self._file.close()
+                    self._partial.replace(self.path)
+        finally:
+            with suppress(OSError):  # the disk may be full, so that the rest cannot be written when it is closed
+                self._file.close()
+            with suppress(OSError):
+                self._partial.unlink(missing_ok=True)
+        if kind is None and self._left_out:
+            logger.warning(
+                "%s: left out %d detections with values that are not finite; has the training diverged?",
+                self.path, self._left_out,
+            )  # fmt: skip
 
 
 _LINE_START = re.compile(rb'\{"image_id":(-?\d+),')

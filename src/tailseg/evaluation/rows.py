@@ -11,6 +11,7 @@ from hotcoco import mask as rle_codec
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.repair import whole, wrapped
+from tailseg.data.annotations.segmentations import LONGEST_OUTLINE, is_too_long
 from tailseg.errors import UserError
 from tailseg.layers.paste import Rle
 from tailseg.wording import short
@@ -126,6 +127,9 @@ def _to_rle(segmentation: Any, image_hw: Sequence[int], place: str) -> Rle:
             raise UserError(f"{place} has no run-length counts")
         return segmentation
     try:
+        for polygon in segmentation:
+            if len(polygon) > 300 and is_too_long(np.array(polygon, np.float64)):
+                raise UserError(f"{place} has a polygon whose outline is longer than {LONGEST_OUTLINE:,} pixels")
         rle = rle_codec.merge([rle_codec.frPoly(polygon, *image_hw) for polygon in segmentation])
     except (ValueError, TypeError) as error:
         raise UserError(f"{place} is neither a run-length code nor a list of polygons ({error})") from error

@@ -139,6 +139,7 @@ class BoxHead(nn.Module):
                 nn.init.zeros_(layer.bias)
         self.stds = stds
         self.box_beta = box_beta
+        self.silent: Tensor | None = None  # of the last training batch, the share of RoIs without an active hidden unit
 
     def forward(self, pool: Pool, rois: Tensor, live: Tensor | None = None) -> BoxPrediction:
         """Classes and boxes of RoIs (R, 5); rows that are not ``live`` (R,) are left out of batch statistics."""
@@ -149,6 +150,8 @@ class BoxHead(nn.Module):
         hidden = F.relu(self.fc1(features))
         if self.fc2 is not None:
             hidden = F.relu(self.fc2(hidden))
+        if self.training:
+            self.silent = (hidden.detach() == 0).all(dim=1).float().mean()
         return BoxPrediction(
             logits=classify(self.classifier, hidden, self.classification, 0.0 if self.training else self.tau_norm),
             deltas=float_deltas(self.regressor(hidden)),

@@ -13,6 +13,7 @@ from typing import Any
 
 from tailseg.errors import UserError
 from tailseg.recipes import small, table1, table2
+from tailseg.recipes.backbone_options import reaches_outside
 from tailseg.recipes.model_header import read_header, recipe_in
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import merge, override, validate
@@ -64,6 +65,14 @@ def _from_file(path: Path, chain: tuple[Path, ...]) -> Recipe:
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of recipe keys; see `tailseg recipes show small/seesaw`")
     parent = values.pop("extends", None)
+    model = values.get("model")
+    backbone = model.get("backbone") if isinstance(model, dict) else None
+    network = backbone.get("name") if isinstance(backbone, dict) else None
+    if isinstance(network, str) and reaches_outside(network):
+        raise UserError(
+            f"{path}: its backbone {network[:80]!r} comes from a hub or a folder, which a file may not ask for; take "
+            "it out of the file and name it on the command line with --set model.backbone.name=..."
+        )
     merged: dict[str, Any] = {"name": path.stem}
     if parent is not None:
         near = path.parent / str(parent)

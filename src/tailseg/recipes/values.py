@@ -122,12 +122,13 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     places: dict[str, str] = {}
     for setting in settings:
         key, separator, text = setting.partition("=")
+        place = "--set " + setting.replace("\n", "\\n")
         if not separator or not key:
-            raise UserError(f"--set {setting}: expected KEY=VALUE, for example optimizer.lr=0.01")
-        value = load_yaml(text, f"--set {setting}", fix="write another value")
+            raise UserError(f"{place}: expected KEY=VALUE, for example optimizer.lr=0.01")
+        value = load_yaml(text, place, fix="write another value")
         changes.pop(key, None)  # the last of equal keys counts, and comes in its own place
         changes[key] = _number(value) if isinstance(value, str) else value
-        places[key] = f"--set {setting}"
+        places[key] = place
     return _changed(recipe, changes, places)
 
 

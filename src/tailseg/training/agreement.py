@@ -9,11 +9,14 @@ import torch
 from lightning_fabric import Fabric
 
 from tailseg.errors import UserError
-from tailseg.training.distributed import worst
+from tailseg.training.distributed import first_trouble, worst
 
 T = TypeVar("T")
 DONE, FAILED = 0, 1
-ELSEWHERE = "another process failed, and says why"
+
+
+class _ElsewhereError(Exception):
+    """Another process failed before the meeting, and says why afterwards."""
 
 
 def attempt(fabric: Fabric, job: Callable[[Callable[[], None]], T]) -> tuple[T | None, str]:
@@ -26,7 +29,8 @@ def attempt(fabric: Fabric, job: Callable[[Callable[[], None]], T]) -> tuple[T |
         job: is given a function to call at most once, that waits for all processes; then what it waited for holds.
 
     Returns:
-        What the job gave, and an empty string; or None and what went wrong. Ctrl-C is not caught.
+        What the job gave, and an empty string; or None and what went wrong first, in every process. Ctrl-C is not
+        caught.
     """
     met, trouble, result = False, "", None
 
@@ -34,17 +38,17 @@ def attempt(fabric: Fabric, job: Callable[[Callable[[], None]], T]) -> tuple[T |
         nonlocal met
         met = True
         if worst(fabric, DONE) == FAILED:
-            raise UserError(ELSEWHERE)
+            raise _ElsewhereError
 
     try:
         result = job(meet)
+    except _ElsewhereError:
+        pass
     except Exception as error:
         trouble = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     if trouble and fabric.device.type == "cuda":
         torch.cuda.empty_cache()
-    state = FAILED if trouble else DONE
     if not met:
-        worst(fabric, state)
-    if worst(fabric, state) == FAILED:
-        return None, trouble or ELSEWHERE
-    return result, ""
+        worst(fabric, FAILED if trouble else DONE)
+    trouble = first_trouble(fabric, trouble)
+    return (None, trouble) if trouble else (result, "")

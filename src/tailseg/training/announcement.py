@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 
 from tailseg.data.annotations.annotations import tell
 from tailseg.data.sampling import RepeatFactors, TrainSampler
@@ -22,12 +24,24 @@ def announce(
     length: RunLength,
     step: int,
     *,
+    out: Path,
     weights_note: str,
     norm_note: str,
+    warnings: Sequence[str],
 ) -> None:
     """Log all that of a run that goes on from ``step``.
 
-    The notes say where its weights come from and whose batch statistics are learnt; the latter may be empty.
+    Args:
+        recipe: of the run.
+        data: its splits.
+        detector: what it trains.
+        sampler: of its images.
+        length: its numbers.
+        step: steps that are done.
+        out: its folder.
+        weights_note: where its weights come from.
+        norm_note: whose batch statistics are learnt; may be empty.
+        warnings: on its settings.
     """
     assert data.train is not None
     assert data.val is not None
@@ -54,4 +68,25 @@ def announce(
         "Learning rate %g = %g x %d / %d (images a step / the recipe's reference), %d steps from step %d on.",
         length.base_rate, recipe.optimizer.lr, length.images_a_step, recipe.optimizer.reference_batch,
         length.total_steps, step,
+    )  # fmt: skip
+    for warning in warnings:
+        logger.warning(warning)
+    if step >= length.total_steps:
+        logger.warning(
+            "%s: the run is finished: %d steps of %d, %d epochs; for more, --resume with a larger schedule.epochs.",
+            out, step, length.total_steps, recipe.schedule.epochs,
+        )  # fmt: skip
+
+
+def announce_scores(epoch: int, ap: float | None, ap_rare: float | None) -> None:
+    """Log the segm AP of an evaluation, of all classes and of the rare ones."""
+    texts = ["-" if value is None else f"{100 * value:.1f}" for value in (ap, ap_rare)]
+    logger.info("Epoch %d: segm AP %s, APr %s.", epoch, *texts)
+
+
+def announce_no_scores(epoch: int, trouble: str, model: Path) -> None:
+    """Log that an evaluation failed."""
+    logger.warning(
+        "Epoch %d: the evaluation failed (%s); nothing is lost: the model is in %s, to be scored with `tailseg eval`.",
+        epoch, trouble, model,
     )  # fmt: skip

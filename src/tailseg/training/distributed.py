@@ -1,7 +1,8 @@
-"""The processes of a run: how they start, and whose batch statistics are learnt."""
+"""The processes of a run: how they start, what they agree on, and whose batch statistics are learnt."""
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from tailseg.errors import UserError
 from tailseg.layers.norm import count_learning, synchronize
+from tailseg.training.local_ranks import start_ranks, starting
 
 
 def launch(devices: int) -> Fabric:
@@ -31,13 +33,19 @@ def launch(devices: int) -> Fabric:
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if many else "auto"
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # importing it sets another level
     fabric = Fabric(
         accelerator=accelerator,
         devices=devices,
         num_nodes=nodes,
         strategy=strategy,
     )
-    fabric.launch()
+    if isinstance(fabric.strategy, DDPStrategy):
+        environment = fabric.strategy.cluster_environment
+        assert environment is not None
+        start_ranks(environment, devices)
+    with starting():
+        fabric.launch()
     return fabric
 
 
@@ -57,3 +65,14 @@ def worst(fabric: Fabric, state: int) -> int:
     if fabric.world_size == 1:
         return state
     return int(fabric.all_reduce(torch.tensor(float(state), device=fabric.device), reduce_op="max"))
+
+
+def first_trouble(fabric: Fabric, trouble: str) -> str:
+    """What is wrong in the first process in which something is (empty where nothing is); waits for all."""
+    if not worst(fabric, bool(trouble)):
+        return ""
+    if fabric.world_size == 1:
+        return trouble
+    troubles: list[str | None] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(troubles, trouble)
+    return next(text for text in troubles if text)

@@ -19,10 +19,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tailseg.checkpoint import VERSION, write_tensors
+from tailseg.checkpoint import VERSION, read_tensors, write_tensors
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.errors import UserError
 
@@ -83,21 +82,13 @@ class FeatureCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, tensors, {"tailseg": VERSION})
 
-    def read(self, index: int, seed: int, names: Sequence[str]) -> dict[str, Tensor]:
-        """A sample's tensors, mapped from the file where that can be.
-
-        Raises:
-            UserError: the file is missing, broken or holds other names.
-        """
-        path = self.path(index, seed)
+    def read(self, index: int, seed: int, names: Sequence[str]) -> dict[str, Tensor] | None:
+        """A sample's tensors; None if the file is missing, is not as it was written or holds other names."""
         try:
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in names}
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{path}: this file of the feature cache cannot be read; remove it, and it is computed again when the "
-                "run is started again (with --resume if it had begun to train)"
-            ) from error
+            tensors, _ = read_tensors(self.path(index, seed))
+        except UserError:
+            return None
+        return {name: tensors[name] for name in names} if tensors.keys() == set(names) else None
 
     def remove(self) -> int:
         """Delete the folder, if it is there; returns the bytes that its files had."""

@@ -36,7 +36,7 @@ from tailseg.progress import progress_bar
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import flatten
 from tailseg.structures import Batch
-from tailseg.training.distributed import worst
+from tailseg.training.distributed import first_trouble, worst
 from tailseg.training.feature_cache import (
     FeatureCache,
     digest_of_annotations,
@@ -245,17 +245,51 @@ class Finetuning:
         """The branches' inputs of the training batches of this process, without end, from ``start_step``."""
         plan, workers = TrainPlan(self.sampler, start_step), self.recipe.data.workers
         if self.cache is not None:
-            yield from read_ahead(partial(self._cached, self.cache), plan, workers)
+            yield from self._cached_batches(self.cache, plan)
             return
         loader = plan_loader(self.images, plan, list, workers, self._pins)
         with closing(iter(loader)) as steps:  # whatever happens, the workers are sent home
             for images in steps:
                 yield join([self.frozen(image.batch.to(self.frozen.device), image.seed) for image in images])
 
-    def _cached(self, cache: FeatureCache, pairs: Pairs) -> BranchInputs:
+    def _cached_batches(self, cache: FeatureCache, plan: TrainPlan) -> Generator[BranchInputs, None, None]:
+        """Those batches out of the cache; what is damaged there is computed and kept again."""
+        damaged: list[Path] = []
+        try:
+            with closing(read_ahead(partial(self._cached, cache), plan, self.recipe.data.workers)) as steps:
+                for pairs, inputs in steps:
+                    if inputs is None:  # here and not in a reading thread, which would share the random numbers
+                        parts = []
+                        for index, seed in pairs:
+                            part = self._read(cache, index, seed)
+                            if part is None:
+                                damaged.append(cache.path(index, seed))
+                                image = self.images[index, seed]
+                                part = self.frozen(image.batch.to(self.frozen.device), seed).to("cpu")
+                                cache.write(index, seed, part.tensors())
+                            parts.append(part)
+                        yield join(parts)
+                    else:
+                        yield inputs
+        finally:
+            if damaged:
+                logger.warning(
+                    "Feature cache: %d files were missing or not as they were written, such as %s; they were computed "
+                    "again.", len(damaged), damaged[0],
+                )  # fmt: skip
+
+    def _cached(self, cache: FeatureCache, pairs: Pairs) -> tuple[Pairs, BranchInputs | None]:
+        """The inputs of a batch; None if a file of it is damaged."""
+        parts = [self._read(cache, index, seed) for index, seed in pairs]
+        whole = [part for part in parts if part is not None]
+        if len(whole) < len(parts):
+            return pairs, None
+        return pairs, join(whole).pin_memory() if self._pins else join(whole)
+
+    def _read(self, cache: FeatureCache, index: int, seed: int) -> BranchInputs | None:
         names = [f"{n}.{name}" for n in range(len(self.branches.weights)) for name in NAMES]
-        joined = join([BranchInputs.of(cache.read(index, seed, names)) for index, seed in pairs])
-        return joined.pin_memory() if self._pins else joined
+        tensors = cache.read(index, seed, names)
+        return None if tensors is None else BranchInputs.of(tensors)
 
     @property
     def _pins(self) -> bool:
@@ -299,7 +333,7 @@ class Finetuning:
                     trouble = error
                 state = worst(fabric, IN_TROUBLE if trouble else STOPPED if stop else GOING_ON)
                 if state == IN_TROUBLE:
-                    raise trouble or UserError(f"{cache.folder}: another process could not fill it and says why")
+                    raise UserError(first_trouble(fabric, str(trouble or "")))
                 if state == STOPPED:
                     return False
                 advance(min(done + world, len(missing)))

@@ -12,15 +12,20 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def interrupts() -> Iterator[list[int]]:
-    """A list that is no longer empty once Ctrl-C or a termination signal has come; a second one stops at once."""
+def interrupts(*, tell: bool = True) -> Iterator[list[int]]:
+    """A list that is no longer empty once Ctrl-C or a termination signal has come; a second one stops at once.
+
+    Args:
+        tell: say so to the user.
+    """
     seen: list[int] = []
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if seen:
             raise KeyboardInterrupt
         seen.append(number)
-        logger.warning("Stopping after this step and saving; press Ctrl-C again to stop at once.")
+        if tell:
+            logger.warning("Stopping after this step and saving; press Ctrl-C again to stop at once.")
 
     try:
         before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

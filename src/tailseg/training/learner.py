@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
+import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -72,6 +73,17 @@ class WholeDetector:
 
     def finish(self) -> None:
         """There is nothing to remove."""
+
+
+def seed_of_step(seed: int, step: int, rank: int) -> int:
+    """One generator seed out of three numbers, without collisions for fewer than 2^20 processes."""
+    return (seed * 1_000_003 + step) * (1 << 20) % (1 << 62) + rank
+
+
+def copy_values(given: Sequence[Tensor], taken: Sequence[Tensor]) -> None:
+    """Copy the values of tensors, on one device, into others of the same shapes and types, in one go."""
+    if given:
+        torch._foreach_copy_(list(taken), list(given))
 
 
 def losses_of(model: nn.Module, batch: Any, batch_per_device: int) -> dict[str, Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -18,31 +16,31 @@ from tailseg.data.dataset import evaluation_dataset, train_dataset
 from tailseg.data.loading import LoaderKilledError
 from tailseg.data.sampling import TrainSampler, epoch_draw
 from tailseg.data.sources import DataSplits
-from tailseg.errors import UserError
+from tailseg.errors import UserError, writing
 from tailseg.evaluation.evaluate import evaluate
 from tailseg.evaluation.metrics import Metrics, Scores
 from tailseg.model.build import build_detector, stored_recipe
 from tailseg.model.detector import Detector
-from tailseg.progress import progress_bar
+from tailseg.progress import Advance, progress_bar
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import to_yaml
+from tailseg.training import resumption
 from tailseg.training.agreement import attempt
-from tailseg.training.announcement import announce
+from tailseg.training.announcement import announce, announce_no_scores, announce_scores
 from tailseg.training.class_statistics import class_statistics
-from tailseg.training.distributed import batch_norm_note, launch, worst
+from tailseg.training.distributed import batch_norm_note, first_trouble, launch, worst
 from tailseg.training.finetune import Finetuning
+from tailseg.training.health import Health
 from tailseg.training.interrupts import interrupts
-from tailseg.training.learner import Learner, WholeDetector, losses_of
+from tailseg.training.learner import Learner, WholeDetector, copy_values, losses_of, seed_of_step
+from tailseg.training.links import watched
 from tailseg.training.optimizer import build_optimizer, rate_factor
-from tailseg.training.resumption import data_keys, load_trainer, require_same_run, save_trainer
 from tailseg.training.run_lock import lock_for_all
-from tailseg.training.run_log import RunLog
+from tailseg.training.run_log import RunLog, better
 from tailseg.training.schedule_checks import RunLength, require_whole_steps, schedule_warnings
-from tailseg.training.weight_init import init_weights
+from tailseg.training.weight_init import init_weights, read_init
 
-logger = logging.getLogger(__name__)
-
-TRAINER = "trainer.safetensors"
+BETWEEN_STEPS, COLLECTING, UPDATING = range(3)  # gradients, the weights; only the last is no state to go on from
 
 
 def train(
@@ -86,34 +84,28 @@ def train(
             "--init runs/seesaw/best.safetensors"
         )
     fabric = launch(devices)
-    run = Run(fabric, recipe, data, out, seed, init)
     with ExitStack() as stack:
+        others = stack.enter_context(watched(fabric, out))
+        run = Run(fabric, recipe, data, out, seed, init)
+        stop = stack.enter_context(interrupts(tell=run.is_main_process))
         lock_for_all(fabric, out, stack)
         run.start(resume)
-        stop = stack.enter_context(interrupts())
         if not run.prepare(stop, show):
             run.save()
             raise KeyboardInterrupt
         advance = stack.enter_context(progress_bar("training", run.total_steps, show=show and run.is_main_process))
         batches = stack.enter_context(closing(run.batches()))  # whatever happens, the workers are sent home
-        run.evaluate_if_due(show)  # a resumed run may have stopped before or while it evaluated
-        while run.step < run.total_steps:
-            try:
-                run.train_step(batches)
-            except LoaderKilledError as error:
-                run.save_if_whole()
-                raise UserError(f"{error}; then {run.way_on()}") from error
-            advance(run.step, run.note)
-            if run.step % run.steps_per_epoch == 0 or run.step % recipe.training.save_steps == 0:
-                run.log()  # before saving: a diverged model must not replace a sound checkpoint
-                run.save()
-            if run.agreed(stop):
-                run.log()
-                run.save()
-                raise KeyboardInterrupt
-            run.evaluate_if_due(show)  # after saving: a kill or a fault meanwhile loses nothing
-    if run.is_main_process:
-        run.learner.finish()
+        try:
+            run.complete(batches, stop, advance, show)
+        except LoaderKilledError:
+            run.save_last_step()
+            raise
+        except Exception as error:
+            if not isinstance(error, UserError) and others.cause() is not None:  # a collective broke
+                run.save_last_step()
+            raise
+        if run.is_main_process:
+            run.learner.finish()
     return run.scores
 
 
@@ -146,10 +138,11 @@ class Run:
         self.length = RunLength.of(recipe, self.sampler)
         self.steps_per_epoch, self.total_steps = self.length.steps_per_epoch, self.length.total_steps
 
+        checkpoint = None if init is None else read_init(init, recipe, self.categories)
         torch.manual_seed(seed)
         self.detector = build_detector(recipe, len(self.categories), class_statistics(data.train))
         self.stored_recipe = stored_recipe(recipe, self.detector)
-        self.weights_note = init_weights(self.detector, recipe, self.categories, init)
+        self.weights_note = init_weights(self.detector, recipe, self.categories, checkpoint)
         self.detector = self.detector.to(memory_format=torch.channels_last)
         self.learner = self._learner()
         trained = self.learner.trained
@@ -158,10 +151,13 @@ class Run:
         self.average: AveragedModel | None = None
         if recipe.training.ema is not None:
             self.average = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(recipe.training.ema))
-        self.data_keys = data_keys(data.train, data.val)
+        self.data_keys = resumption.data_keys(data.train, data.val)
         self.run_log = RunLog(out / "metrics.jsonl", writes=self.is_main_process)
-        self.step = 0
-        self.whole = True  # the state is that of a complete step
+        self.health = Health(trained, speaks=self.is_main_process)
+        self.step = self.saved_step = 0
+        self.state = BETWEEN_STEPS
+        self.buffers = list(trained.buffers())  # counts and batch statistics, which the forward passes of a step change
+        self.buffers_before = [buffer.clone() for buffer in self.buffers]
         self.can_be_scored = len(data.val.labels) > 0
         self.best: float | None = None  # segm AP
         self.evaluated_step = 0  # the last one that was evaluated
@@ -177,16 +173,18 @@ class Run:
 
     def start(self, resume: bool) -> None:
         """Make the folder, or take up the run that it holds; says what is about to happen."""
-        trainer = self.out / TRAINER
+        trainer = self.out / resumption.TRAINER
         if resume:
             if not trainer.is_file():
-                raise UserError(f"{self.out}: holds no {TRAINER} to resume from; leave out --resume to start")
-            about = load_trainer(trainer, self.detector, self.optimizer, self.average)
+                raise UserError(f"{self.out}: holds no {trainer.name} to resume from; leave out --resume to start")
+            tensors, about = resumption.read_trainer(trainer)
             names = [category.name for category in self.categories]
-            warnings = require_same_run(
+            warnings = resumption.require_same_run(
                 about, self.out, self.recipe, names, self.seed, self.fabric.world_size, self.data_keys
             )
+            resumption.load_trainer(trainer, tensors, self.detector, self.optimizer, self.average)
             self.step, self.best = about["step"], about["best"]
+            self.saved_step = self.step
         elif trainer.is_file():
             raise UserError(f"{self.out}: already holds a run; add --resume to go on with it, or choose another --out")
         else:
@@ -194,23 +192,17 @@ class Run:
             warnings = schedule_warnings(self.recipe, self.length)
         if self.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / "recipe.yaml").write_text(to_yaml(self.recipe))
+            with writing(path := self.out / "recipe.yaml"):
+                path.write_text(to_yaml(self.recipe))
             self.run_log.cut(self.step)
             announce(
                 self.recipe, self.data, self.detector, self.sampler, self.length, self.step,
-                weights_note=self.weights_note, norm_note=self.norm_note,
+                out=self.out, weights_note=self.weights_note, norm_note=self.norm_note, warnings=warnings,
             )  # fmt: skip
-            for warning in warnings:
-                logger.warning(warning)
         self.fabric.barrier()
         recorded = self.run_log.metrics_at(self.step) if resume else None
-        if recorded:  # evaluated after it was saved
-            self.evaluated_step, self.best = self.step, _better(self.best, recorded["segm"]["AP"])
-        if self.is_main_process and self.step >= self.total_steps:
-            logger.warning(
-                "%s: the run is finished: %d steps of %d, %d epochs; for more, --resume with a larger schedule.epochs.",
-                self.out, self.step, self.total_steps, self.recipe.schedule.epochs,
-            )  # fmt: skip
+        if recorded and resumption.is_recorded(self.out, self.step, self.best, recorded):  # after it was saved
+            self.evaluated_step, self.best = self.step, better(self.best, recorded["segm"]["AP"])
         self.run_log.restart_clock()
 
     def prepare(self, stop: Sequence[int], show: bool) -> bool:
@@ -225,19 +217,35 @@ class Run:
         """The training batches from this step on and without end."""
         return self.learner.batches(self.step * self.recipe.training.accumulate)
 
+    def complete(self, batches: Iterator[Any], stop: Sequence[int], advance: Advance, show: bool) -> None:
+        """All steps from here to the end, with saves and evaluations (KeyboardInterrupt once told to ``stop``)."""
+        self.evaluate_if_due(show)  # a resumed run may have stopped before or while it evaluated
+        while self.step < self.total_steps:
+            self.train_step(batches)
+            advance(self.step, self.note)
+            if self.step % self.steps_per_epoch == 0 or self.step % self.recipe.training.save_steps == 0:
+                self.log()  # before saving: a diverged model must not replace a sound checkpoint
+                self.save()
+            if self.agreed(stop):
+                self.log()
+                self.save()
+                raise KeyboardInterrupt
+            self.evaluate_if_due(show)  # after saving: a kill or a fault meanwhile loses nothing
+
     def train_step(self, batches: Iterator[Any]) -> None:
         """One step of the optimiser."""
         recipe = self.recipe
         # Seeded by position, so that what came before (an evaluation, a resumption) does not matter.
-        torch.manual_seed(_mixed(self.seed, self.step, self.fabric.global_rank))
+        torch.manual_seed(seed_of_step(self.seed, self.step, self.fabric.global_rank))
         rate = self.length.base_rate * rate_factor(self.step, self.steps_per_epoch, recipe.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        accumulate = recipe.training.accumulate
+        accumulate, collected = recipe.training.accumulate, []
+        copy_values(self.buffers, self.buffers_before)
+        self.state = COLLECTING
         for micro in range(accumulate):
             batch = next(batches).to(self.fabric.device)
-            self.whole = False
             with self.fabric.no_backward_sync(self.model, enabled=micro < accumulate - 1):
                 # Not Fabric's own mixed precision: it would convert the batch as well, boxes included.
                 with torch.autocast(
@@ -245,38 +253,45 @@ class Run:
                 ):
                     losses = losses_of(self.model, batch, recipe.data.batch_per_device)
                 self.fabric.backward(torch.stack(list(losses.values())).sum() / accumulate)
-            self.run_log.collect(losses)
+            collected.append(losses)
         if recipe.optimizer.clip is not None:
             # Divergence is found when losses are read, so that this does not have to wait for the norm.
-            self.fabric.clip_gradients(
+            norm = self.fabric.clip_gradients(
                 self.model, self.optimizer, max_norm=recipe.optimizer.clip, error_if_nonfinite=False
             )
+            self.health.collect(norm)
+        self.state = UPDATING
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.learner.trained)
+        for losses in collected:
+            self.run_log.collect(losses)
         self.step += 1
-        self.whole = True
+        self.state = BETWEEN_STEPS
         if self.step % recipe.training.log_steps == 0:
             self.log()
 
-    def log(self) -> None:
-        """Write the mean losses since the last line; this is where the device is waited for."""
+    def log(self, *, alone: bool = False) -> None:
+        """Write the mean losses since the last line; this is where the device is waited for.
+
+        Args:
+            alone: the other processes are not there to agree that no loss is infinite.
+        """
         losses, batches, seconds = self.run_log.means()
         if batches == 0:
             return
         total = sum(losses.values())
-        if not math.isfinite(total):
-            bad = next(name for name, value in losses.items() if not math.isfinite(value))
-            raise UserError(
-                f"step {self.step}: the loss '{bad}' is {losses[bad]}: training diverged; lower optimizer.lr (now "
-                f"{self.recipe.optimizer.lr:g}) or set optimizer.clip, then {self.way_on()}"
-            )
+        trouble = resumption.divergence(self.out, self.step, losses, self.recipe.optimizer.lr)
+        if not alone:
+            trouble = first_trouble(self.fabric, trouble)
+        if trouble:
+            raise UserError(trouble)
         self.note = f"loss {total:.3f}"
         images = batches * self.length.images_a_step / self.recipe.training.accumulate
         rate = self.optimizer.param_groups[0]["lr"]
         row = {"step": self.step, "loss": total, **losses, "lr": rate, "images_per_second": images / seconds}
-        self.run_log.write(row)
+        self.run_log.write(row | self.health.row(self.step))
 
     def evaluate_if_due(self, show: bool) -> None:
         """Evaluate at the end of an epoch that the recipe wants evaluated, unless that is done.
@@ -317,34 +332,36 @@ class Run:
         self.evaluated_step = self.step
         if trouble:
             self.scores = None  # those of an earlier epoch are not this one's
+            if not (self.out / resumption.TRAINER).is_file():
+                raise UserError(f"{self.out}: what was saved there has been removed; {resumption.way_on(self.out)}")
             if self.is_main_process:
-                logger.warning(
-                    "Epoch %d: the evaluation failed (%s); nothing is lost: the model is in %s, to be scored with "
-                    "`tailseg eval`.", epoch, trouble, self.out / "last.safetensors",
-                )  # fmt: skip
+                announce_no_scores(epoch, trouble, self.out / "last.safetensors")
             return
         if scores is None:
             return
         self.scores = scores
         reached = scores.metrics["segm"]["AP"]
-        logger.info("Epoch %d: segm AP %s, APr %s.", epoch, _percent(reached), _percent(scores.metrics["segm"]["APr"]))
-        if _better(self.best, reached) != self.best:
+        announce_scores(epoch, reached, scores.metrics["segm"]["APr"])
+        if better(self.best, reached) != self.best:
             self.best = reached
             self._save_model("best.safetensors", scores.metrics)
         # Last: a resumed run does not repeat an evaluation that the log holds.
         self.run_log.write({"step": self.step, "epoch": epoch, "metrics": scores.metrics})
 
-    def save(self) -> None:
+    def save(self, *, alone: bool = False) -> None:
         """Write last.safetensors, then trainer.safetensors, all that resuming needs in one file.
 
         In this order, since a run is resumed from the trainer's step: what failed before it is written again.
+
+        Args:
+            alone: do not wait for the other processes.
         """
-        self._write_checkpoint()
-        self.fabric.barrier()
+        if self.is_main_process:
+            self._write_checkpoint()
+        if not alone:
+            self.fabric.barrier()
 
     def _write_checkpoint(self) -> None:
-        if not self.is_main_process:
-            return
         about = {
             "step": self.step,
             "best": self.best,
@@ -354,18 +371,20 @@ class Run:
             "categories": [category.name for category in self.categories],
             "data": self.data_keys,
         }
-        self._save_model("last.safetensors")
-        save_trainer(self.out / TRAINER, self.detector, self.optimizer, self.average, about)
+        try:
+            self._save_model("last.safetensors")
+            resumption.save_trainer(self.out / resumption.TRAINER, self.detector, self.optimizer, self.average, about)
+        except UserError as error:
+            raise UserError(f"{error}; then {resumption.way_on(self.out)}") from error
+        self.saved_step = self.step
 
-    def save_if_whole(self) -> None:
-        """Save what this process can without the others; nothing in the middle of a step, or before the first one."""
-        if self.whole and self.step > 0:
-            self.log()
-            self._write_checkpoint()
-
-    def way_on(self) -> str:
-        """Advice for whoever has corrected what ended the run."""
-        return "go on with --resume" if (self.out / TRAINER).is_file() else "start again: nothing was saved yet"
+    def save_last_step(self) -> None:
+        """Save the last complete step, as far as there is one and this process can do so without the others."""
+        if self.state == COLLECTING:  # gradients, of which a new start knows nothing
+            copy_values(self.buffers_before, self.buffers)
+        if self.state != UPDATING and self.step > self.saved_step:
+            self.log(alone=True)
+            self.save(alone=True)
 
     def agreed(self, stop: Sequence[int]) -> bool:
         """True if some process was told to stop; with several, asked when losses are logged, for it costs a wait."""
@@ -379,17 +398,3 @@ class Run:
     def _save_model(self, name: str, metrics: Metrics | None = None) -> None:
         model = self._saved_detector()
         save_model(self.out / name, model, self.stored_recipe, self.categories, step=self.step, metrics=metrics)
-
-
-def _mixed(seed: int, step: int, rank: int) -> int:
-    """One generator seed out of three numbers, without collisions for fewer than 2^20 processes."""
-    return (seed * 1_000_003 + step) * (1 << 20) % (1 << 62) + rank
-
-
-def _better(one: float | None, other: float | None) -> float | None:
-    """The larger of two APs, of which either may be missing."""
-    return max((value for value in (one, other) if value is not None), default=None)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

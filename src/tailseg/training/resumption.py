@@ -10,21 +10,47 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tailseg.checkpoint import VERSION, load_weights, read_tensors, write_tensors
+from tailseg.checkpoint import VERSION, load_weights, read_tensors, require_finite, write_tensors
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.errors import UserError
+from tailseg.recipes.model_header import read_header
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import flatten
 from tailseg.training.feature_cache import digest_of_annotations
+from tailseg.training.run_log import better
 
+TRAINER = "trainer.safetensors"
 MODEL_KEY = "model."
 OPTIMIZER_KEY = "optimizer."
 AVERAGE_KEY = "average."
+
+# What a trainer file says of its run.
+ABOUT: dict[str, type | tuple[type, ...]] = {
+    **{"step": int, "seed": int, "world_size": int, "recipe": dict, "categories": list},
+    "best": (float, int, type(None)),
+    "data": (dict, type(None)),  # a run of an earlier version did not say
+}
 
 # Keys that may change, without and with a word about it.
 FREE = {"data.workers", "schedule.epochs", "schedule.milestones"}
 FREE_WITH_WARNING = {"optimizer.lr", "optimizer.clip"}
 OF_A_STEP = ("data.batch_per_device", "training.accumulate")  # free where images a step stay the same
+
+
+def way_on(out: Path) -> str:
+    """Advice for whoever has corrected what ended the run in a folder."""
+    return "go on with --resume" if (out / TRAINER).is_file() else "start again: nothing was saved yet"
+
+
+def divergence(out: Path, step: int, losses: Mapping[str, float], rate: float) -> str:
+    """A sentence on the end of a run whose losses are not finite; empty if they are."""
+    if math.isfinite(sum(losses.values())):
+        return ""
+    name, value = next(((n, v) for n, v in losses.items() if not math.isfinite(v)), ("total", math.inf))
+    return (
+        f"step {step}: the loss '{name}' is {value}: training diverged; lower optimizer.lr (now {rate:g}) or set "
+        f"optimizer.clip, then {way_on(out)}"
+    )
 
 
 def data_keys(train: Annotations, val: Annotations) -> dict[str, dict[str, Any]]:
@@ -85,7 +111,7 @@ def require_same_run(
 
 
 def _require_same_data(about: Mapping[str, Any], out: Path, data: Mapping[str, Mapping[str, Any]]) -> None:
-    for split, began in about.get("data", {}).items():  # a run of an earlier version did not say
+    for split, began in (about.get("data") or {}).items():
         now = data[split]
         if began == now:
             continue
@@ -119,6 +145,26 @@ def _changes_of_a_step(
     )
 
 
+def is_recorded(out: Path, step: int, best: float | None, metrics: Mapping[str, Any]) -> bool:
+    """Whether an evaluation of which the log has the metrics agrees with the best model, and need not be repeated.
+
+    A model that was better than all before was saved before the log was written; the log has no checksum, models have.
+
+    Args:
+        out: folder of the run.
+        step: that was evaluated.
+        best: segm AP, the best before it.
+        metrics: of the log.
+    """
+    try:
+        header = read_header(out / "best.safetensors")
+    except UserError:
+        header = {}
+    if better(best, metrics["segm"]["AP"]) != best:
+        return header.get("step") == step and header.get("metrics") == metrics
+    return header.get("step") != step
+
+
 def save_trainer(
     path: Path,
     model: nn.Module,
@@ -135,25 +181,52 @@ def save_trainer(
     write_tensors(path, tensors, {"tailseg": VERSION, **about})
 
 
-def load_trainer(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None
-) -> dict[str, Any]:
-    """Put a file of `save_trainer` back into its objects; returns what was said ``about`` it."""
+def read_trainer(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors of a file of `save_trainer`, and what was said ``about`` it.
+
+    Raises:
+        UserError: it is missing, damaged or no trainer file, or a value in it is not finite.
+    """
     tensors, about = read_tensors(path)
+    for key, kind in ABOUT.items():
+        if not isinstance(about.get(key), kind):
+            raise UserError(
+                f"{path}: does not say with which {key} the run goes on: it is no trainer file, or was edited; get it "
+                "again, or start again with another --out"
+            )
+    best = path.with_name("best.safetensors")
+    begin = f" and --init {best}" if best.is_file() else ""
+    require_finite(tensors, path, f"start again with another --out{begin}, and no --resume")
+    return tensors, about
+
+
+def load_trainer(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module | None,
+) -> None:
+    """Put the tensors of a file of `save_trainer` back into its objects.
+
+    Raises:
+        UserError: they are those of other objects.
+    """
     load_weights(model, _part(tensors, MODEL_KEY), path)
     if average is not None:
         load_weights(average, _part(tensors, AVERAGE_KEY), path)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = {str(i): p for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in _part(tensors, OPTIMIZER_KEY).items():
-        index, name = key.split(".", 1)
-        like = parameters[int(index)]
+        index, _, name = key.partition(".")
+        like = parameters.get(index)
+        if like is None or value.shape not in (like.shape, ()):
+            raise UserError(f"{path}: '{OPTIMIZER_KEY}{key}' is of another model; the file was edited: get it again")
         if value.shape == like.shape:
             # Fused optimisers pair parameter and state in memory order, so both need the same, channels_last or not.
             value = torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return about
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lightning_fabric import Fabric
 
-from tailseg.errors import UserError
+from tailseg.errors import UserError, writing
 
 if sys.platform != "win32":
     import fcntl
@@ -21,7 +21,10 @@ logger = logging.getLogger(__name__)
 
 NAME = ".lock"
 # As `checkpoint.write_tensors`, `RunLog` and an evaluation name what is not complete yet.
-UNFINISHED = (".*.part", "features/.*.part", "features/*/.*.part", ".detections.*.json")
+UNFINISHED = (
+    *(".*.part", "features/.*.part", "features/*/.*.part"),
+    *(".detections.*.json", ".detections.*.json.partial", "detections.json.partial"),
+)
 
 _held: set[int] = set()  # file descriptors
 
@@ -56,8 +59,9 @@ def run_lock(out: Path) -> Iterator[None]:
         return
     _held.add(descriptor)
     try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode())
+        with writing(path):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode())
         yield
     finally:
         with suppress(OSError):  # the disk may be gone by now

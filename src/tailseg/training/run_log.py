@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tailseg.errors import writing
+
 logger = logging.getLogger(__name__)
 
 
@@ -34,7 +36,7 @@ class RunLog:
     def metrics_at(self, step: int) -> dict[str, Any] | None:
         """The metrics of the evaluation at this step; None if there was none, or the run stopped before its end."""
         found = [row["metrics"] for row, _ in self._rows() if row and row["step"] == step and "metrics" in row]
-        return found[-1] if found else None
+        return found[-1] if found and _are_metrics(found[-1]) else None
 
     def cut(self, step: int) -> None:
         """Drop lines that were written after the checkpoint of this step, from which the run goes on.
@@ -49,7 +51,8 @@ class RunLog:
             logger.info("%s: dropped %d lines that a kill cut short.", self.path, broken)
         kept = "".join(line + "\n" for row, line in rows if row is not None and row["step"] <= step)
         part = self.path.with_name(f".{self.path.name}.part")
-        part.write_text(kept)
+        with writing(self.path):
+            part.write_text(kept)
         os.replace(part, self.path)  # a kill at this moment leaves the old file or the new one
 
     def _rows(self) -> Iterator[tuple[dict[str, Any] | None, str]]:
@@ -58,9 +61,9 @@ class RunLog:
         for line in text.split("\n"):
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):  # ValueError: no JSON, or a number of thousands of digits
                 row = None
-            yield (row if isinstance(row, dict) and "step" in row else None), line
+            yield (row if isinstance(row, dict) and type(row.get("step")) is int else None), line
 
     def collect(self, losses: dict[str, Tensor]) -> None:
         """Add the losses of one batch."""
@@ -85,5 +88,16 @@ class RunLog:
     def write(self, row: dict[str, Any]) -> None:
         """Append one line."""
         if self.writes:
-            with self.path.open("a") as file:
+            with writing(self.path), self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
+
+
+def better(one: float | None, other: float | None) -> float | None:
+    """The larger of two APs, of which either may be missing."""
+    return max((value for value in (one, other) if value is not None), default=None)
+
+
+def _are_metrics(value: Any) -> bool:
+    """Whether a value of the log, which may be damaged, has the segm AP."""
+    found = value.get("segm") if isinstance(value, dict) else None
+    return isinstance(found, dict) and isinstance(found.get("AP", ""), float | int | None)

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tailseg.checkpoint import Checkpoint, load_model, require_type
+from tailseg.checkpoint import Checkpoint, load_model, require_fit, require_type
 from tailseg.data.annotations.annotations import Category
 from tailseg.data.sources import same_name
 from tailseg.errors import UserError
 from tailseg.losses import CLASSIFICATIONS
 from tailseg.model.backbone import load_pretrained
+from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector, Stage
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import flatten
@@ -46,14 +48,35 @@ MEANING = (  # recipe keys, or their beginnings, that change what given weights 
 )
 
 
-def init_weights(detector: Detector, recipe: Recipe, categories: Sequence[Category], init: Path | None) -> str:
+def read_init(path: Path, recipe: Recipe, categories: Sequence[Category]) -> Checkpoint:
+    """Read the model file that a run starts from, and compare it before anything is built that takes memory.
+
+    Raises:
+        UserError: the file is no model, does not fit its own recipe, or its architecture is not the run's.
+    """
+    checkpoint = load_model(path)
+    with torch.device("meta"):  # shapes and types alone
+        theirs = build_detector(checkpoint.recipe, len(checkpoint.categories)).state_dict()
+        require_fit(theirs, checkpoint.state, path)
+        own = build_detector(recipe, len(categories)).state_dict()
+        shapes = replace(checkpoint, state=theirs)
+        # Where the layout of the logits counts, it is compared by its values, later.
+        layout = CLASSIFICATIONS[recipe.classifier.loss].layout_buffers
+        keep_classifier = not layout and _same_classifier(recipe, shapes, own, categories)
+        _filled(own, shapes, recipe, categories, keep_classifier=keep_classifier)
+    return checkpoint
+
+
+def init_weights(
+    detector: Detector, recipe: Recipe, categories: Sequence[Category], checkpoint: Checkpoint | None
+) -> str:
     """Give a new detector the weights that a run starts with; returns what they are, for the log.
 
     Raises:
         UserError: as `start_from`.
     """
-    if init is not None:
-        return start_from(init, detector, recipe, categories)
+    if checkpoint is not None:
+        return start_from(checkpoint, detector, recipe, categories)
     if recipe.finetune.enabled:
         return "weights of the run itself"
     if recipe.model.backbone.pretrained:
@@ -61,8 +84,8 @@ def init_weights(detector: Detector, recipe: Recipe, categories: Sequence[Catego
     return "random weights"
 
 
-def start_from(path: Path, detector: Detector, recipe: Recipe, categories: Sequence[Category]) -> str:
-    """Fill a detector with the weights of a model file; returns one sentence that says what was taken.
+def start_from(checkpoint: Checkpoint, detector: Detector, recipe: Recipe, categories: Sequence[Category]) -> str:
+    """Fill a detector with the weights of another model; returns one sentence that says what was taken.
 
     With the model's own categories all is taken. With others, rows that belong to a class go to the class of the same
     name, classes that the model does not know keep their random rows, and what its loss had counted is left behind.
@@ -72,16 +95,42 @@ def start_from(path: Path, detector: Detector, recipe: Recipe, categories: Seque
     (`finetune.start`), and have counted nothing: what the sampler shows them is another distribution.
 
     Raises:
-        UserError: the file is no model, its architecture is not the recipe's, or `finetune` would freeze a classifier
-            that the model does not have.
+        UserError: its architecture is not the recipe's, or `finetune` would freeze a classifier that it does not have.
     """
-    checkpoint = load_model(path)
-    theirs, own = checkpoint.state, detector.state_dict()
+    own = detector.state_dict()
+    keep_classifier = _same_classifier(recipe, checkpoint, own, categories)
+    filled = _filled(own, checkpoint, recipe, categories, keep_classifier=keep_classifier)
+    path, source = checkpoint.path, _their_labels(categories, checkpoint.categories)
+    if recipe.finetune.enabled:
+        unknown = [category.name for category, label in zip(categories, source, strict=True) if label < 0]
+        _require_whole(path, recipe, checkpoint, unknown, same_classifier=keep_classifier)
+    detector.load_state_dict(filled)
+    branches = ""
+    if recipe.finetune.enabled:
+        branches = "; second branches " + _start_branches(detector, recipe, there=_has_branches(checkpoint))
+    known = len(source) - source.count(-1)
+    classifier = "" if keep_classifier else "; the classifier starts again, for it does not fit the recipe's loss"
+    return f"weights of {path} ({known} of {len(source)} classes known by name{classifier}){branches}"
+
+
+def _filled(
+    own: Mapping[str, Tensor],
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    categories: Sequence[Category],
+    *,
+    keep_classifier: bool,
+) -> dict[str, Tensor]:
+    """A state dict of a detector with theirs in it; both may be on `meta`.
+
+    Raises:
+        UserError: the architectures differ.
+    """
+    path, theirs = checkpoint.path, checkpoint.state
     source = _their_labels(categories, checkpoint.categories)
     same = source == list(range(len(checkpoint.categories)))
     kind = CLASSIFICATIONS[recipe.classifier.loss]
-    keep_classifier = _same_classifier(recipe, checkpoint, own, len(categories), same=same)
-    second_there = any(SECOND in key for key in theirs)
+    second_there = _has_branches(checkpoint)
     agnostic = dict.fromkeys(("box_head.regressor", "box_head.sibling_regressor"), recipe.model.box_head.class_agnostic)
     agnostic |= dict.fromkeys(("mask_head.predictor", "mask_iou.predictor"), recipe.model.mask_head.class_agnostic)
     filled: dict[str, Tensor] = {}
@@ -102,16 +151,11 @@ def start_from(path: Path, detector: Detector, recipe: Recipe, categories: Seque
     left = [key for key in theirs if key not in own and not _of_statistics(key)]
     if left:
         raise _other_architecture(path, left[0], "has no place")
-    if recipe.finetune.enabled:
-        unknown = [category.name for category, label in zip(categories, source, strict=True) if label < 0]
-        _require_whole(path, recipe, checkpoint, unknown, same_classifier=keep_classifier)
-    detector.load_state_dict(filled)
-    branches = ""
-    if recipe.finetune.enabled:
-        branches = "; second branches " + _start_branches(detector, recipe, there=second_there)
-    known = len(source) - source.count(-1)
-    classifier = "" if keep_classifier else "; the classifier starts again, for it does not fit the recipe's loss"
-    return f"weights of {path} ({known} of {len(source)} classes known by name{classifier}){branches}"
+    return filled
+
+
+def _has_branches(checkpoint: Checkpoint) -> bool:
+    return any(SECOND in key for key in checkpoint.state)
 
 
 def _start_branches(detector: Detector, recipe: Recipe, *, there: bool) -> str:
@@ -141,9 +185,11 @@ def _their_labels(ours: Sequence[Category], theirs: Sequence[Category]) -> list[
 
 
 def _same_classifier(
-    recipe: Recipe, checkpoint: Checkpoint, own: Mapping[str, Tensor], classes: int, *, same: bool
+    recipe: Recipe, checkpoint: Checkpoint, own: Mapping[str, Tensor], categories: Sequence[Category]
 ) -> bool:
     """Return whether logits mean the same there: loss, normalisation, and the logits that are no classes."""
+    classes = len(categories)
+    same = _their_labels(categories, checkpoint.categories) == list(range(len(checkpoint.categories)))
     ours, other = recipe.classifier, checkpoint.recipe.classifier
     if (ours.loss, ours.normalized) != (other.loss, other.normalized):
         return False

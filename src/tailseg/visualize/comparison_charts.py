@@ -19,6 +19,8 @@ METHOD_COLOURS = {"cross-entropy": "#3a87c8", "seesaw": "#d55e00"}
 OTHER_COLOURS = ("#009e73", "#cc79a7", "#b58900", "#7f7f7f")
 MARKERS = ("o", "^", "s", "D", "v", "P")
 GROUPS = {"AP": "all", "APr": "rare", "APc": "common", "APf": "frequent"}
+FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
+FATES = {"right": "#2a9d6e", "look-alike": "#c1440e", "other class": "#b58900", "missed": "#7f7f7f"}
 
 Methods = Mapping[str, Mapping[str, Any]]  # the "methods" of results.json
 
@@ -78,6 +80,57 @@ def class_chart(methods: Methods) -> Markup:
         add_legend(figure, axes)
         alt = "Scatter of each class's mask AP against its number of training images, a smoothed line a method."
         return to_svg(figure, "classes", alt)
+
+
+def fate_chart(methods: Methods, outcomes: Mapping[str, Any]) -> Markup:
+    """Shares of the objects of each frequency group that came to each end, a bar a method."""
+    with new_figure() as (figure, axes):
+        width = 0.8 / len(methods)
+        ticks: list[tuple[float, str]] = []
+        for position, (key, method) in enumerate(methods.items()):
+            for place, (group, ends) in enumerate(outcomes[key]["ends"].items()):
+                x, total, below = place - 0.4 + (position + 0.5) * width, sum(ends.values()), 0.0
+                ticks.append((x, f"{method['title']}\n{FREQUENCIES[group]}"))
+                for (end, colour), count in zip(FATES.items(), ends.values(), strict=True):
+                    share = 100 * count / total if total else 0.0
+                    label = end if (position, place) == (0, 0) else None
+                    axes.bar(x, share, 0.9 * width, bottom=below, color=colour, label=label)
+                    if share >= 6:
+                        axes.text(
+                            x, below + share / 2, f"{share:.0f}", ha="center", va="center", fontsize=9, color="white"
+                        )
+                    below += share
+        axes.set_xticks(*zip(*sorted(ticks), strict=True), fontsize=8)
+        axes.tick_params(axis="x", length=0)
+        axes.set_ylabel("objects, percent")
+        add_legend(figure, axes)
+        return to_svg(figure, "fates", "Stacked bars: objects named right, taken for another class, or missed.")
+
+
+def score_chart(methods: Methods, outcomes: Mapping[str, Any]) -> Markup:
+    """Quantiles of the scores of the objects' own classes by frequency group, and the score that the limit asks for."""
+    with new_figure() as (figure, axes):
+        lowest = 1e-4
+        width = 0.8 / len(methods)
+        for position, (key, method) in enumerate(methods.items()):
+            colour = method_colour(methods, key)
+            axes.axhline(max(outcomes[key]["bar"], lowest), color=colour, linestyle="--", linewidth=1)
+            for place, quantiles in enumerate(outcomes[key]["scores"].values()):
+                if not quantiles:
+                    continue
+                p10, p25, p50, p75, p90 = (max(value, lowest) for value in quantiles)
+                x = place - 0.4 + (position + 0.5) * width
+                axes.plot([x, x], [p10, p90], color=colour, linewidth=1.5)
+                axes.plot([x, x], [p25, p75], color=colour, linewidth=7, alpha=0.5, solid_capstyle="butt")
+                label = method["title"] if place == 0 else None
+                axes.plot(x, p50, "o", color=colour, markeredgecolor=INK, markersize=7, label=label)
+        axes.set_yscale("log")
+        axes.set_ylim(lowest * 0.7, 1.2)
+        axes.set_xticks(range(len(FREQUENCIES)), list(FREQUENCIES.values()))
+        axes.tick_params(axis="x", length=0)
+        axes.set_ylabel("score")
+        add_legend(figure, axes)
+        return to_svg(figure, "scores", "Scores of the objects' own classes by class frequency, against the limit's.")
 
 
 def curve_chart(methods: Methods, name: str) -> Markup:

@@ -12,7 +12,16 @@ from typing import Any
 
 from tailseg.errors import UserError
 from tailseg.evaluation.comparison import KINDS, NOTHING, Stat, number, table, verdict
-from tailseg.visualize.comparison_charts import class_chart, curve_chart, curve_names, frequency_chart, method_colour
+from tailseg.visualize.comparison_charts import (
+    GROUPS,
+    class_chart,
+    curve_chart,
+    curve_names,
+    fate_chart,
+    frequency_chart,
+    method_colour,
+    score_chart,
+)
 from tailseg.visualize.page import data_uri, render
 
 log = logging.getLogger(__name__)
@@ -50,6 +59,7 @@ def write_report(results: Mapping[str, Any], out: Path) -> None:
         spread=f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "a single seed",
         frequency_charts=_frequency_charts(results, seeds),
         classes=_classes(methods),
+        why=_why(results),
         curves=[
             {"chart": curve_chart(methods, name), "caption": name.replace("_", " ")} for name in curve_names(methods)
         ],
@@ -98,6 +108,65 @@ def _frequency_charts(results: Mapping[str, Any], seeds: int) -> list[dict[str, 
             "smoothed; points of single classes scatter widely where the validation set has few of them.",
         },
     ]
+
+
+def _why(results: Mapping[str, Any]) -> dict[str, object] | None:
+    """What the limit of detections does, and what became of the objects; None for results without these."""
+    if "why" not in results:
+        return None
+    methods, why, limit = results["methods"], results["why"], results["limit"]
+    rows = [
+        {
+            "method": {"title": method["title"], "colour": method_colour(methods, key)},
+            "detections": limit[which],
+            "numbers": [
+                Stat(tuple(100 * ap for run in method["runs"] if (ap := number(run[name]["segm"][metric])) is not None))
+                for metric in GROUPS
+            ],
+        }
+        for key, method in methods.items()
+        for which, name in (("detections", "metrics"), ("beyond", "beyond"))
+    ]
+    return {
+        "rows": rows,
+        "metrics": [f"Mask {metric}" for metric in GROUPS],
+        "limit": limit,
+        "charts": [
+            {
+                "chart": fate_chart(methods, why["outcomes"]),
+                "caption": f"What the best detection on each annotated object says, among the {limit['detections']} of "
+                "its image (first seed). A look-alike is a class that differs in texture, colour or shape only.",
+            },
+            {
+                "chart": score_chart(methods, why["outcomes"]),
+                "caption": "Scores of the objects' own classes (first seed): a tenth of the objects lie below the thin "
+                f"line, a quarter below the bar, half below the dot. Dashed: the score that it takes to be among the "
+                f"{limit['detections']} detections of an image (median). The scales of two losses differ; what counts "
+                "is where a group lies against its own dashed line.",
+            },
+        ],
+        "example": _example(why["example"], methods),
+    }
+
+
+def _example(example: Mapping[str, Any] | None, methods: Mapping[str, Any]) -> str | None:
+    """A rare class and the look-alike that takes its objects, in a sentence."""
+    if example is None:
+        return None
+    name, other = (example[key].replace("_", " ") for key in ("label", "other"))
+    few, many = example["train_images"]
+    told = "; ".join(
+        f"{method['title']} calls {counts['taken']} of them {other} and {counts['right']} by their name"
+        for method, counts in zip(methods.values(), example["counts"], strict=True)
+    )
+    return (
+        f"For example {name} ({_images(few)}) and its look-alike {other} ({_images(many)}): of {example['objects']} "
+        f"{name}s in the validation images, {told}."
+    )
+
+
+def _images(count: int) -> str:
+    return f"{count:,} training image{'' if count == 1 else 's'}"
 
 
 def _classes(methods: Mapping[str, Any]) -> list[dict[str, object]]:

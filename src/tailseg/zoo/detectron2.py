@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from tailseg.errors import UserError
+from tailseg.yaml_files import read_yaml
 from tailseg.zoo.checkpoint_files import read_checkpoint
 from tailseg.zoo.conversion import ForeignModel, change, rename, state_dict_of
 
@@ -137,10 +137,7 @@ def _blue_first(config: Mapping[str, Any]) -> bool:
 def _read_config(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as detectron2's configuration; fix or remove it") from error
+    config = read_yaml(path, fix="fix or remove it", aliases=True)
     return config if isinstance(config, dict) and isinstance(config.get("MODEL"), dict) else None
 
 

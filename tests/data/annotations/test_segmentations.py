@@ -66,6 +66,7 @@ FAULTS = [
     ("bad_mask", [[1, 2, 3, 4], [1, 2]], TWO_POINTS),
     ("bad_mask", [[1, 2, 3, 4, 5, -70_000]], "a polygon has a coordinate beyond 65535 pixels"),
     ("bad_mask", [[65535.001, 2, 3, 4, 5, 6]], "a polygon has a coordinate beyond 65535 pixels"),
+    ("bad_mask", [[0, 0, 65_000, 2] * 80], "a polygon's outline is longer than 10,000,000 pixels"),  # 10.4 million
     ("bad_mask", {"counts": "0"}, "the RLE's size is None, not the image's height and width"),
     ("bad_mask", {"size": [40.5, 50], "counts": "0"}, "the RLE's size is [40.5, 50], not the image's height and width"),
     ("bad_mask", {"size": [40], "counts": "0"}, "the RLE's size is [40], not the image's height and width"),
@@ -104,6 +105,12 @@ def test_each_fault_is_told_and_spares_the_others(kind, value, problem):
     assert columns["coordinates"].tolist() == SQUARE * 3
     assert columns["rle_hws"].tolist() == [[0, 0], [0, 0], [4, 5], [0, 0]]
     assert columns["rle_lengths"][[0, 1, 3]].tolist() == [0, 0, 0]
+
+
+def test_an_outline_may_have_ten_million_pixels():
+    zigzag = [0, 0, 50_000, 2] * 100  # there and back
+    assert columns_of([[zigzag]])[1] == {}
+    assert list(columns_of([[[*zigzag, -1, 0]]])[1]) == [0]
 
 
 @pytest.mark.parametrize("ring", [5, [], [1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, None], "x", [9e9] * 6])

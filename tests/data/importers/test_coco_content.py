@@ -123,6 +123,23 @@ def test_ids_that_do_not_fit_are_numbered_anew(tmp_path, number):
     assert all(type(row["id"]) is int for row in part.images)
 
 
+def test_ids_that_do_not_fit_beside_entries_that_are_no_objects(tmp_path):
+    def change(data):
+        data["images"][2]["id"] = 2**70
+        data["annotations"][1] = [1, 2]
+
+    part = read_coco(changed(tmp_path, change)).parts["train"]
+    assert len(part.annotations) == 4  # of 6 images
+
+
+def test_an_id_of_thousands_of_digits(tmp_path):
+    root = changed(tmp_path, lambda data: data["images"][2].update(id=2**70))
+    (path,) = root.glob("*.json")
+    path.write_text(path.read_text().replace(str(2**70), "9" * 5000))
+    with pytest.raises(UserError, match=r"^\S+\.json: "):
+        read_coco(root)
+
+
 def test_annotations_of_nothing(tmp_path):
     def change(data):
         data["annotations"][0]["image_id"] = 99

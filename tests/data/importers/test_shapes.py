@@ -70,6 +70,11 @@ def test_polygons_by_hand():
     assert issubclass(OddObjectError, UserError)
 
 
+def test_an_outline_that_takes_gigabytes_to_draw():
+    with pytest.raises(OddObjectError, match="an outline of more than 10,000,000 pixels: left out"):
+        polygon_of([[0, 0], [65_000, 2]] * 80)
+
+
 def test_a_turn_is_clockwise_about_the_middle():
     turned = rotated(rectangle(0, 0, 4, 2), 90)
     assert turned == pytest.approx(np.array([[3, -1], [3, 3], [1, 3], [1, -1]]))

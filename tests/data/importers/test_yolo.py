@@ -7,6 +7,7 @@ import yaml
 from foreign_files import converted, fault, picture, write_files
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from tailseg.data.images import IMAGE_SUFFIXES, read_image
 from tailseg.data.importers.yolo import is_yolo, read_yolo
@@ -241,6 +242,28 @@ def test_a_set_of_odd_lines_is_refused_with_the_likely_cause(tmp_path, line, sen
     first = "3.txt: line 1" if line == "0 0.1 0.2 0.3 0.4" else "1.txt: line 2"
     assert message.startswith(f"{root}/labels/train/{first}: no line of any label file can be used; ")
     assert sentence.replace("2 are lines that are neither", "3 are lines that are neither") in message
+
+
+@pytest.mark.parametrize("entry", ["/", "\\", "../" * 40])
+def test_a_split_is_not_the_whole_disk(tmp_path, entry):
+    folder = write_files(tmp_path, {"data.yaml": yaml.safe_dump({"train": entry, "val": "images", "nc": 1})})
+    write_files(folder, {"images/a.jpg": None, "labels/a.txt": ""})
+    with pytest.raises(
+        UserError, match=r"data\.yaml: train is .*, the root of the disk; name the folder of its images"
+    ):
+        read_yolo(folder / "data.yaml")
+
+
+def test_an_outline_that_takes_gigabytes_to_draw_is_left_out_and_counted(tmp_path):
+    folder = write_files(tmp_path, {"data.yaml": "train: images\nnames: [cat]\n", "images/a.png": b""})
+    Image.new("1", (60_000, 20)).save(folder / "images" / "a.png")
+    write_files(folder, {"labels/a.txt": "0 0.1 0.1 0.9 0.1 0.5 0.9\n0" + " 0 0 1 0.9" * 100 + "\n"})
+    source = read_yolo(folder)
+    assert len(source.parts["train"].annotations) == 1
+    assert (
+        f"1 objects with an outline of more than 10,000,000 pixels: left out ({folder / 'images/a.png'})"
+        in source.notes
+    )
 
 
 def test_labels_and_names_that_contradict_are_refused(tmp_path):

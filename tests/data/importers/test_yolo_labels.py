@@ -10,6 +10,7 @@ from tailseg.data.importers.foreign import LeftOut
 from tailseg.data.importers.yolo_labels import (
     CAUSES,
     CONFIDENCE,
+    LONG_LINE,
     NO_NUMBERS,
     NO_SHAPE,
     NO_SIZE,
@@ -86,6 +87,7 @@ def test_equal_lines_are_kept_for_the_data_check_to_find():
         ("0 320 240 100 50", OUTSIDE),
         ("0 1e300 1e300 0 0 1 1", OUTSIDE),
         ("0 0.5 0.5 0 0.1", NO_SIZE),
+        ("0" + " 0.5" * 250_000, LONG_LINE),
         ("0 0.5 0.5 0.1 -0.005", NO_SIZE),
     ],
 )

@@ -19,7 +19,6 @@ from pycocotools import mask as coco_mask
 
 from tailseg.data.synthetic import generate as synthetic
 from tailseg.data.synthetic.generate import (
-    FEWEST_IMAGES,
     SyntheticSettings,
     default_synthetic_folder,
     frequency_thresholds,
@@ -69,8 +68,8 @@ def test_the_curve_is_that_of_lvis(shared: Path) -> None:
 
 
 def test_groups_have_the_shares_of_lvis() -> None:
-    counts = image_counts(1203, 100_000, FEWEST_IMAGES["train"])
-    rare_max, common_max = frequency_thresholds(1203, 100_000)
+    counts = image_counts(1203, 100_000, 1)
+    rare_max, common_max = frequency_thresholds(1203, 100_000, 1)
     assert np.mean(counts <= rare_max) == pytest.approx(337 / 1203, abs=0.04)
     assert np.mean(counts > common_max) == pytest.approx(405 / 1203, abs=0.04)
 
@@ -158,7 +157,17 @@ def test_counts_and_groups_are_those_of_the_annotations(folder: Path) -> None:
         assert row["frequency"] == ("r" if count <= rare_max else "c" if count <= common_max else "f")
     assert [r["frequency"] for r in val["categories"]] == [r["frequency"] for r in train["categories"]]
     assert {row["frequency"] for row in train["categories"]} == {"r", "c", "f"}
-    assert min(row["image_count"] for row in train["categories"]) >= 2
+    assert min(row["image_count"] for row in train["categories"]) == 1
+
+
+def test_the_default_set_has_the_depth_of_lvis() -> None:
+    """LVIS v1: 1 to 1,980 training images a class; here as many times fewer at the top as there are images."""
+    made = SyntheticSettings()
+    counts = image_counts(made.classes, made.train_images, made.rarest)
+    assert counts[-1] == 1
+    assert 900 < counts[0] < 1100
+    assert frequency_thresholds(made.classes, made.train_images, made.rarest) == (8, 66)
+    assert image_counts(made.classes, made.train_images, 5).min() == 5
 
 
 def test_every_class_has_validation_images(folder: Path) -> None:
@@ -263,7 +272,15 @@ def test_only_new_or_empty_folders_are_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("classes", 1), ("classes", 1204), ("train_images", 0), ("val_images", 0), ("size", 31), ("seed", -1)],
+    [
+        ("classes", 1),
+        ("classes", 1204),
+        ("train_images", 0),
+        ("val_images", 0),
+        ("size", 31),
+        ("rarest", 0),
+        ("seed", -1),
+    ],
 )
 def test_impossible_settings_are_refused(name: str, value: int) -> None:
     with pytest.raises(UserError, match=f"{name} is {value}"):
@@ -299,7 +316,7 @@ def test_the_second_of_two_writers_takes_the_first_ones_folder(tmp_path: Path, m
             write_synthetic(default_synthetic_folder(TINY), TINY)
 
     folder = open_synthetic(TINY, progress=other_process_finishes)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [folder.name]
     assert len(read_all(folder)) == 7
 
 
@@ -315,4 +332,4 @@ def test_two_processes_may_open_at_once(tmp_path: Path) -> None:
     outputs = {run.communicate(timeout=60)[0] for run in runs}
     assert [run.returncode for run in runs] == [0, 0]
     assert len(outputs) == 1
-    assert len(list(tmp_path.iterdir())) == 1
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == ["", ".hash"]

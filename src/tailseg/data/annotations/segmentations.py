@@ -20,6 +20,7 @@ from tailseg.wording import short
 
 _OF_BYTES = ("b'", 'b"')  # how str() of Python's bytes begins; no run lengths do
 MAX_SIDE = 65_535  # pixels; no JPEG is larger, and a wild number must not make us allocate its square
+LONGEST_OUTLINE = 10_000_000  # pixels of a polygon: drawing takes time and memory for each of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +182,13 @@ def _pack(values: list[list[Any]]) -> dict[str, NDArray[Any]] | None:
     except (TypeError, OverflowError):
         return None
     coordinates = np.fromiter(chain.from_iterable(polygons), np.float64, int(lengths.sum()))
-    if coordinates.size and not max(coordinates.max(), -coordinates.min()) <= MAX_SIDE:
+    farthest = max(coordinates.max(), -coordinates.min()) if coordinates.size else 0
+    if not farthest <= MAX_SIDE:
         return None
+    if lengths.max(initial=0) * farthest > LONGEST_OUTLINE:  # it may be: half as many corners, each twice as far
+        stops = np.cumsum(lengths)
+        if any(is_too_long(coordinates[stop - n : stop]) for stop, n in zip(stops, lengths, strict=True)):
+            return None
     if (np.rint(coordinates * 100) / 100 == coordinates).all():
         coordinates = coordinates.astype(np.float32)
     counts = np.fromiter(map(len, values), np.int64, len(values))
@@ -197,7 +203,15 @@ def _polygon_fault(value: Any) -> str | None:
         return f"a polygon has {len(value)} coordinates, not three points or more of an x and a y each"
     if not max(map(abs, value)) <= MAX_SIDE:
         return f"a polygon has a coordinate beyond {MAX_SIDE} pixels"
+    if is_too_long(np.array(value, np.float64)):
+        return f"a polygon's outline is longer than {LONGEST_OUTLINE:,} pixels"
     return None
+
+
+def is_too_long(coordinates: NDArray[np.floating[Any]]) -> bool:
+    """Whether the outline of a polygon, x0, y0, x1, y1, ... in pixels, has more pixels than can be drawn."""
+    corners = coordinates.reshape(-1, 2)
+    return bool(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1, initial=0).sum() > LONGEST_OUTLINE)
 
 
 def _compressed(value: dict[str, Any]) -> tuple[bytes, list[int]]:

@@ -68,8 +68,13 @@ class CocoContent:
             raise UserError(f"{self.path}: the list of {missing} is empty; fill it, or remove the file")
         if any(type(row.get("id")) is float and abs(row["id"]) >= 2**63 for row in lists["image"]):
             with open_unpacked(self.path) as file:  # the fast reader makes floats of these, many of which are the same
-                content = json.loads(file.read().decode("utf-8-sig"))
-            lists |= {"image": content["images"], "annotation": content.get("annotations", [])}
+                text = file.read().decode("utf-8-sig")
+            try:
+                content = json.loads(text)
+            except ValueError:
+                raise UserError(f"{self.path}: an id has thousands of digits; number the images 1, 2, ...") from None
+            annotations = [row for row in content.get("annotations", []) if type(row) is dict]
+            lists |= {"image": content["images"], "annotation": annotations}
         return lists
 
     def _named(self, rows: Sequence[Row]) -> list[Row]:

@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from tailseg.data.annotations.oddities import Tally, counted
 from tailseg.data.annotations.packed import MARK, open_unpacked
 from tailseg.data.annotations.repair import meant
+from tailseg.data.annotations.segmentations import LONGEST_OUTLINE, is_too_long
 from tailseg.data.images import read_header, require_whole
 from tailseg.data.importers.writer import Part, Row, new_names
 from tailseg.errors import UserError
 
 DECIMALS = 3  # of written coordinates, in pixels
+TOO_LONG = f"objects with an outline of more than {LONGEST_OUTLINE:,} pixels: left out"
 
 # An object: polygons, each (K, 2) x, y in pixels, which it is the union of; or a compressed RLE of the whole image.
 Shape = list[NDArray[np.float64]] | bytes
@@ -109,6 +111,9 @@ def source_of(images: dict[str, list[AnnotatedImage]], root: Path, names: Sequen
             part.images.append({"id": image_id, "file_name": new[image.path], "height": height, "width": width})
             part.files.append(image.path if image.content is None else image.content)
             for name, shape in zip(image.names, image.shapes, strict=True):
+                if not isinstance(shape, bytes) and any(is_too_long(polygon.ravel()) for polygon in shape):
+                    found.add(TOO_LONG, str(image.path))
+                    continue
                 columns = mask_columns(shape, image.image_hw)
                 if columns is None:
                     found.add("objects without extent in their image: left out", str(image.path))

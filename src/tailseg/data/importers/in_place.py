@@ -31,7 +31,7 @@ from tailseg.errors import UserError
 from tailseg.wording import controls_escaped
 
 VERSION = 3  # raise it when an import writes anything else
-_FILES = ("train.json", "val.json")
+_ABOUT = "import.json"
 _ANNOTATIONS = (
     ".json",
     ".gz",
@@ -94,9 +94,10 @@ def import_in_place(kind: str, source: Path, *, progress: Callable[[int], None] 
                 for part in found.parts.values() if stay else ():
                     _name_from(root, part)
                 write_annotations(content, found.categories, found.parts)
-                about["sums"] = {name: _sum(content / name) for name in _FILES}
+                written = sorted(path for path in content.rglob("*") if path.is_file())
+                about["sums"] = {str(path.relative_to(content)): _sum(path) for path in written}
                 row = orjson.dumps(about)
-                (content / "import.json").write_bytes(_digest(row).encode() + row)
+                (content / _ABOUT).write_bytes(_digest(row).encode() + row)
         except UserError as error:
             if _sound(folder) is None:  # else another process was faster
                 raise UserError(f"{error}; TAILSEG_CACHE names the cache, `tailseg data convert` needs none") from None
@@ -108,12 +109,12 @@ def import_in_place(kind: str, source: Path, *, progress: Callable[[int], None] 
 def _sound(folder: Path) -> dict[str, Any] | None:
     """The record about an import, if it is there and its files are what was written."""
     try:
-        content = (folder / "import.json").read_bytes()
+        content = (folder / _ABOUT).read_bytes()
         length = len(_digest(b""))
         if content[:length] != _digest(content[length:]).encode():
             return None
         about: dict[str, Any] = orjson.loads(content[length:])
-        return about if all(_sum(folder / name) == about["sums"][name] for name in _FILES) else None
+        return about if all(_sum(folder / name) == known for name, known in about["sums"].items()) else None
     except OSError:
         return None
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.masks import Bitmap, bitmap_of, encode_bitmap
-from tailseg.data.annotations.segmentations import MAX_SIDE
-from tailseg.data.importers.foreign import Shape
+from tailseg.data.annotations.segmentations import MAX_SIDE, is_too_long
+from tailseg.data.importers.foreign import TOO_LONG, Shape
 from tailseg.errors import UserError
 
 TOLERANCE = 0.05  # pixels between a curve and the polygon that stands for it, at most
@@ -64,7 +64,7 @@ def polygon_of(points: object, least: int = 3) -> NDArray[np.float64]:
         least: the number of points that the shape needs.
 
     Raises:
-        OddObjectError: there are too few, or a coordinate is no number or far from any image.
+        OddObjectError: there are too few, a coordinate is no number or far from any image, or the outline too long.
     """
     if not isinstance(points, (list, np.ndarray)) or len(points) < least:
         raise OddObjectError("objects with too few points: left out")
@@ -78,6 +78,8 @@ def polygon_of(points: object, least: int = 3) -> NDArray[np.float64]:
         raise _no_numbers()
     if np.abs(corners).max() > MAX_SIDE:
         raise OddObjectError(f"objects with a coordinate beyond {MAX_SIDE:,} pixels: left out")
+    if is_too_long(corners.ravel()):
+        raise OddObjectError(TOO_LONG)
     return corners
 
 

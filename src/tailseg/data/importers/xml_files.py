@@ -6,10 +6,10 @@ import codecs
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 
 from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import fromstring, iterparse
+from defusedxml.ElementTree import XMLParser, iterparse
 
 from tailseg.errors import UserError
 
@@ -49,13 +49,40 @@ def parse_xml(content: bytes, where: str) -> Element:
     Raises:
         UserError: it is no such file; the sentence begins with ``where``.
     """
+    parser = XMLParser(target=_Shallow(where), forbid_dtd=True)
     try:
-        root: Element = fromstring(_decoded(content), forbid_dtd=True)
+        parser.feed(_decoded(content))
+        root: Element = parser.close()
+    except UserError:
+        raise
     except (ParseError, ValueError, LookupError) as error:
         raise _fault(error, where) from None
     for element in root.iter():
         element.tag = _local(element.tag)
     return root
+
+
+class _Shallow(TreeBuilder):
+    """Makes a tree of bounded depth: on a deep one each step takes the longer, the deeper it is."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self._where = where
+        self._depth = 0
+
+    def start(self, tag: str, attributes: dict[str, str]) -> Element:
+        self._depth += 1
+        if self._depth > DEPTH:
+            raise _too_deep(self._where)
+        return super().start(tag, attributes)
+
+    def end(self, tag: str) -> Element:
+        self._depth -= 1
+        return super().end(tag)
+
+
+def _too_deep(where: str) -> UserError:
+    return UserError(f"{where}: its elements are nested in more than {DEPTH} levels; check the file")
 
 
 def _decoded(content: bytes) -> bytes | str:
@@ -98,7 +125,7 @@ def children_of_root(path: Path, root: str) -> Iterator[Element]:
             if event == "start":
                 path_to_here.append(element)
                 if len(path_to_here) > DEPTH:
-                    raise UserError(f"{path}: its elements are nested in more than {DEPTH} levels; check the file")
+                    raise _too_deep(str(path))
                 if path_to_here[0].tag != root:
                     raise UserError(f"{path}: it begins with <{element.tag}>, not <{root}>; check the file")
                 continue

@@ -18,15 +18,18 @@ from tailseg.errors import UserError
 
 BEYOND = 0.01  # how far a coordinate may lie outside of 0 to 1, from rounding; it is cut
 MOST_CLASSES = 100_000  # where no file tells the names
+LONGEST_LINE = 1_000_000  # signs: as many as 50,000 points take
 
 Line = tuple[int, NDArray[np.float64], bool]  # class, (K, 2) points from 0 to 1, whether it was a box
 
+LONG_LINE = f"lines of more than {LONGEST_LINE:,} signs: left out"
 NO_NUMBERS = "lines that are not rows of numbers: left out"
 NO_SHAPE = "lines that are neither a polygon of 3 points or more nor a box: left out"
 CONFIDENCE = "lines of a box with a confidence: left out"
 OUTSIDE = "lines with coordinates outside of 0 to 1: left out"
 NO_SIZE = "boxes without width or height: left out"
 CAUSES = {  # kinds of odd lines, and what to do where all are so
+    LONG_LINE: "write each object on a line of its own",
     NO_NUMBERS: "write class x y x y ..., numbers with blanks between them",
     NO_SHAPE: "write at least three pairs x y after the class, or the four numbers of a box",
     CONFIDENCE: "these look like predictions of a model; export the labels, or save predictions without confidences",
@@ -52,6 +55,9 @@ def parse_labels(
     """
     lines: list[Line] = []
     for number, line in enumerate(text.splitlines(), start=1):
+        if len(line) > LONGEST_LINE:
+            found.add(LONG_LINE, f"{where}: line {number}")
+            continue
         words = line.split()
         if not words:
             continue

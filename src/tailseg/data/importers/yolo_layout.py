@@ -175,6 +175,10 @@ def _by_entries(
             if place is None:
                 fix = "put data.yaml into the folder that holds the images, or correct or remove the entry"
                 raise UserError(f"{layout.where}: {split} is {entry}, which is not in {roots[0]}; {fix}")
+            if place.path == Path(place.path.anchor):
+                raise UserError(
+                    f"{layout.where}: {split} is {entry}, the root of the disk; name the folder of its images"
+                )
             if place.path.is_dir():
                 files = list(files_below(place.path, IMAGE_SUFFIXES, inside=place.root))
             else:

@@ -3,12 +3,15 @@
 A class is a texture, a colour and a shape (``striped_red_star``). Frequent classes lie far apart; every other
 class is a frequent one with a single property changed, so each rare class has a look-alike that is seen many
 times more often, which is where long-tailed training goes wrong. How many images a class gets follows LVIS's
-own curve. The picture of an image depends on the seed, the split, its number and its planned classes only.
+own curve, down to a single one. The picture of an image depends on the seed, the split, its number and its planned
+classes only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -29,7 +32,7 @@ from tailseg.recipes.schema import COMMON_MAX, RARE_MAX
 
 Split = Literal["train", "val"]
 
-VERSION = 1  # raise it when a drawn byte or a written number changes: caches are named after it
+VERSION = 2  # raise it when a drawn byte or a written number changes: caches are named after it
 MAX_CLASSES = 1203  # as many as LVIS v1
 
 # Images of a class in LVIS v1 train, by rank quantile (0 = the most frequent class), rounded; straight lines
@@ -39,7 +42,7 @@ LVIS_IMAGES = (1980.0, 1880.0, 1400.0, 640.0, 360.0, 130.0, 65.0, 37.0, 12.0, 3.
 
 CLASSES_PER_IMAGE = 3.2  # LVIS train: 3.6
 LARGEST_SHARE = 0.6  # of all images, for the most frequent class
-FEWEST_IMAGES = {"train": 3, "val": 8}  # for the rarest class; in val AP needs a few objects to be a number
+FEWEST_VAL_IMAGES = 8  # of the rarest class: AP needs a few objects to be a number
 LOOK_ALIKE_NEGATIVES, OTHER_NEGATIVES = 4, 4  # classes an image
 
 
@@ -53,9 +56,10 @@ class SyntheticSettings:
     """
 
     classes: int = 120  # 2 to 1203
-    train_images: int = 1200
-    val_images: int = 300
+    train_images: int = 6000
+    val_images: int = 400
     size: int = 128  # pixels, height and width, at least 32
+    rarest: int = 1  # training images of the rarest class, as in LVIS; the curve to the most frequent one follows
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,6 +68,7 @@ class SyntheticSettings:
             "train_images": (1, 10_000_000),
             "val_images": (1, 10_000_000),
             "size": (32, 8192),
+            "rarest": (1, 1_000_000),
             "seed": (0, 2**63 - 1),
         }
         for name, (low, high) in limits.items():
@@ -113,9 +118,9 @@ def image_counts(classes: int, images: int, fewest: int) -> NDArray[np.int64]:
     return np.rint(counts).clip(1, images).astype(np.int64)
 
 
-def frequency_thresholds(classes: int, images: int) -> tuple[int, int]:
+def frequency_thresholds(classes: int, images: int, fewest: int) -> tuple[int, int]:
     """Most training images of a rare and of a common class: LVIS's 10 and 100 on this set's scale."""
-    ends = curve_ends(classes, images, FEWEST_IMAGES["train"])
+    ends = curve_ends(classes, images, fewest)
     rare, common = rescale([RARE_MAX, COMMON_MAX], *ends)
     return int(rare), int(common)
 
@@ -182,7 +187,7 @@ def _write_split(
     train = split == "train"
     number = settings.train_images if train else settings.val_images
     key = (settings.seed, 0 if train else 1)
-    counts = image_counts(settings.classes, number, FEWEST_IMAGES[split])
+    counts = image_counts(settings.classes, number, settings.rarest if train else FEWEST_VAL_IMAGES)
     plan = plan_images(counts, number, np.random.default_rng([*key, 0]))
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -245,8 +250,9 @@ def _categories(kinds: list[ObjectClass], ids: list[int], annotations: list[dict
 
 def _write_all(folder: Path, settings: SyntheticSettings, progress: Callable[[int, int], None] | None) -> None:
     (folder / "images").mkdir()
-    rare_max, common_max = frequency_thresholds(settings.classes, settings.train_images)
-    planned = image_counts(settings.classes, settings.train_images, FEWEST_IMAGES["train"])
+    curve = (settings.classes, settings.train_images, settings.rarest)
+    rare_max, common_max = frequency_thresholds(*curve)
+    planned = image_counts(*curve)
     kinds = object_classes(settings.classes, max(1, int((planned > common_max).sum())))
     # Ids in the order of the names, as in LVIS: nothing about the frequency is to be read from them.
     ids = (np.argsort(np.argsort([kind.name for kind in kinds])) + 1).tolist()
@@ -329,7 +335,7 @@ def default_synthetic_folder(settings: SyntheticSettings) -> Path:
 
 
 def open_synthetic(settings: SyntheticSettings, *, progress: Callable[[int, int], None] | None = None) -> Path:
-    """The folder of these settings in the cache, drawn first if it is not there.
+    """The folder of these settings in the cache, drawn first if it is not there, or no longer as it was drawn.
 
     Processes that start at once each draw their own copy; the first to finish puts it in place.
 
@@ -338,11 +344,40 @@ def open_synthetic(settings: SyntheticSettings, *, progress: Callable[[int, int]
 
     """
     folder = default_synthetic_folder(settings)
-    if (folder / "val.json").is_file():
-        return folder
-    try:
-        return write_synthetic(folder, settings, progress=progress)
-    except (OSError, UserError):
-        if (folder / "val.json").is_file():  # another process was first
+    note = folder.with_suffix(".hash")
+    if is_drawn(settings):
+        found = _hash_of(folder)
+        if not note.is_file():  # drawn by an earlier version, or by a process that was killed now
+            _note(note, found)
+        if not note.is_file() or note.read_bytes() == found:
             return folder
-        raise
+        shutil.rmtree(folder)
+    try:
+        write_synthetic(folder, settings, progress=progress)
+        _note(note, _hash_of(folder))
+    except (OSError, UserError):
+        if not is_drawn(settings):  # another process was first
+            raise
+    return folder
+
+
+def is_drawn(settings: SyntheticSettings) -> bool:
+    """Whether the data set of these settings is in the cache."""
+    return (default_synthetic_folder(settings) / "val.json").is_file()
+
+
+def _note(path: Path, content: bytes) -> None:
+    """Write a small file, whole or not at all, where the cache can be written."""
+    with contextlib.suppress(OSError):
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        part.write_bytes(content)
+        part.replace(path)
+
+
+def _hash_of(folder: Path) -> bytes:
+    """A hash of all files of a data set and of their names."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder)} {len(content)}\n".encode() + content)
+    return digest.hexdigest().encode()

@@ -21,9 +21,14 @@ SECOND_OBJECT_RATE = 0.25  # how often a class has two objects in an image
 NOT_EXHAUSTIVE_RATE = 0.04  # of images, with one class of which some objects are left unlabelled
 
 DIAMETER = (0.17, 0.52)  # of the image's side, log-uniform: 22 to 67 pixels at 128
-MIN_VISIBLE = 0.4  # of an object's own area, inside the image and not covered by others
+MIN_VISIBLE = 0.25  # of an object's own area, inside the image and not covered by others
 MIN_PIXELS = 40  # visible, at 128 pixels
 PLACES_TRIED = 24
+
+# How much the objects of a class differ from one another.
+HUE_VARIES = 25.0  # degrees to either side
+STRETCH = 0.35  # logarithm of the most that an axis is lengthened
+LIGHT = (0.7, 1.1)  # on an object as a whole
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -101,18 +106,18 @@ def _soft_step(x: Floats) -> Floats:
 
 
 # How much ink, 0 to 1, at (u, v) in the object's own frame. Depth is the distance to the outline, 1 at the
-# innermost point; phase is uniform in [0, 1).
-Texture = Callable[[Floats, Floats, Floats, float], Floats]
+# innermost point; the phases p and q are uniform in [0, 1).
+Texture = Callable[[Floats, Floats, Floats, float, float], Floats]
 TEXTURES: dict[str, Texture] = {
-    "plain": lambda u, v, depth, phase: np.zeros_like(u),
-    "striped": lambda u, v, depth, phase: _soft_step(np.sin(_TURN * (1.5 * v + phase))),
-    "checked": lambda u, v, depth, phase: _soft_step(2 * np.sin(_TURN * (1.1 * u + phase)) * np.sin(_TURN * 1.1 * v)),
-    "dotted": lambda u, v, depth, phase: _soft_step(np.cos(_TURN * (1.6 * u + phase)) + np.cos(_TURN * 1.6 * v) - 0.7),
-    "ringed": lambda u, v, depth, phase: _soft_step(np.cos(_TURN * (2.0 * np.hypot(u, v) + 0.4 * phase))),
-    "rayed": lambda u, v, depth, phase: _soft_step(np.sin(6 * np.arctan2(v, u) + _TURN * phase)),
-    "halved": lambda u, v, depth, phase: _soft_step(4 * u + 0.8 * (phase - 0.5)),
-    "shaded": lambda u, v, depth, phase: np.clip(0.5 + 0.65 * v + 0.3 * (phase - 0.5), 0, 1),
-    "rimmed": lambda u, v, depth, phase: _soft_step(4 * (0.42 - depth)),
+    "plain": lambda u, v, depth, p, q: np.zeros_like(u),
+    "striped": lambda u, v, depth, p, q: _soft_step(np.sin(_TURN * ((1.3 + 0.4 * q) * v + p))),
+    "checked": lambda u, v, depth, p, q: _soft_step(2 * np.sin(_TURN * (1.1 * u + p)) * np.sin(_TURN * (1.1 * v + q))),
+    "dotted": lambda u, v, depth, p, q: _soft_step(np.cos(_TURN * (1.6 * u + p)) + np.cos(_TURN * (1.6 * v + q)) - 0.7),
+    "ringed": lambda u, v, depth, p, q: _soft_step(np.cos(_TURN * ((1.8 + 0.4 * q) * np.hypot(u, v) + 0.4 * p))),
+    "rayed": lambda u, v, depth, p, q: _soft_step(np.sin(6 * np.arctan2(v, u) + _TURN * p)),
+    "halved": lambda u, v, depth, p, q: _soft_step(4 * u + 0.8 * (p - 0.5)),
+    "shaded": lambda u, v, depth, p, q: np.clip(0.5 + 0.65 * v + 0.3 * (p - 0.5), 0, 1),
+    "rimmed": lambda u, v, depth, p, q: _soft_step(4 * (0.42 - depth)),
 }
 
 
@@ -201,9 +206,9 @@ def _bgr(hue: float, saturation: float, value: float) -> Floats:
 def _object_colours(colour: str, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Base and ink of one object, BGR: the class's colour, varied, and a dark (for black, a light) one."""
     hue, saturation, value = COLOURS[colour]
-    hue = (hue + rng.uniform(-9, 9)) % 360
+    hue = (hue + rng.uniform(-HUE_VARIES, HUE_VARIES)) % 360
     saturation = saturation * rng.uniform(0.85, 1.1)
-    value = value * rng.uniform(0.85, 1.05)
+    value = value * rng.uniform(*LIGHT)
     base = _bgr(hue, min(saturation, 1), min(value, 1))
     if colour == "black":
         return base, _bgr(0, 0, rng.uniform(0.6, 0.8))
@@ -217,7 +222,7 @@ def draw_object(kind: ObjectClass, diameter: float, rng: np.random.Generator) ->
         (h, w) coverage in [0, 1] and (h, w, 3) BGR colour in [0, 255], with an empty ring of pixels around.
 
     """
-    angle, stretch = np.deg2rad(rng.uniform(-35, 35)), np.exp(rng.uniform(-0.17, 0.17))
+    angle, stretch = np.deg2rad(rng.uniform(-35, 35)), np.exp(rng.uniform(-STRETCH, STRETCH))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     flip = rng.choice([-1.0, 1.0])
     matrix = diameter / 2 * turn @ np.diag([flip * stretch, 1 / stretch])  # own frame -> pixels
@@ -236,7 +241,7 @@ def draw_object(kind: ObjectClass, diameter: float, rng: np.random.Generator) ->
     x, y = x + np.float32(low[0]), y + np.float32(low[1])
     u, v = inverse[0, 0] * x + inverse[0, 1] * y, inverse[1, 0] * x + inverse[1, 1] * y
     depth = cv2.distanceTransform(fine[::2, ::2].copy(), cv2.DIST_L2, 5)
-    ink = TEXTURES[kind.texture](u, v, depth / max(float(depth.max()), 1.0), rng.random())
+    ink = TEXTURES[kind.texture](u, v, depth / max(float(depth.max()), 1.0), rng.random(), rng.random())
     ink = cv2.resize(ink.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)[..., None]
     base, dark = _object_colours(kind.colour, rng)
     return coverage, base * (1 - ink) + dark * ink
@@ -248,7 +253,7 @@ def _background(size: int, rng: np.random.Generator) -> Floats:
     image: Floats = cv2.resize(ground.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
     for _ in range(rng.integers(3, 9)):
         layer = image.copy()
-        colour = (image.mean(axis=(0, 1)) + rng.uniform(-60, 60) + rng.uniform(-25, 25, 3)).tolist()
+        colour = (np.array(cv2.mean(image)[:3]) + rng.uniform(-60, 60) + rng.uniform(-25, 25, 3)).tolist()
         points = (rng.uniform(-0.1, 1.1, (rng.integers(2, 5), 2)) * size).astype(np.int32)
         if rng.random() < 0.7:
             thickness = max(1, round(size * rng.uniform(0.008, 0.03)))
