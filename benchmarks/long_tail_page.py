@@ -100,8 +100,8 @@ def summary(results: dict[str, Any]) -> str:
         f"{rare['eql']} by EQL, {rare['seesaw-p0']} by Seesaw's classifier with p = 0 and {rare['seesaw']} with p = "
         f"0.8. The factor S, which is the last step, adds {gain(deep, '300')} points there and {gain(middle, '300')} "
         f"at {middle}, but only {gain(shallow, '300')} at {shallow}, and without a limit on detections nothing at "
-        f"{shallow} ({gain(shallow, 'none')}). On a linear classifier S adds nothing uncut ({gain(deep, '300', GAINS[1])}) "
-        f"and {gain(shallow, '300', GAINS[1])} at {shallow}."
+        f"{shallow} ({gain(shallow, 'none')}). On a linear classifier S adds nothing uncut "
+        f"({gain(deep, '300', GAINS[1])}) and {gain(shallow, '300', GAINS[1])} at {shallow}."
     )
 
 
