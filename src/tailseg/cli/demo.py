@@ -119,7 +119,7 @@ def _run(recipe: Recipe, data: DataSplits, folder: Path, seed: int, limit: int, 
             for row in scores.per_category
         ],
         "curves": [
-            {key: value for key, value in row.items() if key not in ("lr", "images_per_second")}
+            {key: value for key, value in row.items() if key not in ("lr", "images_per_second", "gradient", "silent")}
             for row in rows
             if "loss" in row
         ],

@@ -100,7 +100,7 @@ def fate_chart(methods: Methods, outcomes: Mapping[str, Any]) -> Markup:
                             x, below + share / 2, f"{share:.0f}", ha="center", va="center", fontsize=9, color="white"
                         )
                     below += share
-        axes.set_xticks(*zip(*sorted(ticks), strict=True), fontsize=8)
+        axes.set_xticks(*zip(*sorted(ticks), strict=True), fontsize=7)
         axes.tick_params(axis="x", length=0)
         axes.set_ylabel("objects, percent")
         add_legend(figure, axes)
