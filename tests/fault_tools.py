@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from run_faults import happens
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from tiny import SMALL_RECIPE
 
@@ -136,7 +136,11 @@ def different_tensors(
     """What differs between the models and trainer files of two runs."""
     found = []
     for name in names:
-        a, b = load_file(one / name), load_file(other / name)
+        try:
+            a, b = load_file(one / name), load_file(other / name)
+        except SafetensorError as error:  # damaged
+            found.append(f"{name}: {error}")
+            continue
         found += [
             f"{name}: {key}" for key in a.keys() | b.keys() if not (key in a and key in b and a[key].equal(b[key]))
         ]
