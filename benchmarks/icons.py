@@ -284,6 +284,8 @@ def main() -> None:
             if arguments.device == "cpu":
                 os.environ["CUDA_VISIBLE_DEVICES"] = ""
             train(arguments.data, arguments.out, arguments.seeds, arguments.jobs, tuple(arguments.set))
+        elif not RESULTS.is_file():
+            raise UserError(f"{RESULTS}: no results are recorded yet; make them with `icons.py train`")
         else:
             write_page(json.loads(RESULTS.read_text()))
     except UserError as error:

@@ -366,10 +366,12 @@ def experiment(seeds: int, device: torch.device) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT, help="folder that gets benchmarks/results and docs")
     options = parser.parse_args()
+    if options.seeds < 1:
+        parser.error("--seeds: give 1 or more")
     torch.set_num_threads(options.threads)
     results = experiment(options.seeds, harness.require_device(options.device))
     harness.write_json(options.out / "benchmarks/results/long_tail.json", results)

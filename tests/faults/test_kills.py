@@ -6,24 +6,6 @@ from pathlib import Path
 import pytest
 from fault_tools import differences, events_of, run, times
 
-from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = SyntheticSettings(classes=4, train_images=12, val_images=4, size=64, rarest=3)
-    folder = tmp_path_factory.mktemp("set") / "data"
-    write_synthetic(folder, settings)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody disturbed."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    assert run(out, data) == 0
-    return out
-
 
 def test_a_run_is_the_same_twice(data: Path, whole: Path, tmp_path: Path) -> None:
     assert run(tmp_path / "run", data) == 0

@@ -11,25 +11,8 @@ import pytest
 from fault_tools import differences, different_tensors, events_of, run, stderr_of, times
 from run_faults import FAULTS, set_rights
 
-from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
-
 MODELS = ("last.safetensors", "trainer.safetensors")
 soak = pytest.mark.skipif(times(0, 1) == 0, reason="in `make soak` only")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("set") / "data"
-    write_synthetic(folder, SyntheticSettings(classes=4, train_images=12, val_images=4, size=64))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody disturbed."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    assert run(out, data) == 0
-    return out
 
 
 def check_end(out: Path, code: int | None) -> None:

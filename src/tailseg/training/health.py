@@ -49,6 +49,6 @@ class Health:
         self.warned = True
         logger.warning(
             "Step %d: a box head has died: for %.0f %% of the RoIs every unit of its last hidden layer is zero, so it "
-            "says the same of all and learns no more; lower optimizer.lr, raise schedule.warmup_steps or set "
+            "says the same of all and hardly learns; lower optimizer.lr, raise schedule.warmup_steps or set "
             "optimizer.clip, and start again.", step, 100 * silent,
         )  # fmt: skip
