@@ -71,12 +71,14 @@ def data_check(
 
     given = None if recipe is None else resolve(recipe, ())
     from tailseg.data.annotations.frequency import LVIS_LIMITS, GroupRule, require_rule_in_use
-    from tailseg.data.diagnosis.dataset_report import check_data, file_steps, suggest
     from tailseg.data.sources import open_source
     from tailseg.progress import progress_bar
 
     rule = LVIS_LIMITS if given is None else GroupRule.of(given.data)
     splits = open_source(data, rule=rule, show=not quiet, examine=True)
+    # Imported after the data is there: PyTorch comes with it.
+    from tailseg.data.diagnosis.dataset_report import check_data, file_steps, suggest
+
     require_rule_in_use(rule, splits.train, splits.val)
     logging.getLogger(__name__).info(splits.groups)
     assert splits.train is not None

@@ -10,17 +10,21 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from tailseg.cli.console import DATA_HELP, QuietOption, SetOption, say
+from tailseg.cli.console import DATA_HELP, DeviceOption, QuietOption, RecipeArgument, SetOption, say
 from tailseg.cli.console import log as _log
 from tailseg.cli.console import print_table as _print
 from tailseg.cli.convert import convert_app
 from tailseg.cli.data import data_app
+from tailseg.cli.recipes import recipes_app
+from tailseg.cli.run_folder import run_folder
 from tailseg.errors import UserError
+from tailseg.recipes.model_header import model_file
 from tailseg.wording import for_terminal, one_line
 
 # Before PyTorch is loaded: by default its threads spin while they wait for each other, and where the cores are shared
@@ -34,30 +38,43 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 app = typer.Typer(
-    help="Long-tailed instance segmentation: train, evaluate and run models that find rare classes too.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-recipes_app = typer.Typer(help="List, show and compare recipes.", invoke_without_command=True)
 app.add_typer(data_app, name="data")
 app.add_typer(convert_app, name="convert")
 app.add_typer(recipes_app, name="recipes")
 
 DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP)]
-RecipeArgument = Annotated[
-    str, typer.Argument(help="Built-in recipe (see `tailseg recipes`), YAML file, or model file (its recipe).")
+ModelArgument = Annotated[
+    Path, typer.Argument(help="A model file, or a run's folder: its best model, else its last (runs/seesaw).")
 ]
-ModelArgument = Annotated[Path, typer.Argument(help="A model, such as runs/seesaw/best.safetensors.")]
 TtaOption = Annotated[
     bool, typer.Option("--tta", help="Average over several sizes of each image, mirrored too; sets test.tta; slow.")
 ]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        say(f"tailseg {metadata.version('tailseg')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Long-tailed instance segmentation: train, evaluate and run models that find rare classes too."""
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo"),
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with different random numbers.")] = 1,
+    device: DeviceOption = "auto",
     quiet: QuietOption = False,
 ) -> None:
     """Train cross-entropy and Seesaw on the built-in data, score both, write a report: minutes on two cores."""
@@ -66,7 +83,8 @@ def demo(
     from tailseg.evaluation.comparison import results_markdown, verdict
 
     results = _stoppable(
-        lambda: run_demo(out, seeds=seeds, show=not quiet), lambda: f"Stopped. Remove {out} before the next demo there."
+        lambda: run_demo(out, seeds=seeds, device=device, show=not quiet),
+        lambda: f"Stopped. Remove {out} before the next demo there.",
     )
     say(results_markdown(results))
     say(verdict(results))
@@ -77,13 +95,22 @@ def demo(
 def train(
     recipe: RecipeArgument,
     data: DataOption,
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints, metrics and detections.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for models, metrics and detections.", show_default="runs/RECIPE, numbered if taken"),
+    ] = None,
     settings: SetOption = None,
     init: Annotated[
-        Path | None, typer.Option("--init", metavar="MODEL", help="Start from this model's weights (fine-tuning).")
+        str | None,
+        typer.Option(
+            "--init",
+            metavar="coco|MODEL",
+            help="Start from these weights: COCO's of torchvision, a model of ours or a checkpoint of another project.",
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the exact step where OUT stopped.")] = False,
     devices: Annotated[int, typer.Option(min=1, help="Processes on this machine: GPUs, or CPU processes.")] = 1,
+    device: DeviceOption = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
     quiet: QuietOption = False,
 ) -> None:
@@ -92,6 +119,11 @@ def train(
     from tailseg.recipes.resolve import resolve
 
     resolved = resolve(recipe, settings or ())
+    folder = run_folder(resolved.name, out, resume=resume)
+    if device != "auto":  # or a fault would be told after the data are open
+        from tailseg.devices import find_device
+
+        find_device(device)
     from tailseg.data.annotations.frequency import GroupRule, require_rule_in_use
     from tailseg.data.sources import open_source
 
@@ -102,14 +134,20 @@ def train(
     from tailseg.evaluation.metrics import format_table
     from tailseg.training.loop import train as run
     from tailseg.training.resumption import way_on
+    from tailseg.zoo.start import starting_model
 
+    start = None if init is None else starting_model(init)
+    logging.getLogger(__name__).info("Folder of the run: %s", folder)
     scores = _stoppable(
-        lambda: run(resolved, splits, out, seed=seed, devices=devices, resume=resume, init=init, show=not quiet),
-        lambda: f"Stopped; {way_on(out)}.",
-    )
+        lambda: run(
+            resolved, splits, folder, seed=seed, devices=devices, resume=resume, init=start, device=device,
+            show=not quiet,
+        ),
+        lambda: f"Stopped; {way_on(folder)}.",
+    )  # fmt: skip
     if scores is not None:
         _print(format_table(scores.metrics))
-        best, last = out / "best.safetensors", out / "last.safetensors"
+        best, last = folder / "best.safetensors", folder / "last.safetensors"
         say(f"Models: {best} (best segm AP), {last}" if best.is_file() else f"Model: {last} (no segm AP)")
 
 
@@ -128,7 +166,10 @@ def evaluate(
     model: ModelArgument,
     data: DataOption,
     split: Annotated[str, typer.Option(help="train or val.")] = "val",
-    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and detections.json.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for metrics.json and detections.json.", show_default="eval-DATA-SPLIT by the model"),
+    ] = None,
     settings: SetOption = None,
     max_dets: Annotated[
         int | None, typer.Option("--max-dets", min=1, help="Detections an image; sets test.max_detections.")
@@ -137,10 +178,12 @@ def evaluate(
     fixed_ap: FixedApOption = False,
     boundary: BoundaryOption = False,
     analyse: AnalyseOption = False,
+    device: DeviceOption = "auto",
     quiet: QuietOption = False,
 ) -> None:
     """Score a model on a split by the LVIS rules."""
     _log(quiet)
+    model = model_file(model)
     if split not in ("train", "val"):
         raise typer.BadParameter(f"'{split}' is not one of train, val", param_hint="--split")
     from tailseg.data.annotations.annotations import tell
@@ -153,7 +196,7 @@ def evaluate(
     from tailseg.predict import load
 
     limit = [] if max_dets is None else [f"test.max_detections={max_dets}"]
-    loaded = load(model, settings=[*limit, *_tta_setting(tta), *(settings or ())])
+    loaded = load(model, device, settings=[*limit, *_tta_setting(tta), *(settings or ())])
     recipe, views = loaded.recipe.data, views_of(loaded.recipe.test)
     splits = open_source(data, need=(split,), rule=GroupRule.of(recipe), show=not quiet)
     annotations = splits.val if split == "val" else splits.train
@@ -198,13 +241,16 @@ def evaluate(
 def predict(
     model: ModelArgument,
     images: Annotated[list[Path], typer.Argument(help="Images: JPEG, PNG, TIFF, WebP and others.")],
-    out: Annotated[Path, typer.Option(help="Folder: a picture and a JSON file per image, or the set of --format.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder: a picture and a JSON file per image, or the set of --format.")
+    ] = Path("predictions"),
     score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score shown.")] = 0.5,
     kind: Annotated[
         str | None, typer.Option("--format", metavar="coco|yolo|labelme|cvat", help="Write a set to correct by hand.")
     ] = None,
     settings: SetOption = None,
     tta: TtaOption = False,
+    device: DeviceOption = "auto",
     quiet: QuietOption = False,
 ) -> None:
     """Detect the objects in images, draw them and write them down."""
@@ -213,7 +259,7 @@ def predict(
         raise typer.BadParameter(f"'{kind}' is not one of coco, yolo, labelme, cvat", param_hint="--format")
     from tailseg.predict import export_predictions, load, predict_files
 
-    loaded = load(model, settings=[*_tta_setting(tta), *(settings or ())])
+    loaded = load(model, device, settings=[*_tta_setting(tta), *(settings or ())])
     if kind is None:
         faults = predict_files(loaded, images, out, min_score=score, show=not quiet)
         say(f"{len(images) - len(faults)} of {len(images)} images: pictures and JSON in {out}")
@@ -264,50 +310,6 @@ def _write_analysis_page(scores: Scores, path: Path) -> None:
         from tailseg.visualize.analysis_page import write_page  # matplotlib takes its time
 
         write_page(scores.analysis, scores.per_category, path)
-
-
-@recipes_app.callback()
-def recipes(context: typer.Context) -> None:
-    """List the built-in recipes."""
-    if context.invoked_subcommand is None:
-        recipes_list()
-
-
-@recipes_app.command("list")
-def recipes_list() -> None:
-    """List the built-in recipes, those of Table 2 as a ladder: what each row adds, costs and scored in the report."""
-    from tailseg.recipes.ladder import REPORT, ladder_lines
-    from tailseg.recipes.resolve import BUILT_IN
-
-    ladder = [f"table2/{row}" for row in REPORT]
-    for name, function in BUILT_IN.items():
-        if name not in ladder:
-            say(f"{name:28}{(function.__doc__ or '').splitlines()[0]}")
-    say("\nTable 2 of the report, each row the one before and one thing more:\n")
-    for line in ladder_lines():
-        say(line)
-
-
-@recipes_app.command("show")
-def recipes_show(recipe: RecipeArgument, settings: SetOption = None) -> None:
-    """Print a complete recipe as YAML."""
-    from tailseg.recipes.resolve import resolve
-    from tailseg.recipes.values import to_yaml
-
-    typer.echo(to_yaml(resolve(recipe, settings or ())), nl=False)
-
-
-@recipes_app.command("diff")
-def recipes_diff(
-    one: RecipeArgument,
-    other: RecipeArgument,
-) -> None:
-    """Print the keys in which two recipes differ."""
-    from tailseg.recipes.resolve import resolve
-    from tailseg.recipes.values import diff
-
-    for key, before, after in diff(resolve(one), resolve(other)):
-        say(f"{key}: {before} -> {after}")
 
 
 def _stoppable(job: Callable[[], T], message: Callable[[], str]) -> T:
