@@ -22,7 +22,6 @@ from tailseg.zoo.torchvision import NAME, published_file, read_torchvision
 logger = logging.getLogger(__name__)
 
 COCO = "coco"
-SUFFIXES = (".pth", ".pt", ".pkl", ".bin", ".ckpt")
 # Beginnings of names that only one project's Mask R-CNN has.
 MARKS = {
     "torchvision": ("roi_heads.box_predictor.", "rpn.head."),
@@ -58,12 +57,16 @@ def starting_model(init: str | Path) -> Path:
         raise UserError(
             f"--init {init}: there is no such file{near or '; give coco, a model, a run, or a checkpoint to convert'}"
         )
-    kind = _recognised(path)
+    kind = project_of(path)
     return _converted(path, kind, lambda: READERS[kind](path))
 
 
-def _recognised(path: Path) -> str:
-    """The project whose Mask R-CNN a checkpoint holds, told by the names of its tensors."""
+def project_of(path: Path) -> str:
+    """The project whose Mask R-CNN a checkpoint holds, told by the names of its tensors.
+
+    Raises:
+        UserError: none of those that are converted; or the file is no checkpoint, or cannot be read safely.
+    """
     tensors = state_dict_of(read_checkpoint(path), path, ("state_dict", "model", "model_state_dict"))
     for kind, marks in MARKS.items():
         if any(key.startswith(marks) for key in tensors):
