@@ -51,7 +51,8 @@ ModelArgument = Annotated[
     Path, typer.Argument(help="A model file, or a run's folder: its best model, else its last (runs/seesaw).")
 ]
 TtaOption = Annotated[
-    bool, typer.Option("--tta", help="Average over several sizes of each image, mirrored too; sets test.tta; slow.")
+    bool,
+    typer.Option("--tta", help="Average over several sizes of each image and their mirror images (test.tta); slow."),
 ]
 
 
@@ -77,7 +78,7 @@ def demo(
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
 ) -> None:
-    """Train cross-entropy and Seesaw on the built-in data, score both, write a report: minutes on two cores."""
+    """Train cross-entropy and Seesaw on the built-in data, score both and write a report; minutes on two cores."""
     _log(quiet)
     from tailseg.cli.demo import run_demo
     from tailseg.evaluation.comparison import results_markdown, verdict
@@ -105,16 +106,16 @@ def train(
         typer.Option(
             "--init",
             metavar="coco|MODEL",
-            help="Start from these weights: COCO's of torchvision, a model of ours or a checkpoint of another project.",
+            help="Start from torchvision's COCO model, a tailseg model, or a checkpoint of another project.",
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the exact step where OUT stopped.")] = False,
-    devices: Annotated[int, typer.Option(min=1, help="Processes on this machine: GPUs, or CPU processes.")] = 1,
+    devices: Annotated[int, typer.Option(min=1, help="Number of GPUs, or of processes on the CPU.")] = 1,
     device: DeviceOption = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
     quiet: QuietOption = False,
 ) -> None:
-    """Train a recipe."""
+    """Train a recipe on a data set."""
     _log(quiet)
     from tailseg.recipes.resolve import resolve
 
@@ -157,7 +158,8 @@ FixedApOption = Annotated[
 ]
 BoundaryOption = Annotated[bool, typer.Option("--boundary", help="Add boundary AP, which judges the outlines; slow.")]
 AnalyseOption = Annotated[
-    bool, typer.Option("--analyse", help="Add kinds of errors, calibration, confusions, AP by training images.")
+    bool,
+    typer.Option("--analyse", help="Add kinds of errors, calibration, confusions and AP by number of training images."),
 ]
 
 
@@ -181,7 +183,7 @@ def evaluate(
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
 ) -> None:
-    """Score a model on a split by the LVIS rules."""
+    """Evaluate a model on a split of a data set by the LVIS rules."""
     _log(quiet)
     model = model_file(model)
     if split not in ("train", "val"):
@@ -288,7 +290,7 @@ def score(
 ) -> None:
     """Score any results file exactly as lvis-api does.
 
-    As there, small, medium and large go by the boxes' areas, for masks too, if the results carry boxes.
+    As there, small, medium and large are told by the area of the boxes, for masks too, if the results have boxes.
     """
     _log(quiet=False)
     if analyse and out is None:

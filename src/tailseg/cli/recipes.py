@@ -45,7 +45,7 @@ def recipes_diff(
     one: RecipeArgument,
     other: RecipeArgument,
 ) -> None:
-    """Print the keys in which two recipes differ."""
+    """Print the settings in which two recipes differ."""
     from tailseg.recipes.resolve import resolve
     from tailseg.recipes.values import diff
 
