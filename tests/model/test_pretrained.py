@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from tiny import made
 from torch import nn
@@ -143,6 +143,16 @@ def test_a_hub_that_is_down_is_asked_once(monkeypatch, capfd):
         load_pretrained(made(Backbone, "resnet18"))
     assert time.monotonic() - began < pretrained.PATIENCE
     assert capfd.readouterr().err == ""
+
+
+def test_weights_under_another_name_are_found_too(monkeypatch):
+    def absent(url: str, timeout: float) -> None:
+        raise EntryNotFoundError("404")
+
+    monkeypatch.setattr(pretrained.huggingface_hub, "get_hf_file_metadata", absent)
+    source, backbone = timm.create_model("resnet18"), made(Backbone, "resnet18")
+    monkeypatch.setattr(pretrained.timm, "create_model", lambda name, **options: source)
+    assert load_pretrained(backbone).startswith("resnet18 with timm's weights")
 
 
 def test_a_download_that_breaks_off_is_told_too(monkeypatch, hub):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import huggingface_hub
 import timm
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
 
 from tailseg.data.annotations.cache import cache_folder
@@ -77,7 +78,8 @@ def _from_hub(backbone: Backbone, own: Path | None) -> Any:
         try:
             if repository and not isinstance(huggingface_hub.try_to_load_from_cache(repository, FILE), str):
                 # One question, not repeated: what downloads asks a dozen times, for the best part of a minute.
-                huggingface_hub.get_hf_file_metadata(_url(backbone.name), timeout=PATIENCE)
+                with suppress(EntryNotFoundError):  # there are files of other names, too
+                    huggingface_hub.get_hf_file_metadata(_url(backbone.name), timeout=PATIENCE)
             return timm.create_model(backbone.name, pretrained=True)
         except Exception as error:  # timm and the hub raise a dozen kinds when there is no network
             raise _not_to_be_had(backbone, own, error) from error
