@@ -36,8 +36,8 @@ def launch(devices: int, device: str | int | torch.device | None = None) -> Fabr
         nodes = int(os.environ["SLURM_NNODES"])
     if chosen.type == "cuda" and devices > torch.cuda.device_count():
         raise UserError(f"--devices {devices}: this machine has {torch.cuda.device_count()} GPU(s); ask for no more")
-    many = devices * nodes > 1
-    if many and (chosen.index is not None or chosen.type == "mps"):
+    many, numbered = devices * nodes > 1, ":" in str(chosen)
+    if many and (numbered or chosen.type == "mps"):
         raise UserError(
             f"device '{chosen}': is one device for several processes; choose cpu or cuda (CUDA_VISIBLE_DEVICES chooses "
             "among GPUs), or a single process"
@@ -50,7 +50,7 @@ def launch(devices: int, device: str | int | torch.device | None = None) -> Fabr
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # importing it sets another level
     fabric = Fabric(
         accelerator=chosen.type,
-        devices=devices if chosen.index is None else [chosen.index],
+        devices=[chosen.index] if numbered else devices,
         num_nodes=nodes,
         strategy=strategy,
     )
