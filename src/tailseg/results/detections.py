@@ -200,7 +200,8 @@ class Detections:
             UserError: the picture is not at hand.
         """
         names = [category.name for category in self.categories]
-        return draw_detections(self.picture, self.raw, names, min_score=0)
+        ids = [category.id for category in self.categories]
+        return draw_detections(self.picture, self.raw, names, ids=ids, min_score=0)
 
     def save(self, path: str | Path) -> None:
         """Write the drawn picture (.png, .jpg, .webp, ...) or, with the suffix .json, what `to_json` returns.
