@@ -21,7 +21,8 @@ CAT, DOG, NEKO = "猫", "개", "ネコ"
 
 
 def make_font(path: Path, characters: str) -> Path:
-    """A font in which each character is a full square."""
+    """A font in which each character is a full square, and a space is blank."""
+    characters = " " + characters
     names = [".notdef", *(f"u{ord(sign):04X}" for sign in characters)]
     pen = TTGlyphPen(None)
     pen.moveTo((50, 0))
@@ -32,7 +33,7 @@ def make_font(path: Path, characters: str) -> Path:
     builder = FontBuilder(1000, isTTF=True)
     builder.setupGlyphOrder(names)
     builder.setupCharacterMap({ord(sign): name for sign, name in zip(characters, names[1:], strict=True)})
-    builder.setupGlyf(dict.fromkeys(names, square))
+    builder.setupGlyf({**dict.fromkeys(names, square), "u0020": TTGlyphPen(None).glyph()})
     builder.setupHorizontalMetrics(dict.fromkeys(names, (1000, 50)))
     builder.setupHorizontalHeader(ascent=850, descent=-150)
     builder.setupNameTable({"familyName": path.stem, "styleName": "Regular"})
@@ -64,8 +65,8 @@ def test_letters_with_their_accents_apart_are_joined() -> None:
 
 
 def test_a_font_that_has_all_characters_is_found(tmp_path: Path) -> None:
-    few = make_font(tmp_path / "NotoSans-Few.ttf", "猫 0.")
-    full = make_font(tmp_path / "Other.ttf", "猫開ネコ 0123456789.")
+    few = make_font(tmp_path / "NotoSans-Few.ttf", "猫0.")
+    full = make_font(tmp_path / "Other.ttf", "猫開ネコ0123456789.")
     found = among(few, full)
     assert found.covering("猫 0.0") == few
     assert found.covering("猫開 0.12") == full
@@ -140,7 +141,7 @@ def test_names_in_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(draw, "machine_fonts", lambda: found)
         return draw.draw_detections(grey, detections, [name], ids=[40])
 
-    full = make_font(tmp_path / "a.ttf", "猫 0123456789.")
+    full = make_font(tmp_path / "a.ttf", "猫0123456789.")
     label = drawn(CAT, among(full))[:98]
     ink = (label == 0).all(axis=2)  # black on the first class's orange
     count, _, stats, _ = cv2.connectedComponentsWithStats(ink.astype(np.uint8))
