@@ -101,6 +101,17 @@ def test_length_truth_and_text() -> None:
     assert repr(make()) == "<Detections: 3 objects (2 owl, 1 egg_cup) in a/p.jpg, 60 x 80 pixels>"
     assert repr(make()[0]) == "<Detections: 1 object (1 owl) in a/p.jpg, 60 x 80 pixels>"
     assert repr(Detections(raw(0), CATEGORIES)) == "<Detections: 0 objects, 60 x 80 pixels>"
+    many = RawDetections(
+        image_hw=HW,
+        boxes=torch.zeros(13, 4),
+        scores=torch.zeros(13),
+        labels=torch.tensor([4, *range(12)]),
+        masks=torch.zeros(13, 28, 28),
+    )
+    assert repr(Detections(many, [Category(i, f"c{i}", "f", 1, 1) for i in range(12)])) == (
+        "<Detections: 13 objects (2 c4, 1 c0, 1 c1, 1 c2, 1 c3, 1 c5, 1 c6, 1 c7, 1 c8, 1 c9 and 2 more classes), "
+        "60 x 80 pixels>"
+    )
     evil = Detections(raw(1), [Category(1, "\x1b[2J", "f", 1, 1)] * 3)
     assert repr(evil) == r"<Detections: 1 object (1 \x1b[2J), 60 x 80 pixels>"
 
