@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import orjson
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -15,24 +13,21 @@ from torch import Tensor
 
 from tailseg.checkpoint import load_model, load_weights, require_fit
 from tailseg.data.annotations.annotations import Category
-from tailseg.data.annotations.masks import pixels_covered
 from tailseg.data.exporters.export import Exported, export
-from tailseg.data.exporters.outlines import editable
-from tailseg.data.exporters.records import ExportImage, ExportObject, ExportSet
+from tailseg.data.exporters.records import ExportImage, ExportSet
 from tailseg.data.images import read_image, to_rgb
 from tailseg.data.loading import batch_of
 from tailseg.data.transforms import fit_transform
 from tailseg.devices import find_device
 from tailseg.errors import UserError
 from tailseg.evaluation.tta import detect_views, views_of
-from tailseg.layers.paste import encode_masks
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.progress import progress_bar
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import override
-from tailseg.structures import Detections
-from tailseg.visualize.draw import draw_detections
+from tailseg.results.detections import Detections
+from tailseg.results.rows import export_objects
 
 Picture = NDArray[np.uint8]
 # Recipe keys (or their beginnings) that do not touch what was trained.
@@ -74,7 +69,7 @@ class Model:
             image: path, Pillow image, uint8 array (H, W, 3) RGB, or uint8 tensor (3, H, W) RGB.
 
         Returns:
-            Detections on the CPU, in pixels of that image, best score first.
+            The objects found, in pixels of that image, best score first.
 
         Raises:
             UserError: the file is missing or broken.
@@ -83,9 +78,11 @@ class Model:
         picture = to_picture(image)
         data = self.recipe.data
         if self.recipe.test.tta:
-            return detect_views(self.detector, picture, views_of(self.recipe.test)).to("cpu")
-        batch = batch_of(picture, fit_transform(data.test_short_edge, data.long_edge), self.detector.divisor)
-        return self.detector.detect(batch.to(self.device))[0].to("cpu")
+            raw = detect_views(self.detector, picture, views_of(self.recipe.test))
+        else:
+            batch = batch_of(picture, fit_transform(data.test_short_edge, data.long_edge), self.detector.divisor)
+            raw = self.detector.detect(batch.to(self.device))[0]
+        return Detections(raw, self.categories, Path(image) if isinstance(image, str | Path) else picture)
 
 
 def load(path: str | Path, device: str | int | torch.device | None = None, settings: Sequence[str] = ()) -> Model:
@@ -155,9 +152,12 @@ def predict_files(
     with progress_bar("predicting", len(images), show=show) as advance:
         for done, path in enumerate(images, start=1):
             try:
-                picture = read_image(path)
-                found = model.predict(picture)
-                _write_prediction(model, path, picture, found, out / _free_stem(path.stem, taken), min_score)
+                picture = read_image(path)  # once, for the model and for drawing
+                found = Detections(model.predict(picture).raw, model.categories, picture, str(path))
+                kept = found[found.scores >= min_score]
+                stem = _free_stem(path.stem, taken)
+                kept.save(out / f"{stem}.png")
+                kept.save(out / f"{stem}.json")
             except UserError as error:
                 faults.append(str(error))
             advance(done)
@@ -195,24 +195,13 @@ def export_predictions(
                 except UserError as error:
                     faults.append(str(error))
                 else:
-                    objects = _export_objects(found[found.scores >= min_score])
+                    objects = export_objects(found[found.scores >= min_score].raw, model.categories)
                     yield ExportImage(path.name, path, found.image_hw, objects)
                 advance(done)
         if faults and len(faults) == len(images):
             raise UserError("; ".join(faults))
 
     return export(kind, ExportSet("the model", model.categories, {"": predicted()}), out), faults
-
-
-def _export_objects(found: Detections) -> list[ExportObject]:
-    """Detections as objects of an export."""
-    codes = [code["counts"].encode() for code in encode_masks(found.masks, found.boxes, found.image_hw)]
-    segmentations = [editable(code, found.image_hw) for code in codes]
-    rows = zip(found.labels.tolist(), found.boxes.tolist(), segmentations, found.scores.tolist(), strict=True)
-    return [
-        ExportObject(label, (x1, y1, x2 - x1, y2 - y1), mask, pixels_covered(mask, found.image_hw), score=score)
-        for label, (x1, y1, x2, y2), mask, score in rows
-    ]
 
 
 def _free_stem(stem: str, taken: set[str]) -> str:
@@ -223,46 +212,3 @@ def _free_stem(stem: str, taken: set[str]) -> str:
         free = f"{stem}-{number}"
     taken |= {f"{free}.png", f"{free}.json"}
     return free
-
-
-def _write_prediction(
-    model: Model, path: Path, picture: Picture, found: Detections, target: Path, min_score: float
-) -> None:
-    kept = found[found.scores >= min_score]
-    drawn = draw_detections(picture, kept, model.names, min_score=min_score)
-    content = {
-        "image": str(path),
-        "height": picture.shape[0],
-        "width": picture.shape[1],
-        "detections": to_json(kept, model.categories),
-    }
-    try:
-        Image.fromarray(drawn).save(target.with_name(target.name + ".png"))
-        target.with_name(target.name + ".json").write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
-    except OSError as error:
-        raise UserError(
-            f"{target}: could not be written ({error.strerror}); make room or choose another --out"
-        ) from error
-
-
-def to_json(detections: Detections, categories: tuple[Category, ...]) -> list[dict[str, Any]]:
-    """Detections as plain values: category, score, bbox xywh in pixels, segmentation as COCO RLE.
-
-    A model that ranks masks by a score of their own adds a mask_score.
-    """
-    masks = encode_masks(detections.masks, detections.boxes, detections.image_hw)
-    found = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), masks, strict=True)
-    rows: list[dict[str, Any]] = [
-        {
-            "category_id": categories[label].id,
-            "category": categories[label].name,
-            "score": score,
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "segmentation": mask,
-        }
-        for (x1, y1, x2, y2), score, label, mask in found
-    ]
-    if detections.mask_scores is not None:
-        for row, mask_score in zip(rows, detections.mask_scores.tolist(), strict=True):
-            row["mask_score"] = mask_score
-    return rows
