@@ -36,7 +36,7 @@ from tailseg.evaluation.evaluate import evaluate
 from tailseg.model.context import multilabel_average_precision
 from tailseg.model.detector import Detector
 from tailseg.predict import Model, load
-from tailseg.structures import Batch, Detections
+from tailseg.structures import Batch, RawDetections
 
 VECTORS = {"own": "as it is", "zeroed": "zeroed", "shuffled": "shuffled"}
 GROUPS = {"all": "rcf", "rare": "r", "common": "c", "frequent": "f"}
@@ -66,7 +66,7 @@ class WithContext(nn.Module):
         self.given = given
         self.seen = Seen()
 
-    def detect(self, batch: Batch) -> list[Detections]:
+    def detect(self, batch: Batch) -> list[RawDetections]:
         """`Detector.detect`."""
         ids = batch.image_ids.tolist()
 

@@ -51,7 +51,7 @@ from tailseg.model.roi_features import ImageFeatures
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import changed, override
-from tailseg.structures import Batch, Detections, Proposals
+from tailseg.structures import Batch, Proposals, RawDetections
 from tailseg.training.optimizer import build_optimizer
 
 ONE, THREE, HTC = "one mask head (HTC-Lite)", "three mask heads", "HTC"
@@ -279,8 +279,8 @@ def train_call(detector: Detector, recipe: Recipe, batch: Batch, settings: Setti
     return step
 
 
-def infer_call(detector: Detector, batch: Batch, settings: Settings) -> Callable[[], list[Detections]]:
-    def run() -> list[Detections]:
+def infer_call(detector: Detector, batch: Batch, settings: Settings) -> Callable[[], list[RawDetections]]:
+    def run() -> list[RawDetections]:
         detector.eval()
         with settings.autocast():
             found = detector.detect(batch)
@@ -357,7 +357,7 @@ def parameters(detector: Detector) -> dict[str, int]:
     }
 
 
-def require_same_boxes(found: list[list[Detections]]) -> list[int]:
+def require_same_boxes(found: list[list[RawDetections]]) -> list[int]:
     """Detections of each image.
 
     Raises:

@@ -22,7 +22,7 @@ from tailseg.model.build import build_detector
 from tailseg.predict import Model, export_predictions, predict_files, to_json, to_picture
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.values import override
-from tailseg.structures import Detections
+from tailseg.structures import RawDetections
 
 SETTINGS = (
     "model.backbone.pretrained=false",
@@ -60,8 +60,9 @@ def picture() -> np.ndarray:
     return pixels
 
 
-def assert_equal(one: Detections, other: Detections) -> None:
+def assert_equal(one: Any, other: Any) -> None:
     assert one.image_hw == other.image_hw
+    one, other = (getattr(found, "raw", found) for found in (one, other))
     for field in ("boxes", "scores", "labels", "masks"):
         assert torch.equal(getattr(one, field), getattr(other, field))
     assert (one.mask_scores is None) == (other.mask_scores is None)
@@ -227,7 +228,7 @@ def test_images_of_odd_shapes(model: Model, hw: tuple[int, int]) -> None:
 
 
 def test_to_json() -> None:
-    found = Detections(
+    found = RawDetections(
         image_hw=(20, 30),
         boxes=torch.tensor([[2.0, 3, 12, 9], [0, 0, 30, 20]]),
         scores=torch.tensor([0.75, 0.5]),
@@ -318,7 +319,7 @@ def test_mask_scores_are_kept_and_written(scoring: Path, picture: np.ndarray, tm
 
 
 def test_to_json_of_scored_masks() -> None:
-    found = Detections(
+    found = RawDetections(
         image_hw=(20, 30),
         boxes=torch.tensor([[2.0, 3, 12, 9], [0, 0, 30, 20]]),
         scores=torch.tensor([0.75, 0.5]),
@@ -328,7 +329,7 @@ def test_to_json_of_scored_masks() -> None:
     )
     assert [(row["score"], row["mask_score"]) for row in to_json(found, CATEGORIES)] == [(0.75, 0.25), (0.5, 0.5)]
     assert [row["mask_score"] for row in to_json(found[torch.tensor([1])], CATEGORIES)] == [0.5]
-    plain = Detections(
+    plain = RawDetections(
         image_hw=(20, 30), boxes=found.boxes, scores=found.scores, labels=found.labels, masks=found.masks
     )
     assert all("mask_score" not in row for row in to_json(plain, CATEGORIES))
@@ -417,7 +418,7 @@ def test_predictions_that_a_tool_can_open(
     assert set(again) == {image.read_bytes() for image in photographs[:2]}
     for image, one in zip(photographs, found, strict=False):
         objects = again[image.read_bytes()]
-        for item, expected in zip(objects, to_json(one, CATEGORIES), strict=True):
+        for item, expected in zip(objects, to_json(one.raw, CATEGORIES), strict=True):
             assert item["name"] == expected["category"]
             ours, theirs = item["pixels"], rle.decode(expected["segmentation"])
             assert (ours & theirs).sum() >= 0.9 * (ours | theirs).sum()

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from tailseg.structures import Batch, Detections, Instances
+from tailseg.structures import Batch, Instances, RawDetections
 
 
 def make_instances(n: int) -> Instances:
@@ -17,8 +17,8 @@ def make_instances(n: int) -> Instances:
     )
 
 
-def make_detections(n: int) -> Detections:
-    return Detections(
+def make_detections(n: int) -> RawDetections:
+    return RawDetections(
         image_hw=(20, 30),
         boxes=torch.arange(4.0 * n).view(n, 4),
         scores=torch.linspace(1, 0, n) if n else torch.zeros(0),
@@ -27,7 +27,7 @@ def make_detections(n: int) -> Detections:
     )
 
 
-def make_scored(n: int) -> Detections:
+def make_scored(n: int) -> RawDetections:
     return dataclasses.replace(make_detections(n), mask_scores=torch.arange(float(n)) / 8)
 
 
@@ -58,6 +58,12 @@ def test_no_objects_is_a_normal_case(make):
     empty = make(0)
     assert len(empty) == 0
     assert len(empty[torch.zeros(0, dtype=torch.int64)]) == 0
+
+
+@pytest.mark.parametrize("make", [make_instances, make_detections])
+def test_iteration_is_refused_instead_of_ending_at_once(make):
+    with pytest.raises(TypeError, match="not iterable"):
+        list(make(3))
 
 
 @pytest.mark.parametrize("field", ["boxes", "labels", "masks", "mask_frames"])

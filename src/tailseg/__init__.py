@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from tailseg.layers.normalized import NormalizedConv2d, NormalizedLinear
     from tailseg.losses.seesaw import SeesawLoss
     from tailseg.predict import Model, load
-    from tailseg.structures import Detections
+    from tailseg.results.detections import Detections
 
 __version__ = version("tailseg")
 
 _HOMES = {
-    "Detections": "tailseg.structures",
+    "Detections": "tailseg.results.detections",
     "Model": "tailseg.predict",
     "NormalizedConv2d": "tailseg.layers.normalized",
     "NormalizedLinear": "tailseg.layers.normalized",

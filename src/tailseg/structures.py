@@ -35,6 +35,8 @@ class Instances:
     masks: Tensor  # (N, S, S) uint8, 255 = covered
     mask_frames: Tensor  # (N, 4) float32, xyxy in pixels: the rectangle that the whole grid covers
 
+    __iter__ = None  # or Python would try self[0], self[1], ... and take the first IndexError for the end
+
     def __post_init__(self) -> None:
         _require_same_rows(boxes=self.boxes, labels=self.labels, masks=self.masks, mask_frames=self.mask_frames)
 
@@ -100,15 +102,20 @@ class Proposals:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Detections:
-    """Detections of one image, best score first."""
+class RawDetections:
+    """Detections of one image as the detector returns them, best score first.
+
+    Users meet them as `tailseg.results.detections.Detections`.
+    """
 
     image_hw: tuple[int, int]  # pixels, of the image that the boxes refer to
     boxes: Tensor  # (N, 4) float32, xyxy in pixels
     scores: Tensor  # (N,) float32 in [0, 1]
     labels: Tensor  # (N,) int64 in [0, C)
     masks: Tensor  # (N, M, M) float32 in [0, 1]: probabilities on a grid over the box
-    mask_scores: Tensor | None = None  # (N,) float32 in [0, 1], by which masks rank; None: by the scores
+    mask_scores: Tensor | None = None  # (N,) float32 in [0, 1]: scores that rank masks; None: use `scores`
+
+    __iter__ = None  # as in `Instances`
 
     def __post_init__(self) -> None:
         own = {} if self.mask_scores is None else {"mask_scores": self.mask_scores}
@@ -117,7 +124,7 @@ class Detections:
     def __len__(self) -> int:
         return self.labels.shape[0]
 
-    def __getitem__(self, index: Tensor) -> Detections:
+    def __getitem__(self, index: Tensor) -> RawDetections:
         """The detections at ``index`` (bool mask or int64 positions)."""
         return replace(
             self,
@@ -128,7 +135,7 @@ class Detections:
             mask_scores=None if self.mask_scores is None else self.mask_scores[index],
         )
 
-    def to(self, device: torch.device | str) -> Detections:
+    def to(self, device: torch.device | str) -> RawDetections:
         """The same detections on ``device``."""
         return replace(
             self,

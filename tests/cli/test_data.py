@@ -20,7 +20,7 @@ from tailseg.data.transforms import Compose
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.recipes.resolve import resolve
-from tailseg.structures import Detections
+from tailseg.structures import RawDetections
 
 
 def run(*arguments):
@@ -97,7 +97,7 @@ def test_labels_that_a_model_disagrees_with(tmp_path, model, monkeypatch):
     def detect(self, batch):
         found = [(4, 1, (30, 20, 70, 60)), (5, 0, (0, 0, 15, 12))]
         return [
-            Detections(
+            RawDetections(
                 image_hw=(96, 96),
                 boxes=torch.tensor([box for image, _, box in found if image == image_id]).float(),
                 scores=torch.full((1,), 0.875),

@@ -27,7 +27,7 @@ from tailseg.evaluation.tta import View, detect_views
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.recipes.resolve import resolve
-from tailseg.structures import Batch, Detections
+from tailseg.structures import Batch, RawDetections
 
 CPU = torch.device("cpu")
 KEYS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR300", "ARs300", "ARm300", "ARl300"]
@@ -50,7 +50,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> DetectionDataset:
 class Oracle(nn.Module):
     """Answers with the annotations themselves, as boxes full of mask, in the pixels of the image file."""
 
-    def __init__(self, dataset: DetectionDataset, change: Callable[[Detections], Detections] = lambda d: d) -> None:
+    def __init__(
+        self, dataset: DetectionDataset, change: Callable[[RawDetections], RawDetections] = lambda d: d
+    ) -> None:
         super().__init__()
         self.divisor = 32
         self.annotations, self.change = dataset.annotations, change
@@ -58,17 +60,17 @@ class Oracle(nn.Module):
         self.sizes: list[int] = []
         self.padded: list[tuple[int, ...]] = []
 
-    def detect(self, batch: Batch) -> list[Detections]:
+    def detect(self, batch: Batch) -> list[RawDetections]:
         self.modes.append(self.training)
         self.sizes.append(len(batch))
         self.padded.append(tuple(batch.images.shape[2:]))
         assert batch.image_sizes.tolist() == [[96, 96]] * len(batch)
         return [self._answer(int(image_id)) for image_id in batch.image_ids]
 
-    def _answer(self, image_id: int) -> Detections:
+    def _answer(self, image_id: int) -> RawDetections:
         annotations = self.annotations
         rows = annotations.rows(annotations.image_ids.tolist().index(image_id))
-        found = Detections(
+        found = RawDetections(
             image_hw=(64, 64),
             boxes=torch.from_numpy(annotations.boxes[rows]),
             scores=torch.linspace(0.9, 0.5, len(rows)),
@@ -78,11 +80,11 @@ class Oracle(nn.Module):
         return self.change(found)
 
 
-def nothing(found: Detections) -> Detections:
+def nothing(found: RawDetections) -> RawDetections:
     return found[torch.zeros(0, dtype=torch.int64)]
 
 
-def wrong_class(found: Detections) -> Detections:
+def wrong_class(found: RawDetections) -> RawDetections:
     return replace(found, labels=(found.labels + 1) % 4)
 
 
@@ -120,7 +122,9 @@ def test_rows_of_the_results_file(dataset: DetectionDataset, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("change", [nothing, wrong_class])
-def test_nothing_right(dataset: DetectionDataset, tmp_path: Path, change: Callable[[Detections], Detections]) -> None:
+def test_nothing_right(
+    dataset: DetectionDataset, tmp_path: Path, change: Callable[[RawDetections], RawDetections]
+) -> None:
     oracle = Oracle(dataset, change).eval()
     scores = evaluate(oracle, dataset, tmp_path, device=CPU, show=False)  # type: ignore[arg-type]
     assert scores is not None
@@ -151,7 +155,7 @@ class Renumbered(Oracle):
         super().__init__(dataset)
         self.label_of, self.foreign = label_of, foreign
 
-    def _answer(self, image_id: int) -> Detections:
+    def _answer(self, image_id: int) -> RawDetections:
         found = super()._answer(image_id)
         rows = torch.arange(len(found)).repeat_interleave(2 if self.foreign else 1)
         doubled = found[rows]
@@ -313,7 +317,7 @@ def test_analysis_is_written(dataset: DetectionDataset, tmp_path: Path) -> None:
     assert set(analysis) == {"bbox", "segm"}
 
 
-def ranked_backwards(found: Detections) -> Detections:
+def ranked_backwards(found: RawDetections) -> RawDetections:
     """Masks with scores of their own, the lower the better the box."""
     return replace(found, mask_scores=(1 - found.scores) / 2)
 
@@ -324,9 +328,9 @@ def test_masks_with_scores_of_their_own(dataset: DetectionDataset, tmp_path: Pat
     barrier = threading.Barrier(world)
     scores: dict[int, Any] = {}
 
-    def process(rank: int, change: Callable[[Detections], Detections], out: Path) -> None:
+    def process(rank: int, change: Callable[[RawDetections], RawDetections], out: Path) -> None:
         # Every box twice, one of them in a wrong place: which of the two comes first decides the AP.
-        def doubled(found: Detections) -> Detections:
+        def doubled(found: RawDetections) -> RawDetections:
             twice = replace(found, boxes=found.boxes.flip(1) % 64)
             rows = torch.arange(len(found)).repeat_interleave(2)
             wrong = torch.arange(len(rows)) % 2 == 1

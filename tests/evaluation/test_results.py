@@ -16,16 +16,16 @@ from tailseg.errors import UserError
 from tailseg.evaluation.pairs import Pairs
 from tailseg.evaluation.reading import Cut, Known, read_results
 from tailseg.evaluation.results import ResultsWriter, merge_results
-from tailseg.structures import Detections
+from tailseg.structures import RawDetections
 
 CATEGORY_IDS = [7, 9, 1000]
 
 
-def detections(rows: int, seed: int = 0) -> Detections:
+def detections(rows: int, seed: int = 0) -> RawDetections:
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(rows, 2, generator=generator) * 20
     extent = torch.rand(rows, 2, generator=generator) * 20 + 1
-    return Detections(
+    return RawDetections(
         image_hw=(32, 48),
         boxes=torch.cat([corner, corner + extent], dim=1),
         scores=torch.rand(rows, generator=generator),
@@ -59,7 +59,9 @@ def test_rows_hold_what_was_detected(tmp_path):
 def test_tied_and_close_scores_stay_apart_and_in_order(tmp_path):
     close = torch.tensor([0.3, 0.3, float(np.nextafter(np.float32(0.3), np.float32(0)))])
     found = detections(3)
-    tied = Detections(image_hw=found.image_hw, boxes=found.boxes, scores=close, labels=found.labels, masks=found.masks)
+    tied = RawDetections(
+        image_hw=found.image_hw, boxes=found.boxes, scores=close, labels=found.labels, masks=found.masks
+    )
     with ResultsWriter(tmp_path / "r.json") as writer:
         writer.add(1, tied, CATEGORY_IDS)
     scores = [row["score"] for row in orjson.loads((tmp_path / "r.json").read_bytes())]
@@ -145,7 +147,7 @@ def test_merging_refuses_other_files(tmp_path):
     assert not (tmp_path / "all.json").exists()
 
 
-def scored(rows: int, seed: int = 0) -> Detections:
+def scored(rows: int, seed: int = 0) -> RawDetections:
     """Detections whose masks rank the other way round than their boxes."""
     found = detections(rows, seed)
     return replace(found, mask_scores=(1 - found.scores) / 3)

@@ -35,7 +35,7 @@ from tailseg.model.roi_features import ImageFeatures
 from tailseg.predict import load
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import TestRecipe as InferenceRecipe  # pytest would take it for a test
-from tailseg.structures import Batch, Detections, Proposals
+from tailseg.structures import Batch, Proposals, RawDetections
 
 CLASSES = 5
 SMALL = (
@@ -114,7 +114,7 @@ def calls(module: nn.Module) -> Iterator[list[tuple[Any, Any]]]:
 # The whole merge, written out
 
 
-def by_definition(detector: Detector, picture: np.ndarray, edges: tuple[int, ...]) -> Detections:
+def by_definition(detector: Detector, picture: np.ndarray, edges: tuple[int, ...]) -> RawDetections:
     """Section 25 in plain loops: the maps of all views are kept, boxes are lists of numbers."""
     height, width = picture.shape[:2]
 
@@ -189,7 +189,7 @@ def by_definition(detector: Detector, picture: np.ndarray, edges: tuple[int, ...
         turned = own_masks.numpy()[:, :, ::-1] if mirrored else own_masks.numpy()
         masks = masks + turned.astype(np.float64) / len(views)
     scores = torch.tensor([score for score, _, _ in pairs], dtype=torch.float64)
-    return Detections(
+    return RawDetections(
         image_hw=(height, width),
         boxes=torch.tensor([box for _, box, _ in pairs], dtype=torch.float64),
         scores=scores,
@@ -237,7 +237,7 @@ def test_the_merge_is_its_definition(detector: Detector) -> None:
     assert len(plain) != len(ours) or not torch.allclose(plain.scores, ours.scores, rtol=0.01)
 
 
-def compare(ours: Detections, expected: Detections, *, rtol: float, atol: float) -> None:
+def compare(ours: RawDetections, expected: RawDetections, *, rtol: float, atol: float) -> None:
     assert ours.boxes.dtype == ours.scores.dtype == ours.masks.dtype == torch.float32
     for field in ("boxes", "scores", "masks", "mask_scores"):
         one, other = getattr(ours, field), getattr(expected, field)
@@ -427,7 +427,7 @@ def test_without_detections(detector: Detector, monkeypatch: pytest.MonkeyPatch)
     require_empty(detect_views(detector, PICTURE, VIEWS), detector)
 
 
-def require_empty(found: Detections, detector: Detector) -> None:
+def require_empty(found: RawDetections, detector: Detector) -> None:
     assert found.image_hw == (61, 83)
     assert len(found) == 0
     assert found.boxes.shape == (0, 4)

@@ -22,7 +22,7 @@ from tailseg.model.matching import Matcher
 from tailseg.model.roi_features import ImageFeatures
 from tailseg.model.rpn import RPN
 from tailseg.recipes.resolve import resolve
-from tailseg.structures import Batch, Detections, Proposals
+from tailseg.structures import Batch, Proposals, RawDetections
 
 CLASSES = 37
 
@@ -183,7 +183,7 @@ def test_padding_does_not_change_an_images_pixels():
         torch.testing.assert_close(alone[0, channel].double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def assert_sound(found: Detections, limit: int) -> None:
+def assert_sound(found: RawDetections, limit: int) -> None:
     height, width = found.image_hw
     assert len(found) <= limit
     assert (found.scores.diff() <= 0).all()

@@ -23,7 +23,7 @@ from tailseg.recipes.ladder import REPORT, costs
 from tailseg.recipes.resolve import BUILT_IN, resolve
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import diff, override
-from tailseg.structures import Batch, Detections
+from tailseg.structures import Batch, RawDetections
 from tailseg.training.finetune import Branches, Frozen, join
 from tailseg.training.loop import Run
 
@@ -324,7 +324,7 @@ class Stepped:
     detector: Detector
     batches_seen: dict[str, int]  # by each batch norm, in the training step
     losses: dict[str, Tensor]
-    detections: list[Detections]
+    detections: list[RawDetections]
 
 
 @pytest.fixture(scope="module", params=ROWS)
@@ -353,7 +353,7 @@ def image(batch: Batch, number: int) -> Batch:
     return Batch(**{name: getattr(batch, name)[number : number + 1] for name in Batch.__dataclass_fields__})
 
 
-def detections(detector: Detector, recipe: Recipe) -> list[Detections]:
+def detections(detector: Detector, recipe: Recipe) -> list[RawDetections]:
     """Of the scene, or, with test-time augmentation, of its pictures without their padding, at twice their size."""
     batch, views = scene(), views_of(recipe.test)
     if not views:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailseg.structures import Detections, Instances
+from tailseg.structures import Instances, RawDetections
 from tailseg.visualize.colours import PALETTE, class_colours, text_colour
 from tailseg.visualize.draw import (
     FILL_OPACITY,
@@ -24,9 +24,9 @@ from tailseg.visualize.label_placement import place_labels
 NAMES = [f"class_{i}" for i in range(80)]
 
 
-def found(boxes: list[list[float]], hw: tuple[int, int] = (400, 500), scores=None) -> Detections:
+def found(boxes: list[list[float]], hw: tuple[int, int] = (400, 500), scores=None) -> RawDetections:
     n = len(boxes)
-    return Detections(
+    return RawDetections(
         image_hw=hw,
         boxes=torch.tensor(boxes, dtype=torch.float32).reshape(n, 4),
         scores=torch.full((n,), 0.9) if scores is None else torch.tensor(scores),
@@ -63,7 +63,7 @@ def test_outline_follows_the_mask_and_not_the_box():
     probs = torch.zeros(1, 28, 28)
     probs[:, :, :14] = 1
     detections = found([[100, 100, 300, 300]])
-    half = Detections(
+    half = RawDetections(
         image_hw=(400, 500),
         boxes=detections.boxes,
         scores=detections.scores,

@@ -23,7 +23,7 @@ from tailseg.errors import UserError
 from tailseg.predict import Model, load
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import merge, validate
-from tailseg.structures import Batch, Detections
+from tailseg.structures import Batch, RawDetections
 from tailseg.zoo import detectron2 as zoo
 from tailseg.zoo.conversion import coco_ids, convert
 from tailseg.zoo.detectron2 import read_detectron2
@@ -237,7 +237,7 @@ def batch_of(image: Tensor) -> Batch:
     )
 
 
-def assert_same(ours: Model, model: MaskRCNN, dress: Dress, at_least: int = 20) -> Detections:
+def assert_same(ours: Model, model: MaskRCNN, dress: Dress, at_least: int = 20) -> RawDetections:
     """Pyramid and detections."""
     image = picture()
     pyramid, found = theirs(model, dress, image)

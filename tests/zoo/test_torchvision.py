@@ -16,7 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from tailseg.errors import UserError
 from tailseg.predict import Model, load
-from tailseg.structures import Batch, Detections
+from tailseg.structures import Batch, RawDetections
 from tailseg.zoo import conversion
 from tailseg.zoo import torchvision as zoo
 from tailseg.zoo.conversion import convert
@@ -135,7 +135,7 @@ def batch_of(picture: Tensor) -> Batch:
     )
 
 
-def assert_same_detections(ours: Detections, found: dict[str, Tensor], at_least: int = 20) -> None:
+def assert_same_detections(ours: RawDetections, found: dict[str, Tensor], at_least: int = 20) -> None:
     """Row by row, in order of score."""
     assert len(ours) == len(found["scores"])
     assert len(ours) >= at_least

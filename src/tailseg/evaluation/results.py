@@ -21,7 +21,7 @@ import orjson
 
 from tailseg.errors import UserError, writing
 from tailseg.layers.paste import encode_masks
-from tailseg.structures import Detections
+from tailseg.structures import RawDetections
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class ResultsWriter:
         self._separator = b"[\n"
         return self
 
-    def add(self, image_id: int, detections: Detections, category_ids: Sequence[int]) -> None:
+    def add(self, image_id: int, detections: RawDetections, category_ids: Sequence[int]) -> None:
         """Append the detections of one image, in their order, but for those with a value that is not finite.
 
         JSON has no NaN, and a test server refuses the whole file for one; a box that is nowhere finds nothing.

@@ -29,7 +29,7 @@ from tailseg.data.loading import batch_of
 from tailseg.data.transforms import Compose, HorizontalFlip, Image, ResizeLongestEdge
 from tailseg.model.detector import Detector
 from tailseg.recipes.schema import TestRecipe
-from tailseg.structures import Batch, Detections
+from tailseg.structures import Batch, RawDetections
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def views_of(test: TestRecipe) -> tuple[View, ...]:
 
 
 @torch.no_grad()
-def detect_views(detector: Detector, picture: Image, views: Sequence[View]) -> Detections:
+def detect_views(detector: Detector, picture: Image, views: Sequence[View]) -> RawDetections:
     """Detections in a picture, averaged over views of it (spec, section 25).
 
     One plain view gives what `Detector.detect` gives for it: scores and masks to the bit, boxes to the rounding of
@@ -75,7 +75,7 @@ def detect_views(detector: Detector, picture: Image, views: Sequence[View]) -> D
     # The means of all boxes and classes get no name, under which they would wait for the last round to end.
     boxes, scores, labels, _ = detector.select_detections(*cache.mean(lambda seen: seen.predict_boxes(proposals)))
     masks, *ious = cache.mean(lambda seen: seen.masks(boxes, labels))
-    return Detections(
+    return RawDetections(
         image_hw=(picture.shape[0], picture.shape[1]),
         boxes=boxes.float(),
         scores=scores,

@@ -28,7 +28,7 @@ from tailseg.model.mask_iou import MaskIouHead, mask_iou_loss, mask_iou_targets
 from tailseg.model.roi_features import ImageFeatures, RoIPooler
 from tailseg.model.rpn import RPN
 from tailseg.model.tsd import TsdBoxHead
-from tailseg.structures import Batch, Detections, Proposals
+from tailseg.structures import Batch, Proposals, RawDetections
 
 
 class Stage(nn.Module):
@@ -146,7 +146,7 @@ class Detector(nn.Module):
         return losses
 
     @torch.no_grad()
-    def detect(self, batch: Batch) -> list[Detections]:
+    def detect(self, batch: Batch) -> list[RawDetections]:
         """Detections of each image, in pixels of the image file, best score first."""
         features = self.extract_features(batch)
         proposals = self.rpn.propose(self.rpn(features.pyramid), batch.image_sizes, training=False)
@@ -158,7 +158,7 @@ class Detector(nn.Module):
         mask_scores = None if ious is None else (torch.cat(scores) * ious).split(counts)
         factors = (batch.original_sizes / batch.image_sizes).flip(1).repeat(1, 2).to(rois)
         return [
-            Detections(
+            RawDetections(
                 image_hw=(int(hw[0]), int(hw[1])),
                 boxes=boxes[i] * factors[i],
                 scores=scores[i],

@@ -30,7 +30,8 @@ from tailseg.model.detector import Detector
 from tailseg.progress import progress_bar
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import override
-from tailseg.structures import Detections
+from tailseg.results.detections import Detections
+from tailseg.structures import RawDetections
 from tailseg.visualize.draw import draw_detections
 
 Picture = NDArray[np.uint8]
@@ -69,7 +70,7 @@ class Model:
             image: path, Pillow image, uint8 array (H, W, 3) RGB, or uint8 tensor (3, H, W) RGB.
 
         Returns:
-            Detections on the CPU, in pixels of that image, best score first.
+            The objects found, in pixels of that image, best score first.
 
         Raises:
             UserError: the file is missing or broken.
@@ -78,9 +79,11 @@ class Model:
         picture = to_picture(image)
         data = self.recipe.data
         if self.recipe.test.tta:
-            return detect_views(self.detector, picture, views_of(self.recipe.test)).to("cpu")
-        batch = batch_of(picture, fit_transform(data.test_short_edge, data.long_edge), self.detector.divisor)
-        return self.detector.detect(batch.to(self.device))[0].to("cpu")
+            raw = detect_views(self.detector, picture, views_of(self.recipe.test))
+        else:
+            batch = batch_of(picture, fit_transform(data.test_short_edge, data.long_edge), self.detector.divisor)
+            raw = self.detector.detect(batch.to(self.device))[0]
+        return Detections(raw, self.categories, Path(image) if isinstance(image, str | Path) else picture)
 
 
 def load(path: str | Path, device: str | torch.device | None = None, settings: Sequence[str] = ()) -> Model:
@@ -189,7 +192,7 @@ def export_predictions(
                 except UserError as error:
                     faults.append(str(error))
                 else:
-                    objects = _export_objects(found[found.scores >= min_score])
+                    objects = _export_objects(found[found.scores >= min_score].raw)
                     yield ExportImage(path.name, path, found.image_hw, objects)
                 advance(done)
         if faults and len(faults) == len(images):
@@ -198,7 +201,7 @@ def export_predictions(
     return export(kind, ExportSet("the model", model.categories, {"": predicted()}), out), faults
 
 
-def _export_objects(found: Detections) -> list[ExportObject]:
+def _export_objects(found: RawDetections) -> list[ExportObject]:
     """Detections as objects of an export."""
     codes = [code["counts"].encode() for code in encode_masks(found.masks, found.boxes, found.image_hw)]
     segmentations = [editable(code, found.image_hw) for code in codes]
@@ -222,7 +225,7 @@ def _free_stem(stem: str, taken: set[str]) -> str:
 def _write_prediction(
     model: Model, path: Path, picture: Picture, found: Detections, target: Path, min_score: float
 ) -> None:
-    kept = found[found.scores >= min_score]
+    kept = found[found.scores >= min_score].raw
     drawn = draw_detections(picture, kept, model.names, min_score=min_score)
     content = {
         "image": str(path),
@@ -239,7 +242,7 @@ def _write_prediction(
         ) from error
 
 
-def to_json(detections: Detections, categories: tuple[Category, ...]) -> list[dict[str, Any]]:
+def to_json(detections: RawDetections, categories: tuple[Category, ...]) -> list[dict[str, Any]]:
     """Detections as plain values: category, score, bbox xywh in pixels, segmentation as COCO RLE.
 
     A model that ranks masks by a score of their own adds a mask_score.

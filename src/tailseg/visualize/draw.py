@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from tailseg.layers.paste import mask_crop
-from tailseg.structures import Detections, Instances
+from tailseg.structures import Instances, RawDetections
 from tailseg.visualize.colours import Colour, class_colours, text_colour
 from tailseg.visualize.label_placement import place_labels
 
@@ -51,7 +51,7 @@ def enlargement(image_hw: tuple[int, int]) -> int:
 
 def draw_detections(
     image: Picture,
-    detections: Detections,
+    detections: RawDetections,
     names: Sequence[str],
     *,
     min_score: float = 0.5,

@@ -1,0 +1,1 @@
+"""Detections of one picture as people use them: indexing, masks, polygons, other tools' formats, pictures."""
