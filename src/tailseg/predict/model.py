@@ -1,13 +1,18 @@
-"""A trained model in use: from an image to detections."""
+"""A trained model in use: from pictures of any kind to detections."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import difflib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from itertools import islice
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
-import orjson
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -15,28 +20,68 @@ from torch import Tensor
 
 from tailseg.checkpoint import load_model, load_weights, require_fit
 from tailseg.data.annotations.annotations import Category
-from tailseg.data.annotations.masks import pixels_covered
-from tailseg.data.exporters.export import Exported, export
-from tailseg.data.exporters.outlines import editable
-from tailseg.data.exporters.records import ExportImage, ExportObject, ExportSet
-from tailseg.data.images import read_image, to_rgb
 from tailseg.data.loading import batch_of
 from tailseg.data.transforms import fit_transform
 from tailseg.errors import UserError
 from tailseg.evaluation.tta import detect_views, views_of
-from tailseg.layers.paste import encode_masks
 from tailseg.model.build import build_detector
-from tailseg.model.detector import Detector
-from tailseg.progress import progress_bar
+from tailseg.model.detector import Detector, Wanted
+from tailseg.predict.slices import detect_slices
+from tailseg.predict.sources import Item, open_source
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import override
 from tailseg.results.detections import Detections
-from tailseg.structures import RawDetections
-from tailseg.visualize.draw import draw_detections
+from tailseg.structures import Batch, RawDetections
 
-Picture = NDArray[np.uint8]
+logger = logging.getLogger(__name__)
+
+Picture = NDArray[np.uint8]  # (H, W, 3) RGB
+Single = Image.Image | NDArray[Any] | Tensor | bytes
 # Recipe keys (or their beginnings) that do not touch what was trained.
 AT_TEST_TIME = ("test.", "data.test_short_edge", "data.long_edge", "data.workers", "data.batch_per_device")
+
+
+Classes = str | int | Sequence[str | int]
+
+
+class PredictOptions(TypedDict, total=False):
+    """Keyword arguments of `Model.predict`."""
+
+    score: float | None
+    classes: Classes | None
+    max_detections: int | None
+    batch: int
+    slices: int | None
+    overlap: float
+    bgr: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The way in which pictures are looked at: arguments of `Model.predict`, checked."""
+
+    wanted: Wanted
+    batch: int = 8  # pictures, or slices of one
+    slices: int | None = None  # side in pixels
+    overlap: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"expected a batch of at least one picture, received {self.batch}")
+        if self.slices is not None and self.slices < 1:
+            raise ValueError(f"expected slices of at least one pixel, received {self.slices}")
+        if not 0 <= self.overlap <= 0.9:
+            raise ValueError(f"expected an overlap from 0 to 0.9, received {self.overlap}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """A picture with what was found in it, or the sentence that says why it could not be read."""
+
+    item: Item
+    picture: Picture | None
+    found: Detections | None
+    fault: UserError | None = None
 
 
 class Model:
@@ -63,27 +108,173 @@ class Model:
         """Device of the detector."""
         return self.detector.pixel_mean.device
 
-    def predict(self, image: str | Path | Image.Image | Picture | Tensor) -> Detections:
-        """Detect the objects of one image; averaged over views of it if the recipe's ``test.tta`` says so.
+    @overload
+    def predict(self, source: Single, **options: Unpack[PredictOptions]) -> Detections: ...
+
+    @overload
+    def predict(self, source: list[Any] | tuple[Any, ...], **options: Unpack[PredictOptions]) -> list[Detections]: ...
+
+    @overload
+    def predict(self, source: str | PathLike[str], **options: Unpack[PredictOptions]) -> Any: ...
+
+    @overload
+    def predict(self, source: Iterable[Any], **options: Unpack[PredictOptions]) -> Iterator[Detections]: ...
+
+    def predict(
+        self,
+        source: Any,
+        *,
+        score: float | None = None,
+        classes: Classes | None = None,
+        max_detections: int | None = None,
+        batch: int = 8,
+        slices: int | None = None,
+        overlap: float = 0.2,
+        bgr: bool = False,
+    ) -> Detections | list[Detections] | Iterator[Detections]:
+        """Detect the objects of pictures; averaged over views of each if the recipe's ``test.tta`` says so.
 
         Args:
-            image: path, Pillow image, uint8 array (H, W, 3) RGB, or uint8 tensor (3, H, W) RGB.
+            source: one picture: the path of an image file, an http(s) address, a Pillow image, the bytes of an image
+                file or a file opened for reading them, an array (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA, or a
+                tensor (H, W), (3, H, W) or (4, H, W). Arrays and tensors hold uint8, uint16 (of which the upper 8 bits
+                count) or floats from 0 to 1.
+                Or many: a folder (with the folders in it), a glob pattern such as ``"photos/**/*.jpg"``, a video file,
+                or a list, a tuple or any other iterable of all these.
+            score: lowest score, in [0, 1]; None takes the recipe's ``test.score_threshold``.
+            classes: names or category ids; only these are looked for. None looks for all.
+            max_detections: best detections of a picture that are kept; None takes the recipe's number, and has no limit
+                for a picture in slices.
+            batch: pictures, or slices of one, that go through the detector together, where they have the same size
+                there. It changes speed and memory; results differ by rounding alone.
+            slices: side in pixels of the overlapping slices in which larger pictures are looked at, and as a whole;
+                None has no slices. Objects cut by an edge are joined.
+            overlap: share of a slice that the next one shows too, in [0, 0.9]; objects that are found in slices alone
+                are joined if it is above 0.
+            bgr: arrays and tensors are BGR or BGRA, as OpenCV's are.
 
         Returns:
-            The objects found, in pixels of that image, best score first.
+            `Detections` of one picture, best score first, in its pixels; a list of them for a list or tuple; for a
+            folder, a pattern, a video or another iterable an iterator, which looks ahead by ``batch`` pictures and
+            keeps no other.
 
         Raises:
-            UserError: the file is missing or broken.
-            ValueError: an array or tensor of another shape or type.
+            UserError: a file is missing or broken, or a class is unknown. An iterator leaves a picture that cannot be
+                read out and logs a warning instead, also with the number of them at its end.
+            TypeError: the source is of another kind.
+            ValueError: an array or tensor of another shape or type, or an option out of range.
         """
-        picture = to_picture(image)
-        data = self.recipe.data
+        opened = open_source(source, bgr=bgr)
+        look = Look(self._wanted(score, classes, max_detections), batch, slices, overlap)
+        outcomes = self.outcomes(opened.items, look)
+        if opened.kind == "stream":
+            return _readable(outcomes)
+        found = [_sound(outcome) for outcome in outcomes]
+        return found[0] if opened.kind == "one" else found
+
+    def outcomes(self, items: Iterable[Item], look: Look) -> Iterator[Outcome]:
+        """Detections of each picture in turn, or the reason why there are none.
+
+        At most ``look.batch`` pictures are read ahead.
+        """
+        waiting = iter(items)
+        while part := list(islice(waiting, look.batch)):
+            read = [_read(item) for item in part]
+            pictures = [picture for picture in read if not isinstance(picture, UserError)]
+            found = iter(self._detect_all(pictures, look))
+            for item, picture in zip(part, read, strict=True):
+                if isinstance(picture, UserError):
+                    yield Outcome(item, None, None, picture)
+                else:
+                    origin = picture if item.path is None else item.path
+                    yield Outcome(item, picture, Detections(next(found), self.categories, origin, item.name))
+
+    def _detect_all(self, pictures: Sequence[Picture], look: Look) -> list[RawDetections]:
+        if look.slices is None:
+            return self._detect(pictures, look.wanted)
+        limit, most = look.wanted.limit, self.detector.max_detections
+        wanted = replace(look.wanted, limit=None if limit is None else max(limit, most))
+        detect_picture = partial(
+            detect_slices,
+            partial(self._detect, wanted=wanted),
+            side=look.slices,
+            overlap=look.overlap,
+            iou=self.detector.nms_iou,
+            batch=look.batch,
+        )
+        found = [detect_picture(picture) for picture in pictures]
+        return found if limit is None else [raw[torch.arange(min(limit, len(raw)))] for raw in found]
+
+    def _detect(self, pictures: Sequence[Picture], wanted: Wanted) -> list[RawDetections]:
+        """Detections of each picture, on the CPU. Pictures of one padded size share a batch, which changes nothing."""
         if self.recipe.test.tta:
-            raw = detect_views(self.detector, picture, views_of(self.recipe.test))
+            views = views_of(self.recipe.test)
+            return [detect_views(self.detector, picture, views, wanted).to("cpu") for picture in pictures]
+        transform = fit_transform(self.recipe.data.test_short_edge, self.recipe.data.long_edge)
+        alike: dict[tuple[int, ...], list[int]] = {}
+        batches = [batch_of(picture, transform, self.detector.divisor) for picture in pictures]
+        for i, batch in enumerate(batches):
+            alike.setdefault(tuple(batch.images.shape), []).append(i)
+        found: dict[int, RawDetections] = {}
+        for rows in alike.values():
+            together = _together([batches[i] for i in rows]).to(self.device)
+            for i, raw in zip(rows, self.detector.detect(together, wanted), strict=True):
+                found[i] = raw.to("cpu")
+        return [found[i] for i in range(len(pictures))]
+
+    def _wanted(self, score: float | None, classes: Classes | None, max_detections: int | None) -> Wanted:
+        if score is not None and not 0 <= score <= 1:
+            raise ValueError(f"expected a score from 0 to 1, received {score}")
+        if max_detections is not None and max_detections < 1:
+            raise ValueError(f"expected max_detections of at least 1, received {max_detections}")
+        asked = [classes] if isinstance(classes, str | int) else classes
+        labels = None if asked is None else tuple(sorted({label for one in asked for label in self._labels_of(one)}))
+        return Wanted(min_score=score, labels=labels, limit=max_detections)
+
+    def _labels_of(self, asked: str | int) -> list[int]:
+        """The labels of a class's name or category id."""
+        if isinstance(asked, str):
+            found = [label for label, name in enumerate(self.names) if name == asked]
+            if not found:
+                near = difflib.get_close_matches(asked, self.names, 1, 0.0)
+                raise UserError(f"the model has no class {asked!r}; the nearest is {near[0]!r}")
+            return found
+        found = [label for label, category in enumerate(self.categories) if category.id == asked]
+        if not found:
+            ids = sorted(category.id for category in self.categories)
+            raise UserError(f"the model has no class of id {asked}; its ids lie between {ids[0]} and {ids[-1]}")
+        return found
+
+
+def _read(item: Item) -> Picture | UserError:
+    try:
+        return item.read()
+    except UserError as error:
+        return error
+
+
+def _sound(outcome: Outcome) -> Detections:
+    if outcome.found is None:
+        raise outcome.fault or AssertionError
+    return outcome.found
+
+
+def _readable(outcomes: Iterator[Outcome]) -> Iterator[Detections]:
+    done = faults = 0
+    for outcome in outcomes:
+        done += 1
+        if outcome.found is None:
+            faults += 1
+            logger.warning("%s (left out)", outcome.fault)
         else:
-            batch = batch_of(picture, fit_transform(data.test_short_edge, data.long_edge), self.detector.divisor)
-            raw = self.detector.detect(batch.to(self.device))[0]
-        return Detections(raw, self.categories, Path(image) if isinstance(image, str | Path) else picture)
+            yield outcome.found
+    if faults:
+        logger.warning("%d of %d pictures could not be read and were left out.", faults, done)
+
+
+def _together(batches: Sequence[Batch]) -> Batch:
+    """Batches of one padded size, without objects, as one."""
+    return Batch(**{f.name: torch.cat([getattr(batch, f.name) for batch in batches]) for f in fields(Batch)})
 
 
 def load(path: str | Path, device: str | torch.device | None = None, settings: Sequence[str] = ()) -> Model:
@@ -113,153 +304,3 @@ def load(path: str | Path, device: str | torch.device | None = None, settings: S
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     detector = detector.to(target).to(memory_format=torch.channels_last).eval()
     return Model(detector, recipe, checkpoint.categories)
-
-
-def to_picture(image: str | Path | Image.Image | Picture | Tensor) -> Picture:
-    """Any accepted image as (H, W, 3) uint8 RGB."""
-    if isinstance(image, str | Path):
-        return read_image(Path(image))
-    if isinstance(image, Image.Image):
-        return to_rgb(image, Path("image"), upright=True)  # as if read from its file
-    if isinstance(image, Tensor):
-        if image.dim() != 3 or image.shape[0] != 3 or image.dtype != torch.uint8 or image.numel() == 0:
-            raise ValueError(f"expected a uint8 tensor (3, H, W), received {image.dtype} {tuple(image.shape)}")
-        return image.permute(1, 2, 0).cpu().numpy()
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise ValueError(f"expected a uint8 array (H, W, 3), received {image.dtype} {image.shape}")
-    return image
-
-
-def predict_files(
-    model: Model, images: Sequence[Path], out: Path, *, min_score: float = 0.5, show: bool = True
-) -> list[str]:
-    """Write ``out/STEM.png``, the picture with its detections, and ``out/STEM.json`` for each image.
-
-    A faulty image does not stop the others.
-
-    Returns:
-        A sentence for each image that could not be done.
-
-    Raises:
-        UserError: the folder cannot be made.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: the folder cannot be made ({error.strerror}); choose another --out") from error
-    faults: list[str] = []
-    taken: set[str] = {path.name for path in out.iterdir() if path.resolve() in {i.resolve() for i in images}}
-    with progress_bar("predicting", len(images), show=show) as advance:
-        for done, path in enumerate(images, start=1):
-            try:
-                picture = read_image(path)
-                found = model.predict(picture)
-                _write_prediction(model, path, picture, found, out / _free_stem(path.stem, taken), min_score)
-            except UserError as error:
-                faults.append(str(error))
-            advance(done)
-    return faults
-
-
-def export_predictions(
-    model: Model, images: Sequence[Path], out: Path, kind: str, *, min_score: float = 0.5, show: bool = True
-) -> tuple[Exported, list[str]]:
-    """Write the images and their detections to a new folder in the format of a tool in which they can be corrected.
-
-    Masks become polygons of few corners, see `editable`. A faulty image does not stop the others.
-
-    Args:
-        model: finds the objects.
-        images: their files.
-        out: the new folder.
-        kind: the format: coco, yolo, labelme or cvat.
-        min_score: detections below it are not written.
-        show: draw a progress bar.
-
-    Returns:
-        Counts and notes; a sentence for each image that could not be done.
-
-    Raises:
-        UserError: the folder is not empty or cannot be made, or none of the images could be done.
-    """
-    faults: list[str] = []
-
-    def predicted() -> Iterator[ExportImage]:
-        with progress_bar("predicting", len(images), show=show) as advance:
-            for done, path in enumerate(images, start=1):
-                try:
-                    found = model.predict(path)
-                except UserError as error:
-                    faults.append(str(error))
-                else:
-                    objects = _export_objects(found[found.scores >= min_score].raw)
-                    yield ExportImage(path.name, path, found.image_hw, objects)
-                advance(done)
-        if faults and len(faults) == len(images):
-            raise UserError("; ".join(faults))
-
-    return export(kind, ExportSet("the model", model.categories, {"": predicted()}), out), faults
-
-
-def _export_objects(found: RawDetections) -> list[ExportObject]:
-    """Detections as objects of an export."""
-    codes = [code["counts"].encode() for code in encode_masks(found.masks, found.boxes, found.image_hw)]
-    segmentations = [editable(code, found.image_hw) for code in codes]
-    rows = zip(found.labels.tolist(), found.boxes.tolist(), segmentations, found.scores.tolist(), strict=True)
-    return [
-        ExportObject(label, (x1, y1, x2 - x1, y2 - y1), mask, pixels_covered(mask, found.image_hw), score=score)
-        for label, (x1, y1, x2, y2), mask, score in rows
-    ]
-
-
-def _free_stem(stem: str, taken: set[str]) -> str:
-    """``stem``, numbered if an image of that name was written before or is one of the inputs."""
-    number, free = 1, stem
-    while {f"{free}.png", f"{free}.json"} & taken:
-        number += 1
-        free = f"{stem}-{number}"
-    taken |= {f"{free}.png", f"{free}.json"}
-    return free
-
-
-def _write_prediction(
-    model: Model, path: Path, picture: Picture, found: Detections, target: Path, min_score: float
-) -> None:
-    kept = found[found.scores >= min_score].raw
-    drawn = draw_detections(picture, kept, model.names, min_score=min_score)
-    content = {
-        "image": str(path),
-        "height": picture.shape[0],
-        "width": picture.shape[1],
-        "detections": to_json(kept, model.categories),
-    }
-    try:
-        Image.fromarray(drawn).save(target.with_name(target.name + ".png"))
-        target.with_name(target.name + ".json").write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
-    except OSError as error:
-        raise UserError(
-            f"{target}: could not be written ({error.strerror}); make room or choose another --out"
-        ) from error
-
-
-def to_json(detections: RawDetections, categories: tuple[Category, ...]) -> list[dict[str, Any]]:
-    """Detections as plain values: category, score, bbox xywh in pixels, segmentation as COCO RLE.
-
-    A model that ranks masks by a score of their own adds a mask_score.
-    """
-    masks = encode_masks(detections.masks, detections.boxes, detections.image_hw)
-    found = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), masks, strict=True)
-    rows: list[dict[str, Any]] = [
-        {
-            "category_id": categories[label].id,
-            "category": categories[label].name,
-            "score": score,
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "segmentation": mask,
-        }
-        for (x1, y1, x2, y2), score, label, mask in found
-    ]
-    if detections.mask_scores is not None:
-        for row, mask_score in zip(rows, detections.mask_scores.tolist(), strict=True):
-            row["mask_score"] = mask_score
-    return rows
