@@ -19,10 +19,9 @@ from tailseg.data.importers.convert import READERS
 from tailseg.errors import UserError
 from tailseg.evaluation.tta import View, detect_views
 from tailseg.model.build import build_detector
-from tailseg.predict import Model, export_predictions, predict_files, to_json, to_picture
+from tailseg.predict import Model, export_predictions, predict_files, to_picture
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.values import override
-from tailseg.structures import RawDetections
 
 SETTINGS = (
     "model.backbone.pretrained=false",
@@ -227,25 +226,6 @@ def test_images_of_odd_shapes(model: Model, hw: tuple[int, int]) -> None:
     assert bool(found.boxes.isfinite().all())
 
 
-def test_to_json() -> None:
-    found = RawDetections(
-        image_hw=(20, 30),
-        boxes=torch.tensor([[2.0, 3, 12, 9], [0, 0, 30, 20]]),
-        scores=torch.tensor([0.75, 0.5]),
-        labels=torch.tensor([1, 2]),
-        masks=torch.ones(2, 28, 28),
-    )
-    first, second = to_json(found, CATEGORIES)
-    assert (first["category_id"], first["category"], first["score"]) == (7, "egg_cup", 0.75)
-    assert (second["category_id"], second["bbox"]) == (40, [0, 0, 30, 20])
-    assert first["bbox"] == [2, 3, 10, 6]
-    mask = rle.decode(first["segmentation"])
-    expected = np.zeros((20, 30), bool)
-    expected[3:9, 2:12] = True
-    assert np.array_equal(mask.astype(bool), expected)
-    assert to_json(found[torch.zeros(0, dtype=torch.int64)], CATEGORIES) == []
-
-
 def test_files(model: Model, picture: np.ndarray, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("a", "b")]
     for folder in folders:
@@ -316,24 +296,6 @@ def test_mask_scores_are_kept_and_written(scoring: Path, picture: np.ndarray, tm
     rows = json.loads((tmp_path / "out" / "p.json").read_text())["detections"]
     assert [row["mask_score"] for row in rows] == pytest.approx(found.mask_scores.tolist())
     assert [row["score"] for row in rows] == pytest.approx(found.scores.tolist())
-
-
-def test_to_json_of_scored_masks() -> None:
-    found = RawDetections(
-        image_hw=(20, 30),
-        boxes=torch.tensor([[2.0, 3, 12, 9], [0, 0, 30, 20]]),
-        scores=torch.tensor([0.75, 0.5]),
-        labels=torch.tensor([1, 2]),
-        masks=torch.ones(2, 28, 28),
-        mask_scores=torch.tensor([0.25, 0.5]),
-    )
-    assert [(row["score"], row["mask_score"]) for row in to_json(found, CATEGORIES)] == [(0.75, 0.25), (0.5, 0.5)]
-    assert [row["mask_score"] for row in to_json(found[torch.tensor([1])], CATEGORIES)] == [0.5]
-    plain = RawDetections(
-        image_hw=(20, 30), boxes=found.boxes, scores=found.scores, labels=found.labels, masks=found.masks
-    )
-    assert all("mask_score" not in row for row in to_json(plain, CATEGORIES))
-    assert to_json(found[torch.zeros(0, dtype=torch.int64)], CATEGORIES) == []
 
 
 TTA = ("test.tta=true", "test.tta_long_edges=[48, 112]")
@@ -418,7 +380,7 @@ def test_predictions_that_a_tool_can_open(
     assert set(again) == {image.read_bytes() for image in photographs[:2]}
     for image, one in zip(photographs, found, strict=False):
         objects = again[image.read_bytes()]
-        for item, expected in zip(objects, to_json(one.raw, CATEGORIES), strict=True):
+        for item, expected in zip(objects, one.to_dict()["detections"], strict=True):
             assert item["name"] == expected["category"]
             ours, theirs = item["pixels"], rle.decode(expected["segmentation"])
             assert (ours & theirs).sum() >= 0.9 * (ours | theirs).sum()

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 import numpy as np
 import orjson
@@ -58,25 +58,11 @@ class ResultsWriter:
         finite = detections.boxes.isfinite().all(1) & detections.scores.isfinite() & scores.isfinite()
         if not finite.all():
             self._left_out += int((~finite).sum())
-            detections, scores = detections[finite], scores[finite]
-        boxes = detections.boxes.detach().cpu().float().numpy()
-        xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-        box_scores = detections.scores.detach().cpu().float().numpy()
-        labels = detections.labels.tolist()
-        masks = encode_masks(detections.masks, detections.boxes, detections.image_hw)
-        ranks = zip(scores.detach().cpu().float().numpy(), box_scores, strict=True)
-        for label, box, (score, box_score), rle in zip(labels, xywh, ranks, masks, strict=True):
-            row = {
-                "image_id": int(image_id),
-                "category_id": int(category_ids[label]),
-                "bbox": box,
-                "score": score,
-                "segmentation": rle,
-            }
-            if detections.mask_scores is not None:
-                row["box_score"] = box_score
+            detections = detections[finite]
+        for row in result_rows(detections, category_ids):
             # orjson writes float32 with the fewest digits that read back as the same float32.
-            self._write_line(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY))
+            line = orjson.dumps({"image_id": int(image_id), **row}, option=orjson.OPT_SERIALIZE_NUMPY)
+            self._write_line(line)
 
     def _write_line(self, line: bytes) -> None:
         with writing(self.path):
@@ -103,6 +89,37 @@ class ResultsWriter:
                 "%s: left out %d detections with values that are not finite; has the training diverged?",
                 self.path, self._left_out,
             )  # fmt: skip
+
+
+def result_rows(detections: RawDetections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """The rows of a results file for one image, in the order of the detections, without the image's id.
+
+    Args:
+        detections: in pixels of the image file.
+        category_ids: (C,) the category id of each label.
+
+    Returns:
+        A row each: category_id, bbox (4,) float32 xywh in pixels, score float32, segmentation, and box_score float32
+        where masks have scores of their own.
+    """
+    boxes = detections.boxes.detach().cpu().float().numpy()
+    xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    box_scores = detections.scores.detach().cpu().float().numpy()
+    own_scores = None if detections.mask_scores is None else detections.mask_scores.detach().cpu().float().numpy()
+    rows: list[dict[str, Any]] = [
+        {"category_id": int(category_ids[label]), "bbox": box, "score": score, "segmentation": rle}
+        for label, box, score, rle in zip(
+            detections.labels.tolist(),
+            xywh,
+            box_scores if own_scores is None else own_scores,
+            encode_masks(detections.masks, detections.boxes, detections.image_hw),
+            strict=True,
+        )
+    ]
+    if own_scores is not None:
+        for row, box_score in zip(rows, box_scores, strict=True):
+            row["box_score"] = box_score
+    return rows
 
 
 _LINE_START = re.compile(rb'\{"image_id":(-?\d+),')

@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import numpy as np
 import orjson
-from numpy.typing import NDArray
 from PIL import Image
 
-from tailseg.data.annotations.annotations import Category
-from tailseg.data.annotations.masks import pixels_covered
 from tailseg.data.exporters.export import Exported, export
-from tailseg.data.exporters.outlines import editable
-from tailseg.data.exporters.records import ExportImage, ExportObject, ExportSet
+from tailseg.data.exporters.records import ExportImage, ExportSet
 from tailseg.errors import UserError
-from tailseg.layers.paste import encode_masks
 from tailseg.model.detector import Wanted
 from tailseg.predict.model import Look, Model
 from tailseg.predict.sources import Item, Source, open_or_faulty, total_count
 from tailseg.predict.video import VideoFile
 from tailseg.progress import progress_bar
 from tailseg.results.detections import Detections
-from tailseg.structures import RawDetections
-from tailseg.visualize.draw import draw_detections
+from tailseg.results.rows import export_objects
 
-Picture = NDArray[np.uint8]  # (H, W, 3) RGB
 _NAMED = 5  # faults that the last sentence names
 
 
@@ -108,7 +100,7 @@ class _Opened:
         counts = [count for count in (total_count(self.sources), self.request.limit) if count is not None]
         return min(counts, default=None)
 
-    def each(self, tally: Tally) -> Iterator[tuple[Item, Picture, Detections]]:
+    def each(self, tally: Tally) -> Iterator[tuple[Item, Detections]]:
         """Every picture that can be read with the objects that score enough; all are counted."""
         request, test = self.request, self.model.recipe.test
         items = islice((item for source in self.sources for item in source.items), request.limit)
@@ -119,9 +111,16 @@ class _Opened:
                 if outcome.found is None or outcome.picture is None:
                     tally.faults.append(str(outcome.fault))
                 else:
-                    kept = outcome.found[outcome.found.scores >= request.min_score]
+                    raw = outcome.found.raw
+                    # With its pixels, or the file would be read again to draw on.
+                    kept = Detections(
+                        raw[raw.scores >= request.min_score],
+                        self.model.categories,
+                        outcome.picture,
+                        outcome.item.name,
+                    )
                     tally.add(outcome.found, kept)
-                    yield outcome.item, outcome.picture, kept
+                    yield outcome.item, kept
                 advance(done)
 
 
@@ -151,17 +150,17 @@ def predict_files(model: Model, request: Request, out: Path, *, pictures: bool =
     opened, tally = _open(model, request), Tally()
     inputs = {path.resolve() for source in opened.sources for path in source.paths}
     taken = {path.name for path in out.iterdir() if path.resolve() in inputs}
-    with _Folder(out, model, taken, pictures=pictures) as folder:
-        for item, picture, found in opened.each(tally):
-            folder.add(item, picture, found)
+    with _Folder(out, taken, pictures=pictures) as folder:
+        for item, found in opened.each(tally):
+            folder.add(item, found)
     return tally
 
 
 class _Folder:
     """The folder that results go to. As a context, it closes the video that is being written."""
 
-    def __init__(self, out: Path, model: Model, taken: set[str], *, pictures: bool) -> None:
-        self.out, self.model, self.taken, self.pictures = out, model, taken, pictures
+    def __init__(self, out: Path, taken: set[str], *, pictures: bool) -> None:
+        self.out, self.taken, self.pictures = out, model, taken, pictures
         self._video: _VideoResult | None = None
 
     def __enter__(self) -> _Folder:
@@ -177,32 +176,19 @@ class _Folder:
             self._video.files.close()
             self._video = None
 
-    def add(self, item: Item, picture: Picture, found: Detections) -> None:
-        """Write a picture, or the next frame of a video."""
-        content = {
-            "image": item.name,
-            "height": picture.shape[0],
-            "width": picture.shape[1],
-            "detections": to_json(found.raw, found.categories),
-        }
-        draw = lambda: draw_detections(picture, found.raw, self.model.names, min_score=0)  # noqa: E731
+    def add(self, item: Item, found: Detections) -> None:
+        """Write what was found in a picture, or in the next frame of a video."""
         if item.video is None:
             self._close()
-            self._write_image(item, content, draw)
+            suffixes = (".png", ".json") if self.pictures else (".json",)
+            stem = self._free(item.stem, suffixes)
+            for suffix in suffixes:
+                found.save(self.out / f"{stem}{suffix}")
             return
         if self._video is None or self._video.item.video is not item.video:
             self._close()
             self._video = self._begin_video(item)
-        self._video.add(content, draw)
-
-    def _write_image(self, item: Item, content: dict[str, Any], draw: Callable[[], Picture]) -> None:
-        stem = self._free(item.stem, (".png", ".json") if self.pictures else (".json",))
-        try:
-            if self.pictures:
-                Image.fromarray(draw()).save(self.out / f"{stem}.png")
-            (self.out / f"{stem}.json").write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
-        except OSError as error:
-            raise _unwritten(self.out / stem, error) from error
+        self._video.add(found)
 
     def _begin_video(self, item: Item) -> _VideoResult:
         assert item.video is not None
@@ -237,17 +223,17 @@ class _VideoResult:
     video: VideoFile | None
     frames: int = 0
 
-    def add(self, content: dict[str, Any], draw: Callable[[], Picture]) -> None:
+    def add(self, found: Detections) -> None:
         assert self.item.video is not None
         fps = self.item.video.fps
         about = {"video": str(self.item.video.path), "frame": self.frames, "seconds": self.frames / fps}
-        about |= {key: value for key, value in content.items() if key != "image"}
+        about |= {key: value for key, value in found.to_dict().items() if key != "image"}
         try:
             self.lines.write(orjson.dumps(about, option=orjson.OPT_APPEND_NEWLINE))
         except OSError as error:
             raise _unwritten(Path(self.lines.name), error) from error
         if self.video is not None:
-            self.video.add(draw())
+            self.video.add(found.plot())
         self.frames += 1
 
 
@@ -277,48 +263,14 @@ def export_predictions(model: Model, request: Request, out: Path, kind: str) -> 
     with tempfile.TemporaryDirectory(prefix="tailseg-") as scratch:
 
         def predicted() -> Iterator[ExportImage]:
-            for item, picture, found in opened.each(tally):
+            for item, found in opened.each(tally):
                 path = item.path or Path(scratch) / f"{item.stem}.png"
                 if item.path is None:
-                    Image.fromarray(picture).save(path)
-                yield ExportImage(path.name, path, found.image_hw, _export_objects(found.raw))
+                    Image.fromarray(found.picture).save(path)
+                yield ExportImage(path.name, path, found.image_hw, export_objects(found.raw, found.categories))
                 if item.path is None:
                     path.unlink()
             if tally.faults and not tally.pictures:
                 raise tally.fault()
 
         return export(kind, ExportSet("the model", model.categories, {"": predicted()}), out), tally
-
-
-def _export_objects(found: RawDetections) -> list[ExportObject]:
-    """Detections as objects of an export."""
-    codes = [code["counts"].encode() for code in encode_masks(found.masks, found.boxes, found.image_hw)]
-    segmentations = [editable(code, found.image_hw) for code in codes]
-    rows = zip(found.labels.tolist(), found.boxes.tolist(), segmentations, found.scores.tolist(), strict=True)
-    return [
-        ExportObject(label, (x1, y1, x2 - x1, y2 - y1), mask, pixels_covered(mask, found.image_hw), score=score)
-        for label, (x1, y1, x2, y2), mask, score in rows
-    ]
-
-
-def to_json(detections: RawDetections, categories: Sequence[Category]) -> list[dict[str, Any]]:
-    """Detections as plain values: category, score, bbox xywh in pixels, segmentation as COCO RLE.
-
-    A model that ranks masks by a score of their own adds a mask_score.
-    """
-    masks = encode_masks(detections.masks, detections.boxes, detections.image_hw)
-    found = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), masks, strict=True)
-    rows: list[dict[str, Any]] = [
-        {
-            "category_id": categories[label].id,
-            "category": categories[label].name,
-            "score": score,
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "segmentation": mask,
-        }
-        for (x1, y1, x2, y2), score, label, mask in found
-    ]
-    if detections.mask_scores is not None:
-        for row, mask_score in zip(rows, detections.mask_scores.tolist(), strict=True):
-            row["mask_score"] = mask_score
-    return rows

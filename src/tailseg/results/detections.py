@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tailseg.data.annotations.annotations import Category
+from tailseg.data.exporters.labelme import labelme_content
+from tailseg.data.exporters.records import ExportImage, ExportSet, class_names
 from tailseg.data.images import read_image
+from tailseg.data.importers.foreign import LeftOut
 from tailseg.errors import UserError
+from tailseg.results import masks, pictures
 from tailseg.results.indexing import positions
+from tailseg.results.rows import coco_rows, export_objects, json_rows
 from tailseg.structures import RawDetections
+from tailseg.visualize.draw import draw_detections
+from tailseg.visualize.page import data_uri, render
+from tailseg.wording import controls_escaped
+
+if TYPE_CHECKING:
+    import pandas
+    import supervision
+
+log = logging.getLogger(__name__)
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
+ROWS_SHOWN = 10  # objects in the table of a notebook
 
 
 class Detections:
@@ -74,11 +91,15 @@ class Detections:
         return Detections(part, self.categories, self._picture, self.source)
 
     def __repr__(self) -> str:
-        counts = Counter(self.names).most_common()
-        found = ", ".join(f"{count} {name}" for name, count in counts) or "no objects"
+        return f"<Detections: {self._summary()}>"
+
+    def _summary(self) -> str:
+        """Number and names of the objects, and their picture."""
+        counts = ", ".join(f"{count} {name}" for name, count in Counter(self.names).most_common())
+        objects = f"{len(self)} object{'' if len(self) == 1 else 's'}" + (f" ({counts})" if counts else "")
+        where = f" in {self.source}" if self.source is not None else ""
         height, width = self.image_hw
-        where = "" if self.source is None else f" in {self.source}"
-        return f"<Detections{where} ({height} x {width} pixels): {found}>"
+        return controls_escaped(f"{objects}{where}, {height} x {width} pixels")
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -134,3 +155,175 @@ class Detections:
                 "predict again"
             )
         return pixels
+
+    @property
+    def masks(self) -> Tensor:
+        """(N, H, W) bool in pixels of the picture, made at each access.
+
+        It takes N * H * W bytes: 300 objects of a picture of 4000 x 3000 pixels are 3.6 GB. For large pictures go
+        through the objects, ``for one in found: one.masks[0]``, or use `polygons`, `crops` or `to_coco`, which
+        never hold more than one object in full size.
+        """
+        return masks.full_masks(self.raw)
+
+    def polygons(self) -> list[list[NDArray[np.float64]]]:
+        """The exact outlines of the masks: COCO's rasteriser makes the same pixels of them again.
+
+        Returns:
+            For each object a list of its pieces, (K, 2) x, y in pixels each; the last corner joins the first. A
+            hole is joined to the outline around it by a line there and back. An object without a pixel has no piece.
+        """
+        return masks.polygons(self.raw)
+
+    def crops(self, *, masked: bool = False) -> list[Picture]:
+        """The part of the picture inside each box.
+
+        Args:
+            masked: add a fourth channel that is 255 on the mask and 0, transparent, around it.
+
+        Returns:
+            N arrays (h, w, 3) uint8 RGB, or (h, w, 4) RGBA; of at least one pixel.
+
+        Raises:
+            UserError: the picture is not at hand.
+        """
+        return masks.crops(self.picture, self.raw, masked=masked)
+
+    def plot(self) -> Picture:
+        """Draw all objects with their masks, boxes, names and scores.
+
+        Returns:
+            (H, W, 3) uint8 RGB; a picture whose shorter side is under 320 pixels is enlarged by a whole factor, so
+            that names can be read.
+
+        Raises:
+            UserError: the picture is not at hand.
+        """
+        names = [category.name for category in self.categories]
+        return draw_detections(self.picture, self.raw, names, min_score=0)
+
+    def save(self, path: str | Path) -> None:
+        """Write the drawn picture (.png, .jpg, .webp, ...) or, with the suffix .json, what `to_json` returns.
+
+        Raises:
+            UserError: the suffix names no format, the picture is not at hand, or the file cannot be written.
+        """
+        path = Path(path)
+        if path.suffix.lower() == ".json":
+            content = self.to_json().encode()
+        else:
+            kind = pictures.image_kind(path)
+            content = pictures.image_bytes(self.plot(), kind)
+        try:
+            path.write_bytes(content)
+        except OSError as error:
+            raise UserError(
+                f"{path}: could not be written ({error.strerror}); make room or choose another place"
+            ) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: image, height, width and detections.
+
+        Returns:
+            ``image`` is the source; each detection has category_id, category, score, bbox (xywh in pixels),
+            segmentation (COCO RLE of the whole picture) and, where masks have scores of their own, mask_score.
+        """
+        height, width = self.image_hw
+        rows = json_rows(self.raw, self.categories)
+        return {"image": self.source, "height": height, "width": width, "detections": rows}
+
+    def to_json(self) -> str:
+        """The JSON that `tailseg predict` writes: `to_dict` as text."""
+        return orjson.dumps(self.to_dict(), option=orjson.OPT_INDENT_2).decode()
+
+    def to_coco(self, image_id: int | None = None) -> list[dict[str, Any]]:
+        """Rows of a COCO or LVIS results file: image_id, category_id, bbox (xywh in pixels), score, segmentation (RLE).
+
+        Where masks have scores of their own these are the ``score``, and ``box_score`` ranks the boxes.
+
+        Args:
+            image_id: id of the picture in the annotation file; without one the rows have no image_id.
+        """
+        head = {} if image_id is None else {"image_id": image_id}
+        return [{**head, **row} for row in coco_rows(self.raw, self.categories)]
+
+    def to_labelme(self) -> dict[str, Any]:
+        """The JSON content that labelme opens, with polygons of few corners for a person to correct.
+
+        ``imagePath`` is the file name of the source; it is "" where there is none, to be set by you. Objects without
+        a pixel are left out with a warning.
+
+        Raises:
+            UserError: two categories have the same name, or one has none.
+        """
+        name = "" if self.source is None else self.source
+        found = LeftOut()
+        names = class_names(ExportSet("the model", self.categories, {}))
+        image = ExportImage(name, Path(name), self.image_hw, export_objects(self.raw, self.categories))
+        content, _ = labelme_content(image, PurePath(name).name, names, found)
+        for note in found.notes():
+            log.warning("%s", note)
+        shapes = [{**shape, "points": shape["points"].tolist()} for shape in content["shapes"]]
+        return {**content, "shapes": shapes}
+
+    def to_supervision(self) -> supervision.Detections:
+        """The same as supervision's Detections, with full-size masks (N * H * W bytes, see `masks`).
+
+        ``class_id`` is the label; ``data["class_name"]`` has the names.
+
+        Raises:
+            ImportError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise ImportError("to_supervision() needs supervision: pip install 'tailseg[supervision]'") from error
+        return supervision.Detections(
+            xyxy=self.boxes.numpy(),
+            mask=self.masks.numpy(),
+            confidence=self.scores.numpy(),
+            class_id=self.labels.numpy(),
+            data={"class_name": np.array(self.names, dtype=str)},
+        )
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A table with a row an object: image, category_id, category, score, x1, y1, x2, y2, area.
+
+        Boxes are in pixels, ``area`` is the number of pixels of the mask; ``mask_score`` is added where masks have
+        scores of their own.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_pandas() needs pandas: pip install pandas") from error
+        corners = dict(zip(("x1", "y1", "x2", "y2"), self.boxes.numpy().T, strict=True))
+        columns = {
+            "image": np.full(len(self), self.source, dtype=object),
+            "category_id": np.array(self.category_ids, dtype=np.int64),
+            "category": np.array(self.names, dtype=object),
+            "score": self.scores.numpy(),
+            **corners,
+            "area": np.array(masks.areas(self.raw), dtype=np.int64),
+        }
+        if self.mask_scores is not None:
+            columns["mask_score"] = self.mask_scores.numpy()
+        return pandas.DataFrame(columns)
+
+    def _repr_html_(self) -> str:
+        """The drawn picture and a table of the first objects, for notebooks."""
+        rows = [
+            (name, f"{score:.2f}", *(f"{value:.0f}" for value in box))
+            for name, score, box in zip(
+                self.names[:ROWS_SHOWN], self.scores.tolist(), self.boxes.tolist(), strict=False
+            )
+        ]
+        try:
+            picture, without = data_uri(pictures.shown_png(self.plot()), "image/png"), ""
+        except UserError as error:
+            picture, without = "", str(error)
+        more = max(len(self) - ROWS_SHOWN, 0)
+        summary = self._summary()
+        return render("detections.html", summary=summary, picture=picture, without=without, rows=rows, more=more)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tailseg.wording import short
+
 _TAKES = "an integer, a slice, or a list, array or tensor of integers or of one bool an object"
 
 
@@ -65,6 +67,5 @@ def _refuse(index: Any) -> NoReturn:
     if isinstance(index, np.ndarray | Tensor):
         received = f"{type(index).__name__} of {index.dtype} {tuple(index.shape)}"
     else:
-        received = f"{type(index).__name__} {index!r}"
-        received = received if len(received) <= 80 else f"{received[:77]}..."
+        received = f"{type(index).__name__} {short(index)}"
     raise TypeError(f"objects are selected by {_TAKES}, received {received}")
