@@ -54,7 +54,7 @@ class Source:
     kind: Literal["one", "list", "stream"]  # as which results come back
     items: Iterable[Item]
     count: int | None  # of the pictures; None where nobody knows
-    paths: Sequence[Path] = ()  # image files among them that are known from the start
+    paths: Sequence[Path] = ()  # files of images and videos, as far as they are known from the start
     left_out: Counter[str] = field(default_factory=Counter)  # files of a folder, by why they are no pictures
 
     def __post_init__(self) -> None:
@@ -159,7 +159,7 @@ def _file(path: Path) -> Item:
 
 def _open_video(path: Path) -> Source:
     video = open_video(path)
-    return Source("stream", _frames(video), video.stated_frames or None)
+    return Source("stream", _frames(video), video.stated_frames or None, [path])
 
 
 def _frames(video: Video) -> Iterator[Item]:

@@ -160,7 +160,7 @@ class _Folder:
     """The folder that results go to. As a context, it closes the video that is being written."""
 
     def __init__(self, out: Path, taken: set[str], *, pictures: bool) -> None:
-        self.out, self.taken, self.pictures = out, model, taken, pictures
+        self.out, self.taken, self.pictures = out, taken, pictures
         self._video: _VideoResult | None = None
 
     def __enter__(self) -> _Folder:
