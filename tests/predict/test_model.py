@@ -24,6 +24,7 @@ from tailseg.predict.writing import Request, predict_files
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.values import override
 
+
 def assert_equal(one: Any, other: Any) -> None:
     assert one.image_hw == other.image_hw
     one, other = (getattr(found, "raw", found) for found in (one, other))
@@ -381,5 +382,3 @@ def test_images_are_padded_to_what_the_neck_asks_for(
     assert shapes[0] == plain
     assert len(shapes[1:]) == 3 * 4 - 2
     assert set(shapes[1:]) == views
-
-

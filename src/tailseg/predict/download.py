@@ -6,7 +6,8 @@ import http.client
 import time
 import urllib.error
 import urllib.request
-from typing import IO
+from typing import IO, Any
+from urllib.parse import urljoin
 
 from tailseg.errors import UserError
 
@@ -25,18 +26,21 @@ def is_url(text: str) -> bool:
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows to http and https; the standard library would follow to ftp too."""
 
-    def redirect_request(
+    def http_error_302(
         self,
         req: urllib.request.Request,
         fp: IO[bytes],
         code: int,
         msg: str,
         headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        if not is_url(newurl):
-            raise UserError(f"{req.full_url}: leads on to {newurl}, which is not http or https; download it by hand")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+    ) -> Any:
+        """Follow a redirect (UserError if it leads to another protocol)."""
+        place = urljoin(req.full_url, headers.get("location") or "")
+        if not is_url(place):
+            raise UserError(f"{req.full_url}: leads on to {place}, which is not http or https; download it by hand")
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def download(
@@ -83,7 +87,8 @@ def download(
             if missing:
                 raise UserError(f"{url}: the connection broke {missing} bytes before the end; try again")
     except urllib.error.HTTPError as error:
-        raise UserError(f"{url}: the server answers {error.code} {error.reason}; check the address") from None
+        reason = str(error.reason).partition("\n")[0]  # more lines tell of a redirect in circles
+        raise UserError(f"{url}: the server answers {error.code} {reason}; check the address") from None
     except TimeoutError:
         raise UserError(f"{url}: no answer for {silence:g} s; try again later, or download it by hand") from None
     except urllib.error.URLError as error:
