@@ -38,9 +38,9 @@ def test_files(model: Model, picture: np.ndarray, tmp_path: Path) -> None:
     assert content["image"] == str(folders[1] / "p.png")
     assert (content["height"], content["width"]) == (60, 80)
     assert [row["score"] for row in content["detections"]] == pytest.approx(found.scores.tolist())
-    assert predict_files(model, Request([]), out) == Tally()
+    assert predict_files(model, Request([]), out) == Tally(floor=model.recipe.test.score_threshold)
     again = predict_files(model, Request(images[:1], min_score=1), out)  # written again under its own name
-    assert again == Tally(pictures=1, empty=1, best=float(found.scores[0]))
+    assert again == Tally(1, 0, 1, float(found.scores[0]), model.recipe.test.score_threshold)
     assert json.loads((out / "p.json").read_text())["detections"] == []
     with pytest.raises(UserError, match=r"p\.json: the folder cannot be made"):
         predict_files(model, Request(images), out / "p.json")
@@ -108,7 +108,7 @@ def test_no_format_is_written_without_an_image(path: Path, photographs: list[Pat
     assert not (tmp_path / "out").exists()
     assert tailseg_command(*line, "voc").returncode == 2
     exported, tally = export_predictions(tailseg.load(path, "cpu"), Request([]), tmp_path / "out", "yolo")
-    assert (exported.images, tally) == ({"": 0}, Tally())
+    assert (exported.images, tally.pictures, tally.faults) == ({"": 0}, 0, [])
     assert_refused(tailseg_command(*line, "coco"), "is not empty")
 
 
@@ -155,7 +155,10 @@ def test_nothing_found_names_a_score_to_try(path: Path, model: Model, photograph
         (Tally(4, 1, 3, 0.31), "4 pictures, 1 object, 3 empty: the best score there is 0.31; try --score 0.3"),
         (Tally(1, 0, 1, 0.3), "1 picture, 0 objects, 1 empty: the best score there is 0.3; try --score 0.3"),
         (Tally(1, 0, 1, 0.0479), "1 picture, 0 objects, 1 empty: the best score there is 0.048; try --score 0.04"),
-        (Tally(2, 0, 2), "2 pictures, 0 objects, 2 empty: the model finds nothing there, at any score"),
+        (
+            Tally(2, 0, 2, floor=0.05),
+            "2 pictures, 0 objects, 2 empty: nothing there reaches a score of 0.05, the lowest looked for",
+        ),
         (Tally(faults=["a"]), "0 pictures, 0 objects, 0 empty, 1 not readable"),
     ],
 )
@@ -168,7 +171,7 @@ def test_a_score_below_the_recipes_own(path: Path, photographs: list[Path], tmp_
     line = ("predict", path, photographs[0], "--set", "test.score_threshold=0.99", "--quiet", "--out")
     low, high = (tailseg_command(*line, tmp_path / str(score), "--score", score) for score in (0, 0.995))
     assert low.stdout.startswith("1 picture, 9 objects, 0 empty\n")
-    assert high.stdout.startswith("1 picture, 0 objects, 1 empty: the model finds nothing there, at any score\n")
+    assert high.stdout.startswith("1 picture, 0 objects, 1 empty: nothing there reaches a score of 0.99, ")
 
 
 def test_slices_on_the_command_line(path: Path, model: Model, tmp_path: Path) -> None:

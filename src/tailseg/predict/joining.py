@@ -85,9 +85,9 @@ class _Pieces:
         self.neighbours = [[int(k) for k in np.flatnonzero(row)] for row in (high > low).all(axis=2)]
         own = windows[window_of]
         height, width = every.image_hw
-        margin = CUT_SHARE * (own[:, 2:] - own[:, :2])
-        starts = (own[:, :2] > 0) & (self.boxes[:, :2] <= own[:, :2] + margin)
-        ends = (own[:, 2:] < [width, height]) & (self.boxes[:, 2:] >= own[:, 2:] - margin)
+        self.margin = CUT_SHARE * (own[:, 2:] - own[:, :2])
+        starts = (own[:, :2] > 0) & (self.boxes[:, :2] <= own[:, :2] + self.margin)
+        ends = (own[:, 2:] < [width, height]) & (self.boxes[:, 2:] >= own[:, 2:] - self.margin)
         self.cut = (starts | ends).any(axis=1)
         self.by_class: dict[tuple[int, int], list[int]] = defaultdict(list)  # (label, window) -> rows, best first
         self.order = np.argsort(-every.scores.numpy(), kind="stable").tolist()
@@ -150,33 +150,42 @@ class _Pieces:
         return sample_grid(self.grids[row], self.boxes[row], xs, ys)
 
     def _without_fragments(self, groups: list[list[int]]) -> list[list[int]]:
-        """Leave out single pieces, cut by their window, that lie on a larger object of their class.
+        """Leave out cut objects that lie on a larger one of their class.
 
-        What a window sees of an object that only just reaches into it may look like another one.
+        What a window sees of an object that only just reaches into it may look like another one. Of joined pieces the
+        larger one has to be at least as good.
         """
         outer = self._around(groups)
         by_label: dict[int, list[int]] = defaultdict(list)
         for number, group in enumerate(groups):
             by_label[self.labels[group[0]]].append(number)
+        scores = self.every.scores.numpy()[[group[0] for group in groups]]
         kept = []
-        for group in groups:
-            if len(group) == 1 and self.cut[group[0]]:
-                box = self.boxes[group[0]]
+        for group, box, score in zip(groups, outer, scores, strict=True):
+            if self.cut[group[0]]:
                 others = np.array(by_label[self.labels[group[0]]])
                 common = _areas(_clipped(outer[others], box))
                 larger = (_areas(outer[others]) > _areas(box)) & (common >= self.iou * _areas(box))
-                if any(self._covers(groups[other], group[0]) for other in others[larger].tolist()):
+                if len(group) > 1:
+                    larger &= scores[others] >= score
+                if any(self._covers(groups[other], group, box) for other in others[larger].tolist()):
                     continue
             kept.append(group)
         return kept
 
-    def _covers(self, group: list[int], fragment: int) -> bool:
-        """Return whether the mask of an object lies on enough of a fragment that another window shows."""
-        if self.window_of[fragment] in self.window_of[group]:
+    def _covers(self, group: list[int], fragment: list[int], box: Floats) -> bool:
+        """Return whether the mask of an object lies on enough of a fragment that other windows show.
+
+        A fragment no wider than the margin is too small for masks to tell: there it is enough that their boxes overlap.
+        """
+        if np.isin(self.window_of[fragment], self.window_of[group]).any():
             return False
-        xs, ys = _lattice(self.boxes[fragment])
-        own = self._sampled(fragment, xs, ys) >= 0.5
-        theirs = np.maximum.reduce([self._sampled(row, xs, ys) for row in group]) >= 0.5
+        if (box[2:] - box[:2] <= self.margin[fragment[0]]).any():
+            return True
+        xs, ys = _lattice(box)
+        own, theirs = (
+            np.maximum.reduce([self._sampled(row, xs, ys) for row in rows]) >= 0.5 for rows in (fragment, group)
+        )
         return bool((own & theirs).sum() >= self.iou * max(own.sum(), 1))
 
     def _around(self, groups: list[list[int]]) -> Floats:

@@ -49,6 +49,7 @@ class Tally:
     objects: int = 0
     empty: int = 0  # pictures without an object
     best: float = 0.0  # the best score in these
+    floor: float = 0.0  # lowest score that was looked for
     faults: list[str] = field(default_factory=list)  # a sentence for each picture that could not be read
 
     def add(self, found: Detections, kept: Detections) -> None:
@@ -67,7 +68,7 @@ class Tally:
         if 2 * self.empty <= self.pictures:
             return counts
         if self.best == 0:
-            return f"{counts}: the model finds nothing there, at any score"
+            return f"{counts}: nothing there reaches a score of {self.floor:g}, the lowest looked for"
         return f"{counts}: the best score there is {self.best:.2g}; try --score {_rounded_down(self.best):.1g}"
 
     def fault(self) -> UserError:
@@ -104,8 +105,10 @@ class _Opened:
         """Every picture that can be read with the objects that score enough; all are counted."""
         request, test = self.request, self.model.recipe.test
         items = islice((item for source in self.sources for item in source.items), request.limit)
-        below = request.min_score if request.min_score < test.score_threshold else None
-        look = Look(Wanted(min_score=below), self.model.recipe.data.batch_per_device, request.slices, request.overlap)
+        tally.floor = min(request.min_score, test.score_threshold)
+        look = Look(
+            Wanted(min_score=tally.floor), self.model.recipe.data.batch_per_device, request.slices, request.overlap
+        )
         with progress_bar("predicting", self.count, show=request.show) as advance:
             for done, outcome in enumerate(self.model.outcomes(items, look), start=1):
                 if outcome.found is None or outcome.picture is None:
