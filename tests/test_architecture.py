@@ -23,7 +23,7 @@ ORDER = (
         "model",
         "checkpoint",
     ),
-    *("evaluation", "training", "visualize", "results", "predict", "zoo", "cli"),
+    *("evaluation", "training", "visualize", "results", "predict", "zoo", "jobs", "cli"),
 )
 LONGEST = 400  # lines of a file
 

@@ -7,7 +7,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tailseg import losses, recipes
     from tailseg.errors import UserError
+    from tailseg.jobs import Evaluated, Trained, evaluate, open_data, score, train
     from tailseg.layers.normalized import NormalizedConv2d, NormalizedLinear
     from tailseg.losses.seesaw import SeesawLoss
     from tailseg.predict import Model, load
@@ -17,28 +19,49 @@ __version__ = version("tailseg")
 
 _HOMES = {
     "Detections": "tailseg.results.detections",
+    "Evaluated": "tailseg.jobs",
     "Model": "tailseg.predict",
     "NormalizedConv2d": "tailseg.layers.normalized",
     "NormalizedLinear": "tailseg.layers.normalized",
     "SeesawLoss": "tailseg.losses.seesaw",
+    "Trained": "tailseg.jobs",
     "UserError": "tailseg.errors",
+    "evaluate": "tailseg.jobs",
     "load": "tailseg.predict",
+    "losses": "tailseg",
+    "open_data": "tailseg.jobs",
+    "recipes": "tailseg",
+    "score": "tailseg.jobs",
+    "train": "tailseg.jobs",
 }
 
 __all__ = [
     "Detections",
+    "Evaluated",
     "Model",
     "NormalizedConv2d",
     "NormalizedLinear",
     "SeesawLoss",
+    "Trained",
     "UserError",
     "__version__",
+    "evaluate",
     "load",
+    "losses",
+    "open_data",
+    "recipes",
+    "score",
+    "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
     # Imported on first use: the command line answers --help without waiting for PyTorch.
     if name not in _HOMES:
-        raise AttributeError(f"module 'tailseg' has no attribute '{name}'")
-    return getattr(import_module(_HOMES[name]), name)
+        raise AttributeError(f"module 'tailseg' has no attribute '{name}'; it has {', '.join(__all__)}")
+    home = _HOMES[name]
+    return import_module(f"tailseg.{name}") if home == "tailseg" else getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -45,7 +45,7 @@ def test_of_nothing() -> None:
     assert positions(slice(None), 0).tolist() == []
     assert positions([], 0).tolist() == []
     assert positions(torch.zeros(0, dtype=torch.bool), 0).tolist() == []
-    with pytest.raises(IndexError, match="^object 0 of 0 does not exist: there are none$"):
+    with pytest.raises(IndexError, match=r"^object 0 of 0 does not exist: there are none$"):
         positions(0, 0)
 
 

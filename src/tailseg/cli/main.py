@@ -6,12 +6,11 @@ Exit codes: 0 done, 1 the input is at fault (one sentence on stderr), 2 usage, 1
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -27,9 +26,6 @@ from tailseg.wording import for_terminal, one_line
 # (loader workers, other people's jobs) a step then takes up to twelve times as long. Sleeping costs an idle machine a
 # fifth of its speed; whoever has one to themselves sets OMP_WAIT_POLICY=ACTIVE.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-if TYPE_CHECKING:
-    from tailseg.evaluation.metrics import Scores
 
 T = TypeVar("T")
 
@@ -89,28 +85,26 @@ def train(
 ) -> None:
     """Train a recipe."""
     _log(quiet)
+    from tailseg.jobs import train as run
     from tailseg.recipes.resolve import resolve
 
     resolved = resolve(recipe, settings or ())
-    from tailseg.data.annotations.frequency import GroupRule, require_rule_in_use
-    from tailseg.data.sources import open_source
 
-    rule = GroupRule.of(resolved.data)
-    splits = open_source(data, rule=rule, show=not quiet)
-    require_rule_in_use(rule, splits.train, splits.val)
-    # Imported after the data is known to be sound: a fault there is told seconds earlier.
-    from tailseg.evaluation.metrics import format_table
-    from tailseg.training.loop import train as run
-    from tailseg.training.resumption import way_on
+    def stopped() -> str:
+        from tailseg.training.resumption import way_on
 
-    scores = _stoppable(
-        lambda: run(resolved, splits, out, seed=seed, devices=devices, resume=resume, init=init, show=not quiet),
-        lambda: f"Stopped; {way_on(out)}.",
+        return f"Stopped; {way_on(out)}."
+
+    trained = _stoppable(
+        lambda: run(resolved, data, out, init=init, resume=resume, devices=devices, seed=seed, show=not quiet),
+        stopped,
     )
-    if scores is not None:
-        _print(format_table(scores.metrics))
-        best, last = out / "best.safetensors", out / "last.safetensors"
-        say(f"Models: {best} (best segm AP), {last}" if best.is_file() else f"Model: {last} (no segm AP)")
+    if trained.metrics is not None:
+        from tailseg.evaluation.metrics import format_table
+
+        _print(format_table(trained.metrics))
+        models = f"Models: {trained.best} (best segm AP), {trained.last}"
+        say(models if trained.best else f"Model: {trained.last} (no segm AP)")
 
 
 FixedApOption = Annotated[
@@ -143,55 +137,25 @@ def evaluate(
     _log(quiet)
     if split not in ("train", "val"):
         raise typer.BadParameter(f"'{split}' is not one of train, val", param_hint="--split")
-    from tailseg.data.annotations.annotations import tell
-    from tailseg.data.annotations.frequency import GroupRule
-    from tailseg.data.dataset import evaluation_dataset
-    from tailseg.data.sources import known_categories, open_source
-    from tailseg.evaluation.evaluate import evaluate as run
-    from tailseg.evaluation.metrics import ScoreOptions, format_table
-    from tailseg.evaluation.tta import views_of
+    from tailseg.jobs import evaluate as run
     from tailseg.predict import load
 
     limit = [] if max_dets is None else [f"test.max_detections={max_dets}"]
-    loaded = load(model, settings=[*limit, *_tta_setting(tta), *(settings or ())])
-    recipe, views = loaded.recipe.data, views_of(loaded.recipe.test)
-    splits = open_source(data, need=(split,), rule=GroupRule.of(recipe), show=not quiet)
-    annotations = splits.val if split == "val" else splits.train
-    assert annotations is not None
-    dataset = evaluation_dataset(annotations, recipe, resized=not views)
-    known = known_categories(dataset.annotations, loaded.categories, str(model))
-    tell(dataset.annotations)
-    folder = out or model.parent / f"eval-{splits.name}-{split}"
-    learned = {}
-    if any(category.image_count for category in loaded.categories):
-        pairs = zip(known, loaded.categories, strict=True)
-        learned = {category_id: category for category_id, category in pairs if category_id is not None}
-    frequencies, groups = None, splits.groups
-    if learned and not dataset.annotations.frequency_stated:
-        frequencies = {category_id: category.frequency for category_id, category in learned.items()}
-        groups = f"Groups: those that {model} was trained with."
-    logging.getLogger(__name__).info(groups)
-    scores = run(
-        loaded.detector,
-        dataset,
-        folder,
-        device=loaded.device,
-        batch_size=recipe.batch_per_device,
-        workers=recipe.workers,
-        views=views,
-        category_ids=known,
-        frequencies=frequencies,
-        train_images={category_id: category.image_count for category_id, category in learned.items()},
-        options=ScoreOptions(max_dets=max_dets or 300, fixed_ap=fixed_ap, boundary=boundary, analyse=analyse),
+    found = run(
+        load(model, settings=[*limit, *_tta_setting(tta), *(settings or ())]),
+        *(data, out),
+        split=split,
+        max_dets=max_dets or 300,
+        fixed_ap=fixed_ap,
+        boundary=boundary,
+        analyse=analyse,
         show=not quiet,
     )
-    assert scores is not None
-    _write_analysis_page(scores, folder / "analysis.html")
-    if scores.metrics:
-        _print(format_table(scores.metrics))
-        say(f"Written: {folder / 'metrics.json'}, {folder / 'detections.json'}")
-    else:
-        say(f"Written: {folder / 'detections.json'}")
+    if found.metrics:
+        from tailseg.evaluation.metrics import format_table
+
+        _print(format_table(found.metrics))
+    say(f"Written: {', '.join(str(file) for file in found.files)}")
 
 
 FORMATS = ("json", "coco", "yolo", "labelme", "cvat")
@@ -223,7 +187,7 @@ def predict(
     _log(quiet)
     if kind not in (None, *FORMATS):
         raise typer.BadParameter(f"'{kind}' is not one of {', '.join(FORMATS)}", param_hint="--format")
-    from tailseg.predict.model import load
+    from tailseg.predict import load
     from tailseg.predict.writing import Request, export_predictions, predict_files
 
     loaded = load(model, settings=[*_tta_setting(tta), *(settings or ())])
@@ -261,23 +225,20 @@ def score(
     _log(quiet=False)
     if analyse and out is None:
         raise typer.BadParameter("is written beside the metrics; name their file with --out", param_hint="--analyse")
-    from tailseg.evaluation.metrics import ScoreOptions, format_table, write_scores
-    from tailseg.evaluation.metrics import score as run
+    from tailseg.evaluation.metrics import format_table
+    from tailseg.jobs import score as run
 
     types = tuple(part.strip() for part in iou.split(",") if part.strip())
-    options = ScoreOptions(max_dets=max_dets, fixed_ap=fixed_ap, boundary=boundary, analyse=analyse)
-    scores = run(annotations, detections, iou_types=types, options=options)
+    scores = run(
+        *(annotations, detections),
+        iou_types=types,
+        out=out,
+        max_dets=max_dets,
+        fixed_ap=fixed_ap,
+        boundary=boundary,
+        analyse=analyse,
+    )
     _print(format_table(scores.metrics))
-    if out is not None:
-        write_scores(scores, out, out.with_suffix(".classes.csv"), out.with_suffix(".analysis.json"))
-        _write_analysis_page(scores, out.with_suffix(".analysis.html"))
-
-
-def _write_analysis_page(scores: Scores, path: Path) -> None:
-    if scores.analysis is not None:
-        from tailseg.visualize.analysis_page import write_page  # matplotlib takes its time
-
-        write_page(scores.analysis, scores.per_category, path)
 
 
 @recipes_app.callback()

@@ -91,12 +91,16 @@ class Model:
         detector: trained, in evaluation mode.
         recipe: it was built from.
         categories: label -> category.
+        path: of the file that it was read from, if any.
     """
 
-    def __init__(self, detector: Detector, recipe: Recipe, categories: tuple[Category, ...]) -> None:
+    def __init__(
+        self, detector: Detector, recipe: Recipe, categories: tuple[Category, ...], path: Path | None = None
+    ) -> None:
         self.detector = detector
         self.recipe = recipe
         self.categories = categories
+        self.path = path
 
     @property
     def names(self) -> list[str]:
@@ -303,4 +307,4 @@ def load(path: str | Path, device: str | torch.device | None = None, settings: S
     load_weights(detector, checkpoint.state, checkpoint.path)
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     detector = detector.to(target).to(memory_format=torch.channels_last).eval()
-    return Model(detector, recipe, checkpoint.categories)
+    return Model(detector, recipe, checkpoint.categories, checkpoint.path)

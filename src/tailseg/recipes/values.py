@@ -112,6 +112,11 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     return _changed(recipe, dict(changes), {key: f"{key} = {value!r}" for key, value in changes.items()})
 
 
+def dotted(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Recipe keys from Python keywords, which write a double underscore for each dot: ``optimizer__lr``."""
+    return {key.replace("__", "."): value for key, value in keywords.items()}
+
+
 def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     """The recipe with ``key=value`` settings applied, for example ``optimizer.lr=0.01``; values are YAML.
 

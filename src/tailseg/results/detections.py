@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
-ROWS_SHOWN = 10  # objects in the table of a notebook
+ROWS_SHOWN = 10  # objects in the table of a notebook, classes in a summary
 
 
 class Detections:
@@ -95,7 +95,10 @@ class Detections:
 
     def _summary(self) -> str:
         """Number and names of the objects, and their picture."""
-        counts = ", ".join(f"{count} {name}" for name, count in Counter(self.names).most_common())
+        numbers = Counter(self.names).most_common()
+        counts = ", ".join(f"{count} {name}" for name, count in numbers[:ROWS_SHOWN])
+        if len(numbers) > ROWS_SHOWN:
+            counts += f" and {len(numbers) - ROWS_SHOWN} more classes"
         objects = f"{len(self)} object{'' if len(self) == 1 else 's'}" + (f" ({counts})" if counts else "")
         where = f" in {self.source}" if self.source is not None else ""
         height, width = self.image_hw
@@ -200,7 +203,8 @@ class Detections:
             UserError: the picture is not at hand.
         """
         names = [category.name for category in self.categories]
-        return draw_detections(self.picture, self.raw, names, min_score=0)
+        ids = [category.id for category in self.categories]
+        return draw_detections(self.picture, self.raw, names, ids=ids, min_score=0)
 
     def save(self, path: str | Path) -> None:
         """Write the drawn picture (.png, .jpg, .webp, ...) or, with the suffix .json, what `to_json` returns.

@@ -10,11 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -23,6 +20,7 @@ from torch import Tensor
 from tailseg.layers.paste import mask_crop
 from tailseg.structures import Instances, RawDetections
 from tailseg.visualize.colours import Colour, class_colours, text_colour
+from tailseg.visualize.fonts import machine_fonts
 from tailseg.visualize.label_placement import place_labels
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
@@ -54,6 +52,7 @@ def draw_detections(
     detections: RawDetections,
     names: Sequence[str],
     *,
+    ids: Sequence[int] | None = None,
     min_score: float = 0.5,
     scale: int | None = None,
 ) -> Picture:
@@ -63,6 +62,8 @@ def draw_detections(
         image: (H, W, 3) uint8 RGB; it is not changed.
         detections: in pixels of ``image``, best score first; where labels compete for room, the first wins.
         names: name of class 0..C-1.
+        ids: category id of each class, written where no font of the machine has the name's characters; None: the
+            class number.
         min_score: lowest score drawn, in [0, 1].
         scale: whole factor of enlargement; None enlarges images whose short side is under 320 pixels to
             at least 480 pixels.
@@ -78,7 +79,7 @@ def draw_detections(
         raise ValueError(f"expected an image of {detections.image_hw} pixels, received {image.shape[:2]}")
     kept = detections.to("cpu")[(detections.scores >= min_score).cpu()]
     texts = [
-        f"{_readable(names[label])} {score:.2f}"
+        f"{_readable(names, label, ids)} {score:.2f}"
         for label, score in zip(kept.labels.tolist(), kept.scores.tolist(), strict=True)
     ]
     return _draw_grids(image, kept.boxes, kept.labels, kept.masks, kept.boxes, texts, scale)
@@ -87,7 +88,7 @@ def draw_detections(
 def draw_instances(image: Picture, instances: Instances, names: Sequence[str], *, scale: int | None = None) -> Picture:
     """Draw annotated objects of an `Instances` record; arguments and result as in `draw_detections`."""
     _require_picture(image)
-    texts = [_readable(names[label]) for label in instances.labels.tolist()]
+    texts = [_readable(names, label) for label in instances.labels.tolist()]
     coverage = instances.masks.cpu().float() / 255
     return _draw_grids(image, instances.boxes, instances.labels, coverage, instances.mask_frames, texts, scale)
 
@@ -121,7 +122,7 @@ def draw_objects(
     for box, label, mask in zip(boxes.tolist(), labels.tolist(), masks, strict=True):
         top, left, crop = _tight(mask)
         x0, y0, x1, y1 = (factor * value for value in box)
-        text, finer = _readable(names[label]), _enlarge_mask(crop, factor)
+        text, finer = _readable(names, label), _enlarge_mask(crop, factor)
         drawn.append(Drawn((x0, y0, x1, y1), finer, (factor * top, factor * left), text, colours[label]))
     return draw(_enlarge(image, factor), drawn)
 
@@ -165,9 +166,9 @@ def contact_sheet(pictures: Sequence[Picture], captions: Sequence[str], columns:
             f"expected a caption a picture and at least one column, received {len(pictures)} pictures, "
             f"{len(captions)} captions, {columns} columns"
         )
-    gap, font = 12, _font(16)
+    gap = 12
     column = max(320, min((picture.shape[1] for picture in pictures), default=320))
-    cells = [_cell(picture, caption, column, font) for picture, caption in zip(pictures, captions, strict=True)]
+    cells = [_cell(picture, caption, column) for picture, caption in zip(pictures, captions, strict=True)]
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     used = min(columns, max(len(cells), 1))
     heights = [max(cell.height for cell in row) for row in rows]
@@ -185,8 +186,8 @@ def _require_picture(image: Picture) -> None:
         raise ValueError(f"expected an (H, W, 3) uint8 image, received {image.shape} {image.dtype}")
 
 
-def _readable(name: str) -> str:
-    return name.replace("_", " ")
+def _readable(names: Sequence[str], label: int, ids: Sequence[int] | None = None) -> str:
+    return machine_fonts().legible(names[label].replace("_", " "), label if ids is None else ids[label])
 
 
 def _enlarge(image: Picture, factor: int) -> Picture:
@@ -276,27 +277,25 @@ def _draw_mask(canvas: Picture, item: Drawn, thickness: int) -> None:
     cv2.polylines(canvas, contours, True, item.colour, thickness, cv2.LINE_AA)
 
 
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib, so that pictures look the same on every machine."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
-
-
 def _draw_labels(canvas: Picture, objects: Sequence[Drawn]) -> Picture:
     height, width = canvas.shape[:2]
-    font = _font(max(12, min(28, round(min(height, width) / 40))))
-    ascent, descent = font.getmetrics()
+    size, fonts = max(12, min(28, round(min(height, width) / 40))), machine_fonts()
+    faces = [fonts.font(item.text, size) for item in objects]
     padding, gap = 3, 2
-    texts = [_shortened(item.text, font, width // 2) for item in objects]
-    sizes = [(math.ceil(font.getlength(text)) + 2 * padding, ascent + descent + padding) for text in texts]
+    texts = [_shortened(item.text, font, width // 2) for item, font in zip(objects, faces, strict=True)]
+    sizes = [
+        (math.ceil(font.getlength(text)) + 2 * padding, sum(font.getmetrics()) + padding)
+        for text, font in zip(texts, faces, strict=True)
+    ]
     boxes = np.array([item.box for item in objects], dtype=np.float64).reshape(-1, 4)
     plates = place_labels(boxes, sizes, (height, width), gap=gap)
     picture = Image.fromarray(canvas)
     pen = ImageDraw.Draw(picture)
-    shown = [(item, text, plate) for item, text, plate in zip(objects, texts, plates, strict=True) if plate]
-    for item, _, plate in shown:  # all leader lines first: none may cross a text
+    rows = zip(objects, texts, faces, plates, strict=True)
+    shown = [(item, text, font, plate) for item, text, font, plate in rows if plate]
+    for item, _, _, plate in shown:  # all leader lines first: none may cross a text
         _draw_leader(pen, item, plate, 2 * gap)
-    for item, text, (left, top, right, bottom) in shown:
+    for item, text, font, (left, top, right, bottom) in shown:
         rim = tuple(value // 3 for value in item.colour)
         pen.rectangle((left, top, right - 1, bottom - 1), fill=item.colour, outline=rim)
         pen.text((left + padding, top + padding // 2), text, font=font, fill=text_colour(item.colour))
@@ -326,8 +325,9 @@ def _draw_leader(pen: ImageDraw.ImageDraw, item: Drawn, plate: tuple[int, int, i
         pen.line((start, target), fill=item.colour, width=1)
 
 
-def _cell(picture: Picture, caption: str, width: int, font: ImageFont.FreeTypeFont) -> Image.Image:
+def _cell(picture: Picture, caption: str, width: int) -> Image.Image:
     """One picture of a contact sheet over its caption, ``width`` pixels wide."""
+    font = machine_fonts().font(caption, 16)
     image = Image.fromarray(picture)
     if image.width > width:
         image = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)

@@ -1,0 +1,314 @@
+"""The jobs of the command line as functions: train, evaluate, score, open a data set.
+
+Keywords that are no argument of a function are recipe keys, a double underscore for each dot:
+``tailseg.train("small/seesaw", data="photos", schedule__epochs=3)`` is ``--set schedule.epochs=3``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tailseg.data.annotations.annotations import tell
+from tailseg.data.annotations.frequency import LVIS_LIMITS, GroupRule, require_rule_in_use
+from tailseg.data.sources import DataSplits, known_categories, open_source
+from tailseg.errors import UserError
+from tailseg.recipes import get
+from tailseg.recipes.schema import Recipe
+from tailseg.recipes.values import dotted
+
+# What needs PyTorch is imported where it is used: a fault in the data is told seconds earlier.
+if TYPE_CHECKING:
+    from tailseg.evaluation.metrics import Metrics, Scores
+    from tailseg.predict import Model
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """A training run that is complete: its scores and where its files are.
+
+    ``load(trained.model)`` gives the model.
+    """
+
+    out: Path  # the run's folder
+    last: Path  # the model after the last step
+    best: Path | None  # the model with the best segm AP; None if nothing could be scored
+    metrics: Metrics | None  # "bbox" and "segm" -> AP, APr ... of the last evaluation, fractions in [0, 1]
+    classes: list[dict[str, Any]] | None = field(repr=False)  # a row a class: id, name, frequency, segm_AP ...
+
+    @property
+    def model(self) -> Path:
+        """The best model, or the last one if nothing could be scored."""
+        return self.best or self.last
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluated:
+    """The scores of a model on a split, and the files that were written."""
+
+    metrics: Metrics  # "bbox" and "segm" -> AP, APr ..., fractions in [0, 1]; empty if there was nothing to score
+    classes: list[dict[str, Any]] = field(repr=False)  # a row a class: id, name, frequency, train_images, segm_AP ...
+    analysis: dict[str, Any] | None = field(repr=False)  # by IoU type, if asked for
+    files: tuple[Path, ...]  # metrics.json and, if asked for, analysis.html; detections.json in LVIS results format
+
+
+def open_data(
+    data: str | Path | DataSplits,
+    *,
+    need: Sequence[str] = ("train", "val"),
+    rule: GroupRule = LVIS_LIMITS,
+    show: bool = True,
+) -> DataSplits:
+    """Open a data set: its annotations, checked, and the places of its images.
+
+    Args:
+        data: a folder or file as behind ``--data``, ``synthetic`` for the built-in set, or a set that is open.
+        need: the splits that must be there.
+        rule: makes the frequency groups of files that state none.
+        show: report progress.
+
+    Raises:
+        UserError: something is missing or broken, or an open set lacks a split.
+    """
+    if isinstance(data, DataSplits):
+        for split in need:
+            if getattr(data, split) is None:
+                raise UserError(f"{data.name}: was opened without its split {split}; open it with need={list(need)}")
+        return data
+    with reporting(show):
+        return open_source(str(data), need=tuple(need), rule=rule, show=show)
+
+
+def train(
+    recipe: str | Path | Recipe,
+    data: str | Path | DataSplits,
+    out: str | Path,
+    *,
+    init: str | Path | None = None,
+    resume: bool = False,
+    devices: int = 1,
+    seed: int = 0,
+    show: bool = True,
+    **settings: Any,
+) -> Trained:
+    """Train a recipe, as ``tailseg train`` does; works in a notebook and in a thread too.
+
+    Args:
+        recipe: name of a built-in one, YAML file, model file (its recipe), or recipe.
+        data: as for `open_data`.
+        out: folder for models, metrics and detections.
+        init: model whose weights training starts from.
+        resume: go on from the exact step where the run in ``out`` stopped.
+        devices: processes on this machine; more than one need a script, which each of them runs from its start.
+        seed: of all random numbers.
+        show: report progress, on stderr.
+        settings: recipe keys, a double underscore for each dot, such as ``schedule__epochs=3``.
+
+    Returns:
+        Scores and files. Scores are None where the last evaluation failed, and in all processes but the first.
+
+    Raises:
+        UserError: something about data, folder, recipe or checkpoint is the caller's to fix.
+        KeyboardInterrupt: after Ctrl-C, when everything has been saved.
+    """
+    script = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
+    if devices > 1 and (not script.is_file() or "ipykernel" in sys.modules):
+        raise UserError(
+            f"devices={devices}: several processes need a script that each of them can run, which a notebook or a "
+            f"prompt is not; use devices=1, or the command `tailseg train ... --devices {devices}`"
+        )
+    resolved = get(recipe, **settings)
+    out = Path(out)
+    with reporting(show):
+        rule = GroupRule.of(resolved.data)
+        splits = open_data(data, rule=rule, show=show)
+        require_rule_in_use(rule, splits.train, splits.val)
+        from tailseg.training.loop import train as run_training
+
+        scores = run_training(
+            *(resolved, splits, out),
+            seed=seed,
+            devices=devices,
+            resume=resume,
+            init=None if init is None else Path(init),
+            show=show,
+        )
+    best, last = out / "best.safetensors", out / "last.safetensors"
+    return Trained(
+        out=out,
+        last=last,
+        best=best if best.is_file() else None,
+        metrics=None if scores is None else scores.metrics,
+        classes=None if scores is None else scores.per_category,
+    )
+
+
+def evaluate(
+    model: str | Path | Model,
+    data: str | Path | DataSplits,
+    out: str | Path | None = None,
+    *,
+    split: str = "val",
+    max_dets: int | None = None,
+    fixed_ap: bool = False,
+    boundary: bool = False,
+    analyse: bool = False,
+    show: bool = True,
+    **settings: Any,
+) -> Evaluated:
+    """Score a model on a split by the LVIS rules, as ``tailseg eval`` does.
+
+    Args:
+        model: model file, or a model that was loaded.
+        data: as for `open_data`.
+        out: folder for metrics.json, classes.csv and detections.json; by default ``eval-DATA-SPLIT`` beside the model.
+        split: "train" or "val".
+        max_dets: detections of an image that count, 300 by default; of a model file sets ``test.max_detections``.
+        fixed_ap: count the best 10,000 detections of each class, with no limit per image.
+        boundary: add boundary AP, which judges the outlines.
+        analyse: add kinds of errors, calibration, confusions, and a page of them.
+        show: report progress, on stderr.
+        settings: recipe keys that a trained model allows, such as ``test__nms_iou=0.6`` or ``test__tta=True``.
+
+    Raises:
+        UserError: model, data or settings are the caller's to fix.
+        ValueError: a split of another name, or a loaded model without a place for the results.
+    """
+    from tailseg.data.dataset import evaluation_dataset
+    from tailseg.evaluation.evaluate import evaluate as evaluate_detector
+    from tailseg.evaluation.metrics import ScoreOptions
+    from tailseg.evaluation.tta import views_of
+    from tailseg.predict import Model, load
+
+    if split not in ("train", "val"):
+        raise ValueError(f"split is 'train' or 'val', received {split!r}")
+    with reporting(show):
+        if isinstance(model, Model):
+            if settings:
+                given = ", ".join(settings)
+                raise ValueError(f"{given}: a model that was loaded has its settings; give the file, or `load` them")
+            loaded = model
+        else:
+            limit = {} if max_dets is None else {"test.max_detections": max_dets}
+            texts = [f"{key}={json.dumps(value)}" for key, value in (limit | dotted(settings)).items()]
+            loaded = load(model, settings=texts)
+        source = "the model" if loaded.path is None else str(loaded.path)
+        recipe, views = loaded.recipe.data, views_of(loaded.recipe.test)
+        splits = open_data(data, need=(split,), rule=GroupRule.of(recipe), show=show)
+        annotations = splits.val if split == "val" else splits.train
+        assert annotations is not None
+        dataset = evaluation_dataset(annotations, recipe, resized=not views)
+        known = known_categories(dataset.annotations, loaded.categories, source)
+        tell(dataset.annotations)
+        if out is None and loaded.path is None:
+            raise ValueError("this model has no file to write beside: name a folder for the results with out=")
+        beside = (loaded.path or Path()).parent / f"eval-{splits.name}-{split}"
+        folder = beside if out is None else Path(out)
+        learned = {}
+        if any(category.image_count for category in loaded.categories):
+            pairs = zip(known, loaded.categories, strict=True)
+            learned = {category_id: category for category_id, category in pairs if category_id is not None}
+        frequencies, groups = None, splits.groups
+        if learned and not dataset.annotations.frequency_stated:
+            frequencies = {category_id: category.frequency for category_id, category in learned.items()}
+            groups = f"Groups: those that {source} was trained with."
+        logger.info(groups)
+        scores = evaluate_detector(
+            *(loaded.detector, dataset, folder),
+            device=loaded.device,
+            batch_size=recipe.batch_per_device,
+            workers=recipe.workers,
+            views=views,
+            category_ids=known,
+            frequencies=frequencies,
+            train_images={category_id: category.image_count for category_id, category in learned.items()},
+            options=ScoreOptions(max_dets=max_dets or 300, fixed_ap=fixed_ap, boundary=boundary, analyse=analyse),
+            show=show,
+        )
+        assert scores is not None
+    written = [folder / "metrics.json"] if scores.metrics else []
+    if scores.analysis is not None:
+        written.append(_analysis_page(scores, folder / "analysis.html"))
+    return Evaluated(
+        metrics=scores.metrics,
+        classes=scores.per_category,
+        analysis=scores.analysis,
+        files=(*written, folder / "detections.json"),
+    )
+
+
+def score(
+    annotations: str | Path,
+    detections: str | Path | list[dict[str, Any]],
+    *,
+    iou_types: Sequence[str] = ("bbox", "segm"),
+    out: str | Path | None = None,
+    max_dets: int = 300,
+    fixed_ap: bool = False,
+    boundary: bool = False,
+    analyse: bool = False,
+    show: bool = True,
+) -> Scores:
+    """Score any results file exactly as lvis-api does, as ``tailseg score`` does.
+
+    Args:
+        annotations: LVIS or COCO annotation file, .json or .json.gz.
+        detections: results in LVIS format, .json or .json.gz, or their rows.
+        iou_types: "bbox", "segm" or both.
+        out: JSON file for the metrics; ``NAME.classes.csv`` and, if asked for, the analysis lie beside it.
+        max_dets: best detections of an image that count.
+        fixed_ap: count the best 10,000 detections of each class, with no limit per image.
+        boundary: add boundary AP, which judges the outlines.
+        analyse: add kinds of errors, calibration, confusions.
+        show: report what is left out, on stderr.
+
+    Raises:
+        UserError: a file is missing or damaged, or names ids that the annotation file does not have.
+    """
+    from tailseg.evaluation.metrics import ScoreOptions, write_scores
+    from tailseg.evaluation.metrics import score as score_file
+
+    options = ScoreOptions(max_dets=max_dets, fixed_ap=fixed_ap, boundary=boundary, analyse=analyse)
+    results = detections if isinstance(detections, list) else Path(detections)
+    with reporting(show):
+        scores = score_file(Path(annotations), results, iou_types=iou_types, options=options)
+    if out is not None:
+        out = Path(out)
+        write_scores(scores, out, out.with_suffix(".classes.csv"), out.with_suffix(".analysis.json"))
+        if scores.analysis is not None:
+            _analysis_page(scores, out.with_suffix(".analysis.html"))
+    return scores
+
+
+@contextmanager
+def reporting(show: bool) -> Iterator[None]:
+    """Show this package's messages on stderr where nobody has set up logging, as in a notebook or a plain script."""
+    package = logging.getLogger("tailseg")
+    if not show or package.hasHandlers():
+        yield
+        return
+    handler, level = logging.StreamHandler(sys.stderr), package.level
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
+
+
+def _analysis_page(scores: Scores, path: Path) -> Path:
+    from tailseg.visualize.analysis_page import write_page  # matplotlib takes its time
+
+    assert scores.analysis is not None
+    write_page(scores.analysis, scores.per_category, path)
+    return path
