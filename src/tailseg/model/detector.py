@@ -268,7 +268,7 @@ class Detector(nn.Module):
         found: list[tuple[Tensor, ...]] = []
         for i in range(len(image_sizes)):
             own = (image == i) & valid
-            found.append(self.select_detections(decoded[own], scores[own], wanted))
+            found.append(self.select_detections(decoded[own], scores[own], wanted=wanted))
         return [f[0] for f in found], [f[1] for f in found], [f[2] for f in found]
 
     def predict_boxes(self, features: ImageFeatures, rois: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -292,7 +292,7 @@ class Detector(nn.Module):
         return decoded, scores[:, :-1]
 
     def select_detections(
-        self, boxes: Tensor, scores: Tensor, wanted: Wanted = EVERYTHING
+        self, boxes: Tensor, scores: Tensor, *, wanted: Wanted = EVERYTHING
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The detections of an image among boxes (K, 1 or C, 4) with scores (K, C): see `multiclass_nms`."""
         if wanted.labels is not None:

@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 
 from tailseg.structures import RawDetections
 
-Floats = NDArray[np.floating]
+Floats = NDArray[Any]
 Rows = NDArray[np.int64]  # positions of detections
 
 CUT_SHARE = 0.02  # of a window's side: a box that ends so near to an inner edge is cut by it
@@ -82,13 +83,14 @@ class _Pieces:
         self.boxes = every.boxes.numpy().astype(np.float64)
         self.grids = every.masks.float().numpy()
         low, high = np.maximum(windows[:, None, :2], windows[:, :2]), np.minimum(windows[:, None, 2:], windows[:, 2:])
-        self.neighbours = [[int(k) for k in np.flatnonzero(row)] for row in (high > low).all(axis=2)]
+        meet = np.asarray((high > low).all(axis=2))
+        self.neighbours = [[int(k) for k in np.flatnonzero(row)] for row in meet]
         own = windows[window_of]
         height, width = every.image_hw
         self.margin = CUT_SHARE * (own[:, 2:] - own[:, :2])
         starts = (own[:, :2] > 0) & (self.boxes[:, :2] <= own[:, :2] + self.margin)
         ends = (own[:, 2:] < [width, height]) & (self.boxes[:, 2:] >= own[:, 2:] - self.margin)
-        self.cut = (starts | ends).any(axis=1)
+        self.cut = np.asarray((starts | ends).any(axis=1))
         self.by_class: dict[tuple[int, int], list[int]] = defaultdict(list)  # (label, window) -> rows, best first
         self.order = np.argsort(-every.scores.numpy(), kind="stable").tolist()
         self.labels = every.labels.tolist()
@@ -130,7 +132,8 @@ class _Pieces:
         mine, theirs = _clipped(self.boxes[row], shared), _clipped(self.boxes[others], shared)
         common = _areas(_clipped(mine, theirs))
         union = _areas(mine) + _areas(theirs) - common
-        return others[common >= 0.5 * self.iou * np.maximum(union, 1e-6)]
+        near: Rows = others[common >= 0.5 * self.iou * np.maximum(union, 1e-6)]
+        return near
 
     def _shared(self, row: int, others: Rows | int) -> Floats:
         """The parts of the picture that the windows of a detection and of others show both."""

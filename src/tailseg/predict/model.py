@@ -113,10 +113,14 @@ class Model:
         return self.detector.pixel_mean.device
 
     @overload
-    def predict(self, source: Single, **options: Unpack[PredictOptions]) -> Detections: ...
+    def predict(  # type: ignore[overload-overlap]  # bytes are iterable too
+        self, source: Single, **options: Unpack[PredictOptions]
+    ) -> Detections: ...
 
     @overload
-    def predict(self, source: list[Any] | tuple[Any, ...], **options: Unpack[PredictOptions]) -> list[Detections]: ...
+    def predict(  # type: ignore[overload-overlap]  # so are lists
+        self, source: list[Any] | tuple[Any, ...], **options: Unpack[PredictOptions]
+    ) -> list[Detections]: ...
 
     @overload
     def predict(self, source: str | PathLike[str], **options: Unpack[PredictOptions]) -> Any: ...

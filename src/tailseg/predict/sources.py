@@ -129,7 +129,7 @@ def _reader(source: Any, name: str, bgr: bool) -> Callable[[], Picture] | None:
     if isinstance(source, bytes | bytearray | memoryview):
         return lambda: read_content(bytes(source), name)
     if isinstance(source, IOBase) and not isinstance(source, TextIOBase):
-        return lambda: read_content(source.read(), name)  # type: ignore[attr-defined]
+        return lambda: read_content(source.read(), name)
     return None
 
 
