@@ -182,3 +182,13 @@ def test_slices_on_the_command_line(path: Path, model: Model, tmp_path: Path) ->
     found = model.predict(tmp_path / "p.png", slices=80, overlap=0.25, score=0)
     assert len(found) > 9
     assert [row["score"] for row in rows] == pytest.approx(found.scores.tolist(), abs=1e-4)
+
+
+def test_results_inside_of_the_folder_are_no_pictures_the_next_time(
+    path: Path, photographs: list[Path], tmp_path: Path
+) -> None:
+    line = ("predict", path, tmp_path / "a", "--out", tmp_path / "a" / "out", "--score", 0, "--quiet")
+    first, again = tailseg_command(*line), tailseg_command(*line)
+    assert_done(first)
+    assert first.stdout == again.stdout
+    assert first.stdout.startswith("1 picture, 9 objects")

@@ -62,20 +62,21 @@ class Source:
             logger.info("%d %s left out.", count, reason)
 
 
-def open_source(source: Any, *, bgr: bool = False, name: str = "image") -> Source:
+def open_source(source: Any, *, bgr: bool = False, name: str = "image", results: Path | None = None) -> Source:
     """Find out what something is that holds pictures; nothing is decoded yet.
 
     Args:
         source: see `Model.predict`.
         bgr: arrays and tensors are BGR(A), as OpenCV's are; files are not.
         name: of a picture that has none of its own.
+        results: a folder to leave out where it lies inside of a source.
 
     Raises:
         UserError: a folder without images, a pattern that fits nothing, a video that cannot be decoded.
         TypeError: it is nothing of the kind.
     """
     if isinstance(source, str | os.PathLike):
-        return _open_path(os.fspath(source))
+        return _open_path(os.fspath(source), results)
     read = _reader(source, name, bgr)
     if read is not None:
         return Source("one", [Item(name, read)], 1)
@@ -87,10 +88,10 @@ def open_source(source: Any, *, bgr: bool = False, name: str = "image") -> Sourc
     raise TypeError(f"predict takes {TAKES}; received {type(source).__name__}")
 
 
-def open_or_faulty(source: str | Path) -> Source:
+def open_or_faulty(source: str | Path, results: Path | None = None) -> Source:
     """`open_source` of a path that becomes one faulty picture where it raises a UserError."""
     try:
-        return open_source(source)
+        return open_source(source, results=results)
     except UserError as error:
         return Source("one", [faulty(str(source), error)], 1)
 
@@ -133,12 +134,12 @@ def _reader(source: Any, name: str, bgr: bool) -> Callable[[], Picture] | None:
     return None
 
 
-def _open_path(text: str) -> Source:
+def _open_path(text: str, results: Path | None) -> Source:
     if is_url(text):
         return Source("one", [Item(text, lambda: read_content(download(text), text), stem=_stem_of_url(text))], 1)
     path = Path(text)
     if path.is_dir():
-        files, left_out = images_below(path)
+        files, left_out = images_below(path, results)
         return Source("stream", [_file(file) for file in files], len(files), files, left_out)
     if is_video(path) and path.is_file():
         return _open_video(path)
@@ -188,11 +189,11 @@ def _open_pattern(pattern: str) -> Source:
     return Source("stream", items, total_count(parts), paths, left_out)
 
 
-def images_below(folder: Path) -> tuple[list[Path], Counter[str]]:
+def images_below(folder: Path, results: Path | None = None) -> tuple[list[Path], Counter[str]]:
     """The images in a folder and the folders in it, sorted by path, and the number of what was left out by kind.
 
-    Hidden files and folders are left out, videos and other files that are no images, and links that lead out of the
-    folder.
+    Hidden files and folders are left out, videos and other files that are no images, links that lead out of the
+    folder, and a folder in it that is for results: they would be the pictures of the next time.
 
     Raises:
         UserError: there is no image, there are too many files, or a folder cannot be listed.
@@ -200,6 +201,7 @@ def images_below(folder: Path) -> tuple[list[Path], Counter[str]]:
     images: list[Path] = []
     left_out: Counter[str] = Counter()
     top, waiting, seen = folder.resolve(), [folder], 0
+    own = None if results is None else results.resolve()
     while waiting:
         place = waiting.pop()
         try:
@@ -214,7 +216,10 @@ def images_below(folder: Path) -> tuple[list[Path], Counter[str]]:
             if is_hidden(entry.name):
                 left_out["hidden files"] += 1
             elif entry.is_dir(follow_symlinks=False):
-                waiting.append(path)
+                if own is not None and path.resolve() == own:
+                    left_out["folder of results"] += 1
+                else:
+                    waiting.append(path)
             elif entry.is_symlink() and not _stays_inside(path, top):
                 left_out["links that lead out of the folder"] += 1
             elif entry.is_dir():

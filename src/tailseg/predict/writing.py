@@ -127,8 +127,8 @@ class _Opened:
                 advance(done)
 
 
-def _open(model: Model, request: Request) -> _Opened:
-    return _Opened(model, request, [open_or_faulty(source) for source in request.sources])
+def _open(model: Model, request: Request, out: Path) -> _Opened:
+    return _Opened(model, request, [open_or_faulty(source, out) for source in request.sources])
 
 
 def predict_files(model: Model, request: Request, out: Path, *, pictures: bool = True) -> Tally:
@@ -150,7 +150,7 @@ def predict_files(model: Model, request: Request, out: Path, *, pictures: bool =
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: the folder cannot be made ({error.strerror}); choose another --out") from error
-    opened, tally = _open(model, request), Tally()
+    opened, tally = _open(model, request, out), Tally()
     inputs = {path.resolve() for source in opened.sources for path in source.paths}
     taken = {path.name for path in out.iterdir() if path.resolve() in inputs}
     with _Folder(out, taken, pictures=pictures) as folder:
@@ -262,7 +262,7 @@ def export_predictions(model: Model, request: Request, out: Path, kind: str) -> 
     Raises:
         UserError: the folder is not empty or cannot be made, or none of the pictures could be read.
     """
-    opened, tally = _open(model, request), Tally()
+    opened, tally = _open(model, request, out), Tally()
     with tempfile.TemporaryDirectory(prefix="tailseg-") as scratch:
 
         def predicted() -> Iterator[ExportImage]:
