@@ -1,8 +1,12 @@
 """The results object: what it holds, how it is indexed, and what each of its forms says."""
 
+import base64
 import builtins
+import dataclasses
+import io
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -376,8 +380,33 @@ def test_save_json_and_faults(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["p.json"]
 
 
+def shown(html: str) -> np.ndarray:
+    """The pixels of the picture in a notebook."""
+    content = re.search('src="data:image/png;base64,([^"]*)"', html)[1]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+
+
+def test_a_large_picture_is_shrunk_before_it_is_drawn_on() -> None:
+    """To half: the object stands where it was, and its outline is as thick as in any picture of that size."""
+    large = RawDetections(
+        image_hw=(800, 1280),
+        boxes=torch.tensor([[200.0, 200, 600, 600]]),
+        scores=torch.ones(1),
+        labels=torch.zeros(1, dtype=torch.int64),
+        masks=torch.ones(1, 28, 28),
+    )
+    small = dataclasses.replace(large, image_hw=(400, 640), boxes=large.boxes / 2)
+    in_large, in_small = (
+        shown(Detections(found, CATEGORIES, np.full((*found.image_hw, 3), 90, np.uint8))._repr_html_())
+        for found in (large, small)
+    )
+    assert np.array_equal(in_large, in_small)
+    assert (in_small != 90).any()
+
+
 def test_in_a_notebook() -> None:
     html = make()._repr_html_()
+    assert shown(html).shape == (480, 640, 3)
     assert html.count("<tr>") == 4
     assert "<td>egg_cup</td><td>0.50</td><td>40</td><td>10</td><td>80</td><td>50</td>" in html
     assert "3 objects (2 owl, 1 egg_cup) in a/p.jpg, 60 x 80 pixels" in html
@@ -407,5 +436,6 @@ def test_a_notebook_stays_small() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (*hw, 3), dtype=np.uint8)
     html = Detections(many, CATEGORIES, noise)._repr_html_()
     assert len(html) < 1_500_000
+    assert shown(html).shape == (480, 640, 3)
     assert "and 290 more" in html
     assert html.count("<tr>") == 11

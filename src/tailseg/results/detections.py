@@ -23,7 +23,6 @@ from tailseg.results import masks, pictures
 from tailseg.results.indexing import positions
 from tailseg.results.rows import coco_rows, export_objects, json_rows
 from tailseg.structures import RawDetections
-from tailseg.visualize.draw import draw_detections
 from tailseg.visualize.page import data_uri, render
 from tailseg.wording import controls_escaped
 
@@ -48,8 +47,8 @@ class Detections:
     Args:
         raw: the objects as the detector returns them, in pixels of the picture.
         categories: category of each label.
-        picture: (H, W, 3) uint8 RGB; or the path of its file, which is read again when the pixels are needed, so
-            that many results need little memory; or None where neither is at hand.
+        picture: (H, W, 3) uint8 RGB, kept and not copied; or the path of its file, which is read again when the
+            pixels are needed, so that many results need little memory; or None where neither is at hand.
         source: name of the picture in messages and results; None takes the path of ``picture``, if it is one.
 
     Raises:
@@ -202,9 +201,7 @@ class Detections:
         Raises:
             UserError: the picture is not at hand.
         """
-        names = [category.name for category in self.categories]
-        ids = [category.id for category in self.categories]
-        return draw_detections(self.picture, self.raw, names, ids=ids, min_score=0)
+        return pictures.drawn(self.picture, self.raw, self.categories)
 
     def save(self, path: str | Path) -> None:
         """Write the drawn picture (.png, .jpg, .webp, ...) or, with the suffix .json, what `to_json` returns.
@@ -325,7 +322,8 @@ class Detections:
             )
         ]
         try:
-            picture, without = data_uri(pictures.shown_png(self.plot()), "image/png"), ""
+            png = pictures.shown_png(self.picture, self.raw, self.categories)
+            picture, without = data_uri(png, "image/png"), ""
         except UserError as error:
             picture, without = "", str(error)
         more = max(len(self) - ROWS_SHOWN, 0)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from tailseg.data.annotations.annotations import Category
 from tailseg.data.images import FORMATS
 from tailseg.errors import UserError
+from tailseg.structures import RawDetections
+from tailseg.visualize.draw import draw_detections
 
 SHOWN_SIDE = 640  # pixels of the longer side of a picture in a notebook, which keeps it in its file
 _QUALITY = 95  # of JPEG and WebP: thin outlines and small letters suffer first
@@ -36,8 +43,24 @@ def image_bytes(picture: NDArray[np.uint8], kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def shown_png(picture: NDArray[np.uint8]) -> bytes:
-    """A picture as a PNG for a notebook, its longer side at most `SHOWN_SIDE` pixels."""
-    image = Image.fromarray(picture)
-    image.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
+def shown_png(picture: NDArray[np.uint8], raw: RawDetections, categories: Sequence[Category]) -> bytes:
+    """The drawn picture as a PNG for a notebook, its longer side at most `SHOWN_SIDE` pixels.
+
+    A larger picture is shrunk before it is drawn on, so that names can be read.
+    """
+    height, width = picture.shape[:2]
+    factor = min(1.0, SHOWN_SIDE / max(height, width))
+    hw = (max(1, round(factor * height)), max(1, round(factor * width)))
+    if factor < 1:
+        picture = np.asarray(cv2.resize(picture, hw[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        scale = torch.tensor([hw[1] / width, hw[0] / height] * 2)
+        raw = replace(raw, image_hw=hw, boxes=raw.boxes * scale)
+    image = Image.fromarray(drawn(picture, raw, categories))
+    image.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)  # a small one was enlarged
     return image_bytes(np.asarray(image), "PNG")
+
+
+def drawn(picture: NDArray[np.uint8], raw: RawDetections, categories: Sequence[Category]) -> NDArray[np.uint8]:
+    """The picture with all objects, see `draw_detections`."""
+    names, ids = [category.name for category in categories], [category.id for category in categories]
+    return draw_detections(picture, raw, names, ids=ids, min_score=0)
