@@ -78,7 +78,7 @@ class _Pieces:
 
     def __init__(self, every: RawDetections, window_of: Rows, windows: Floats, iou: float) -> None:
         self.every, self.window_of, self.windows, self.iou = every, window_of, windows, iou
-        self.boxes = every.boxes.numpy().astype(np.float64)
+        self.boxes = np.asfortranarray(every.boxes.numpy().astype(np.float64))  # quick to search by one side
         self.grids = every.masks.float().numpy()
         low, high = np.maximum(windows[:, None, :2], windows[:, :2]), np.minimum(windows[:, None, 2:], windows[:, 2:])
         meet = np.asarray((high > low).all(axis=2))
@@ -90,6 +90,7 @@ class _Pieces:
         ends = (own[:, 2:] < [width, height]) & (self.boxes[:, 2:] >= own[:, 2:] - self.margin)
         self.cut = np.asarray((starts | ends).any(axis=1))
         self.by_class: dict[tuple[int, int], list[int]] = defaultdict(list)  # (label, window) -> rows, best first
+        self.nearby: dict[tuple[int, int], Rows] = {}  # (label, window) -> rows of the windows around it
         self.order = np.argsort(-every.scores.numpy(), kind="stable").tolist()
         self.labels = every.labels.tolist()
         for row in self.order:
@@ -121,9 +122,9 @@ class _Pieces:
 
     def _candidates(self, row: int, free: NDArray[np.bool_]) -> Rows:
         """Other windows' detections of its class whose boxes overlap its own half as much as masks have to."""
-        label, own = self.labels[row], int(self.window_of[row])
-        lists = [self.by_class.get((label, window), []) for window in self.neighbours[own] if window != own]
-        others = np.array([other for rows in lists for other in rows if free[other]], np.int64)
+        others = self._around_window(self.labels[row], int(self.window_of[row]))
+        others = others[free[others]]
+        others = others[_meeting(self.boxes, others, self.boxes[row])]
         if not len(others):
             return others
         shared = self._shared(row, others)
@@ -132,6 +133,14 @@ class _Pieces:
         union = _areas(mine) + _areas(theirs) - common
         near: Rows = others[common >= 0.5 * self.iou * np.maximum(union, 1e-6)]
         return near
+
+    def _around_window(self, label: int, own: int) -> Rows:
+        """The detections of a class in the windows that overlap a window, but for its own."""
+        found = self.nearby.get((label, own))
+        if found is None:
+            lists = [self.by_class.get((label, window), []) for window in self.neighbours[own] if window != own]
+            found = self.nearby[label, own] = np.array([row for rows in lists for row in rows], np.int64)
+        return found
 
     def _shared(self, row: int, others: Rows | int) -> Floats:
         """The parts of the picture that the windows of a detection and of others show both."""
@@ -158,12 +167,15 @@ class _Pieces:
         one. Of joined pieces the larger one has to be the better one.
         """
         outer = self._around(groups)
-        by_label: dict[int, list[int]] = defaultdict(list)
-        for number, group in enumerate(groups):
-            by_label[self.labels[group[0]]].append(number)
+        joined = np.array([len(group) > 1 for group in groups], np.bool_)
+        labels = np.array([self.labels[group[0]] for group in groups], np.int64)
+        by_label = {label: np.flatnonzero(labels == label) for label in set(labels.tolist())}
+        joined_by_label = {label: rows[joined[rows]] for label, rows in by_label.items()}
         gone: set[int] = set()
         for number, (group, box) in enumerate(zip(groups, outer, strict=True)):
-            others = np.array(by_label[self.labels[group[0]]])
+            alone = len(group) == 1 and not self.cut[group[0]]  # what is alone and whole can only repeat joined ones
+            others = (joined_by_label if alone else by_label)[int(labels[number])]
+            others = others[_meeting(outer, others, box)]
             common = _areas(_clipped(outer[others], box))
             union = _areas(outer[others]) + _areas(box) - common
             near = others[(others < number) & (common >= 0.5 * self.iou * union)].tolist()
@@ -205,7 +217,7 @@ class _Pieces:
     def _around(self, groups: list[list[int]]) -> Floats:
         """The box (G, 4) around the pieces of each object."""
         around = [[*self.boxes[g, :2].min(axis=0), *self.boxes[g, 2:].max(axis=0)] for g in groups]
-        return np.array(around, np.float64).reshape(-1, 4)
+        return np.asfortranarray(np.array(around, np.float64).reshape(-1, 4))
 
     def united(self, best: RawDetections, groups: list[list[int]]) -> RawDetections:
         """Boxes around all pieces, masks that are their union, and the best score for masks; ``best`` are the seeds."""
@@ -290,6 +302,12 @@ def _clipped(boxes: Floats, others: Floats) -> Floats:
     return np.concatenate(
         [np.maximum(boxes[..., :2], others[..., :2]), np.minimum(boxes[..., 2:], others[..., 2:])], axis=-1
     )
+
+
+def _meeting(boxes: Floats, rows: Rows, box: Floats) -> NDArray[np.bool_]:
+    """Which of some rows' boxes meet a box: leaves little for the costlier questions."""
+    x1, y1, x2, y2 = (boxes[:, side][rows] for side in range(4))
+    return np.asarray((x1 < box[2]) & (y1 < box[3]) & (x2 > box[0]) & (y2 > box[1]))
 
 
 def _areas(boxes: Floats) -> Floats:
