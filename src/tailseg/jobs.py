@@ -148,7 +148,7 @@ def train(
             seed=seed,
             devices=devices,
             resume=resume,
-            init=None if init is None else starting_model(init),
+            init=None if init is None else starting_model(init, resolved),
             device=device,
             show=show,
         )

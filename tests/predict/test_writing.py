@@ -192,3 +192,10 @@ def test_results_inside_of_the_folder_are_no_pictures_the_next_time(
     assert_done(first)
     assert first.stdout == again.stdout
     assert first.stdout.startswith("1 picture, 9 objects")
+
+
+def test_an_overlap_without_slices_is_refused(path: Path, tmp_path: Path) -> None:
+    done = tailseg_command("predict", path, tmp_path, "--overlap", 0.3)
+    assert done.returncode == 2
+    assert "--overlap" in done.stderr
+    assert "add --slices" in done.stderr

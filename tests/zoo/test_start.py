@@ -4,6 +4,7 @@ import pickle
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import orjson
 import pytest
@@ -229,3 +230,10 @@ def test_at_full_size_the_rows_of_table_1_can_start_from_coco(tmp_path: Path) ->
         with pytest.raises(UserError, match=r"the recipe builds another architecture; train with the model's own"):
             read_init(model, resolve(recipe), categories)
     shutil.rmtree(tmp_path / "cache")  # 170 MB
+
+
+def test_a_recipe_with_another_backbone_is_refused_before_the_download(data: Path, tmp_path: Path) -> None:
+    with patch.object(start, "published_file") as download:
+        done = tailseg("train", "small/seesaw", "--data", data, "--out", tmp_path / "run", "--init", "coco")
+    assert_refused(done, "--init coco", "the recipe has tf_efficientnet_lite0; take table1/seesaw")
+    assert not download.called

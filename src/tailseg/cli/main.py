@@ -212,7 +212,10 @@ def predict(
     slices: Annotated[
         int | None, typer.Option(min=1, help="Look at larger pictures in slices of so many pixels, too.")
     ] = None,
-    overlap: Annotated[float, typer.Option(min=0, max=0.9, help="Share of a slice that the next shows too.")] = 0.2,
+    overlap: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.9, help="Share of a slice that the next shows too.", show_default="0.2"),
+    ] = None,
     settings: SetOption = None,
     tta: TtaOption = False,
     device: DeviceOption = "auto",
@@ -222,18 +225,22 @@ def predict(
     _log(quiet)
     if kind not in (None, *FORMATS):
         raise typer.BadParameter(f"'{kind}' is not one of {', '.join(FORMATS)}", param_hint="--format")
+    if overlap is not None and slices is None:
+        raise typer.BadParameter("is of slices; add --slices 1024, for example", param_hint="--overlap")
     from tailseg.predict import load
     from tailseg.predict.writing import Request, export_predictions, predict_files
 
     loaded = load(model, device, settings=[*_tta_setting(tta), *(settings or ())])
-    request = Request(sources, min_score=score, limit=limit, slices=slices, overlap=overlap, show=not quiet)
+    share = 0.2 if overlap is None else overlap
+    request = Request(sources, min_score=score, limit=limit, slices=slices, overlap=share, show=not quiet)
     if kind in (None, "json"):
         tally = predict_files(loaded, request, out, pictures=kind is None)
         written = [f"{'Pictures and JSON' if kind is None else 'JSON'} in {out}"]
     else:
         exported, tally = export_predictions(loaded, request, out, kind)
         written = [f"{kind} set in {out}", *(f"- {note}" for note in exported.notes)]
-    say("\n".join([tally.sentence(), *written]))
+    if tally.pictures or not tally.faults:
+        say("\n".join([tally.sentence(), *written]))
     if tally.faults:
         raise tally.fault()
 

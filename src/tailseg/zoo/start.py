@@ -13,6 +13,7 @@ from tailseg.checkpoint import VERSION
 from tailseg.data.annotations.cache import cache_folder, content_key
 from tailseg.errors import UserError
 from tailseg.recipes.model_header import model_file
+from tailseg.recipes.schema import Recipe
 from tailseg.zoo.checkpoint_files import read_checkpoint
 from tailseg.zoo.conversion import ForeignModel, convert, state_dict_of
 from tailseg.zoo.detectron2 import read_detectron2
@@ -21,7 +22,7 @@ from tailseg.zoo.torchvision import NAME, published_file, read_torchvision
 
 logger = logging.getLogger(__name__)
 
-COCO = "coco"
+COCO, COCO_BACKBONE = "coco", "resnet50"
 # Beginnings of names that only one project's Mask R-CNN has.
 MARKS = {
     "torchvision": ("roi_heads.box_predictor.", "rpn.head."),
@@ -35,18 +36,25 @@ READERS: dict[str, Callable[[Path], ForeignModel]] = {
 }
 
 
-def starting_model(init: str | Path) -> Path:
+def starting_model(init: str | Path, recipe: Recipe | None = None) -> Path:
     """The model file of ours that ``--init`` means.
 
     Args:
         init: ``coco``: torchvision's Mask R-CNN R50-FPN, which torchvision downloads; a model file or a run's folder
             of ours; or a checkpoint of torchvision, mmdetection or detectron2, of which nothing is ever run. What is
             not ours is converted once and kept in the cache.
+        recipe: is to start from it; one that COCO weights do not fit is refused before they are downloaded.
 
     Raises:
         UserError: there is no such file, the download fails, or the checkpoint is of none of these.
     """
     if str(init) == COCO:
+        network = COCO_BACKBONE if recipe is None else recipe.model.backbone.name
+        if network != COCO_BACKBONE:
+            raise UserError(
+                f"--init coco: the weights are those of a Mask R-CNN with {COCO_BACKBONE}, and the recipe has "
+                f"{network}; take table1/seesaw, or leave out --init"
+            )
         file = published_file()
         return _converted(file, "torchvision", lambda: read_torchvision(NAME))
     path = model_file(Path(init))
