@@ -1,6 +1,7 @@
 """The sessions of the README, in a terminal and in Python, and the Python of the page on training.
 
-They are run from top to bottom. The data are small, and a recipe that trains in seconds stands in for those of the text; all else is as it is written.
+They are run from top to bottom. The data are small, and a recipe that trains in seconds stands in for those of the
+text; all else is as it is written.
 """
 
 import contextlib
