@@ -341,6 +341,59 @@ def test_best_is_the_best(data: DataSplits, tmp_path: Path, monkeypatch: pytest.
 # A run saves before it evaluates
 
 
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Evaluations give these, one after the other, in place of real scores."""
+    from tailseg.evaluation.metrics import Scores
+    from tailseg.training import loop
+
+    values: list[float] = []
+
+    def evaluate(*_: Any, **__: Any) -> Scores:
+        return Scores(metrics={"bbox": {}, "segm": {"AP": values.pop(0), "APr": None}}, per_category=[])
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    return values
+
+
+def test_stopped_early_and_then_with_more_patience(
+    data: DataSplits, tmp_path: Path, scored: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    out, settings = tmp_path / "run", ("schedule.epochs=6", "training.patience=2")
+    scored += [0.1, 0.3, 0.2, 0.3, 0.0, 0.0]
+    train(tiny(*settings), data, out, show=False)
+    assert f"Step {4 * STEPS}: stopped early, since 2 evaluations did not beat the best" in caplog.text
+    assert [row["epoch"] for row in rows(out) if "metrics" in row] == [1, 2, 3, 4]
+    train(tiny(*settings), data, out, resume=True, show=False)  # it is over as it was
+    assert len(scored) == 2
+    train(tiny("schedule.epochs=6", "training.patience=3"), data, out, resume=True, show=False)
+    assert [row["epoch"] for row in rows(out) if "metrics" in row] == [1, 2, 3, 4, 5]
+
+
+def test_frozen_parts_stay_as_they_were(data: DataSplits, reference: Path, tmp_path: Path) -> None:
+    """From a model; batch norm of a frozen backbone keeps its statistics, though the recipe trains them."""
+    frozen = tiny("training.freeze=[backbone, mask_heads]", "model.backbone.train_norm=true")
+    train(frozen, data, tmp_path / "run", init=reference / "last.safetensors", show=False)
+    before, after = (load_file(folder / "last.safetensors") for folder in (reference, tmp_path / "run"))
+    changed = {".".join(key.split(".")[:3]) for key in before if not torch.equal(before[key], after[key])}
+    assert not [key for key in changed if key.startswith("backbone.") or ".mask_head" in key]
+    assert {"stages.0.box_head"} <= changed
+    assert any(key.startswith("rpn.") for key in changed)
+    with pytest.raises(UserError, match=r"training.freeze: rpn would stay at random weights"):
+        train(tiny("training.freeze=[rpn]"), data, tmp_path / "other", show=False)
+
+
+def test_a_cosine_with_more_epochs_is_another_run(
+    data: DataSplits, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cosine = ("schedule={kind: cosine, milestones: [], warmup_steps: 0, epochs: 1}", "training.log_steps=1")
+    train(tiny(*cosine), data, tmp_path / "run", show=False)
+    rates = [row["lr"] for row in rows(tmp_path / "run") if "lr" in row]
+    assert rates == pytest.approx([rates[0] * (1 + math.cos(math.pi * step / STEPS)) / 2 for step in range(STEPS)])
+    train(tiny(*cosine, "schedule.epochs=2"), data, tmp_path / "run", resume=True, show=False)
+    assert "goes on with schedule.epochs = 2 instead of 1: no longer the run that it began as" in caplog.text
+
+
 RESULTS = ("metrics.json", "detections.json", "classes.csv", "recipe.yaml")
 
 

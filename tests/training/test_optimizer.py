@@ -1,10 +1,16 @@
+import math
+
 import pytest
 import torch
+from tiny import SMALL_RECIPE
 from torch import nn
 
+from tailseg.errors import UserError
+from tailseg.model.build import build_detector
+from tailseg.model.detector import Detector
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import OptimizerRecipe, ScheduleRecipe
-from tailseg.training.optimizer import build_optimizer, rate_factor, scaled_rate
+from tailseg.training.optimizer import build_optimizer, rate_factor, scaled_rate, set_rate
 
 
 def test_rate_by_hand() -> None:
@@ -81,3 +87,53 @@ def test_adamw_takes_the_first_step_of_its_formula() -> None:
     # The first step is the sign of the gradient; the decay is decoupled (arXiv 1711.05101).
     torch.testing.assert_close(model[0].weight, torch.full((1, 2), 2.0 * (1 - 0.1 * 0.5) - 0.1))
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.5}
+
+
+def test_cosine_by_hand() -> None:
+    # Four epochs of two steps: half a cosine over eight steps, under a warm-up of two from a half.
+    schedule = ScheduleRecipe(epochs=4, kind="cosine", milestones=(), warmup_steps=2, warmup_factor=0.5)
+    found = [rate_factor(step, 2, schedule) for step in range(9)]
+    half = [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(9)]
+    assert found == pytest.approx([0.5, 0.75 * half[1], *half[2:8], 0], abs=1e-12)
+    assert half[4] == pytest.approx(0.5)
+    with pytest.raises(UserError, match=r"set schedule.milestones=\[\]"):
+        resolve("table1/seesaw", ["schedule.kind=cosine"])
+
+
+def detector(*settings: str) -> Detector:
+    return build_detector(resolve("demo/seesaw", [*SMALL_RECIPE, *settings]), 4)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_rates_of_parts(name: str) -> None:
+    """One step with equal gradients: its length is the rate of the parameter's part."""
+    rates = {"backbone": 0.1, "box_heads": 2.0}
+    settings = {"name": name, "lr": 0.01, "weight_decay": 0.0}
+    torch.manual_seed(0)
+    model = detector("model.stages=[{weight: 1}, {weight: 0.5}]")
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    optimizer = build_optimizer(model, OptimizerRecipe(**settings, rates=rates))
+    assert sorted(id(p) for group in optimizer.param_groups for p in group["params"]) == sorted(
+        id(p) for p in model.parameters() if p.requires_grad
+    )
+    set_rate(optimizer, 0.02)
+    set_gradients(model)
+    optimizer.step()
+    steps = {key: (before[key] - p).flatten()[0].item() for key, p in model.named_parameters() if p.requires_grad}
+    for key, step in steps.items():
+        part = "backbone" if key.startswith("backbone.") else "box_heads" if ".box_head." in key else "others"
+        assert step == pytest.approx(0.02 * {**rates, "others": 1.0}[part], rel=2e-3), key
+    assert {".box_head." in key for key in steps} == {True, False}
+
+
+def test_parts_that_have_no_rate() -> None:
+    with pytest.raises(UserError, match=r"optimizer.rates: this model has no part context; leave it out"):
+        build_optimizer(detector(), OptimizerRecipe(rates={"context": 0.1}))
+    frozen = detector()
+    frozen.rpn.requires_grad_(False)
+    with pytest.raises(UserError, match=r"optimizer.rates: all of rpn is frozen"):
+        build_optimizer(frozen, OptimizerRecipe(rates={"rpn": 0.1}))
+    with pytest.raises(UserError, match=r"finetune.enabled trains its own branches alone; leave out optimizer.rates"):
+        resolve("demo/seesaw", ["finetune.enabled=true", "optimizer.rates={rpn: 0.1}"])
+    with pytest.raises(UserError, match="'backbone', 'neck', 'rpn', "):
+        resolve("demo/seesaw", ["training.freeze=[body]"])

@@ -14,6 +14,8 @@ from tailseg.recipes.backbone_options import require_known_options
 from tailseg.recipes.bounds import DEEPEST, LONGEST_EDGE, MOST_BOXES, WIDEST, Deviation, Edge, TestEdges
 from tailseg.recipes.classifiers import AnyClassifier, CrossEntropyRecipe, Section
 
+# Parts of a detector, for `training.freeze` and `optimizer.rates`.
+Part = Literal["backbone", "neck", "rpn", "context", "box_heads", "mask_heads", "mask_iou"]
 # Defaults that functions of tailseg.data have too: LVIS's frequency groups, and the cells of a stored mask.
 RARE_MAX, COMMON_MAX, MASK_GRID = 10, 100, 112
 
@@ -310,12 +312,16 @@ class OptimizerRecipe(Section):
     """On every parameter."""
     clip: float | None = Field(None, gt=0)
     """Largest global norm of the gradient; none by default."""
+    rates: dict[Part, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Factors of the learning rate of parts of the detector, such as {backbone: 0.1}; the others have 1."""
 
 
 class ScheduleRecipe(Section):
     """The learning rate over time."""
 
     epochs: int = Field(12, ge=1)
+    kind: Literal["milestones", "cosine"] = "milestones"
+    """The rate falls at milestones, or along half a cosine to 0 at the end of the last epoch (arXiv 1608.03983)."""
     milestones: tuple[int, ...] = (8, 11)
     """Epochs after which the learning rate is multiplied by `gamma`."""
     gamma: float = Field(0.1, gt=0, le=1)
@@ -327,6 +333,8 @@ class ScheduleRecipe(Section):
     def _milestones_in_order(self) -> ScheduleRecipe:
         if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
             raise ValueError(f"milestones must be rising epochs from 1 on, received {list(self.milestones)}")
+        if self.kind == "cosine" and self.milestones:
+            raise ValueError("kind=cosine takes no milestones; set schedule.milestones=[]")
         return self
 
 
@@ -344,6 +352,10 @@ class TrainingRecipe(Section):
     """Steps between checkpoints; the end of an epoch always saves one."""
     log_steps: int = Field(20, ge=1)
     """Steps between lines of metrics.jsonl."""
+    patience: int | None = Field(None, ge=1)
+    """The run ends once so many evaluations one after the other did not beat the best segm AP; by default never."""
+    freeze: tuple[Part, ...] = ()
+    """Parts of the detector that stay as they are at the start; batch norm in them keeps its statistics."""
 
 
 class TestRecipe(Section):
@@ -398,3 +410,10 @@ class Recipe(Section):
     training: TrainingRecipe = TrainingRecipe()
     test: TestRecipe = TestRecipe()
     finetune: FinetuneRecipe = FinetuneRecipe()
+
+    @model_validator(mode="after")
+    def _finetuning_has_no_parts(self) -> Recipe:
+        for key, value in (("training.freeze", self.training.freeze), ("optimizer.rates", self.optimizer.rates)):
+            if self.finetune.enabled and value:
+                raise ValueError(f"finetune.enabled trains its own branches alone; leave out {key}")
+        return self

@@ -29,12 +29,14 @@ from tailseg.training.agreement import attempt
 from tailseg.training.announcement import announce, announce_no_scores, announce_scores
 from tailseg.training.class_statistics import class_statistics
 from tailseg.training.distributed import batch_norm_note, first_trouble, launch, worst
+from tailseg.training.early_stopping import out_of_patience
 from tailseg.training.finetune import Finetuning
 from tailseg.training.health import Health
 from tailseg.training.interrupts import interrupts
 from tailseg.training.learner import Learner, WholeDetector, copy_values, losses_of, seed_of_step
 from tailseg.training.links import watched
-from tailseg.training.optimizer import build_optimizer, rate_factor
+from tailseg.training.optimizer import build_optimizer, rate_factor, set_rate
+from tailseg.training.parts import freeze
 from tailseg.training.run_lock import lock_for_all
 from tailseg.training.run_log import RunLog, better
 from tailseg.training.schedule_checks import RunLength, require_whole_steps, schedule_warnings
@@ -143,6 +145,7 @@ class Run:
         self.stored_recipe = stored_recipe(recipe, self.detector)
         self.weights_note = init_weights(self.detector, recipe, self.categories, checkpoint, resume=resume)
         self.detector = self.detector.to(memory_format=torch.channels_last)
+        self.frozen = freeze(self.detector, recipe.training.freeze)
         self.learner = self._learner()
         trained = self.learner.trained
         self.norm_note = batch_norm_note(trained, fabric.world_size)
@@ -151,6 +154,8 @@ class Run:
         if recipe.training.ema is not None:
             self.average = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(recipe.training.ema))
         self.data_keys = resumption.data_keys(data.train, data.val)
+        self.about: dict[str, Any] = {"seed": seed, "world_size": fabric.world_size, "data": self.data_keys}
+        self.about |= {"recipe": recipe.model_dump(mode="json"), "categories": [c.name for c in self.categories]}
         self.run_log = RunLog(out / "metrics.jsonl", writes=self.is_main_process)
         self.health = Health(trained, speaks=self.is_main_process)
         self.step = self.saved_step = 0
@@ -160,6 +165,7 @@ class Run:
         self.can_be_scored = len(data.val.labels) > 0
         self.best: float | None = None  # segm AP
         self.evaluated_step = 0  # the last one that was evaluated
+        self.ends_early = False
         self.scores: Scores | None = None
         self.note = ""
 
@@ -177,9 +183,9 @@ class Run:
             if not trainer.is_file():
                 raise UserError(f"{self.out}: holds no {trainer.name} to resume from; leave out --resume to start")
             tensors, about = resumption.read_trainer(trainer)
-            names = [category.name for category in self.categories]
+            names, world = self.about["categories"], self.fabric.world_size
             warnings = resumption.require_same_run(
-                about, self.out, self.recipe, names, self.seed, self.fabric.world_size, self.data_keys
+                about, self.out, self.recipe, names, self.seed, world, self.data_keys
             )
             resumption.load_trainer(trainer, tensors, self.detector, self.optimizer, self.average)
             self.step, self.best = about["step"], about["best"]
@@ -202,6 +208,7 @@ class Run:
         recorded = self.run_log.metrics_at(self.step) if resume else None
         if recorded and resumption.is_recorded(self.out, self.step, self.best, recorded):  # after it was saved
             self.evaluated_step, self.best = self.step, better(self.best, recorded["segm"]["AP"])
+            self.ends_early = out_of_patience(self.fabric, self.run_log, self.step, self.recipe.training.patience)
         self.run_log.restart_clock()
 
     def prepare(self, stop: Sequence[int], show: bool) -> bool:
@@ -219,7 +226,7 @@ class Run:
     def complete(self, batches: Iterator[Any], stop: Sequence[int], advance: Advance, show: bool) -> None:
         """All steps from here to the end, with saves and evaluations (KeyboardInterrupt once told to ``stop``)."""
         self.evaluate_if_due(show)  # a resumed run may have stopped before or while it evaluated
-        while self.step < self.total_steps:
+        while self.step < self.total_steps and not self.ends_early:
             self.train_step(batches)
             advance(self.step, self.note)
             if self.step % self.steps_per_epoch == 0 or self.step % self.recipe.training.save_steps == 0:
@@ -237,9 +244,10 @@ class Run:
         # Seeded by position, so that what came before (an evaluation, a resumption) does not matter.
         torch.manual_seed(seed_of_step(self.seed, self.step, self.fabric.global_rank))
         rate = self.length.base_rate * rate_factor(self.step, self.steps_per_epoch, recipe.schedule)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         self.model.train()
+        for module in self.frozen:
+            module.eval()
         accumulate, collected = recipe.training.accumulate, []
         copy_values(self.buffers, self.buffers_before)
         self.state = COLLECTING
@@ -303,6 +311,7 @@ class Run:
         wanted = self.step == self.total_steps or epoch % self.recipe.training.evaluate_every == 0
         if within == 0 and wanted and self.evaluated_step < self.step and self.can_be_scored:
             self.evaluate(epoch, show)
+            self.ends_early = out_of_patience(self.fabric, self.run_log, self.step, self.recipe.training.patience)
 
     def evaluate(self, epoch: int, show: bool) -> None:
         """Score the validation split; keep the model if its segm AP is the best so far.
@@ -361,15 +370,7 @@ class Run:
             self.fabric.barrier()
 
     def _write_checkpoint(self) -> None:
-        about = {
-            "step": self.step,
-            "best": self.best,
-            "seed": self.seed,
-            "world_size": self.fabric.world_size,
-            "recipe": self.recipe.model_dump(mode="json"),
-            "categories": [category.name for category in self.categories],
-            "data": self.data_keys,
-        }
+        about = {"step": self.step, "best": self.best} | self.about
         try:
             self._save_model("last.safetensors")
             resumption.save_trainer(self.out / resumption.TRAINER, self.detector, self.optimizer, self.average, about)

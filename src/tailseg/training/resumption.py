@@ -32,7 +32,7 @@ ABOUT: dict[str, type | tuple[type, ...]] = {
 }
 
 # Keys that may change, without and with a word about it.
-FREE = {"data.workers", "schedule.epochs", "schedule.milestones"}
+FREE = {"data.workers", "schedule.epochs", "schedule.milestones", "training.patience"}
 FREE_WITH_WARNING = {"optimizer.lr", "optimizer.clip"}
 OF_A_STEP = ("data.batch_per_device", "training.accumulate")  # free where images a step stay the same
 
@@ -110,7 +110,7 @@ def require_same_run(
         raise UserError(f"{out}: cannot resume with seed {seed}, the run began with {began}; set --seed {began}")
     warnings = [
         f"{out}: goes on with {key} = {new[key]} instead of {old.get(key)}: no longer the run that it began as."
-        for key in sorted(FREE_WITH_WARNING)
+        for key in sorted(FREE_WITH_WARNING | ({"schedule.epochs"} if new["schedule.kind"] == "cosine" else set()))
         if old.get(key) != new[key]
     ]
     return warnings + _changes_of_a_step(out, old, new, about["world_size"], world_size)

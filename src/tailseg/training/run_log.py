@@ -38,6 +38,11 @@ class RunLog:
         found = [row["metrics"] for row, _ in self._rows() if row and row["step"] == step and "metrics" in row]
         return found[-1] if found and _are_metrics(found[-1]) else None
 
+    def segm_aps(self, step: int) -> list[float | None]:
+        """Segm AP of the evaluations up to this step, in their order."""
+        rows = (row for row, _ in self._rows() if row and row["step"] <= step)
+        return [row["metrics"]["segm"]["AP"] for row in rows if _are_metrics(row.get("metrics"))]
+
     def cut(self, step: int) -> None:
         """Drop lines that were written after the checkpoint of this step, from which the run goes on.
 

@@ -90,6 +90,12 @@ def require_sound_start(recipe: Recipe, init: Path | None, *, resume: bool) -> N
             f"model.backbone.frozen_stages = {backbone.frozen_stages}: with model.backbone.pretrained=false these "
             "stages would stay at random weights; set model.backbone.frozen_stages=-1, or start from a model by --init"
         )
+    trained_before = {"backbone"} if backbone.pretrained else set()
+    random = [part for part in recipe.training.freeze if init is None and part not in trained_before]
+    if random:
+        raise UserError(
+            f"training.freeze: {random[0]} would stay at random weights; leave it out, or start from a model by --init"
+        )
 
 
 def init_weights(
