@@ -33,7 +33,7 @@ from tailseg.data.dataset import DetectionDataset, train_dataset
 from tailseg.data.instaboost import InstaBoost
 from tailseg.data.sources import DataSplits, open_data, open_source
 from tailseg.data.transforms import Compose, boxes_from_masks
-from tailseg.recipes.schema import DataRecipe
+from tailseg.recipes.data_section import DataRecipe
 from tailseg.structures import Sample
 from tailseg.visualize.draw import contact_sheet, draw_instances
 

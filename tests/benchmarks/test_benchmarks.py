@@ -23,7 +23,7 @@ from tailseg.losses import CLASSIFICATIONS, SeesawLoss
 from tailseg.model.build import build_detector
 from tailseg.recipes.ladder import costs
 from tailseg.recipes.resolve import resolve
-from tailseg.recipes.schema import DataRecipe
+from tailseg.recipes.data_section import DataRecipe
 from tailseg.recipes.values import override
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"

@@ -17,7 +17,7 @@ from tailseg.data.sampling import TrainSampler
 from tailseg.data.sources import DataSplits, open_data
 from tailseg.data.transforms import Compose, HorizontalFlip, ResizeShortestEdge, boxes_from_masks
 from tailseg.errors import UserError
-from tailseg.recipes.schema import DataRecipe
+from tailseg.recipes.data_section import DataRecipe
 from tailseg.structures import Instances
 
 TRAIN = Compose((ResizeShortestEdge((20, 30), 60), HorizontalFlip(0.5)))

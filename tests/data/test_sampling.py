@@ -20,7 +20,7 @@ from tailseg.data.sampling import (
     repeat_factors,
 )
 from tailseg.data.sources import open_data
-from tailseg.recipes.schema import DataRecipe
+from tailseg.recipes.data_section import DataRecipe
 
 tall = st.lists(st.booleans(), min_size=1, max_size=60).map(lambda flags: np.array(flags, dtype=bool))
 

@@ -19,7 +19,7 @@ from tailseg.data.transforms import (
     fitted_size,
     train_transform,
 )
-from tailseg.recipes.schema import DataRecipe
+from tailseg.recipes.data_section import DataRecipe
 from tailseg.structures import Instances
 
 RNG = np.random.default_rng(0)

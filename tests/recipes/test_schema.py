@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from tailseg.errors import UserError
 from tailseg.losses import CLASSIFICATIONS
 from tailseg.recipes.classifiers import CLASSIFIERS, ClassifierRecipe, Section
+from tailseg.recipes.data_section import DataRecipe
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import (
     ContextRecipe,
-    DataRecipe,
     FinetuneRecipe,
     NeckRecipe,
     Recipe,

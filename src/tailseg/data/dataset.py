@@ -19,7 +19,7 @@ from tailseg.data.images import decode, to_rgb
 from tailseg.data.instaboost import InstaBoost, Objects
 from tailseg.data.transforms import Compose, Image, clip_boxes, fit_transform, train_transform
 from tailseg.errors import UserError
-from tailseg.recipes.schema import MASK_GRID, DataRecipe
+from tailseg.recipes.data_section import MASK_GRID, DataRecipe
 from tailseg.structures import Instances, Sample
 
 MIN_TRAIN_SIDE = 32  # pixels; MMDetection's ``filter_cfg`` for LVIS

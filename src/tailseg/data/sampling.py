@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.annotations import Annotations
-from tailseg.recipes.schema import DataRecipe
+from tailseg.recipes.data_section import DataRecipe
 
 Rounding = Literal["ceil", "stochastic"]
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tailseg.recipes.schema import DataRecipe
+from tailseg.recipes.data_section import DataRecipe
 from tailseg.structures import Instances
 
 Image = NDArray[np.uint8]  # (H, W, 3) RGB
