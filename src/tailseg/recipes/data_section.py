@@ -12,6 +12,8 @@ from tailseg.recipes.classifiers import Section
 # Defaults that functions of tailseg.data have too: LVIS's frequency groups, and the cells of a stored mask.
 RARE_MAX, COMMON_MAX, MASK_GRID = 10, 100, 112
 
+Sampler = Literal["random", "repeat-factor", "irfs", "class-aware"]
+
 
 class DataRecipe(Section):
     """Loading and augmentation."""
@@ -34,10 +36,19 @@ class DataRecipe(Section):
     """InstaBoost: probability that an image's objects are moved a little over an in-painted background."""
     instaboost_heatmap: bool = False
     """They are moved to where the surroundings look most like their own, instead of by chance."""
-    sampler: Literal["random", "repeat-factor", "class-aware"] = "random"
-    """Every image once an epoch, images of rare classes more often, or all classes equally often."""
+    copy_paste: float = Field(0.0, ge=0, le=1)
+    """Simple Copy-Paste: probability that one to three objects of other training images are pasted into an image."""
+    copy_paste_draw: Literal["rare-first", "uniform"] = "rare-first"
+    """A class by its repeat factor, then an object of it; or every object equally often."""
+    colour_jitter: float = Field(0.0, ge=0, lt=1)
+    """Brightness, contrast and saturation of each training image change by factors from 1 - this to 1 + this."""
+    sampler: Sampler | tuple[Sampler, ...] = "random"
+    """Every image once an epoch, images of rare classes more often (by images, or by images and objects), or all
+    classes equally often; of several, each supplies an equal share of every epoch."""
+    epoch_images: int | None = Field(None, ge=1)
+    """Images of an epoch; by default as many as the sampler makes. Gives all samplers the same number of steps."""
     repeat_threshold: float = Field(1e-3, gt=0, le=1)
-    """Repeat factors: classes in a smaller share of the training images are repeated."""
+    """Repeat factors, and Copy-Paste's: classes in a smaller share of the training images are repeated."""
     repeat_rounding: Literal["ceil", "stochastic"] = "ceil"
     """Repeat factors: up, every epoch alike, or down or up at random in each epoch."""
     mask_grid: int = Field(MASK_GRID, ge=14, le=4096)
@@ -50,6 +61,33 @@ class DataRecipe(Section):
     """For data without frequency groups: a class in at most this many training images is rare."""
     common_max: int = Field(COMMON_MAX, ge=1)
     """For data without frequency groups: a class in at most this many is common, in more frequent."""
+
+    @property
+    def samplers(self) -> tuple[Sampler, ...]:
+        """The samplers, also where there is only one."""
+        return self.sampler if isinstance(self.sampler, tuple) else (self.sampler,)
+
+    @property
+    def not_of_a_sample(self) -> frozenset[str]:
+        """Keys that say which samples are drawn, how many at once and by how many hands, not what they look like."""
+        keys = {"batch_per_device", "workers", "sampler", "epoch_images", "repeat_rounding"}
+        rare_first = self.copy_paste > 0 and self.copy_paste_draw == "rare-first"
+        return frozenset(keys if rare_first else keys | {"repeat_threshold"})
+
+    @field_validator("sampler", mode="before")
+    @classmethod
+    def _known_samplers(cls, value: Any) -> Any:
+        names = list(value) if isinstance(value, list | tuple) else [value]
+        known = get_args(Sampler)
+        if not names or any(name not in known for name in names) or len(set(names)) < len(names):
+            raise ValueError(f"expected one of {', '.join(known)}, or several different ones, received {value!r}")
+        return names[0] if len(names) == 1 else tuple(names)
+
+    @model_validator(mode="after")
+    def _draw_has_a_use(self) -> DataRecipe:
+        if self.copy_paste_draw != "rare-first" and self.copy_paste == 0:
+            raise ValueError(f"copy_paste_draw={self.copy_paste_draw} needs data.copy_paste above 0; set it, or none")
+        return self
 
     @model_validator(mode="after")
     def _groups_in_order(self) -> DataRecipe:

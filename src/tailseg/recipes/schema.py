@@ -15,6 +15,7 @@ from tailseg.recipes.bounds import DEEPEST, MOST_BOXES, WIDEST, Deviation, TestE
 from tailseg.recipes.classifiers import AnyClassifier, CrossEntropyRecipe, Section
 from tailseg.recipes.data_section import DataRecipe
 
+
 class BackboneRecipe(Section):
     """`tailseg.model.backbone.Backbone`."""
 
