@@ -21,9 +21,9 @@ from tailseg.data.sources import open_data
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.losses import CLASSIFICATIONS, SeesawLoss
 from tailseg.model.build import build_detector
+from tailseg.recipes.data_section import DataRecipe
 from tailseg.recipes.ladder import costs
 from tailseg.recipes.resolve import resolve
-from tailseg.recipes.data_section import DataRecipe
 from tailseg.recipes.values import override
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"

@@ -166,8 +166,9 @@ class ColourJitter:
 
     With x the image, g(x) the grey value of each pixel, m the mean of g over the image, and the factors b, c, s:
 
-        b · (c · (s · x + (1 - s) · g(x)) + (1 - c) · m), rounded and cut to 0..255 once, at the end.
+        b · (c · (s · x + (1 - s) · g(x)) + (1 - c) · m), rounded and cut to 0..255 once, at the end
 
+    (in fixed point: to within a level).
     Hue stays: it is what tells many classes apart.
     """
 

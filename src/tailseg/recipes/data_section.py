@@ -86,7 +86,10 @@ class DataRecipe(Section):
     @model_validator(mode="after")
     def _draw_has_a_use(self) -> DataRecipe:
         if self.copy_paste_draw != "rare-first" and self.copy_paste == 0:
-            raise ValueError(f"copy_paste_draw={self.copy_paste_draw} needs data.copy_paste above 0; set it, or none")
+            raise ValueError(
+                f"copy_paste_draw={self.copy_paste_draw} needs data.copy_paste above 0; set it, or leave out "
+                "copy_paste_draw"
+            )
         return self
 
     @model_validator(mode="after")
