@@ -159,7 +159,7 @@ def test_gpu_runs_every_benchmark():
     from gpu import RUNS
 
     scripts = {path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text()}
-    # The tables, context.py, icons.py and long_tail.py measure learning; the others left out use no device.
+    # The tables, context.py, icons.py, long_tail.py and rare.py measure learning; the others left out use no device.
     elsewhere = {
         "gpu.py",
         "table1.py",
@@ -167,6 +167,7 @@ def test_gpu_runs_every_benchmark():
         "context.py",
         "icons.py",
         "long_tail.py",
+        "rare.py",
         "convert.py",
         "loading.py",
         "annotations.py",
