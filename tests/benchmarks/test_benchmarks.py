@@ -235,6 +235,7 @@ def test_instaboost(run, photographs, tmp_path):
     assert cost["images"] == 4
     assert cost["pixels"]["seen_and_different"] == 0
     assert cost["pixels"]["hole"] > 4 * 300
+    assert cost["times_as_long_as_without"].keys() == {"InstaBoost", "InstaBoost with heat map", "Copy-Paste"}
     assert (tmp_path / "sheet.png").stat().st_size > 0
 
 
