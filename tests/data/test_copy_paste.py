@@ -270,6 +270,19 @@ def test_barred_classes_are_not_drawn(tmp_path):
     assert {annotations.image_of(row) for row in shares_of(pool, times=300)} == {0, 1, 4}
 
 
+def test_the_largest_random_number_is_still_of_a_class(tmp_path):
+    """Just below 1, times a sum of weights, it may be rounded up to the sum."""
+
+    class Most:
+        def random(self, count):
+            return np.full(count, np.nextafter(1, 0))
+
+    annotations = annotation_file(tmp_path, HELD)
+    pool = ObjectPool(annotations, np.arange(5), np.array([1.0, 2.0, 0.0]))
+    assert pool.draw(NOBODY, Most()) == pool.rows[7]  # the last object of class 1
+    assert pool.draw(np.array([False, True, False]), Most()) == pool.rows[5]
+
+
 def test_what_is_drawn_is_within_its_bounds(tmp_path):
     annotations = annotation_file(tmp_path, HELD)
     pool = ObjectPool.of(annotations, np.arange(5), DataRecipe(copy_paste=1))

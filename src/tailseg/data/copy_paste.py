@@ -112,7 +112,8 @@ class ObjectPool:
         sums = np.cumsum(np.where(barred, 0.0, self.weights))
         if sums.size == 0 or sums[-1] <= 0:
             return None
-        label = int(np.searchsorted(sums, of_class * sums[-1], side="right"))
+        last = int(np.searchsorted(sums, sums[-1]))  # of those that can be drawn; rounding must not lead beyond it
+        label = min(int(np.searchsorted(sums, of_class * sums[-1], side="right")), last)
         return int(self.rows[self.firsts[label] + int(of_object * self.counts[label])])
 
 
@@ -263,4 +264,4 @@ def _without(below: Bitmap, above: Bitmap) -> Bitmap:
 
 
 def _can_be_seen(rest: Bitmap, before: int) -> bool:
-    return np.count_nonzero(rest.pixels) >= max(LEAST_LEFT * before, 1)
+    return int(np.count_nonzero(rest.pixels)) >= max(LEAST_LEFT * before, 1)
