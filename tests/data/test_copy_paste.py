@@ -130,9 +130,10 @@ def test_every_pixel_belongs_to_who_is_on_top(seed, count, pasted_count):
         covers = np.zeros(hw, np.uint8)
         place = slice(patch.y, patch.y + patch.alpha.shape[0]), slice(patch.x, patch.x + patch.alpha.shape[1])
         covers[place] = patch.alpha >= 128
-        share = patch.alpha[:, :, None] / 255
-        expected_picture[place] = np.floor(expected_picture[place] * (1 - share) + patch.pixels * share + 0.5 - 1e-9)
         if covers.any():
+            share = patch.alpha[:, :, None] / 255
+            mixed = expected_picture[place] * (1 - share) + patch.pixels * share
+            expected_picture[place] = np.floor(mixed + 0.5 - 1e-9)
             masks = [mask & (1 - covers) for mask in masks] + [covers]
             labels.append(patch.label)
     firsts = [whole(one, hw) for one in below] + [
