@@ -42,7 +42,7 @@ from tailseg.data.loading import train_loader
 from tailseg.data.sampling import TrainSampler
 from tailseg.data.sources import open_data
 from tailseg.data.transforms import Compose
-from tailseg.recipes.schema import DataRecipe
+from tailseg.recipes.data_section import DataRecipe
 
 TARGET = 1.5  # at the 1x setting
 OURS, WHOLE = "tailseg", "tailseg, decoding whole images"

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
@@ -128,7 +128,12 @@ def values(method: dict[str, Any], kind: str, metric: str) -> list[float]:
 
 
 def spread(numbers: Sequence[float]) -> str:
-    return f"{mean(numbers):.1f} ± {stdev(numbers):.1f}" if len(numbers) > 1 else f"{numbers[0]:.1f}"
+    return f"{mean(numbers):.1f} ± {deviation(numbers):.1f}" if len(numbers) > 1 else f"{numbers[0]:.1f}"
+
+
+def deviation(numbers: Sequence[float]) -> float:
+    """Standard deviation of a sample; NaN where a number is, at which `statistics.stdev` breaks."""
+    return math.sqrt(sum((number - mean(numbers)) ** 2 for number in numbers) / (len(numbers) - 1))
 
 
 def table(found: dict[str, Any]) -> list[str]:
@@ -149,15 +154,21 @@ def gains(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     return cells
 
 
+def paired(ours: dict[str, Any], theirs: dict[str, Any], kind: str, metric: str) -> tuple[float, float]:
+    """Mean difference of a metric, seed by seed, and half of its 95 % interval by Student's t (infinite for one)."""
+    found = [a - b for a, b in zip(values(ours, kind, metric), values(theirs, kind, metric), strict=True)]
+    if len(found) < 2:
+        return mean(found), math.inf
+    return mean(found), float(t.ppf(0.975, len(found) - 1)) * deviation(found) / math.sqrt(len(found))
+
+
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Mean difference of every metric, seed by seed, with its 95 % interval by Student's t."""
     cells = []
     for kind, metric in METRICS:
-        pairs = zip(values(ours, kind, metric), values(theirs, kind, metric), strict=True)
-        found = [a - b for a, b in pairs]
-        half = float(t.ppf(0.975, len(found) - 1)) * stdev(found) / math.sqrt(len(found)) if len(found) > 1 else 0.0
-        low, high = mean(found) - half, mean(found) + half
-        cells.append(f"{mean(found):+.1f} [{low:.1f}, {high:.1f}]".replace("-", "−"))
+        middle, half = paired(ours, theirs, kind, metric)
+        interval = f" [{middle - half:.1f}, {middle + half:.1f}]" if half < math.inf else ""
+        cells.append(f"{middle:+.1f}{interval}".replace("-", "−"))
     return cells
 
 

@@ -21,9 +21,9 @@ from tailseg.data.sources import open_data
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.losses import CLASSIFICATIONS, SeesawLoss
 from tailseg.model.build import build_detector
+from tailseg.recipes.data_section import DataRecipe
 from tailseg.recipes.ladder import costs
 from tailseg.recipes.resolve import resolve
-from tailseg.recipes.schema import DataRecipe
 from tailseg.recipes.values import override
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -173,7 +173,7 @@ def test_gpu_runs_every_benchmark():
     from gpu import RUNS
 
     scripts = {path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text()}
-    # The tables, context.py, icons.py and long_tail.py measure learning; the others left out use no device.
+    # The tables, context.py, icons.py, long_tail.py and rare.py measure learning; the others left out use no device.
     elsewhere = {
         "gpu.py",
         "table1.py",
@@ -181,6 +181,8 @@ def test_gpu_runs_every_benchmark():
         "context.py",
         "icons.py",
         "long_tail.py",
+        "photographs.py",
+        "rare.py",
         "convert.py",
         "loading.py",
         "annotations.py",
@@ -248,6 +250,7 @@ def test_instaboost(run, photographs, tmp_path):
     assert cost["images"] == 4
     assert cost["pixels"]["seen_and_different"] == 0
     assert cost["pixels"]["hole"] > 4 * 300
+    assert cost["times_as_long_as_without"].keys() == {"InstaBoost", "InstaBoost with heat map", "Copy-Paste"}
     assert (tmp_path / "sheet.png").stat().st_size > 0
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from tailseg.data import dataset as dataset_module
 from tailseg.data.annotations.annotations import load_annotations
-from tailseg.data.dataset import DetectionDataset, train_dataset
+from tailseg.data.copy_paste import CopyPaste
+from tailseg.data.dataset import DetectionDataset, train_dataset, trained_images
 from tailseg.data.images import read_image
 from tailseg.data.instaboost import InstaBoost
 from tailseg.data.loading import train_loader
@@ -17,7 +18,7 @@ from tailseg.data.sampling import TrainSampler
 from tailseg.data.sources import DataSplits, open_data
 from tailseg.data.transforms import Compose, HorizontalFlip, ResizeShortestEdge, boxes_from_masks
 from tailseg.errors import UserError
-from tailseg.recipes.schema import DataRecipe
+from tailseg.recipes.data_section import DataRecipe
 from tailseg.structures import Instances
 
 TRAIN = Compose((ResizeShortestEdge((20, 30), 60), HorizontalFlip(0.5)))
@@ -393,3 +394,160 @@ def test_no_mask_is_made_before_the_image_has_the_stated_size(tmp_path, monkeypa
 def train_set(folder, boost):
     annotations = load_annotations(folder / "train.json", folder / "images")
     return DetectionDataset(annotations, KEEP, drop_empty=True, instaboost=boost)
+
+
+# Copy-Paste
+
+
+def pasting(annotations, **recipe):
+    """Every object of other images equally likely, in every image."""
+    settings = DataRecipe(**{"copy_paste": 1.0, "copy_paste_draw": "uniform", "flip": 0} | recipe)
+    return CopyPaste.of(annotations, trained_images(annotations), settings)
+
+
+def test_pasted_pixels_boxes_and_masks_agree(tmp_path):
+    """A black image among white ones: what is more than half white is what the masks of pasted objects cover."""
+    annotations = write_set(tmp_path, sizes=((60, 60),) * 3, empty=())
+    for i, colour in enumerate((0, 255, 255)):
+        Image.fromarray(np.full((60, 60, 3), colour, np.uint8)).save(tmp_path / "images" / f"{i}.png")
+    copy_paste = pasting(annotations)
+    dataset = DetectionDataset(annotations, KEEP, drop_empty=True, mask_grid=60, copy_paste=copy_paste)
+    pasted = exact = 0
+    for seed in range(20):
+        sample = dataset[0, seed]
+        instances = sample.instances
+        foreign = (sample.image[0] >= 128).numpy()
+        covered = np.zeros((60, 60), bool)
+        for box, mask, frame in zip(instances.boxes, instances.masks, instances.mask_frames, strict=True):
+            own = np.zeros((60, 60), bool)
+            x0, y0, x1, y1 = (int(v) for v in box)
+            left, top = int(frame[0]), int(frame[1])
+            own[y0:y1, x0:x1] = mask[y0 - top : y1 - top, x0 - left : x1 - left].numpy() >= 128
+            assert own.any()
+            if foreign[own].all():
+                covered |= own
+                pasted += 1
+            else:
+                assert not foreign[own].any()  # an occluded object keeps no pixel of what covers it
+        assert foreign[covered].all()
+        others = [one for one in copy_paste.draw(np.zeros(2, bool), copy_paste.chance(seed)) if one.row != 0]
+        if len(others) == 1:  # of several, one may be dropped with a few pixels left, and soft edges add up
+            np.testing.assert_array_equal(covered, foreign)
+            exact += 1
+        assert sample.original_hw == (60, 60)
+    assert pasted >= 20
+    assert exact >= 4
+
+
+def test_pasting_takes_no_chance_from_the_transform(tmp_path, monkeypatch):
+    annotations = write_set(tmp_path, sizes=((40, 60), (60, 40), (50, 50)), empty=())
+    plain = DetectionDataset(annotations, TRAIN, drop_empty=True)
+    half = pasting(annotations, copy_paste=0.5)
+    both = DetectionDataset(annotations, TRAIN, drop_empty=True, copy_paste=half)
+    touched = [half.chance(seed) is not None for seed in range(20)]
+    assert 4 < sum(touched) < 16
+    for seed in range(20):
+        one, other = plain[0, seed], both[0, seed]
+        assert one.image.shape == other.image.shape
+        if not touched[seed]:
+            assert_same_sample(one, other)
+
+
+def test_pasting_does_not_depend_on_workers_or_order(tmp_path):
+    annotations = write_set(tmp_path, sizes=((40, 60), (60, 40), (50, 50), (44, 80)), empty=())
+    boost = InstaBoost(0.6)
+    dataset = DetectionDataset(
+        annotations, TRAIN, drop_empty=True, mask_grid=16, instaboost=boost, copy_paste=pasting(annotations)
+    )
+    sampler = TrainSampler(dataset.aspect_groups, 1, seed=4)
+    plain = list(islice(train_loader(dataset, sampler), 8))
+    parallel = list(islice(train_loader(dataset, sampler, workers=2), 8))
+    for one, other in zip(plain, parallel, strict=True):
+        for field in fields(one):
+            assert torch.equal(getattr(one, field.name), getattr(other, field.name)), field.name
+    backwards = [dataset[1, seed] for seed in reversed(range(6))][::-1]
+    for seed, sample in enumerate(backwards):
+        assert_same_sample(sample, dataset[1, seed])
+
+
+def test_objects_come_from_other_images_only(tmp_path, monkeypatch):
+    annotations = write_set(tmp_path, sizes=((40, 60), (60, 40), (50, 50)), empty=())
+    dataset = DetectionDataset(annotations, KEEP, drop_empty=True, copy_paste=pasting(annotations))
+    read = []
+    image = dataset._image
+    monkeypatch.setattr(dataset, "_image", lambda position, k: read.append(position) or image(position, k))
+    for seed in range(20):
+        before = len(read)
+        dataset[1, seed]
+        assert read[before] == 1
+        assert 1 not in read[before + 1 :]
+    assert set(read) == {0, 1, 2}
+
+
+def test_no_class_is_pasted_where_it_was_verified_to_be_absent(tmp_path):
+    """Ids 3, 7, 40, 90 are labels 0 to 3. Image 0 was searched for 3 and 40: only 7 and 90 may come."""
+    rows = [annotated(0, 7), annotated(1, 3), annotated(1, 40), annotated(2, 7), annotated(2, 90)]
+    dataset = write_searched(tmp_path, [[3, 40], [], [3, 7, 40, 90]], rows)
+    dataset.copy_paste = pasting(dataset.annotations)
+    seen = set()
+    for seed in range(40):
+        sample = dataset[0, seed]
+        seen |= set(sample.instances.labels.tolist())
+        assert sample.absent.tolist() == [True, False, True, False]  # as the file says
+        assert len(dataset[2, seed].instances) == 2  # of which nothing is pasted
+    assert seen == {1, 3}
+
+
+def test_in_an_exhaustive_file_what_was_pasted_is_no_longer_absent(tmp_path):
+    rows = [annotated(0, 7), annotated(1, 3), annotated(1, 40), annotated(2, 7)]
+    dataset = write_searched(tmp_path, [None] * 3, rows)
+    assert dataset[0].absent.tolist() == [True, False, True, True]
+    dataset.copy_paste = pasting(dataset.annotations)
+    seen = set()
+    for seed in range(40):
+        sample = dataset[0, seed]
+        labels = set(sample.instances.labels.tolist())
+        seen |= labels
+        assert sample.absent.tolist() == [label not in labels | {1} for label in range(4)]
+    assert seen == {0, 1, 2}
+    dataset.copy_paste = None
+    assert dataset[0].absent.tolist() == [True, False, True, True]  # nothing was changed for good
+
+
+def test_an_image_without_objects_can_be_pasted_into(tmp_path):
+    annotations = write_set(tmp_path, sizes=((40, 60), (60, 40), (50, 50)), empty=(2,))
+    dataset = DetectionDataset(annotations, KEEP, drop_empty=False, copy_paste=pasting(annotations))
+    assert all(1 <= len(dataset[2, seed].instances) <= 3 for seed in range(10))
+    nothing = DetectionDataset(annotations, KEEP, drop_empty=False, copy_paste=pasting(annotations), with_objects=False)
+    assert len(nothing[0].instances) == 0
+    np.testing.assert_array_equal(nothing[0].image.permute(1, 2, 0), read_image(tmp_path / "images" / "0.png"))
+
+
+def test_a_broken_source_is_named(tmp_path):
+    annotations = write_set(tmp_path, sizes=((40, 60), (60, 40)), empty=())
+    (tmp_path / "images" / "1.png").write_bytes(b"no picture")
+    dataset = DetectionDataset(annotations, KEEP, drop_empty=True, copy_paste=pasting(annotations))
+    with pytest.raises(UserError, match=r"1\.png"):
+        _ = [dataset[0, seed] for seed in range(10)]
+
+
+def test_the_recipe_says_what_is_pasted(tmp_path):
+    annotations = write_set(tmp_path)
+    assert train_dataset(annotations, DataRecipe()).copy_paste is None
+    made = train_dataset(annotations, DataRecipe(copy_paste=0.25, flip=0.1)).copy_paste
+    assert (made.probability, made.mirrored) == (0.25, 0.1)
+    assert made.pool.rows.tolist() == [0, 1]  # of the images that are trained on: not of the one that is too small
+
+
+def test_pasted_photographs(shared):
+    """A reduced JPEG as source, and all augmentation at once."""
+    train = open_data(shared / "data" / "coco128-lvis").train
+    settings = {"long_edges": (64, 640), "crop": 320, "colour_jitter": 0.4, "instaboost": 0.5, "copy_paste": 1.0}
+    dataset = train_dataset(train, DataRecipe(**settings))
+    for index in (3, 11, 30, 60):
+        sample = dataset[index, 5]
+        height, width = sample.image.shape[1:]
+        boxes = sample.instances.boxes
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+        assert (boxes >= 0).all()
+        assert (boxes <= torch.tensor([width, height, width, height])).all()

@@ -13,14 +13,19 @@ from tailseg.data.annotations.annotations import load_annotations
 from tailseg.data.sampling import (
     ClassAware,
     EveryImage,
+    FixedLength,
+    Mixed,
     RepeatFactors,
     TrainSampler,
+    class_repeat_factors,
     epoch_draw,
     image_class_pairs,
+    largest_factor,
     repeat_factors,
+    trained_rows,
 )
 from tailseg.data.sources import open_data
-from tailseg.recipes.schema import DataRecipe
+from tailseg.recipes.data_section import DataRecipe
 
 tall = st.lists(st.booleans(), min_size=1, max_size=60).map(lambda flags: np.array(flags, dtype=bool))
 
@@ -257,13 +262,16 @@ def _in_due_runs(drawn, members):
     return len(drawn) in starts
 
 
-@given(tall, st.integers(1, 3), st.integers(1, 3), st.integers(0, 40), st.sampled_from(["ceil", "stochastic", "class"]))
+kinds = st.sampled_from(["ceil", "stochastic", "class", "mixed"])
+
+
+@given(tall, st.integers(1, 3), st.integers(1, 3), st.integers(0, 40), kinds)
 def test_every_draw_is_exact_over_processes_and_goes_on_from_any_step(groups, batch_size, world, start, kind):
     count = len(groups)
     factors = 1 + np.random.default_rng(count).random(count) * 3
-    draw = (
-        RepeatFactors(factors, kind) if kind != "class" else ClassAware(np.arange(count), np.arange(count) % 3, count)
-    )
+    class_aware = ClassAware(np.arange(count), np.arange(count) % 3, count)
+    mixed = FixedLength(Mixed([EveryImage(count), RepeatFactors(factors), class_aware]), count + 3)
+    draw = {"class": class_aware, "mixed": mixed}.get(kind) or RepeatFactors(factors, kind)
     samplers = [TrainSampler(groups, batch_size, rank, world, 3, draw) for rank in range(world)]
     steps = samplers[0].steps_per_epoch
     epoch = start // steps
@@ -301,3 +309,90 @@ def test_the_recipe_chooses_the_draw(tmp_path):
 def test_impossible_draws_are_refused(make):
     with pytest.raises(ValueError, match="received"):
         make()
+
+
+# Instance-aware repeat factors, and draws made of others
+
+
+def test_instance_aware_factors_by_hand(tmp_path):
+    """Class 1 has the images of class 2 but three times its objects, so its factor is smaller."""
+    held = [[0, 0], [0], [0, 1, 1, 1], [2], [], []]
+    annotations = annotation_file(tmp_path, held, 4, crowds=[[2]])  # a crowd is no object
+    images = np.arange(4)
+    by_images = class_repeat_factors(annotations, 0.5, images)
+    np.testing.assert_allclose(by_images, [1, np.sqrt(0.5 / 0.25), np.sqrt(0.5 / 0.25), 1])
+    both = class_repeat_factors(annotations, 0.5, images, instance_aware=True)
+    frequency = [np.sqrt(3 / 4 * 4 / 8), np.sqrt(1 / 4 * 3 / 8), np.sqrt(1 / 4 * 1 / 8)]
+    np.testing.assert_allclose(both, [1, *np.sqrt(0.5 / np.array(frequency[1:])), 1])
+    assert both[2] > both[1]
+    assert frequency[0] > 0.5
+    of_images = repeat_factors(annotations, 0.5, images, instance_aware=True)
+    np.testing.assert_allclose(of_images, [1, 1, both[1], both[2]])
+    everywhere = class_repeat_factors(annotations, 0.5, instance_aware=True)  # of six images
+    assert everywhere[2] == pytest.approx(np.sqrt(0.5 / np.sqrt(1 / 6 * 1 / 8)))
+    assert trained_rows(annotations, np.array([1, 3])).tolist() == [3, 8]  # row 2 is the crowd
+
+
+@given(st.lists(st.lists(st.integers(0, 4), max_size=6), min_size=1, max_size=12), st.floats(0.01, 1))
+def test_instance_aware_factors_against_loops(tmp_path_factory, held, threshold):
+    annotations = annotation_file(tmp_path_factory.mktemp("set"), held, 5)
+    ours = class_repeat_factors(annotations, threshold, instance_aware=True)
+    objects = Counter(chain(*held))
+    for label in range(5):
+        images = sum(label in own for own in held) / len(held)
+        share = objects[label] / max(sum(objects.values()), 1)
+        expected = max(1, math.sqrt(threshold / math.sqrt(images * share))) if images else 1
+        assert ours[label] == pytest.approx(expected)
+
+
+def test_of_several_draws_each_has_its_share():
+    draw = Mixed([EveryImage(6), RepeatFactors(np.array([3.0, 1, 1])), ClassAware(np.array([2]), np.array([0]), 4)])
+    assert draw.shares == [2, 2, 2]  # of 6, 5 and 4
+    assert draw.length == 6
+    rng = np.random.default_rng(0)
+    epochs = np.array([draw.images(rng) for _ in range(3000)])
+    assert (epochs[:, 4:] == 2).all()
+    counts = np.array([np.bincount(epoch, minlength=6) for epoch in epochs[:, :4]]).mean(axis=0)
+    # A third of six images once, two fifths of (0, 0, 0, 1, 2).
+    np.testing.assert_allclose(counts, [1 / 3 + 6 / 5, 1 / 3 + 2 / 5, 1 / 3 + 2 / 5, 1 / 3, 1 / 3, 1 / 3], atol=0.04)
+    assert all(len(set(epoch[:2])) == 2 for epoch in epochs)  # no image twice within its share of every image
+    with pytest.raises(ValueError, match="at least one draw"):
+        Mixed([])
+
+
+@given(st.integers(1, 30), st.integers(1, 70), st.integers(0, 100))
+def test_epochs_of_a_fixed_length(count, length, seed):
+    draw = FixedLength(EveryImage(count), length)
+    found = draw.images(np.random.default_rng(seed))
+    assert len(found) == draw.length == length
+    counts = np.bincount(found, minlength=count)
+    assert set(counts) <= {length // count, -(-length // count)}
+
+
+def test_a_fixed_length_keeps_the_factors_on_average():
+    factors = np.array([4.0, 2, 1, 1])
+    rng = np.random.default_rng(0)
+    draw = FixedLength(RepeatFactors(factors), 4)
+    counts = np.array([np.bincount(draw.images(rng), minlength=4) for _ in range(4000)])
+    np.testing.assert_allclose(counts.mean(axis=0), factors / 2, atol=0.04)
+    with pytest.raises(ValueError, match="received 4, 0"):
+        FixedLength(EveryImage(4), 0)
+
+
+def test_the_recipe_mixes_and_limits(tmp_path):
+    annotations = annotation_file(tmp_path, [[0], [0], [0], [0, 1], []], 3)
+    images = np.arange(4)
+    irfs = epoch_draw(annotations, images, DataRecipe(sampler="irfs", repeat_threshold=1.0))
+    assert isinstance(irfs, RepeatFactors)
+    assert irfs.factors[3] == pytest.approx((1 / 4 * 1 / 5) ** -0.25)
+    both = DataRecipe(sampler=["repeat-factor", "class-aware"], repeat_threshold=1.0)
+    mixed = epoch_draw(annotations, images, both)
+    assert mixed.shares == [3, 2]  # of 5 and of 4
+    assert largest_factor(mixed) == 2
+    limited = epoch_draw(annotations, images, DataRecipe(sampler=["random", "class-aware"], epoch_images=3))
+    assert (limited.length, largest_factor(limited)) == (3, None)
+    same = epoch_draw(annotations, images, DataRecipe(sampler="repeat-factor", repeat_threshold=1.0, epoch_images=4))
+    assert (same.length, largest_factor(same)) == (4, 2)
+    # All of it is a function of seed and epoch, whoever asks.
+    samplers = [TrainSampler(np.zeros(4, bool), 1, rank, 2, 5, mixed) for rank in (0, 1)]
+    assert samplers[0].batches(3).tolist() == samplers[1].batches(3).tolist()

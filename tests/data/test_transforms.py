@@ -9,6 +9,7 @@ from tiny import rasterise
 
 from tailseg.data import transforms
 from tailseg.data.transforms import (
+    ColourJitter,
     Compose,
     HorizontalFlip,
     RandomCrop,
@@ -19,7 +20,7 @@ from tailseg.data.transforms import (
     fitted_size,
     train_transform,
 )
-from tailseg.recipes.schema import DataRecipe
+from tailseg.recipes.data_section import DataRecipe
 from tailseg.structures import Instances
 
 RNG = np.random.default_rng(0)
@@ -276,3 +277,79 @@ def test_boxes_in_a_window_are_those_of_the_cropped_bitmap(polygons, left, top):
     ys, xs = np.nonzero(full_bitmap(polygons, (90, 100))[top : top + 25, left : left + 35])
     expected = [xs.min() + left, ys.min() + top, xs.max() + 1 + left, ys.max() + 1 + top] if len(xs) else [0] * 4
     assert box == pytest.approx(expected, abs=1e-3)
+
+
+def plain_jitter(image, brightness, contrast, saturation):
+    """The definition, step by step: saturation, contrast about the mean grey value, brightness."""
+    grey = image.astype(float) @ np.array([0.299, 0.587, 0.114])
+    coloured = saturation * image + (1 - saturation) * grey[..., None]
+    contrasted = contrast * coloured + (1 - contrast) * grey.mean()
+    return (brightness * contrasted).clip(0, 255)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_colour_jitter_against_its_definition(seed):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (int(rng.integers(1, 40)), int(rng.integers(1, 40)), 3), dtype=np.uint8)
+    _, instances = scene()
+    before = image.copy()
+    factors = np.random.default_rng(seed).uniform(0.4, 1.6, 3)
+    changed, same = ColourJitter(0.6)(image, instances, np.random.default_rng(seed))
+    assert changed.dtype == np.uint8
+    assert changed.shape == image.shape
+    assert np.abs(changed - plain_jitter(image, *factors)).max() < 0.75  # fixed point, then rounded
+    assert same is instances
+    np.testing.assert_array_equal(image, before)
+
+
+def test_colour_jitter_by_hand(monkeypatch):
+    """Twice as bright; half the contrast, about 100; no saturation at all."""
+    image = np.array([[[50, 50, 50], [150, 150, 150]]], np.uint8)
+    _, nothing = scene(corners=())
+
+    class Chosen:
+        def __init__(self, *factors):
+            self.factors = factors
+
+        def uniform(self, *_):
+            return self.factors
+
+    def change(pixels, *factors):
+        return ColourJitter(0.9)(pixels, nothing, Chosen(*factors))[0][0].tolist()
+
+    assert change(image, 2, 1, 1) == [[100] * 3, [255] * 3]
+    assert change(image, 1, 0.5, 1) == [[75] * 3, [125] * 3]
+    assert change(np.array([[[100, 200, 0]]], np.uint8), 1, 1, 0) == [[147] * 3]  # 29.9 + 117.4
+
+
+def test_no_strength_is_no_change_and_too_much_is_refused():
+    image, instances = scene()
+    np.testing.assert_array_equal(ColourJitter(0.0)(image, instances, np.random.default_rng(0))[0], image)
+    with pytest.raises(ValueError, match="below 1, received 1"):
+        ColourJitter(1.0)
+
+
+def test_colours_come_last_and_take_no_chance_from_the_rest():
+    image, instances = scene(height=60, width=100)
+    plain = train_transform(DataRecipe(long_edges=(40, 200), crop=50))
+    coloured = train_transform(DataRecipe(long_edges=(40, 200), crop=50, colour_jitter=0.4))
+    for seed in range(8):
+        one, before = plain(image, instances, np.random.default_rng(seed))
+        other, after = coloured(image, instances, np.random.default_rng(seed))
+        assert one.shape == other.shape
+        assert not np.array_equal(one, other)
+        torch.testing.assert_close(before.boxes, after.boxes)
+    assert train_transform(DataRecipe()).transforms == train_transform(DataRecipe(colour_jitter=0.0)).transforms
+
+
+def test_large_scale_jitter_is_a_range_of_long_edges_and_a_crop():
+    """Simple Copy-Paste's: the image fitted into a square of s · 320, s from 0.1 to 2 alike, then cut to 320."""
+    image, instances = scene(height=240, width=320, corners=((10, 20), (280, 200)))
+    jitter = train_transform(DataRecipe(long_edges=(32, 640), crop=320, flip=0))
+    for seed in range(20):
+        edge = int(np.random.default_rng(seed).integers(32, 641))  # the first number drawn
+        pixels, kept = jitter(image, instances, np.random.default_rng(seed))
+        size = fitted_size((240, 320), edge, edge)
+        assert pixels.shape[:2] == (min(size[0], 320), min(size[1], 320))
+        if edge <= 320:
+            torch.testing.assert_close(kept.boxes, instances.boxes * edge / 320, atol=0.6, rtol=0.02)

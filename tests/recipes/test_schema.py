@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from tailseg.errors import UserError
 from tailseg.losses import CLASSIFICATIONS
 from tailseg.recipes.classifiers import CLASSIFIERS, ClassifierRecipe, Section
+from tailseg.recipes.data_section import DataRecipe
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import (
     ContextRecipe,
-    DataRecipe,
     FinetuneRecipe,
     NeckRecipe,
     Recipe,
@@ -127,6 +127,21 @@ NO_CONVOLUTIONS = "model: a TSD head has no convolutions; set model.box_head.con
         ("table2/12-tta", ["test.tta_long_edges=[]"], "test.tta_long_edges: tuple should have at least 1 item"),
         ("table2/12-tta", ["test.tta_long_edges=[1200, 8]"], "greater than or equal to 32, received 8"),
         ("table2/07-augmentation", ["data.instaboost=1.5"], "less than or equal to 1, received 1.5"),
+        ("table2/07-augmentation", ["data.colour_jitter=1"], "data.colour_jitter: input should be less than 1"),
+        (
+            "table2/07-augmentation",
+            ["data.copy_paste_draw=uniform"],
+            "data: copy_paste_draw=uniform needs data.copy_paste above 0; set it, or leave out copy_paste_draw",
+        ),
+        (
+            "table2/11-finetune",
+            ["data.sampler=rfs"],
+            "data.sampler: expected one of random, repeat-factor, irfs, class-aware, or several different ones, "
+            "received 'rfs'",
+        ),
+        ("table2/11-finetune", ["data.sampler=[irfs, irfs]"], "several different ones, received ['irfs', 'irfs']"),
+        ("table2/11-finetune", ["data.sampler=[]"], "several different ones, received []"),
+        ("table2/11-finetune", ["data.sampler=2"], "several different ones, received 2"),
     ],
 )
 def test_mistakes_about_the_parts_of_table_2_are_named(name: str, settings: list[str], sentence: str) -> None:
@@ -183,6 +198,20 @@ def test_every_section_is_frozen_strict_and_told(kind: type[Section]) -> None:
 def test_values_that_contradict_each_other(make: Callable[[], Section], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         make()
+
+
+def test_samplers_are_one_or_several() -> None:
+    assert DataRecipe().samplers == ("random",)
+    several = resolve("demo/seesaw", ["data.sampler=[repeat-factor, class-aware]"]).data
+    assert several.sampler == several.samplers == ("repeat-factor", "class-aware")
+    assert resolve("demo/seesaw", ["data.sampler=[irfs]"]).data.sampler == "irfs"
+
+
+def test_the_threshold_is_of_a_sample_where_it_decides_what_is_pasted() -> None:
+    assert "repeat_threshold" in DataRecipe().not_of_a_sample
+    assert "repeat_threshold" not in DataRecipe(copy_paste=0.5).not_of_a_sample
+    assert "repeat_threshold" in DataRecipe(copy_paste=0.5, copy_paste_draw="uniform").not_of_a_sample
+    assert DataRecipe().not_of_a_sample <= DataRecipe.model_fields.keys()
 
 
 def test_what_just_fits() -> None:

@@ -677,6 +677,22 @@ def test_processes_stop_together(
     assert len(run.learner.cache.missing(every_second)) == len(every_second) - 3
 
 
+def test_the_cache_knows_what_decides_which_objects_are_pasted(data: DataSplits, model: Model, tmp_path: Path) -> None:
+    def about(name: str, *settings: str) -> dict[str, Any]:
+        recipe = finetuned("seesaw", "finetune.views=1", "finetune.cache=true", *settings)
+        run = run_of(recipe, data, tmp_path / name, model("seesaw"))
+        assert isinstance(run.learner, Finetuning)
+        return run.learner.about()
+
+    plain, pasting = about("plain"), about("pasting", "data.copy_paste=0.5")
+    assert (plain["data.copy_paste"], pasting["data.copy_paste"]) == (0, 0.5)
+    assert pasting["data.repeat_threshold"] == 1
+    for key in ("data.sampler", "data.epoch_images", "data.repeat_rounding", "data.workers"):
+        assert key not in pasting
+    assert "data.repeat_threshold" not in plain
+    assert about("uniform", "data.copy_paste=0.5", "data.copy_paste_draw=uniform").keys() == plain.keys()
+
+
 def test_views_are_all_that_an_image_shows(data: DataSplits, model: Model, tmp_path: Path, computed: list[int]) -> None:
     counts = {}
     for views in ("1", "2", "null"):

@@ -172,6 +172,53 @@ def test_an_epoch_of_repeat_factors_is_longer_and_says_so(
     assert sum(missing) == -length % 2  # the last batch is filled up
 
 
+@pytest.mark.parametrize(
+    ("settings", "length", "stated"),
+    [
+        (
+            ("data.sampler=[random, class-aware]", "data.epoch_images=8"),
+            8,
+            f"An epoch has 8 images, drawn from {IMAGES}.",
+        ),
+        (
+            ("data.sampler=irfs", "data.repeat_threshold=1", "data.epoch_images=9"),
+            9,
+            f"Repeat factors: {IMAGES} images make 9",
+        ),
+    ],
+)
+def test_an_epoch_is_as_long_as_the_recipe_says(
+    settings: tuple[str, ...], length: int, stated: str,
+    data: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    ids = seen(monkeypatch, learning=False)
+    caplog.set_level("INFO", logger="tailseg")
+    train(tiny(*settings), data, tmp_path / "run", show=False)
+    assert any(message.startswith(stated) for message in caplog.messages)
+    assert len(ids) == 2 * -(-length // 2)
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == -(-length // 2)
+
+
+def test_all_augmentation_at_once_trains_and_resumes_to_the_bit(
+    data: DataSplits, tmp_path: Path, stop_at: Callable[[int], None]
+) -> None:
+    recipe = tiny(
+        *("data.copy_paste=1", "data.colour_jitter=0.4", "data.long_edges=[32,128]", "data.crop=64"),
+        *(
+            "data.instaboost=0.5",
+            "data.sampler=[repeat-factor, irfs]",
+            "data.epoch_images=6",
+            "data.repeat_threshold=1",
+        ),
+    )
+    train(recipe, data, tmp_path / "whole", show=False)
+    stop_at(2)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, data, tmp_path / "run", show=False)
+    train(recipe, data, tmp_path / "run", resume=True, show=False)
+    assert differing(tmp_path / "whole", tmp_path / "run") == []
+
+
 def seen(monkeypatch: pytest.MonkeyPatch, *, learning: bool = True) -> list[int]:
     """Collects the ids of the images that training batches hold; the model may not look at them, which is faster."""
     from tailseg.model.detector import Detector

@@ -15,11 +15,12 @@ from torch.utils.data import Dataset
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.annotations.masks import Bitmap, bitmap_of, into_grid
 from tailseg.data.annotations.oddities import CROWDS_FIX
+from tailseg.data.copy_paste import CopyPaste, Drawn, Patch, paste, patch_of
 from tailseg.data.images import decode, to_rgb
 from tailseg.data.instaboost import InstaBoost, Objects
 from tailseg.data.transforms import Compose, Image, clip_boxes, fit_transform, train_transform
 from tailseg.errors import UserError
-from tailseg.recipes.schema import MASK_GRID, DataRecipe
+from tailseg.recipes.data_section import MASK_GRID, DataRecipe
 from tailseg.structures import Instances, Sample
 
 MIN_TRAIN_SIDE = 32  # pixels; MMDetection's ``filter_cfg`` for LVIS
@@ -76,6 +77,7 @@ class DetectionDataset(Dataset[Sample]):
         drop_empty: bool,
         mask_grid: int = MASK_GRID,
         instaboost: InstaBoost | None = None,
+        copy_paste: CopyPaste | None = None,
         with_objects: bool = True,
     ) -> None:
         """Make a data set.
@@ -86,6 +88,7 @@ class DetectionDataset(Dataset[Sample]):
             drop_empty: leave out images without objects and those with a side below 32 pixels (training).
             mask_grid: cells of a mask's side; S = mask_grid + 2.
             instaboost: applied to some images before the transform, if given.
+            copy_paste: likewise, after InstaBoost.
             with_objects: False gives samples as if nothing were annotated, to detect in: no mask is painted.
 
         Raises:
@@ -95,6 +98,7 @@ class DetectionDataset(Dataset[Sample]):
         self.transform = transform
         self.mask_grid = mask_grid
         self.instaboost = instaboost
+        self.copy_paste = copy_paste
         self.with_objects = with_objects
         images = trained_images(annotations) if drop_empty else np.arange(len(annotations))
         self.image_indices: NDArray[np.int64] = images
@@ -118,11 +122,21 @@ class DetectionDataset(Dataset[Sample]):
         position = int(self.image_indices[index])
         height, width = self.annotations.image_sizes[position].tolist()
         rows = self.annotations.rows(position) if self.with_objects else np.zeros(0, np.int64)
-        chance = self.instaboost.chance(seed) if self.instaboost is not None and len(rows) > 0 else None
-        reduction = 1 if chance is not None else self.transform.reduction((height, width), seed)
-        pixels = self._image(position, reduction)
-        if self.instaboost is not None and chance is not None:
-            pixels, objects = self.instaboost(pixels, self._objects(rows, (height, width)), chance)
+        absent = self._absent(position)
+        jitter = self.instaboost.chance(seed) if self.instaboost is not None and len(rows) > 0 else None
+        pasting = self.copy_paste.chance(seed) if self.copy_paste is not None and self.with_objects else None
+        whole = jitter is not None or pasting is not None
+        pixels = self._image(position, 1 if whole else self.transform.reduction((height, width), seed))
+        if whole:
+            objects = self._objects(rows, (height, width))
+            if self.instaboost is not None and jitter is not None:
+                pixels, objects = self.instaboost(pixels, objects, jitter)
+            if self.copy_paste is not None and pasting is not None:
+                barred = np.zeros_like(absent) if self.annotations.exhaustive else absent
+                drawn = self.copy_paste.draw(barred, pasting)
+                pixels, objects = paste(pixels, objects, self._patches(drawn, position, (height, width)))
+                if self.annotations.exhaustive:  # else nothing is pasted of what is absent
+                    absent[objects.labels] = False
             instances = self._instances(objects.boxes, objects.labels, objects.bitmaps, (height, width))
         else:
             boxes, labels = self._boxes(rows, (height, width)), self.annotations.labels[rows]
@@ -135,10 +149,22 @@ class DetectionDataset(Dataset[Sample]):
         return Sample(
             image=_channels_first(image),
             instances=instances,
-            absent=torch.from_numpy(self._absent(position)),
+            absent=torch.from_numpy(absent),
             image_id=int(self.annotations.image_ids[position]),
             original_hw=(height, width),
         )
+
+    def _patches(self, drawn: Iterable[Drawn], position: int, image_hw: tuple[int, int]) -> Iterator[Patch]:
+        """Objects to be pasted into the image at ``position``, its own left out."""
+        annotations = self.annotations
+        for one in drawn:
+            source = annotations.image_of(one.row)
+            if source == position:
+                continue
+            source_hw: tuple[int, int] = tuple(annotations.image_sizes[source].tolist())
+            pixels = self._image(source, one.reduction(source_hw, image_hw))
+            bitmap = bitmap_of(annotations.segmentation(one.row), source_hw)
+            yield patch_of(one, pixels, source_hw, bitmap, int(annotations.labels[one.row]), image_hw)
 
     def _absent(self, position: int) -> NDArray[np.bool_]:
         if self.with_objects:
@@ -204,6 +230,7 @@ def train_dataset(annotations: Annotations, recipe: DataRecipe) -> DetectionData
         drop_empty=True,
         mask_grid=recipe.mask_grid,
         instaboost=InstaBoost(recipe.instaboost, recipe.instaboost_heatmap) if recipe.instaboost > 0 else None,
+        copy_paste=CopyPaste.of(annotations, trained_images(annotations), recipe),
     )
 
 

@@ -180,10 +180,15 @@ def _pasted(image: Image, hole: NDArray[np.uint8], patches: Sequence[_Patch]) ->
         seen[patch.place] &= patch.alpha < 255
     picture = inpaint(image, hole, seen)
     for patch in patches:
-        alpha = patch.alpha.astype(np.uint16)[:, :, None]
-        mixed = picture[patch.place] * (255 - alpha) + patch.pixels * alpha  # at most 255², which 16 bits hold
-        picture[patch.place] = (mixed + 127) // 255
+        picture[patch.place] = blend(picture[patch.place], patch.pixels, patch.alpha)
     return picture
+
+
+def blend(below: Image, above: Image, alpha: NDArray[np.uint8]) -> Image:
+    """One picture (h, w, 3) over another; alpha (h, w) is 255 where the upper one is opaque."""
+    opacity = alpha.astype(np.uint16)[:, :, None]
+    mixed = below * (255 - opacity) + above * opacity  # at most 255², which 16 bits hold
+    return ((mixed + 127) // 255).astype(np.uint8)
 
 
 def inpaint(image: Image, hole: NDArray[np.uint8], seen: NDArray[np.bool_]) -> Image:

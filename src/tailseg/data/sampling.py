@@ -1,12 +1,13 @@
 """Choice of the images of each training step: a plan that is a function of the seed and the step alone.
 
-How often an image is due in an epoch is decided by one of three draws (`EveryImage`, `RepeatFactors`, `ClassAware`);
-`TrainSampler` shuffles, batches and shares out what they give. Letters: n images of the data set, C classes.
+How often an image is due in an epoch is decided by one of three draws (`EveryImage`, `RepeatFactors`, `ClassAware`), or
+by several in equal shares (`Mixed`), perhaps for epochs of a fixed length (`FixedLength`). `TrainSampler` shuffles,
+batches and shares out what they give. Letters: n images of the data set, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.annotations import Annotations
-from tailseg.recipes.schema import DataRecipe
+from tailseg.recipes.data_section import DataRecipe, Sampler
 
 Rounding = Literal["ceil", "stochastic"]
 
@@ -99,6 +100,50 @@ class ClassAware:
         return drawn
 
 
+class Mixed:
+    """An equal share of several draws: of k draws, a random k-th part of the images of each, rounded up.
+
+    So an image occurs as often as on average over the draws, and an epoch is as long as they are on average.
+    """
+
+    def __init__(self, draws: Sequence[Draw]) -> None:
+        """Take at least one draw."""
+        if not draws:
+            raise ValueError("expected at least one draw, received none")
+        self.draws = tuple(draws)
+        self.shares = [-(-draw.length // len(draws)) for draw in draws]
+        self.length = sum(self.shares)
+
+    def images(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """(length,) indices, the share of the first draw first."""
+        parts = zip(self.draws, self.shares, strict=True)
+        return np.concatenate([rng.permutation(draw.images(rng))[:share] for draw, share in parts])
+
+
+class FixedLength:
+    """As many images as asked for: a random part of a draw, or whole draws and a random part of one more."""
+
+    def __init__(self, draw: Draw, length: int) -> None:
+        """Take a draw of at least one image, and the images of an epoch."""
+        if draw.length < 1 or length < 1:
+            raise ValueError(f"expected a draw and an epoch of at least one image, received {draw.length}, {length}")
+        self.draw = draw
+        self.length = length
+
+    def images(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """(length,) indices."""
+        turns = -(-self.length // self.draw.length)
+        return np.concatenate([rng.permutation(self.draw.images(rng)) for _ in range(turns)])[: self.length]
+
+
+def largest_factor(draw: Draw) -> float | None:
+    """The largest repeat factor of a draw or of its parts; None where there is none."""
+    if isinstance(draw, RepeatFactors):
+        return float(draw.factors.max(initial=1))
+    parts = draw.draws if isinstance(draw, Mixed) else (draw.draw,) if isinstance(draw, FixedLength) else ()
+    return max((factor for part in parts if (factor := largest_factor(part)) is not None), default=None)
+
+
 def image_class_pairs(
     annotations: Annotations, images: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -122,36 +167,85 @@ def image_class_pairs(
     return pairs // classes, pairs % classes
 
 
-def repeat_factors(
-    annotations: Annotations, threshold: float, images: NDArray[np.int64] | None = None
+def class_repeat_factors(
+    annotations: Annotations,
+    threshold: float,
+    images: NDArray[np.int64] | None = None,
+    *,
+    instance_aware: bool = False,
 ) -> NDArray[np.float64]:
-    """Repeat factor of each image (spec, section 23).
+    """Repeat factor of each class: r(c) = max(1, sqrt(threshold / f(c))), 1 for a class that no image holds.
 
-    f(c) = images that hold c / n; r(c) = max(1, sqrt(threshold / f(c))); r(image) = the largest of its classes', 1 for
-    an image without any.
+    f(c) is the share of the images that hold c. ``instance_aware`` (IRFS, arXiv 2305.08069), it is the geometric mean
+    of that and of the share of the objects that are of c: a class whose images hold few of its objects counts as rarer
+    than one of as many images with many objects each.
 
     Args:
         annotations: the file.
-        threshold: share of the images below which a class is repeated.
+        threshold: f(c) below which a class is repeated.
         images: the n images that are sampled, rising positions in the file; by default all.
+        instance_aware: take objects into account.
+
+    Returns:
+        (C,) factors of at least 1.
+    """
+    classes = len(annotations.categories)
+    count = len(annotations) if images is None else len(images)
+    _, labels = image_class_pairs(annotations, images)
+    frequency = np.bincount(labels, minlength=classes) / max(count, 1)
+    if instance_aware:
+        objects = np.bincount(annotations.labels[trained_rows(annotations, images)], minlength=classes)
+        frequency = np.sqrt(frequency * objects / max(objects.sum(), 1))
+    return np.asarray(np.maximum(np.sqrt(threshold / np.where(frequency > 0, frequency, np.inf)), 1))
+
+
+def trained_rows(annotations: Annotations, images: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """Rising rows of the objects that are trained on in some images (positions in the file; by default all)."""
+    chosen = np.ones(len(annotations), np.bool_)
+    if images is not None:
+        chosen = np.isin(np.arange(len(annotations)), images)
+    return np.flatnonzero(np.repeat(chosen, np.diff(annotations.first_annotation)) & np.asarray(annotations.trained))
+
+
+def repeat_factors(
+    annotations: Annotations,
+    threshold: float,
+    images: NDArray[np.int64] | None = None,
+    *,
+    instance_aware: bool = False,
+) -> NDArray[np.float64]:
+    """Repeat factor of each image (spec, section 23): the largest of its classes', 1 for an image without any.
+
+    Args:
+        annotations: the file.
+        threshold: f(c) below which a class is repeated.
+        images: the n images that are sampled, rising positions in the file; by default all.
+        instance_aware: as in `class_repeat_factors`.
 
     Returns:
         (n,) factors of at least 1.
     """
     count = len(annotations) if images is None else len(images)
     of_pair, labels = image_class_pairs(annotations, images)
-    frequency = np.bincount(labels, minlength=len(annotations.categories)) / max(count, 1)
-    of_class = np.sqrt(threshold / np.where(frequency > 0, frequency, np.inf))
+    of_class = class_repeat_factors(annotations, threshold, images, instance_aware=instance_aware)
     factors = np.ones(count)
     np.maximum.at(factors, of_pair, of_class[labels])
     return factors
 
 
 def epoch_draw(annotations: Annotations, images: NDArray[np.int64], recipe: DataRecipe) -> Draw:
-    """The draw of the recipe's sampler over the training images, given by their positions in the file."""
-    if recipe.sampler == "repeat-factor":
-        return RepeatFactors(repeat_factors(annotations, recipe.repeat_threshold, images), recipe.repeat_rounding)
-    if recipe.sampler == "class-aware":
+    """The draw of the recipe's samplers over the training images, given by their positions in the file."""
+    draws = [_draw_of(sampler, annotations, images, recipe) for sampler in recipe.samplers]
+    draw = draws[0] if len(draws) == 1 else Mixed(draws)
+    return draw if recipe.epoch_images is None else FixedLength(draw, recipe.epoch_images)
+
+
+def _draw_of(sampler: Sampler, annotations: Annotations, images: NDArray[np.int64], recipe: DataRecipe) -> Draw:
+    if sampler in ("repeat-factor", "irfs"):
+        instance_aware = sampler == "irfs"
+        factors = repeat_factors(annotations, recipe.repeat_threshold, images, instance_aware=instance_aware)
+        return RepeatFactors(factors, recipe.repeat_rounding)
+    if sampler == "class-aware":
         return ClassAware(*image_class_pairs(annotations, images), len(images))
     return EveryImage(len(images))
 

@@ -1,4 +1,4 @@
-"""Changes of an image together with its objects: resize, crop and flip.
+"""Changes of an image together with its objects: resize, crop, flip and colours.
 
 Each transform takes an image (H, W, 3) uint8, its `Instances` and a numpy generator, the only source of
 chance. Masks ride along in their frames: no transform resamples them.
@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tailseg.recipes.schema import DataRecipe
+from tailseg.recipes.data_section import DataRecipe
 from tailseg.structures import Instances
 
 Image = NDArray[np.uint8]  # (H, W, 3) RGB
 Transform = Callable[[Image, Instances, np.random.Generator], tuple[Image, Instances]]
+LUMA = (0.299, 0.587, 0.114)  # of R, G and B in a grey value (ITU-R BT.601)
 
 
 def clip_boxes(boxes: Tensor, image_hw: tuple[int, int]) -> Tensor:
@@ -160,6 +161,34 @@ def _mirrored(rectangles: Tensor, width: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class ColourJitter:
+    """Change brightness, contrast and saturation by factors drawn from 1 - ``strength`` to 1 + ``strength``.
+
+    With x the image, g(x) the grey value of each pixel, m the mean of g over the image, and the factors b, c, s:
+
+        b · (c · (s · x + (1 - s) · g(x)) + (1 - c) · m), rounded and cut to 0..255 once, at the end
+
+    (in fixed point: to within a level).
+    Hue stays: it is what tells many classes apart.
+    """
+
+    strength: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength < 1:
+            raise ValueError(f"expected a strength of at least 0 and below 1, received {self.strength}")
+
+    def __call__(self, image: Image, instances: Instances, rng: np.random.Generator) -> tuple[Image, Instances]:
+        """The image in other colours; three numbers are drawn."""
+        brightness, contrast, saturation = rng.uniform(1 - self.strength, 1 + self.strength, 3)
+        mean = np.dot(LUMA, cv2.mean(image)[:3])
+        matrix = np.empty((3, 4))
+        matrix[:, :3] = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * np.array(LUMA))
+        matrix[:, 3] = brightness * (1 - contrast) * mean
+        return cv2.transform(image, matrix).astype(np.uint8, copy=False), instances
+
+
+@dataclass(frozen=True, slots=True)
 class Compose:
     """Transforms in a row."""
 
@@ -191,12 +220,17 @@ def fit_transform(short: int, long: int) -> Compose:
 
 
 def train_transform(recipe: DataRecipe) -> Compose:
-    """Transform of training: resize, crop, mirror, all by chance."""
+    """Transform of training: resize, crop, mirror, change colours, all by chance.
+
+    With `data.long_edges` of 0.1 and 2 times `data.crop` that is large-scale jitter (Simple Copy-Paste, section 3): the
+    image fitted into a square of a random size, cut where that is larger; padding comes with the batch.
+    """
     resize: Transform = ResizeShortestEdge(recipe.short_edges, recipe.long_edge, from_reduced=True)
     if recipe.long_edges is not None:
         resize = ResizeLongestEdge(*recipe.long_edges, from_reduced=True)
     crop = () if recipe.crop is None else (RandomCrop(recipe.crop),)
-    return Compose((resize, *crop, HorizontalFlip(recipe.flip)))
+    colours = () if recipe.colour_jitter == 0 else (ColourJitter(recipe.colour_jitter),)
+    return Compose((resize, *crop, HorizontalFlip(recipe.flip), *colours))
 
 
 def boxes_from_masks(masks: Tensor, frames: Tensor, window: tuple[float, float, float, float] | None = None) -> Tensor:

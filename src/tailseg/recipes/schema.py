@@ -11,13 +11,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from tailseg.recipes.backbone_options import require_known_options
-from tailseg.recipes.bounds import DEEPEST, LONGEST_EDGE, MOST_BOXES, WIDEST, Deviation, Edge, TestEdges
+from tailseg.recipes.bounds import DEEPEST, MOST_BOXES, WIDEST, Deviation, TestEdges
 from tailseg.recipes.classifiers import AnyClassifier, CrossEntropyRecipe, Section
+from tailseg.recipes.data_section import DataRecipe
 
 # Parts of a detector, for `training.freeze` and `optimizer.rates`.
 Part = Literal["backbone", "neck", "rpn", "context", "box_heads", "mask_heads", "mask_iou"]
-# Defaults that functions of tailseg.data have too: LVIS's frequency groups, and the cells of a stored mask.
-RARE_MAX, COMMON_MAX, MASK_GRID = 10, 100, 112
 
 
 class BackboneRecipe(Section):
@@ -240,61 +239,6 @@ class ModelRecipe(Section):
             raise ValueError(f"mask_iou judges the masks of the last stage, which has no mask head; set {last}=1")
         if self.box_head.convs > 0 and any(stage.tsd for stage in self.stages):
             raise ValueError("a TSD head has no convolutions; set model.box_head.convs=0, or no stage's tsd")
-        return self
-
-
-class DataRecipe(Section):
-    """Loading and augmentation."""
-
-    batch_per_device: int = Field(2, ge=1, le=1024)
-    """Images a process and step."""
-    short_edges: tuple[Edge, ...] = Field((640, 672, 704, 736, 768, 800), min_length=1)
-    """Pixels; one is drawn for each training image."""
-    test_short_edge: int = Field(800, ge=32, le=LONGEST_EDGE)
-    """Pixels."""
-    long_edge: int = Field(1333, ge=32, le=LONGEST_EDGE)
-    """Pixels; the longer edge is not made longer than this."""
-    long_edges: tuple[Edge, Edge] | None = None
-    """Pixels, least and most: if given, each training image's longer edge is drawn from these, not its shorter one."""
-    crop: int | None = Field(None, ge=32, le=LONGEST_EDGE)
-    """Pixels; if given, the side of a square that is cut out of each training image at random."""
-    flip: float = Field(0.5, ge=0, le=1)
-    """Probability of mirroring a training image."""
-    instaboost: float = Field(0.0, ge=0, le=1)
-    """InstaBoost: probability that an image's objects are moved a little over an in-painted background."""
-    instaboost_heatmap: bool = False
-    """They are moved to where the surroundings look most like their own, instead of by chance."""
-    sampler: Literal["random", "repeat-factor", "class-aware"] = "random"
-    """Every image once an epoch, images of rare classes more often, or all classes equally often."""
-    repeat_threshold: float = Field(1e-3, gt=0, le=1)
-    """Repeat factors: classes in a smaller share of the training images are repeated."""
-    repeat_rounding: Literal["ceil", "stochastic"] = "ceil"
-    """Repeat factors: up, every epoch alike, or down or up at random in each epoch."""
-    mask_grid: int = Field(MASK_GRID, ge=14, le=4096)
-    """Most cells a side of a stored mask; larger objects are area-averaged into it."""
-    workers: int = Field(2, ge=0, le=1024)
-    """Loader processes of each training process."""
-    groups: Literal["limits", "quantiles"] = "limits"
-    """For data without frequency groups: by the two numbers below, or thirds of the classes by training images."""
-    rare_max: int = Field(RARE_MAX, ge=0)
-    """For data without frequency groups: a class in at most this many training images is rare."""
-    common_max: int = Field(COMMON_MAX, ge=1)
-    """For data without frequency groups: a class in at most this many is common, in more frequent."""
-
-    @model_validator(mode="after")
-    def _groups_in_order(self) -> DataRecipe:
-        limits = self.model_dump(include={"rare_max", "common_max"}, exclude_defaults=True)
-        if self.groups == "quantiles" and limits:
-            keys = " and ".join(limits)
-            raise ValueError(f"groups=quantiles takes no {keys}; set data.groups=limits, or leave out {keys}")
-        if self.rare_max >= self.common_max:
-            raise ValueError(f"rare_max must be below common_max, received {self.rare_max} and {self.common_max}")
-        return self
-
-    @model_validator(mode="after")
-    def _long_edges_in_order(self) -> DataRecipe:
-        if self.long_edges is not None and not 32 <= self.long_edges[0] <= self.long_edges[1]:
-            raise ValueError(f"long_edges must be two sizes of at least 32 in order, received {list(self.long_edges)}")
         return self
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tailseg.data.annotations.annotations import tell
-from tailseg.data.sampling import RepeatFactors, TrainSampler
+from tailseg.data.sampling import TrainSampler, largest_factor
 from tailseg.data.sources import DataSplits
 from tailseg.model.detector import Detector
 from tailseg.recipes.schema import Recipe
@@ -60,11 +60,11 @@ def announce(
     )  # fmt: skip
     if norm_note:
         logger.info(norm_note)
-    draw = sampler.draw
-    if isinstance(draw, RepeatFactors):
-        logger.info(
-            "Repeat factors: %d images make %d an epoch, r up to %.2f.", images, draw.length, draw.factors.max()
-        )
+    length_of_epoch, factor = sampler.draw.length, largest_factor(sampler.draw)
+    if factor is not None:
+        logger.info("Repeat factors: %d images make %d an epoch, r up to %.2f.", images, length_of_epoch, factor)
+    elif length_of_epoch != images:
+        logger.info("An epoch has %d images, drawn from %d.", length_of_epoch, images)
     logger.info(
         "Learning rate %g = %g x %d / %d (images a step / the recipe's reference), %d steps from step %d on.",
         length.base_rate, recipe.optimizer.lr, length.images_a_step, recipe.optimizer.reference_batch,

@@ -48,11 +48,6 @@ from tailseg.training.feature_cache import (
 
 logger = logging.getLogger(__name__)
 
-# Recipe keys that say which samples are drawn, how many at once and by how many hands, not what they look like.
-NOT_OF_A_SAMPLE = (
-    *("data.batch_per_device", "data.workers"),
-    *("data.sampler", "data.repeat_threshold", "data.repeat_rounding"),
-)
 GOING_ON, STOPPED, IN_TROUBLE = 0, 1, 2
 
 
@@ -365,10 +360,11 @@ class Finetuning:
         """All that the features of a sample depend on, but its image file, by name."""
         state = self.frozen.detector.state_dict()
         flat = flatten(self.recipe.model_dump(mode="json"))
+        others = {f"data.{name}" for name in self.recipe.data.not_of_a_sample}
         kept = {
             key: value
             for key, value in flat.items()
-            if key.startswith(("model.", "data.", "training.precision")) and key not in NOT_OF_A_SAMPLE
+            if key.startswith(("model.", "data.", "training.precision")) and key not in others
         }
         frozen = {key: value for key, value in state.items() if ".second_branch." not in key}
         return {

@@ -18,6 +18,18 @@ def test_labels_are_positions_in_id_order(tmp_path):
         data.category_id_to_label(np.array([3]))
 
 
+def test_the_image_of_an_annotation_and_whether_a_file_is_exhaustive(tmp_path):
+    """Images without annotations lie before, between and after."""
+    images = [{"id": i, "height": 40, "width": 50, "file_name": f"{i}.jpg"} for i in range(5)]
+    shape = {"bbox": [4, 4, 20, 20], "area": 400, "segmentation": [[4, 4, 24, 4, 24, 24, 4, 24]], "category_id": 4}
+    rows = [shape | {"id": n, "image_id": i} for n, i in enumerate((1, 1, 3), start=1)]
+    data = load(tmp_path, content(rows, images=images))
+    assert [data.image_of(row) for row in range(3)] == [1, 1, 3]
+    assert data.exhaustive
+    images[2]["neg_category_ids"] = [2]
+    assert not load(tmp_path, content(rows, images=images)).exhaustive
+
+
 def test_image_without_a_name_is_named_when_its_file_is_wanted(tmp_path):
     """To score, no image file is needed."""
     data = load(tmp_path, content([], images=[{"id": 1, "height": 4, "width": 5}]))

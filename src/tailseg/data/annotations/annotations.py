@@ -101,14 +101,18 @@ class Annotations:
         """(C,) images that contain each class, after the instance filter."""
         return np.array([c.image_count for c in self.categories], dtype=np.int64)
 
+    @cached_property
+    def exhaustive(self) -> bool:
+        """Images count as annotated exhaustively: no list in the file, as in COCO's, says what was looked for."""
+        return not self.neg_category_ids.ids.size
+
     def absent(self, image: int) -> NDArray[np.bool_]:
         """(C,) the classes that the ``image``-th image was verified not to contain.
 
-        In a file without any such list, as COCO's, images count as annotated exhaustively: what is not there is absent.
+        In a file that is `exhaustive`, what is not there is absent.
         """
-        exhaustive = not self.neg_category_ids.ids.size
-        absent = np.full(len(self.categories), exhaustive, np.bool_)
-        if exhaustive:
+        absent = np.full(len(self.categories), self.exhaustive, np.bool_)
+        if self.exhaustive:
             absent[self.labels[self.first_annotation[image] : self.first_annotation[image + 1]]] = False
         else:
             labels, known = positions_of(self.neg_category_ids[image], self.label_to_category_id)
@@ -119,6 +123,10 @@ class Annotations:
         """The annotations of the ``image``-th image that one trains on."""
         rows = np.arange(self.first_annotation[image], self.first_annotation[image + 1])
         return rows[self.trained[rows]]
+
+    def image_of(self, row: int) -> int:
+        """The position of the image that an annotation belongs to."""
+        return int(np.searchsorted(self.first_annotation, row, side="right")) - 1
 
     def segmentation(self, row: int) -> Segmentation:
         """Polygons (float64, pixels) or compressed RLE of annotation ``row``."""

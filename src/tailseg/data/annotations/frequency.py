@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tailseg.data.annotations.annotations import Annotations, Category, require_same_categories
 from tailseg.data.annotations.parsing import Frequency
 from tailseg.errors import UserError
-from tailseg.recipes.schema import COMMON_MAX, RARE_MAX, DataRecipe
+from tailseg.recipes.data_section import COMMON_MAX, RARE_MAX, DataRecipe
 
 GROUPS: dict[Frequency, str] = {"r": "rare", "c": "common", "f": "frequent"}
 ONE_SIDED = 0.9  # share of the classes in one group from which on the other rule is mentioned

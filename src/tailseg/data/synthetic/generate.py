@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from tailseg.data.annotations.cache import cache_folder
 from tailseg.data.synthetic.scenes import MAX_OBJECTS, ObjectClass, Scene, draw_scene, object_classes
 from tailseg.errors import UserError
-from tailseg.recipes.schema import COMMON_MAX, RARE_MAX
+from tailseg.recipes.data_section import COMMON_MAX, RARE_MAX
 
 Split = Literal["train", "val"]
 
