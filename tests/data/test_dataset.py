@@ -63,6 +63,23 @@ def test_training_leaves_out_empty_and_small_images(tmp_path):
     assert everything.aspect_groups.tolist() == [False, True, False, False]  # a square counts as w >= h
 
 
+def test_images_without_annotations_can_be_kept(tmp_path):
+    annotations = write_set(tmp_path)
+    kept = train_dataset(annotations, DataRecipe(keep_empty=True))
+    assert kept.image_indices.tolist() == [0, 1, 2]  # not the last, with a side of 31 pixels
+    assert len(kept[2, 0].instances) == 0
+    assert trained_images(annotations).tolist() == [0, 1]
+    (tmp_path / "crowds").mkdir()
+    crowds = write_set(tmp_path / "crowds", empty=(1, 2, 3))
+    rows = json.loads((tmp_path / "crowds" / "train.json").read_text())
+    rows["annotations"].append(annotated(11, 7, iscrowd=1) | {"id": 50})
+    (tmp_path / "crowds" / "train.json").write_text(json.dumps(rows))
+    crowds = load_annotations(tmp_path / "crowds" / "train.json", tmp_path / "crowds" / "images")
+    assert trained_images(crowds, keep_empty=True).tolist() == [0, 2]  # a crowd alone is not empty
+    with pytest.raises(UserError, match="no annotation to train on"):
+        train_dataset(write_set(tmp_path, empty=(0, 1, 2, 3)), DataRecipe(keep_empty=True))
+
+
 def test_sample_is_what_the_file_says(tmp_path):
     dataset = DetectionDataset(write_set(tmp_path), KEEP, drop_empty=False, mask_grid=30)
     sample = dataset[0]

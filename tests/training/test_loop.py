@@ -441,6 +441,23 @@ def test_a_cosine_with_more_epochs_is_another_run(
     assert "goes on with schedule.epochs = 2 instead of 1: no longer the run that it began as" in caplog.text
 
 
+def test_images_without_objects_are_trained_on_as_background(data: DataSplits, tmp_path: Path) -> None:
+    """Also where a batch holds nothing else, in which only background and no box or mask has a loss."""
+    assert data.train is not None
+    folder = tmp_path / "data"
+    shutil.copytree(data.train.path.parent, folder)
+    content = json.loads((folder / "train.json").read_text())
+    empty = {row["id"] for row in content["images"][:4]}
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] not in empty]
+    (folder / "train.json").write_text(json.dumps(content))
+    settings = ("data.keep_empty=true", "data.batch_per_device=1", "training.log_steps=1", "schedule.milestones=[]")
+    train(tiny(*settings), open_source(str(folder)), tmp_path / "run", show=False)
+    losses = [row for row in rows(tmp_path / "run") if "loss" in row]
+    assert [row["step"] for row in losses] == list(range(1, IMAGES + 1))
+    assert all(math.isfinite(row["loss"]) for row in losses)
+    assert sum(row["mask"] == 0 and row["box"] == 0 for row in losses) == len(empty)
+
+
 RESULTS = ("metrics.json", "detections.json", "classes.csv", "recipe.yaml")
 
 

@@ -17,7 +17,7 @@ from tailseg.model import detector as detector_module
 from tailseg.model import rpn as rpn_module
 from tailseg.model.box_head import BoxPrediction
 from tailseg.model.boxes import encode
-from tailseg.model.detector import Detector
+from tailseg.model.detector import EVERYTHING, Detector
 from tailseg.model.matching import Sampled
 from tailseg.model.roi_features import ImageFeatures
 from tailseg.predict import load
@@ -139,7 +139,7 @@ class TestRecordedTestRun:
             stage.box_head.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
         with torch.no_grad():
             (boxes,), (scores,), (labels,) = detector._detect_boxes(
-                ImageFeatures(pyramid), proposals, batch.image_sizes
+                ImageFeatures(pyramid), proposals, batch.image_sizes, EVERYTHING
             )
         self.assert_detections(outputs, boxes, scores, labels, "boxes")
         tolerance = case["tolerance"]

@@ -33,10 +33,17 @@ def _channels_first(image: Image) -> Tensor:
     return planes
 
 
-def trained_images(annotations: Annotations) -> NDArray[np.int64]:
-    """The images that training uses: with an object to train on, and with sides that are not too short."""
+def trained_images(annotations: Annotations, *, keep_empty: bool = False) -> NDArray[np.int64]:
+    """The images that training uses: with an object to train on, and with sides that are not too short.
+
+    With ``keep_empty`` also those without any annotation, in which all is background. An image whose annotations are
+    all crowds, or otherwise not trained on, stays out: it is not known to be empty.
+    """
     starts = np.concatenate([[0], np.cumsum(annotations.trained)])[annotations.first_annotation]
-    return np.flatnonzero((np.diff(starts) > 0) & (annotations.image_sizes.min(axis=1) >= MIN_TRAIN_SIDE))
+    used = np.diff(starts) > 0
+    if keep_empty:
+        used |= np.diff(annotations.first_annotation) == 0
+    return np.flatnonzero(used & (annotations.image_sizes.min(axis=1) >= MIN_TRAIN_SIDE))
 
 
 def why_untrained(annotations: Annotations) -> tuple[str, str]:
@@ -75,6 +82,7 @@ class DetectionDataset(Dataset[Sample]):
         transform: Compose,
         *,
         drop_empty: bool,
+        keep_empty: bool = False,
         mask_grid: int = MASK_GRID,
         instaboost: InstaBoost | None = None,
         copy_paste: CopyPaste | None = None,
@@ -86,6 +94,7 @@ class DetectionDataset(Dataset[Sample]):
             annotations: the file.
             transform: applied to each image and its objects.
             drop_empty: leave out images without objects and those with a side below 32 pixels (training).
+            keep_empty: of these, keep the ones without any annotation (see `trained_images`).
             mask_grid: cells of a mask's side; S = mask_grid + 2.
             instaboost: applied to some images before the transform, if given.
             copy_paste: likewise, after InstaBoost.
@@ -100,9 +109,9 @@ class DetectionDataset(Dataset[Sample]):
         self.instaboost = instaboost
         self.copy_paste = copy_paste
         self.with_objects = with_objects
-        images = trained_images(annotations) if drop_empty else np.arange(len(annotations))
+        images = trained_images(annotations, keep_empty=keep_empty) if drop_empty else np.arange(len(annotations))
         self.image_indices: NDArray[np.int64] = images
-        if self.image_indices.size == 0:
+        if images.size == 0 or (drop_empty and not annotations.trained.any()):
             reason, fix = why_untrained(annotations)
             raise UserError(f"{annotations.path}: no annotation to train on ({reason}); {fix}")
         hws = annotations.image_sizes[images]
@@ -223,11 +232,12 @@ class DetectionDataset(Dataset[Sample]):
 
 
 def train_dataset(annotations: Annotations, recipe: DataRecipe) -> DetectionDataset:
-    """The training split with the recipe's augmentation; images without annotations are left out."""
+    """The training split with the recipe's augmentation; images without annotations are left out unless it keeps them."""
     return DetectionDataset(
         annotations,
         train_transform(recipe),
         drop_empty=True,
+        keep_empty=recipe.keep_empty,
         mask_grid=recipe.mask_grid,
         instaboost=InstaBoost(recipe.instaboost, recipe.instaboost_heatmap) if recipe.instaboost > 0 else None,
         copy_paste=CopyPaste.of(annotations, trained_images(annotations), recipe),

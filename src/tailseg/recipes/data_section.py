@@ -42,6 +42,8 @@ class DataRecipe(Section):
     """A class by its repeat factor, then an object of it; or every object equally often."""
     colour_jitter: float = Field(0.0, ge=0, lt=1)
     """Brightness, contrast and saturation of each training image change by factors from 1 - this to 1 + this."""
+    keep_empty: bool = False
+    """Train on images without any annotation too: all in them is background. By default they are left out."""
     sampler: Sampler | tuple[Sampler, ...] = "random"
     """Every image once an epoch, images of rare classes more often (by images, or by images and objects), or all
     classes equally often; of several, each supplies an equal share of every epoch."""
@@ -70,7 +72,7 @@ class DataRecipe(Section):
     @property
     def not_of_a_sample(self) -> frozenset[str]:
         """Keys that say which samples are drawn, how many at once and by how many hands, not what they look like."""
-        keys = {"batch_per_device", "workers", "sampler", "epoch_images", "repeat_rounding"}
+        keys = {"batch_per_device", "workers", "sampler", "keep_empty", "epoch_images", "repeat_rounding"}
         rare_first = self.copy_paste > 0 and self.copy_paste_draw == "rare-first"
         return frozenset(keys if rare_first else keys | {"repeat_threshold"})
 

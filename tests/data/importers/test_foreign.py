@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 from coco_masks import full_bitmap, polygon
@@ -156,17 +157,24 @@ def test_categories_that_occur_in_the_order_of_names(tmp_path):
 
 @given(st.lists(polygon, min_size=1, max_size=3))
 def test_areas_are_pixels_and_boxes_are_cut(tmp_path_factory, polygons):
-    """The area is that of COCO's own bitmap; the box is that of the corners within the image."""
+    """The area is that of COCO's own bitmap, or of the polygons where they cover no pixel of it.
+
+    The box is that of the corners within the image.
+    """
     path = tmp_path_factory.getbasetemp() / "a.jpg"
     objects = {"train": [objects_of(path, ("a", [p.reshape(-1, 2) for p in polygons]), image_hw=(90, 100))]}
     rows = source_of(objects, path.parent, ["a"], LeftOut()).parts["train"].annotations
     corners = np.concatenate(polygons).reshape(-1, 2).clip(0, (100, 90))
-    assert len(rows) == (corners.max(axis=0) > corners.min(axis=0)).all()
+    area = full_bitmap(polygons, (90, 100)).sum()
+    if area == 0:
+        inside = [p.reshape(-1, 2).clip(0, (100, 90)).astype(np.float32) for p in polygons]
+        area = sum(cv2.contourArea(p) for p in inside)
+    assert len(rows) == ((corners.max(axis=0) > corners.min(axis=0)).all() and area > 0)
     if not rows:
         return
     (row,) = rows
     assert row["segmentation"] == [p.tolist() for p in polygons]
-    assert row["area"] == full_bitmap(polygons, (90, 100)).sum()
+    assert row["area"] == pytest.approx(area)
     x, y, width, height = row["bbox"]
     assert [x, y] == pytest.approx(corners.min(axis=0))
     assert [x + width, y + height] == pytest.approx(corners.max(axis=0))

@@ -311,13 +311,15 @@ def _crowd_finding(split: Split) -> Finding:
 def _report_findings(split: Split) -> list[Finding]:
     """Findings from reading the file; they name the first annotations."""
     report, name = split.annotations.report, split.name
-    unused = "left out of training" if name == "train" else "used as negatives"
+    train = name == "train"
+    unused = "left out of training" if train else "used as negatives"
+    fix = "no action needed; data.keep_empty=true trains on them as background" if train else "no action needed"
     ignored = 'objects with "ignore": not trained on; found or not, they do not count'
     thin = "objects under a pixel wide or high: scored, not trained on"
     counts: list[tuple[Severity, int, str, str]] = [
         ("note", report.thin, thin, "no action needed"),
         ("note", report.ignored, ignored, "no action needed"),
-        ("note", report.empty_images, f"images without objects: {unused}", "no action needed"),
+        ("note", report.empty_images, f"images without objects: {unused}", fix),
     ]
     found = [Finding(severity, name, what, fix, count, ()) for severity, count, what, fix in counts]
     found += [
