@@ -209,12 +209,17 @@ class SeesawLoss(nn.Module):
         """Add labels (M,) in [0, C) to the counts, where ``counted`` (M,) is True."""
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() >= 0:
             return  # the backward pass recomputes a checkpointed forward, whose samples were counted then
+        synced = self.sync_counts and dist.is_available() and dist.is_initialized()
         if counted is None and labels.is_cpu and not torch.compiler.is_compiling():
             increment = torch.bincount(labels, minlength=self.num_classes)
         else:  # on CUDA bincount waits for the largest label
+            ones = torch.ones_like(labels) if counted is None else counted.to(torch.int64)
+            if not synced and self.counts.dtype == torch.int64:
+                self.counts.index_add_(0, labels, ones)  # two kernels fewer; floats would round one by one
+                return
             increment = torch.zeros(self.num_classes, dtype=torch.int64, device=labels.device)
-            increment.index_add_(0, labels, torch.ones_like(labels) if counted is None else counted.to(torch.int64))
-        if self.sync_counts and dist.is_available() and dist.is_initialized():
+            increment.index_add_(0, labels, ones)
+        if synced:
             dist.all_reduce(increment, group=self.process_group)
         self.counts += increment
 
