@@ -118,10 +118,10 @@ def average_precision(
                 if right:
                     overlaps[:, which] = 0  # found once
                 answers.append((image_scores[query, label].item(), right))
-        right = torch.tensor([right for _, right in sorted(answers, reverse=True)])
-        precision = right.cumsum(0) / torch.arange(1, len(right) + 1)
+        ranked = torch.tensor([right for _, right in sorted(answers, reverse=True)])
+        precision = ranked.cumsum(0) / torch.arange(1, len(ranked) + 1)
         envelope = precision.flip(0).cummax(0).values.flip(0)
-        result[label] = 100 * envelope[right].sum() / objects
+        result[label] = 100 * envelope[ranked].sum() / objects
     return result
 
 
