@@ -150,7 +150,7 @@ def result(seesaw: bool, seed: int) -> Tensor:
 def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Seesaw Loss against cross-entropy in Mask2Former.")
-    parser.add_argument("--seeds", type=int, default=3, help="draws of the data, at least 2 (default 3)")
+    parser.add_argument("--seeds", type=int, default=6, help="draws of the data, at least 2 (default 6)")
     seeds = parser.parse_args(arguments).seeds
     if seeds < 2:
         parser.error(f"expected at least 2 seeds, received {seeds}")
