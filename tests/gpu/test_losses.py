@@ -84,3 +84,22 @@ def test_every_loss_equals_the_cpu_and_waits_for_nothing(name):
     torch.testing.assert_close(leaf.grad.cpu(), reference.grad, rtol=1e-3, atol=1e-6)
     for one, other in zip(ours.buffers(), theirs.buffers(), strict=True):
         torch.testing.assert_close(one.cpu(), other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"q": 2.0}])
+@pytest.mark.parametrize("soft", [False, True])
+def test_pixels_ignored_and_soft_labels_equal_the_cpu(soft, options):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 12, 9, generator=generator) * 4
+    labels = torch.randint(0, 12, (4, 9), generator=generator).masked_fill(torch.arange(9) % 3 == 0, -100)
+    if soft:
+        labels = torch.rand(4, 12, 9, generator=generator)
+    ours, theirs = SeesawLoss(12, **options).cuda(), SeesawLoss(12, **options)
+    on_device, leaf = logits.cuda().requires_grad_(), logits.clone().requires_grad_()
+    for _ in range(2):
+        value, expected = ours(on_device, labels.cuda()), theirs(leaf, labels)
+        torch.testing.assert_close(value.cpu(), expected, rtol=1e-5, atol=1e-5)
+        value.backward()
+        expected.backward()
+    torch.testing.assert_close(on_device.grad.cpu(), leaf.grad, rtol=1e-4, atol=1e-6)
+    assert torch.equal(ours.counts.cpu(), theirs.counts)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tailseg.losses import seesaw_kernels
-from tailseg.losses.seesaw_kernels import fused_seesaw, plain_seesaw, seesaw_losses, triton_seesaw
+from tailseg.losses.seesaw_kernels import fused_seesaw, plain_seesaw, seesaw_losses, soft_seesaw, triton_seesaw
 
 EPS = 1e-2
 interpreted = pytest.mark.skipif(
@@ -211,3 +211,32 @@ def test_cuda_takes_triton_and_nothing_else_does(monkeypatch):
     monkeypatch.setattr(seesaw_kernels, "has_triton", lambda: False)
     seesaw_losses(Logits(True), None, torch.zeros(2), 0.0, EPS)
     assert taken == ["triton_seesaw", "fused_seesaw", "fused_seesaw", "fused_seesaw"]
+
+
+@pytest.mark.parametrize("q", [0.0, 2.0])
+@pytest.mark.parametrize("classes", [1, 2, 37, 400])
+def test_soft_labels_are_sums_of_hard_ones(q, classes):
+    logits, _, strengths, upstream = case(classes)
+    soft = torch.rand(7, classes, generator=torch.Generator().manual_seed(1)) * 2  # classes may be weighted
+
+    def hard(logits: Tensor, soft: Tensor, strengths: Tensor, q: float, eps: float) -> Tensor:
+        labels = torch.arange(classes).unsqueeze(1).expand(-1, 7)
+        each = [plain_seesaw(logits, own, strengths, q, eps) for own in labels]
+        return (torch.stack(each, dim=1) * soft).sum(dim=1)
+
+    losses, grad = run(soft_seesaw, logits, soft, strengths, upstream, q)
+    exact, exact_grad = run(hard, logits.double(), soft.double(), strengths.double(), upstream.double(), q)
+    assert losses.dtype == grad.dtype == torch.float32
+    torch.testing.assert_close(losses.double(), exact, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grad.double(), exact_grad, rtol=1e-4, atol=1e-5 * soft.sum(1).max().item())
+
+
+@pytest.mark.parametrize("q", [0.0, 2.0])
+def test_soft_labels_with_huge_logits(q):
+    z = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4], [-1e4, -1e4, -1e4], [0.0, 0.0, 1e4]])
+    strengths, soft = torch.tensor([16.0, 0.9, 0.0]), torch.full((4, 3), 1 / 3)
+    losses, grad = run(soft_seesaw, z, soft, strengths, torch.ones(4), q)
+    exact, exact_grad = run(soft_seesaw, z.double(), soft.double(), strengths.double(), torch.ones(4).double(), q)
+    torch.testing.assert_close(losses.double(), exact, rtol=1e-6, atol=2e-3)
+    torch.testing.assert_close(grad.double(), exact_grad, rtol=1e-2, atol=2e-3)
+    assert grad.isfinite().all()

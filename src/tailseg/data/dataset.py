@@ -232,7 +232,7 @@ class DetectionDataset(Dataset[Sample]):
 
 
 def train_dataset(annotations: Annotations, recipe: DataRecipe) -> DetectionDataset:
-    """The training split with the recipe's augmentation; images without annotations are left out unless it keeps them."""
+    """The training split with the recipe's augmentation; images without annotations only if it keeps them."""
     return DetectionDataset(
         annotations,
         train_transform(recipe),

@@ -15,6 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from tailseg.losses.inputs import flat_logits, require_labels, require_shapes
+
 PRIOR_001 = -6.906755  # ln(0.001 / 0.999): the bias at which a sigmoid starts at 0.001 (spec, section 9)
 
 
@@ -83,6 +85,27 @@ class Classification(nn.Module):
                 )
             self.statistics_known = True
 
+    def forward(self, logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
+        """Sum of the losses of `loss`, called as `torch.nn.functional.cross_entropy` is.
+
+        Args:
+            logits: (N, num_logits), (N, num_logits, d1, ...) or (num_logits,) float.
+            labels: (N,), (N, d1, ...) or () int64 in [0, C], C being background, or ``ignore_index``.
+            ignore_index: label of samples that `loss` takes as not valid.
+
+        Returns:
+            Scalar.
+
+        Raises:
+            ValueError: a shape, a type or (on CPU) a label is not as described, or the statistics are missing.
+        """
+        name = type(self).__name__
+        require_shapes(name, logits, labels, self.num_logits)
+        require_labels(name, labels, self.num_classes, background=True, ignore_index=ignore_index)
+        valid = (labels != ignore_index).flatten()
+        known = labels.flatten().where(valid, self.num_classes)
+        return torch.stack(list(self.loss(flat_logits(logits), known, valid).values())).sum()
+
     def loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Named scalar losses of logits (R, num_logits), labels (R,) in [0, C] and valid (R,) bool."""
         raise NotImplementedError
@@ -90,26 +113,6 @@ class Classification(nn.Module):
     def scores(self, logits: Tensor) -> Tensor:
         """Scores (R, C + 1) in [0, 1] of logits (R, num_logits), background last (0 where a loss has none)."""
         raise NotImplementedError
-
-
-def require_labels(name: str, labels: Tensor, num_classes: int, *, background: bool = False) -> None:
-    """Raise ValueError unless labels are int64 and, on the CPU, in [0, C); C too where it stands for background.
-
-    Compilers and function transforms see the type alone.
-    """
-    if labels.dtype != torch.int64:
-        raise ValueError(f"{name} expected int64 labels, received {labels.dtype}")
-    if not labels.is_cpu or not labels.numel():
-        return
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return
-    least, largest = torch.aminmax(labels)
-    last = num_classes if background else num_classes - 1
-    if int(least) >= 0 and int(largest) <= last:
-        return
-    first = int(((labels < 0) | (labels > last)).nonzero()[0, 0])
-    allowed = f"[0, {last}] ({last} is background)" if background else f"[0, {num_classes})"
-    raise ValueError(f"{name} expected labels in {allowed}, received {int(labels[first])} at position {first}")
 
 
 @contextmanager

@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tailseg.losses.classification import Classification, at_least_float32, mean_over_valid, require_labels
-from tailseg.losses.seesaw_kernels import seesaw_losses
+from tailseg.losses.classification import Classification, at_least_float32, mean_over_valid, one_hot
+from tailseg.losses.inputs import FlatTargets, flat_targets, require_labels
+from tailseg.losses.seesaw_kernels import seesaw_losses, soft_seesaw
 
 
 def log_seesaw_factors(
@@ -47,31 +48,45 @@ def log_seesaw_factors(
 class SeesawLoss(nn.Module):
     """Cross-entropy in which samples of frequent classes push rarer classes down less (report, Eqs. 1 and 2).
 
-    L = -z_i + ln(e^{z_i} + Σ_{j≠i} S_ij e^{z_j}), S_ij = min(1, N_j / N_i)^p, where N counts the training samples
-    of each class seen so far, those of the present batch included. Counts grow in training mode only, are summed
-    over all processes, and are part of the state dict. Recomputation by activation checkpointing does not count
-    again. Where one batch is scored twice in a step (two branches), call `count` once and `per_sample` for each.
+    L_i = -z_i + ln(e^{z_i} + Σ_{j≠i} S_ij e^{z_j}), S_ij = min(1, N_j / N_i)^p, where i is the label and N counts the
+    training samples of each class seen so far, those of the present batch included. Counts grow in training mode only,
+    are summed over all processes, and are part of the state dict. Recomputation by activation checkpointing does not
+    count again. Where one batch is scored twice in a step (two branches), call `count` once and `per_sample` for each.
 
-    On CUDA a label outside [0, C) ends in a device-side assertion, since looking at the labels would stall the step.
+    Shapes and options are those of `torch.nn.CrossEntropyLoss`, which p = q = 0 gives exactly; only a mean over no
+    samples is 0 here, not NaN. Soft labels t, label smoothing ε and class weights w make the loss the mean over labels
+
+        L = Σ_c w_c · t'_c · L_c,  t'_c = (1 - ε) · t_c + ε / C.
+
+    A hard label is t_c = 1. A sample with a soft label counts once, for the class of its largest share; smoothing and
+    class weights do not change the counts.
+
+    On CUDA a label out of range ends in a device-side assertion, since looking at the labels would stall the step.
 
     Args:
         num_classes: C.
         p: mitigation exponent; 0 leaves plain cross-entropy.
-        q: compensation exponent of the later conference paper; 0 (the report) switches it off.
+        q: compensation exponent of the later conference paper; 0 (the report) switches it off. With soft labels or
+            smoothing it needs memory for C times the logits.
         eps: floor of the label's own probability in the compensation.
-        reduction: ``mean`` (over the samples, or over the sum of their weights), ``sum`` or ``none``.
+        reduction: ``mean``, ``sum`` or ``none``. The mean is over the samples that are not ignored; with hard labels
+            each weighs its class weight times its sample weight, with soft labels its sample weight.
         sync_counts: sum the counts over all processes of an initialised `torch.distributed` group. The sum is
             ordered on the device's stream, so that with NCCL the step does not wait for it. All of them must then
             make the same number of steps in training mode, as with `torch.nn.SyncBatchNorm`.
         count_dtype: of the counts. The public implementation counts in every process for itself, in float32, which
             stands still at 2^24: ``sync_counts=False, count_dtype=torch.float32`` reproduces it.
         process_group: whose processes the counts are summed over; by default all.
+        ignore_index: hard label of samples that have no loss and are not counted.
+        label_smoothing: ε in [0, 1].
+        weight: (C,) float, weights w of the classes; not part of the state dict.
 
     Raises:
         ValueError: an argument is out of its range.
     """
 
     counts: Tensor  # (C,) samples seen of each class
+    weight: Tensor | None  # (C,)
 
     def __init__(
         self,
@@ -83,6 +98,10 @@ class SeesawLoss(nn.Module):
         sync_counts: bool = True,
         count_dtype: torch.dtype = torch.int64,
         process_group: dist.ProcessGroup | None = None,
+        *,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        weight: Tensor | None = None,
     ) -> None:
         super().__init__()
         for name, value, sound in (
@@ -91,9 +110,16 @@ class SeesawLoss(nn.Module):
             ("q of at least 0", q, 0 <= q < math.inf),
             ("eps in (0, 1]", eps, 0 < eps <= 1),
             ("reduction 'mean', 'sum' or 'none'", repr(reduction), reduction in ("mean", "sum", "none")),
+            ("label_smoothing in [0, 1]", label_smoothing, 0 <= label_smoothing <= 1),
         ):
             if not sound:
                 raise ValueError(f"SeesawLoss expected {name}, received {value}")
+        if weight is not None:
+            if weight.shape != (num_classes,) or not weight.is_floating_point():
+                received = f"{tuple(weight.shape)} {weight.dtype}"
+                raise ValueError(f"SeesawLoss expected weight ({num_classes},) of floats, received {received}")
+            if not (weight.isfinite() & (weight >= 0)).all():
+                raise ValueError(f"SeesawLoss expected finite class weights of at least 0, received {weight.tolist()}")
         self.num_classes = num_classes
         self.p = p
         self.q = q
@@ -101,7 +127,10 @@ class SeesawLoss(nn.Module):
         self.reduction = reduction
         self.sync_counts = sync_counts
         self.process_group = process_group
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
         self.register_buffer("counts", torch.zeros(num_classes, dtype=count_dtype))
+        self.register_buffer("weight", weight, persistent=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SeesawLoss:
         """A copy counts for itself, in the same group of processes, which cannot be copied."""
@@ -118,74 +147,115 @@ class SeesawLoss(nn.Module):
         """Loss of a batch; in training mode the batch is counted first.
 
         Args:
-            logits: (N, C) float of any precision; computed in float32 or better.
-            labels: (N,) int64 in [0, C).
-            weights: (N,) factors of the samples' losses; a sample of weight 0 is not counted.
+            logits: (N, C), (N, C, d1, ...) or (C,) float of any precision; computed in float32 or better.
+            labels: (N,), (N, d1, ...) or () int64 in [0, C) or `ignore_index`; or soft labels, float in [0, 1] in the
+                shape of the logits.
+            weights: factors of the samples' losses, in the shape of hard labels; a sample of weight 0 is not counted.
 
         Returns:
-            Scalar, or (N,) with reduction ``none``; an empty batch gives 0 with a gradient path.
+            Scalar, or with reduction ``none`` a loss a sample, in the shape of hard labels; a batch without samples,
+            or with nothing but ignored ones, gives 0 with a gradient path.
 
         Raises:
-            ValueError: shapes or labels are not as described.
+            ValueError: a shape, a type or (on CPU) a label is not as described.
         """
-        if weights is not None and weights.shape != labels.shape:
-            raise ValueError(f"SeesawLoss expected weights {tuple(labels.shape)}, received {tuple(weights.shape)}")
-        self._require_sound(logits, labels)
+        flat = flat_targets("SeesawLoss", logits, labels, self.num_classes, self.ignore_index)
+        counted = flat.counted
+        if weights is not None:
+            if weights.shape != flat.shape:
+                expected, received = tuple(flat.shape), tuple(weights.shape)
+                raise ValueError(f"SeesawLoss expected weights {expected}, received {received}")
+            weights = weights.flatten()
+            counted = weights != 0 if counted is None else (weights != 0) & counted
         if self.training:
-            self.count(labels, None if weights is None else weights != 0)
-        losses = self._losses(logits, labels)
+            self._add(flat.labels, counted)
+        losses = self._losses(flat)
         if weights is not None:
             losses = losses * weights
         if self.reduction == "none":
-            return losses
-        if self.reduction == "sum" or len(labels) == 0:  # the mean of nothing would be NaN
+            return losses.reshape(flat.shape)
+        if self.reduction == "sum" or len(losses) == 0:  # the mean of nothing would be NaN
             return losses.sum()
-        if weights is None:
-            return losses.mean()
-        divisor = weights.sum()
-        return losses.sum() / torch.where(divisor == 0, 1, divisor)
+        divisor = self._divisor(flat, weights)
+        return losses.mean() if divisor is None else losses.sum() / divisor
 
     @torch.no_grad()
     def count(self, labels: Tensor, valid: Tensor | None = None) -> None:
-        """Add a batch's labels (N,) to the counts; where ``valid`` (N,) is False a sample is not counted.
+        """Add a batch's hard labels, of any shape, to the counts.
+
+        Ignored samples are not counted, nor are those where ``valid`` (bool, of the same shape) is False.
 
         Raises:
-            ValueError: a label is outside [0, C) (on CPU).
+            ValueError: labels are not int64, or (on CPU) one is out of range.
         """
+        none_ignored = require_labels("SeesawLoss", labels, self.num_classes, ignore_index=self.ignore_index)
+        labels, valid = labels.flatten(), None if valid is None else valid.flatten()
+        if not none_ignored:
+            known = labels != self.ignore_index
+            labels, valid = labels * known, known if valid is None else known & valid
+        self._add(labels, valid)
+
+    def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Losses in the shape of hard labels, arguments of `forward`, without counting.
+
+        Raises:
+            ValueError: a shape, a type or (on CPU) a label is not as described.
+        """
+        flat = flat_targets("SeesawLoss", logits, labels, self.num_classes, self.ignore_index)
+        return self._losses(flat).reshape(flat.shape)
+
+    @torch.no_grad()
+    def _add(self, labels: Tensor, counted: Tensor | None) -> None:
+        """Add labels (M,) in [0, C) to the counts, where ``counted`` (M,) is True."""
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() >= 0:
             return  # the backward pass recomputes a checkpointed forward, whose samples were counted then
-        require_labels("SeesawLoss", labels, self.num_classes)
-        if valid is None and labels.is_cpu and not torch.compiler.is_compiling():
+        synced = self.sync_counts and dist.is_available() and dist.is_initialized()
+        if counted is None and labels.is_cpu and not torch.compiler.is_compiling():
             increment = torch.bincount(labels, minlength=self.num_classes)
         else:  # on CUDA bincount waits for the largest label
+            ones = torch.ones_like(labels) if counted is None else counted.to(torch.int64)
+            if not synced and self.counts.dtype == torch.int64:
+                self.counts.index_add_(0, labels, ones)  # two kernels fewer; floats would round one by one
+                return
             increment = torch.zeros(self.num_classes, dtype=torch.int64, device=labels.device)
-            increment.index_add_(0, labels, torch.ones_like(labels) if valid is None else valid.to(torch.int64))
-        if self.sync_counts and dist.is_available() and dist.is_initialized():
+            increment.index_add_(0, labels, ones)
+        if synced:
             dist.all_reduce(increment, group=self.process_group)
         self.counts += increment
 
-    def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Losses (N,) of logits (N, C) and labels (N,), without counting.
+    def _losses(self, flat: FlatTargets) -> Tensor:
+        """Losses (M,), class weights included; 0 where a label is ignored."""
+        if flat.soft is None and not self.label_smoothing:
+            losses = self._hard_losses(flat.logits, flat.labels)
+            if self.weight is not None:
+                losses = losses * self.weight[flat.labels]
+        else:
+            strengths = self._strengths(flat.logits)
+            soft = one_hot(flat.labels, self.num_classes) if flat.soft is None else flat.soft
+            soft = soft.to(strengths.dtype) * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
+            soft = soft if self.weight is None else soft * self.weight
+            losses = soft_seesaw(flat.logits, soft, strengths, self.q, self.eps)
+        return losses if flat.counted is None or flat.soft is not None else losses.where(flat.counted, 0)
 
-        Raises:
-            ValueError: shapes are not as described, or a label is outside [0, C) (on CPU).
-        """
-        self._require_sound(logits, labels)
-        return self._losses(logits, labels)
+    def _hard_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return seesaw_losses(logits, labels, self._strengths(logits), self.q, self.eps)
 
-    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _strengths(self, logits: Tensor) -> Tensor:
+        """(C,) p · ln N in the dtype that the losses are computed in."""
         # Autocast lowers none of the operations that follow, and float32 strengths raise whatever they meet.
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        strengths = self.counts.clamp(min=1).to(dtype).log_().mul_(self.p)
-        return seesaw_losses(logits, labels, strengths, self.q, self.eps)
+        return self.counts.clamp(min=1).to(dtype).log_().mul_(self.p)
 
-    def _require_sound(self, logits: Tensor, labels: Tensor) -> None:
-        if logits.dim() != 2 or logits.shape[1] != self.num_classes or labels.shape != logits.shape[:1]:
-            raise ValueError(
-                f"SeesawLoss expected logits (N, {self.num_classes}) and labels (N,), "
-                f"received {tuple(logits.shape)} and {tuple(labels.shape)}"
-            )
-        require_labels("SeesawLoss", labels, self.num_classes)
+    def _divisor(self, flat: FlatTargets, weights: Tensor | None) -> Tensor | None:
+        """What the mean divides the sum of losses by; None: the number of samples."""
+        counted = flat.counted if flat.soft is None else None
+        if flat.soft is None and self.weight is not None:
+            own = self.weight[flat.labels]
+            weights = own if weights is None else weights * own
+        if weights is None:
+            return None if counted is None else counted.sum().clamp(min=1)
+        divisor = (weights if counted is None else weights * counted).sum()
+        return torch.where(divisor == 0, 1, divisor)
 
 
 class SeesawClassification(Classification):
@@ -220,10 +290,10 @@ class SeesawClassification(Classification):
         counted = valid & (labels < self.seesaw.num_classes)
         own = labels.clamp(max=self.seesaw.num_classes - 1)
         if self.training:
-            self.seesaw.count(own, counted)
+            self.seesaw._add(own, counted)
         # Split and not sliced: the gradients of the parts are then put together in one go.
         classes, pair = logits.split([self.seesaw.num_classes, self.num_logits - self.seesaw.num_classes], dim=1)
-        losses = self.seesaw.per_sample(classes, own)
+        losses = self.seesaw._hard_losses(classes, own)
         result = {"classes": (losses * counted).sum() / valid.sum().clamp(min=1)}
         if self.objectness:
             is_background = (labels == self.num_classes).long()

@@ -121,6 +121,39 @@ def triton_seesaw(logits: Tensor, labels: Tensor, strengths: Tensor, q: float, e
     return losses
 
 
+def soft_seesaw(logits: Tensor, soft: Tensor, strengths: Tensor, q: float, eps: float) -> Tensor:
+    """Losses (N,) of soft labels: Σ_c t_c · L_c, where L_c is the loss that the label c would have.
+
+    With q = 0, Σ_j e^{z_j + min(a_j, a_c)} is a sum over the classes no stronger than c, of e^{z + a}, and one over the
+    stronger ones, of e^z: running sums over the classes in the order of their strengths, (N, C) each. The largest
+    logit, subtracted, keeps both in range: a >= 0, so that its own term is at least 1. The compensation follows another
+    order, that of the logits, so with q > 0 all (N, C, C) terms are made.
+
+    Args:
+        logits: (N, C) float.
+        soft: (N, C) t, each class's share of the label; classes may be weighted.
+        strengths: (C,) a = p · ln N >= 0, float32 (up to 88) or float64.
+        q: compensation exponent.
+        eps: floor of the label's own probability in the compensation.
+    """
+    logits = logits.to(strengths.dtype)
+    if q > 0:
+        with torch.no_grad():
+            log_prob = logits.log_softmax(dim=1)
+            floor = log_prob.clamp(min=math.log(eps)).unsqueeze(2)
+            shift = q * (log_prob.unsqueeze(1) - floor).clamp_(min=0)  # (N, label, class)
+            shift += torch.minimum(strengths.unsqueeze(1), strengths)
+        normalizers = (logits.unsqueeze(1) + shift).logsumexp(dim=2)
+    else:
+        order = strengths.argsort()
+        logits, soft, strengths = logits[:, order], soft[:, order], strengths[order]
+        logits = logits - logits.detach().amax(dim=1, keepdim=True)
+        weaker = (logits + strengths).exp().cumsum(dim=1)  # and the class itself
+        stronger = F.pad(logits[:, 1:].exp().flip(1).cumsum(dim=1).flip(1), (0, 1))
+        normalizers = (weaker + strengths.exp() * stronger).log()
+    return (soft * (normalizers - strengths - logits)).sum(dim=1)
+
+
 def seesaw_losses(logits: Tensor, labels: Tensor, strengths: Tensor, q: float, eps: float) -> Tensor:
     """The fastest of the three that will do; arguments of `shifted_logits`, losses (N,)."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
