@@ -100,9 +100,9 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int:
         call()
         return torch.cuda.max_memory_allocated(device)
     _forget_peak()
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     call()
-    return _resident("VmHWM") - before
+    return resident("VmHWM") - before
 
 
 def _forget_peak() -> None:
@@ -111,7 +111,7 @@ def _forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
     """Bytes of a line of /proc/self/status. Elsewhere than on Linux: the peak so far, for want of the present."""
     status = Path("/proc/self/status")
     if status.exists():

@@ -75,6 +75,20 @@ def no_device() -> None:
         pytest.skip("there is a CUDA device")
 
 
+def test_predicting(run, one_process, tmp_path):
+    out = tmp_path / "p.json"
+    small = ["--set=model.neck.channels=16", "--set=model.box_head.width=32", "--set=model.mask_head.channels=8"]
+    run(
+        "predicting", "--pictures=20", "--timed=4", "--repeats=1", "--detections=5", "--batch=4", *small, f"--out={out}"
+    )
+    result = json.loads(out.read_text())
+    memory = result["memory"]
+    assert (memory["pictures"], memory["objects"], len(memory["resident_bytes"])) == (20, 100, 10)
+    assert memory["as_a_list_bytes"] == 20 * (64 * 64 * 3 + 5 * (4 * 4 + 4 + 8 + 28 * 28 * 4))
+    assert memory["growth_bytes"] < 1 << 28
+    assert result["time"]["speedup"]["clock"]["of_medians"] > 0
+
+
 def test_throughput(run, tmp_path):
     run("throughput", *TINY, "--tasks", "infer", "--out", str(tmp_path / "t.json"))
     result = json.loads((tmp_path / "t.json").read_text())

@@ -158,35 +158,49 @@ def evaluate(
     say(f"Written: {', '.join(str(file) for file in found.files)}")
 
 
+FORMATS = ("json", "coco", "yolo", "labelme", "cvat")
+
+
 @app.command()
 def predict(
     model: ModelArgument,
-    images: Annotated[list[Path], typer.Argument(help="Images: JPEG, PNG, TIFF, WebP and others.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Images, folders, patterns such as 'new/*.jpg', http(s) addresses, videos."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder: a picture and a JSON file per image, or the set of --format.")],
     score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score shown.")] = 0.5,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most pictures.")] = None,
     kind: Annotated[
-        str | None, typer.Option("--format", metavar="coco|yolo|labelme|cvat", help="Write a set to correct by hand.")
+        str | None,
+        typer.Option("--format", metavar="|".join(FORMATS), help="JSON without pictures, or a set to correct by hand."),
     ] = None,
+    slices: Annotated[
+        int | None, typer.Option(min=1, help="Look at larger pictures in slices of so many pixels, too.")
+    ] = None,
+    overlap: Annotated[float, typer.Option(min=0, max=0.9, help="Share of a slice that the next shows too.")] = 0.2,
     settings: SetOption = None,
     tta: TtaOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Detect the objects in images, draw them and write them down."""
+    """Detect the objects in pictures, draw them and write them down."""
     _log(quiet)
-    if kind not in (None, "coco", "yolo", "labelme", "cvat"):
-        raise typer.BadParameter(f"'{kind}' is not one of coco, yolo, labelme, cvat", param_hint="--format")
-    from tailseg.predict import export_predictions, load, predict_files
+    if kind not in (None, *FORMATS):
+        raise typer.BadParameter(f"'{kind}' is not one of {', '.join(FORMATS)}", param_hint="--format")
+    from tailseg.predict import load
+    from tailseg.predict.writing import Request, export_predictions, predict_files
 
     loaded = load(model, settings=[*_tta_setting(tta), *(settings or ())])
-    if kind is None:
-        faults = predict_files(loaded, images, out, min_score=score, show=not quiet)
-        say(f"{len(images) - len(faults)} of {len(images)} images: pictures and JSON in {out}")
+    request = Request(sources, min_score=score, limit=limit, slices=slices, overlap=overlap, show=not quiet)
+    if kind in (None, "json"):
+        tally = predict_files(loaded, request, out, pictures=kind is None)
+        written = [f"{'Pictures and JSON' if kind is None else 'JSON'} in {out}"]
     else:
-        exported, faults = export_predictions(loaded, images, out, kind, min_score=score, show=not quiet)
-        done = f"{exported.images['']} of {len(images)} images with {exported.objects['']} objects in {out}"
-        say("\n- ".join([done, *exported.notes]))
-    if faults:
-        raise UserError("; ".join(faults))
+        exported, tally = export_predictions(loaded, request, out, kind)
+        written = [f"{kind} set in {out}", *(f"- {note}" for note in exported.notes)]
+    say("\n".join([tally.sentence(), *written]))
+    if tally.faults:
+        raise tally.fault()
 
 
 def _tta_setting(tta: bool) -> list[str]:

@@ -154,14 +154,38 @@ def decode(path: Path, reduction: int = 1) -> tuple[Image.Image, int]:
     """
     try:
         # Opened as a file: by its name, Pillow would map some formats, and garble grey TIFFs that are to be turned.
-        with path.open("rb") as file, Image.open(file, formats=_OPENED) as image:
-            width, height = image.size
-            if reduction > 1 and width % reduction == 0 and height % reduction == 0:
-                image.draft(None, (width // reduction, height // reduction))
-            image.load()
-            return image, width // image.width
+        with path.open("rb") as file:
+            return _decoded(file, reduction)
     except Exception as error:
         raise _fault(path, error) from None
+
+
+def read_content(content: bytes, name: str) -> Pixels:
+    """The content of an image file as (H, W, 3) uint8 RGB, exactly as `read_image` reads the file.
+
+    Args:
+        content: the bytes of the file.
+        name: opens the sentences of errors.
+
+    Raises:
+        UserError, ImageTooLargeError: as in `read_image`.
+    """
+    if not content:
+        raise UserError(f"{name}: there are no bytes in it; give those of a JPEG or PNG file")
+    try:
+        image, _ = _decoded(BytesIO(content), 1)
+    except Exception as error:
+        raise _fault(name, error) from None
+    return to_rgb(image, name, upright=True)
+
+
+def _decoded(file: IO[bytes], reduction: int) -> tuple[Image.Image, int]:
+    with Image.open(file, formats=_OPENED) as image:
+        width, height = image.size
+        if reduction > 1 and width % reduction == 0 and height % reduction == 0:
+            image.draft(None, (width // reduction, height // reduction))
+        image.load()
+        return image, width // image.width
 
 
 def open_content(content: bytes, kind: str) -> Image.Image:
@@ -173,7 +197,7 @@ def open_content(content: bytes, kind: str) -> Image.Image:
     return Image.open(BytesIO(content), formats=[kind])
 
 
-def to_rgb(image: Image.Image, path: Path, *, upright: bool) -> Pixels:
+def to_rgb(image: Image.Image, path: Path | str, *, upright: bool) -> Pixels:
     """A Pillow image of any mode as (H, W, 3) uint8 RGB, which may be written to.
 
     Transparent pixels are shown on white. Greyscale of 9 to 16 bits keeps its upper 8 bits. Greyscale of 32 bits has
@@ -217,13 +241,13 @@ def _grey_of_8_bits(image: Image.Image) -> Pixels:
     return np.asarray(grey * 255 // max(int(grey.max()), 1), np.uint8)
 
 
-def _fault(path: Path, error: Exception) -> Exception:
+def _fault(path: Path | str, error: Exception) -> Exception:
     """The user's error that a failure to open or decode a file stands for; Pillow's decoders raise many types."""
     if isinstance(error, UserError | MemoryError):
         return error
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return UserError(f"{path}: no such image; check the path")
-    if os.path.isdir(path):  # unlike `Path.is_dir`, it never raises
+    if isinstance(path, Path) and os.path.isdir(path):  # unlike `Path.is_dir`, it never raises
         return UserError(f"{path}: it is a folder; give an image file")
     if isinstance(error, OSError) and error.errno:  # Pillow's own have none
         return UserError(f"{path}: the image cannot be read ({error.strerror}); check the path and its rights")
@@ -234,7 +258,7 @@ def _fault(path: Path, error: Exception) -> Exception:
             f"{path}: the image is too large ({found}, the limit is {MAX_PIXELS:,}); shrink it or cut it into pieces"
         )
     if isinstance(error, UnidentifiedImageError):
-        empty = path.is_file() and path.stat().st_size == 0
+        empty = isinstance(path, Path) and path.is_file() and path.stat().st_size == 0
         problem = "the file is empty" if empty else "not an image that can be read"
         return UserError(f"{path}: {problem}; replace it by a JPEG or PNG file")
     message = f"{path}: the image is broken or cut off ({error}); copy or download it again"

@@ -27,7 +27,7 @@ from torchvision.ops import nms
 
 from tailseg.data.loading import batch_of
 from tailseg.data.transforms import Compose, HorizontalFlip, Image, ResizeLongestEdge
-from tailseg.model.detector import Detector
+from tailseg.model.detector import EVERYTHING, Detector, Wanted
 from tailseg.recipes.schema import TestRecipe
 from tailseg.structures import Batch, RawDetections
 
@@ -55,7 +55,9 @@ def views_of(test: TestRecipe) -> tuple[View, ...]:
 
 
 @torch.no_grad()
-def detect_views(detector: Detector, picture: Image, views: Sequence[View]) -> RawDetections:
+def detect_views(
+    detector: Detector, picture: Image, views: Sequence[View], wanted: Wanted = EVERYTHING
+) -> RawDetections:
     """Detections in a picture, averaged over views of it (spec, section 25).
 
     One plain view gives what `Detector.detect` gives for it: scores and masks to the bit, boxes to the rounding of
@@ -65,6 +67,7 @@ def detect_views(detector: Detector, picture: Image, views: Sequence[View]) -> R
         detector: in evaluation mode.
         picture: (H, W, 3) uint8 RGB, in full size.
         views: at least one.
+        wanted: a choice among the detections.
 
     Returns:
         Detections on the detector's device, in pixels of the picture, best score first. The detector's `min_size`, if
@@ -73,7 +76,9 @@ def detect_views(detector: Detector, picture: Image, views: Sequence[View]) -> R
     cache = ViewCache(detector, picture, views)
     proposals = pooled(cache.each(ViewFeatures.proposals), detector.rpn.nms_iou, detector.rpn.post_nms[False])
     # The means of all boxes and classes get no name, under which they would wait for the last round to end.
-    boxes, scores, labels, _ = detector.select_detections(*cache.mean(lambda seen: seen.predict_boxes(proposals)))
+    boxes, scores, labels, _ = detector.select_detections(
+        *cache.mean(lambda seen: seen.predict_boxes(proposals)), wanted=wanted
+    )
     masks, *ious = cache.mean(lambda seen: seen.masks(boxes, labels))
     return RawDetections(
         image_hw=(picture.shape[0], picture.shape[1]),

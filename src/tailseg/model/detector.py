@@ -10,8 +10,10 @@ only that), `detect` gives detections. Both read top to bottom.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +31,23 @@ from tailseg.model.roi_features import ImageFeatures, RoIPooler
 from tailseg.model.rpn import RPN
 from tailseg.model.tsd import TsdBoxHead
 from tailseg.structures import Batch, Proposals, RawDetections
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A choice among the detections of an image; None leaves what the detector was built with."""
+
+    min_score: float | None = None  # in [0, 1]; detections score at least this
+    labels: tuple[int, ...] | None = None  # of these classes only, chosen before NMS and limit
+    limit: int | None = None  # most detections
+
+    @property
+    def threshold(self) -> float | None:
+        """The float32 just below the lowest score: detections score above it."""
+        return None if self.min_score is None else float(np.nextafter(np.float32(self.min_score), np.float32(-1)))
+
+
+EVERYTHING = Wanted()
 
 
 class Stage(nn.Module):
@@ -146,11 +165,11 @@ class Detector(nn.Module):
         return losses
 
     @torch.no_grad()
-    def detect(self, batch: Batch) -> list[RawDetections]:
+    def detect(self, batch: Batch, wanted: Wanted = EVERYTHING) -> list[RawDetections]:
         """Detections of each image, in pixels of the image file, best score first."""
         features = self.extract_features(batch)
         proposals = self.rpn.propose(self.rpn(features.pyramid), batch.image_sizes, training=False)
-        boxes, scores, labels = self._detect_boxes(features, proposals, batch.image_sizes)
+        boxes, scores, labels = self._detect_boxes(features, proposals, batch.image_sizes, wanted)
         counts = [len(found) for found in labels]
         rois = torch.cat([torch.cat([b.new_full((len(b), 1), i), b], dim=1) for i, b in enumerate(boxes)])
         all_masks, ious = self.predict_masks(features, rois, torch.cat(labels))
@@ -236,7 +255,7 @@ class Detector(nn.Module):
         return losses
 
     def _detect_boxes(
-        self, features: ImageFeatures, proposals: Proposals, image_sizes: Tensor
+        self, features: ImageFeatures, proposals: Proposals, image_sizes: Tensor, wanted: Wanted
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Boxes (n, 4) in network pixels, scores (n,) and labels (n,) of each image."""
         num_samples = proposals.valid.shape[1]
@@ -249,7 +268,7 @@ class Detector(nn.Module):
         found: list[tuple[Tensor, ...]] = []
         for i in range(len(image_sizes)):
             own = (image == i) & valid
-            found.append(self.select_detections(decoded[own], scores[own]))
+            found.append(self.select_detections(decoded[own], scores[own], wanted=wanted))
         return [f[0] for f in found], [f[1] for f in found], [f[2] for f in found]
 
     def predict_boxes(self, features: ImageFeatures, rois: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -272,14 +291,20 @@ class Detector(nn.Module):
             scores = (scores + second) / 2
         return decoded, scores[:, :-1]
 
-    def select_detections(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def select_detections(
+        self, boxes: Tensor, scores: Tensor, *, wanted: Wanted = EVERYTHING
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The detections of an image among boxes (K, 1 or C, 4) with scores (K, C): see `multiclass_nms`."""
+        if wanted.labels is not None:
+            chosen = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
+            chosen[list(wanted.labels)] = True
+            scores = torch.where(chosen, scores, -1.0)
         return multiclass_nms(
             boxes,
             scores,
-            score_threshold=self.score_threshold,
+            score_threshold=self.score_threshold if wanted.threshold is None else wanted.threshold,
             iou=self.nms_iou,
-            limit=self.max_detections,
+            limit=wanted.limit or self.max_detections,
             min_size=self.min_size,
         )
 

@@ -1,62 +1,28 @@
+import io
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from export_sets import read_again
-from hotcoco import mask as rle
 from PIL import Image
+from predictions import CATEGORIES, SETTINGS
 from tiny import assert_refused
 from tiny import tailseg as tailseg_command
 
 import tailseg
-from tailseg import predict
 from tailseg.checkpoint import read_tensors, save_model, write_tensors
-from tailseg.data.annotations.annotations import Category
-from tailseg.data.importers.convert import READERS
 from tailseg.errors import UserError
 from tailseg.evaluation.tta import View, detect_views
 from tailseg.model.build import build_detector
-from tailseg.predict import Model, export_predictions, predict_files, to_picture
+from tailseg.predict import Model
+from tailseg.predict import model as module
+from tailseg.predict.writing import Request, predict_files
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.values import override
-
-SETTINGS = (
-    "model.backbone.pretrained=false",
-    "model.neck.channels=16",
-    "model.rpn={pre_nms_test: 50, post_nms_test: 20}",
-    "model.box_head.width=32",
-    "model.mask_head={channels: 8, convs: 1}",
-    "data={test_short_edge: 64, long_edge: 96}",
-    "test.max_detections=9",
-)
-CATEGORIES = (Category(5, "fork", "f", 9, 9), Category(7, "egg_cup", "r", 1, 1), Category(40, "owl", "c", 3, 3))
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of random weights."""
-    torch.manual_seed(0)
-    recipe = resolve("demo/seesaw", SETTINGS)
-    path = tmp_path_factory.mktemp("model") / "m.safetensors"
-    save_model(path, build_detector(recipe, len(CATEGORIES)), recipe, CATEGORIES, step=0)
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(path: Path) -> Model:
-    return tailseg.load(path, "cpu")
-
-
-@pytest.fixture(scope="module")
-def picture() -> np.ndarray:
-    """60 x 80 pixels of coloured rectangles."""
-    pixels = np.full((60, 80, 3), 120, np.uint8)
-    pixels[10:40, 20:50] = (250, 30, 20)
-    pixels[30:55, 55:75] = (10, 40, 240)
-    return pixels
 
 
 def assert_equal(one: Any, other: Any) -> None:
@@ -66,6 +32,14 @@ def assert_equal(one: Any, other: Any) -> None:
         assert torch.equal(getattr(one, field), getattr(other, field))
     assert (one.mask_scores is None) == (other.mask_scores is None)
     assert one.mask_scores is None or torch.equal(one.mask_scores, other.mask_scores)
+
+
+def assert_close(one: Any, other: Any) -> None:
+    """Equal but for the rounding of sums in another order."""
+    assert one.image_hw == other.image_hw
+    assert torch.equal(one.labels, other.labels)
+    for field in ("boxes", "scores", "masks"):
+        torch.testing.assert_close(getattr(one.raw, field), getattr(other.raw, field), rtol=1e-4, atol=1e-4)
 
 
 def test_every_kind_of_input_gives_the_same(model: Model, picture: np.ndarray, tmp_path: Path) -> None:
@@ -78,14 +52,161 @@ def test_every_kind_of_input_gives_the_same(model: Model, picture: np.ndarray, t
     assert bool((found.boxes <= torch.tensor([80.0, 60, 80, 60]) + 1e-4).all())
     assert torch.equal(found.scores, found.scores.sort(descending=True).values)
     assert set(found.labels.tolist()) <= {0, 1, 2}
+    content = (tmp_path / "p.png").read_bytes()
     for image in (
         tmp_path / "p.png",
         str(tmp_path / "p.png"),
         Image.fromarray(picture),
         torch.from_numpy(picture).permute(2, 0, 1),
+        torch.from_numpy(picture).permute(2, 0, 1) / 255,
         picture[::-1][::-1],
+        content,
+        bytearray(content),
+        io.BytesIO(content),
     ):
-        assert_equal(model.predict(image), found)
+        one = model.predict(image)
+        assert isinstance(one, tailseg.Detections)
+        assert_equal(one, found)
+    with (tmp_path / "p.png").open("rb") as file:
+        assert_equal(model.predict(file), found)
+    assert_equal(model.predict(picture[:, :, ::-1], bgr=True), found)
+    assert_equal(model.predict(str(tmp_path / "p.png"), bgr=True), found)  # files are no arrays
+
+
+def test_many_pictures_give_a_list_or_a_stream(model: Model, picture: np.ndarray, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        Image.fromarray(picture[: 60 - 10 * (name == "b.png")]).save(tmp_path / name)
+    first, second = model.predict(tmp_path / "a.png"), model.predict(tmp_path / "b.png")
+    listed = model.predict([tmp_path / "a.png", picture[:50], Image.fromarray(picture)])
+    assert isinstance(listed, list)
+    assert isinstance(model.predict((picture,)), list)
+    for one, other in zip(listed, (first, second, first), strict=True):
+        assert_close(one, other)
+    assert [one.source for one in listed] == [str(tmp_path / "a.png"), "image 1", "image 2"]
+    assert model.predict([]) == []
+    for source in (tmp_path, str(tmp_path / "*.png"), (tmp_path / name for name in ("a.png", "b.png", "c.png"))):
+        stream = model.predict(source)
+        assert isinstance(stream, Iterator)
+        found = list(stream)
+        assert [Path(one.source or "").name for one in found] == ["a.png", "b.png", "c.png"]
+        for one, other in zip(found, (first, second, first), strict=True):
+            assert_close(one, other)
+    inside_a_list = model.predict([tmp_path, picture])
+    assert [len(one) for one in inside_a_list] == [len(one) for one in (first, second, first, first)]
+
+
+def test_a_batch_gives_what_one_picture_at_a_time_gives(path: Path, picture: np.ndarray) -> None:
+    """Pictures of two padded sizes in turn, and more of them than a batch holds."""
+    model = tailseg.load(path, "cpu")
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (60, 80, 3) if i % 3 else (80, 60, 3), np.uint8) for i in range(7)]
+    sizes: list[int] = []
+    model.detector.backbone.register_forward_pre_hook(lambda _module, inputs: sizes.append(len(inputs[0])))
+    together, alone = model.predict(pictures, batch=4), model.predict(pictures, batch=1)
+    assert sizes == [2, 2, 2, 1] + [1] * 7
+    for one, other in zip(together, alone, strict=True):
+        assert len(one) > 0
+        assert_close(one, other)
+
+
+def test_a_stream_looks_no_further_ahead_than_a_batch(model: Model, picture: np.ndarray) -> None:
+    taken: list[int] = []
+
+    def endless() -> Iterator[np.ndarray]:
+        for i in itertools.count():
+            taken.append(i)
+            yield picture
+
+    stream = model.predict(endless(), batch=3)
+    assert taken == []
+    for _ in range(4):
+        next(stream)
+    assert taken == list(range(6))
+
+
+def test_broken_files(model: Model, picture: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One picture and a list raise; a stream leaves them out, says so, and goes on."""
+    for name in ("a.png", "c.png"):
+        Image.fromarray(picture).save(tmp_path / name)
+    broken = tmp_path / "b.png"
+    broken.write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    for source in (broken, [tmp_path / "a.png", broken], [tmp_path / "none.png"], b"no image", b""):
+        with pytest.raises(UserError):
+            model.predict(source)
+    paths = [tmp_path / name for name in ("a.png", "b.png", "gone.png", "c.png")]
+    for source, faults in ((tmp_path, [broken]), (iter(paths), paths[1:3]), (iter([*paths, tmp_path / "none"]), [])):
+        caplog.clear()
+        found = list(model.predict(source, batch=2))
+        assert [one.source for one in found] == [str(paths[0]), str(paths[3])]
+        said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert said[-1].endswith("pictures could not be read and were left out.")
+        assert all(str(fault) in line for fault, line in zip(faults, said, strict=False))
+        assert len(said) == 1 + (len(faults) or 3)
+
+
+@pytest.mark.parametrize(
+    ("source", "received"),
+    [(None, "NoneType"), (3, "int"), ({"a.jpg": 1}, "dict"), ({"a.jpg"}, "set"), (io.StringIO("a.jpg"), "StringIO")],
+)
+def test_anything_else_is_a_type_error(model: Model, source: Any, received: str) -> None:
+    for given in (source, [source]):
+        with pytest.raises(TypeError) as error:
+            model.predict(given)
+        assert str(error.value) == (
+            "predict takes a path, folder, glob pattern, http(s) address, video file, Pillow image, array, tensor, "
+            f"bytes, or a list or iterator of these; received {received}"
+        )
+
+
+def test_score_classes_and_number(model: Model, picture: np.ndarray) -> None:
+    every = model.predict(picture, score=0, max_detections=1000)
+    assert len(every) > 9  # more than the recipe keeps
+    assert float(every.scores.min()) < model.recipe.test.score_threshold
+    level = float(every.scores[len(every) // 2])
+    some = model.predict(picture, score=level, max_detections=1000)
+    assert torch.equal(some.scores, every.scores[every.scores >= level])
+    assert torch.equal(model.predict(picture, max_detections=3).scores, every.scores[:3])
+    owls = model.predict(picture, classes="owl", score=0, max_detections=1000)
+    assert set(owls.names) == {"owl"}
+    assert torch.equal(owls.scores, every.scores[every.labels == 2])
+    for classes in ([7, "owl"], ("owl", "egg_cup"), ["owl", 40, 7]):
+        found = model.predict(picture, classes=classes, score=0, max_detections=1000)
+        assert set(found.names) == {"owl", "egg_cup"}
+    assert_equal(model.predict(picture, classes=7), model.predict(picture, classes=["egg_cup"]))
+    assert len(model.predict(picture, classes=[])) == 0
+    assert len(model.predict(picture, score=1)) == 0
+    for classes, sentence in (
+        ("egg cup", "the model has no class 'egg cup'; the nearest is 'egg_cup'"),
+        ([5, 6], "the model has no class of id 6; its ids lie between 5 and 40"),
+    ):
+        with pytest.raises(UserError) as error:
+            model.predict(picture, classes=classes)
+        assert str(error.value) == sentence
+
+
+def test_the_same_choice_among_averaged_views(path: Path, picture: np.ndarray) -> None:
+    model = tailseg.load(path, "cpu", TTA)
+    every = model.predict(picture, score=0, max_detections=1000)
+    level = float(every.scores[len(every) // 2])
+    found = model.predict([picture, picture], score=level, classes=["owl"], max_detections=2)
+    wanted = every.scores[(every.labels == 2) & (every.scores >= level)][:2]
+    assert [one.scores.tolist() for one in found] == [wanted.tolist()] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"score": 1.5}, "expected a score from 0 to 1, received 1.5"),
+        ({"max_detections": 0}, "expected max_detections of at least 1, received 0"),
+        ({"batch": 0}, "expected a batch of at least one picture, received 0"),
+        ({"slices": 0}, "expected slices of at least one pixel, received 0"),
+        ({"overlap": 1.0}, "expected an overlap from 0 to 0.9, received 1.0"),
+    ],
+)
+def test_options_out_of_range(model: Model, picture: np.ndarray, options: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match="expected") as error:
+        model.predict(picture, **options)
+    assert str(error.value) == sentence
 
 
 def test_load_gives_the_saved_model(path: Path, model: Model, picture: np.ndarray) -> None:
@@ -146,7 +267,7 @@ def test_a_small_file_cannot_claim_a_large_model(path: Path, tmp_path: Path, mon
         devices.append(next(detector.parameters()).device.type)
         return detector
 
-    monkeypatch.setattr(predict, "build_detector", noted)
+    monkeypatch.setattr(module, "build_detector", noted)
     with pytest.raises(UserError, match="edited: does not fit its recipe, first at"):
         tailseg.load(tmp_path / "edited")
     assert devices == ["meta"]
@@ -177,95 +298,11 @@ def test_attacks_by_model_files_are_one_sentence(path: Path, tmp_path: Path) -> 
         tailseg.load(edited)
 
 
-def test_modes_are_shown_as_people_see_them(picture: np.ndarray) -> None:
-    grey = Image.fromarray(picture).convert("L")
-    assert np.array_equal(to_picture(grey), np.repeat(np.asarray(grey)[:, :, None], 3, axis=2))
-    turned = Image.fromarray(picture)
-    turned.getexif()[0x0112] = 6  # to be turned by 90 degrees clockwise
-    assert np.array_equal(to_picture(turned), np.rot90(picture, -1))
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "CMYK", "I;16"])
-def test_a_pillow_image_is_read_as_its_file_is(mode: str, picture: np.ndarray, tmp_path: Path) -> None:
-    if mode == "I;16":
-        image = Image.fromarray((picture[:, :, 0].astype(np.uint16) << 8) + 7)
-    else:
-        image = Image.fromarray(picture).convert(mode)
-    if mode in ("RGBA", "LA"):
-        alpha = np.zeros((60, 80), np.uint8)
-        alpha[:, 40:] = 255
-        image.putalpha(Image.fromarray(alpha))
-    file = tmp_path / ("p.tif" if mode == "CMYK" else "p.png")
-    image.save(file)
-    assert np.array_equal(to_picture(image), to_picture(file))
-
-
-@pytest.mark.parametrize(
-    "image",
-    [
-        np.zeros((4, 4), np.uint8),
-        np.zeros((3, 4, 4), np.uint8),
-        np.zeros((4, 4, 4), np.uint8),
-        np.zeros((4, 4, 3), np.float32),
-        np.zeros((0, 4, 3), np.uint8),
-        torch.zeros(4, 4, 3, dtype=torch.uint8),
-        torch.zeros(3, 4, 4),
-        torch.zeros(1, 3, 4, 4, dtype=torch.uint8),
-        torch.zeros(3, 4, 0, dtype=torch.uint8),
-    ],
-)
-def test_arrays_of_another_shape(model: Model, image: Any) -> None:
-    with pytest.raises(ValueError, match=r"^expected a uint8 (array \(H, W, 3\)|tensor \(3, H, W\)), received"):
-        model.predict(image)
-
-
 @pytest.mark.parametrize("hw", [(1, 1), (1, 500), (500, 1), (3, 2)])
 def test_images_of_odd_shapes(model: Model, hw: tuple[int, int]) -> None:
     found = model.predict(np.full((*hw, 3), 90, np.uint8))
     assert found.image_hw == hw
     assert bool(found.boxes.isfinite().all())
-
-
-def test_files(model: Model, picture: np.ndarray, tmp_path: Path) -> None:
-    folders = [tmp_path / name for name in ("a", "b")]
-    for folder in folders:
-        folder.mkdir()
-        Image.fromarray(picture).save(folder / "p.png")
-    (tmp_path / "broken.png").write_bytes((tmp_path / "a" / "p.png").read_bytes()[:60])
-    (tmp_path / "text.jpg").write_text("no image")
-    images = [folders[0] / "p.png", tmp_path / "broken.png", tmp_path / "gone.png", tmp_path / "text.jpg"]
-    images += [folders[1] / "p.png", folders[0] / "p.png"]
-    out = tmp_path / "new" / "out"
-    faults = predict_files(model, images, out, min_score=0, show=False)
-    assert [str(name) in fault for name, fault in zip(images[1:4], faults, strict=True)] == [True] * 3
-    assert not any("\n" in fault for fault in faults)
-    assert sorted(path.name for path in out.iterdir()) == [
-        "p-2.json", "p-2.png", "p-3.json", "p-3.png", "p.json", "p.png",
-    ]  # fmt: skip
-    content = json.loads((out / "p-2.json").read_text())
-    found = model.predict(picture)
-    assert content["image"] == str(folders[1] / "p.png")
-    assert (content["height"], content["width"]) == (60, 80)
-    assert [row["score"] for row in content["detections"]] == pytest.approx(found.scores.tolist())
-    assert predict_files(model, [], out, show=False) == []
-    assert predict_files(model, images[:1], out, min_score=1, show=False) == []  # written again under its own name
-    assert json.loads((out / "p.json").read_text())["detections"] == []
-    with pytest.raises(UserError, match=r"p\.json: the folder cannot be made"):
-        predict_files(model, images, out / "p.json", show=False)
-
-
-def test_inputs_are_never_written_over(model: Model, picture: np.ndarray, tmp_path: Path) -> None:
-    """In the folder of the results, by a link, and as a twin that comes earlier in the list."""
-    for name in ("p.png", "q.png"):
-        Image.fromarray(picture).save(tmp_path / name)
-    (tmp_path / "q-2.png").write_bytes((tmp_path / "q.png").read_bytes())
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.symlink_to(tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
-    inputs = [elsewhere / "q.png", tmp_path / "q-2.png", tmp_path / "p.png"]
-    assert predict_files(model, inputs, tmp_path, show=False) == []
-    assert {name: (tmp_path / name).read_bytes() for name in before} == before
-    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["p-2.json", "q-2-2.json", "q-3.json"]
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +329,7 @@ def test_mask_scores_are_kept_and_written(scoring: Path, picture: np.ndarray, tm
     assert torch.equal(found.scores, found.scores.sort(descending=True).values)
     assert_equal(tailseg.load(scoring, "cpu").predict(picture), found)
     Image.fromarray(picture).save(tmp_path / "p.png")
-    assert predict_files(model, [tmp_path / "p.png"], tmp_path / "out", min_score=0, show=False) == []
+    assert predict_files(model, Request([tmp_path / "p.png"], min_score=0.05), tmp_path / "out").faults == []
     rows = json.loads((tmp_path / "out" / "p.json").read_text())["detections"]
     assert [row["mask_score"] for row in rows] == pytest.approx(found.mask_scores.tolist())
     assert [row["score"] for row in rows] == pytest.approx(found.scores.tolist())
@@ -345,53 +382,3 @@ def test_images_are_padded_to_what_the_neck_asks_for(
     assert shapes[0] == plain
     assert len(shapes[1:]) == 3 * 4 - 2
     assert set(shapes[1:]) == views
-
-
-@pytest.fixture
-def photographs(picture: np.ndarray, tmp_path: Path) -> list[Path]:
-    """Two of the same name, one of them turned by the camera, and a broken one."""
-    paths = [tmp_path / "a" / "p q.jpg", tmp_path / "b" / "p q.jpg", tmp_path / "broken.png"]
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    for path, kept in zip(paths, (Image.Exif(), exif, None), strict=True):
-        path.parent.mkdir(exist_ok=True)
-        if kept is not None:
-            Image.fromarray(picture).save(path, exif=kept)
-    paths[2].write_bytes(b"no image")
-    return paths
-
-
-@pytest.mark.parametrize("kind", ["coco", "yolo", "labelme", "cvat"])
-def test_predictions_that_a_tool_can_open(
-    kind: str, path: Path, model: Model, photographs: list[Path], tmp_path: Path
-) -> None:
-    """Through the command and back by the importers: the same classes, and masks that differ by their outlines only."""
-    out = tmp_path / "out"
-    score = float(model.predict(photographs[0]).scores[4])
-    done = tailseg_command("predict", path, *photographs, "--out", out, "--format", kind, "--score", score, "--quiet")
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"tailseg: {photographs[2]}: ")
-    found = [model.predict(image) for image in photographs[:2]]
-    found = [one[one.scores >= score] for one in found]
-    count = sum(map(len, found))
-    assert done.stdout.splitlines()[0] == f"2 of 3 images with {count} objects in {out}"
-    assert "- 1 images renamed" in done.stdout
-    again = read_again(READERS[kind](out))["train"]
-    assert set(again) == {image.read_bytes() for image in photographs[:2]}
-    for image, one in zip(photographs, found, strict=False):
-        objects = again[image.read_bytes()]
-        for item, expected in zip(objects, one.to_dict()["detections"], strict=True):
-            assert item["name"] == expected["category"]
-            ours, theirs = item["pixels"], rle.decode(expected["segmentation"])
-            assert (ours & theirs).sum() >= 0.9 * (ours | theirs).sum()
-            assert kind != "coco" or item["score"] == expected["score"]
-
-
-def test_no_format_is_written_without_an_image(path: Path, photographs: list[Path], tmp_path: Path) -> None:
-    line = ("predict", path, photographs[2], "--out", tmp_path / "out", "--quiet", "--format")
-    assert_refused(tailseg_command(*line, "coco"), str(photographs[2]))
-    assert not (tmp_path / "out").exists()
-    assert tailseg_command(*line, "voc").returncode == 2
-    exported, faults = export_predictions(tailseg.load(path, "cpu"), [], tmp_path / "out", "yolo", show=False)
-    assert (exported.images, faults) == ({"": 0}, [])
-    assert_refused(tailseg_command(*line, "coco"), "is not empty")

@@ -1,0 +1,125 @@
+"""Prediction on a long stream of pictures: does memory stay where it is, and what do batches bring?
+
+    python benchmarks/predicting.py                       # CPU, some minutes of two cores
+    python benchmarks/predicting.py --device cuda
+
+Memory: a generator hands `Model.predict` ten thousand small pictures, one after the other, and looks at every result.
+The resident set is read at each tenth of the way; what it grew from the first tenth to the highest later reading is
+what the stream keeps. Beside it stands what a list of the same results would keep.
+
+Time: batches of ``--batch`` pictures against one at a time, through `Model.predict` in both cases, in turn, on pictures
+of one size.
+
+The model is `demo/seesaw` with random weights; its threshold is 0, so that every picture has ``--detections`` objects.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it
+
+import harness
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import tailseg
+from tailseg.checkpoint import save_model
+from tailseg.data.annotations.annotations import Category
+from tailseg.model.build import build_detector
+from tailseg.recipes.resolve import resolve
+
+CLASSES = 20
+
+
+def pictures(count: int, side: int) -> Iterator[NDArray[np.uint8]]:
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        yield rng.integers(0, 256, (side, side, 3), np.uint8)
+
+
+def random_model(options: argparse.Namespace) -> tailseg.Model:
+    """By way of a file, as users come by one."""
+    torch.manual_seed(0)
+    settings = ["model.backbone.pretrained=false", "test.score_threshold=0", *options.set]
+    recipe = resolve("demo/seesaw", [*settings, f"test.max_detections={options.detections}"])
+    categories = tuple(Category(i + 1, f"class {i}", "f", 20, 20) for i in range(CLASSES))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.safetensors"
+        save_model(path, build_detector(recipe, CLASSES), recipe, categories, step=0)
+        return tailseg.load(path, options.device)
+
+
+def stream_memory(options: argparse.Namespace) -> dict[str, Any]:
+    """Resident bytes along a stream."""
+    model = random_model(options)
+    readings, objects, kept = [], 0, 0
+    tenth = max(1, options.pictures // 10)
+    for done, found in enumerate(model.predict(pictures(options.pictures, options.side), batch=options.batch), start=1):
+        objects += len(found)
+        raw = found.raw
+        kept += found.picture.nbytes + sum(t.nbytes for t in (raw.boxes, raw.scores, raw.labels, raw.masks))
+        if done % tenth == 0:
+            readings.append(harness.resident("VmRSS"))
+    return {
+        "pictures": options.pictures,
+        "objects": objects,
+        "resident_bytes": readings,
+        "growth_bytes": max(readings[1:], default=readings[0]) - readings[0],
+        "as_a_list_bytes": kept,
+    }
+
+
+def batch_times(options: argparse.Namespace) -> dict[str, Any]:
+    model, device = random_model(options), torch.device(options.device)
+    few = list(pictures(options.timed, options.side))
+    cases = {
+        "batched": lambda: model.predict(few, batch=options.batch),
+        "one at a time": lambda: model.predict(few, batch=1),
+    }
+    harness.in_turn(cases, 1, device)  # the first calls allocate
+    times = harness.in_turn(cases, options.repeats, device)
+    return {
+        **{name: harness.summary(each, options.timed) for name, each in times.items()},
+        "speedup": harness.speedup(times["batched"], times["one at a time"]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--pictures", type=int, default=10_000)
+    parser.add_argument("--side", type=int, default=64, help="of a picture, in pixels")
+    parser.add_argument("--detections", type=int, default=20, help="of a picture")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--timed", type=int, default=64, help="pictures of a timed call")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--set", action="append", default=["data={test_short_edge: 64, long_edge: 64}"])
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    device = harness.require_device(options.device)
+    memory = harness.in_own_process(stream_memory, options)
+    growth, kept = memory["growth_bytes"], memory["as_a_list_bytes"]
+    print(
+        f"{memory['pictures']} pictures, {memory['objects']} objects: resident memory grew by {growth / 2**20:.1f} MiB"
+    )
+    print(f"from the first tenth on; a list of the results would hold {kept / 2**20:.0f} MiB")
+    times = batch_times(options)
+    ratio = times["speedup"]["clock"]
+    print(
+        f"batches of {options.batch}: x {ratio['of_medians']:.2f} ({ratio['smallest']:.2f}-{ratio['largest']:.2f}) "
+        f"as fast as one at a time ({times['one at a time']['images_per_second']:.1f} pictures/s)"
+    )
+    settings = {name: value for name, value in vars(options).items() if name != "out"}
+    content = {"machine": harness.machine(device), "settings": settings, "memory": memory, "time": times}
+    harness.write_json(options.out or harness.RESULTS / f"predicting-{device.type}.json", content)
+
+
+if __name__ == "__main__":
+    main()

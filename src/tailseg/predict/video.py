@@ -1,0 +1,150 @@
+"""Video files: their frames one at a time, and a new file of drawn frames."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tailseg.errors import UserError
+
+# Read by OpenCV when it opens its first video: what FFmpeg has to say about a faulty one is told in a sentence.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+logger = logging.getLogger(__name__)
+
+Picture = NDArray[np.uint8]  # (H, W, 3) RGB
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ogv", ".3gp", ".mts")
+USUAL_FPS = 25.0  # taken where a file does not state its own
+_SLACK = 0.05  # share of the frames that a container may state too many: some only estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """A video file that can be decoded; see `open_video`."""
+
+    path: Path
+    fps: float  # frames a second; `USUAL_FPS` where the file states none
+    stated_frames: int  # 0 where the file does not say
+
+    def frames(self) -> Iterator[Picture]:
+        """The frames, each (H, W, 3) uint8 RGB, upright, decoded as they are asked for.
+
+        A warning says so if the file ends before all frames came that it states.
+        """
+        count = 0
+        capture = _open(self.path)
+        try:
+            while True:
+                good, frame = capture.read()
+                if not good:
+                    break
+                count += 1
+                yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+        finally:
+            capture.release()
+        if count < math.floor(self.stated_frames * (1 - _SLACK)):
+            logger.warning(
+                "%s: only the first %d of %d frames can be decoded; copy or convert it again",
+                self.path, count, self.stated_frames,
+            )  # fmt: skip
+
+
+def is_video(path: Path) -> bool:
+    """Return whether a name ends like a video's."""
+    return path.name.lower().endswith(VIDEO_SUFFIXES)
+
+
+def open_video(path: Path) -> Video:
+    """A video file, known to be there and to have a first frame.
+
+    Raises:
+        UserError: it cannot be decoded.
+    """
+    capture = _open(path)
+    try:
+        good, _ = capture.read()
+        fps = float(capture.get(cv2.CAP_PROP_FPS))
+        stated = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    finally:
+        capture.release()
+    if not good:
+        raise UserError(f"{path}: no frame of the video can be decoded; convert it to H.264 in an .mp4 file")
+    if not (math.isfinite(fps) and 0 < fps <= 1000):
+        logger.warning("%s: does not state its frames a second; taken as %g", path, USUAL_FPS)
+        fps = USUAL_FPS
+    return Video(path, fps, int(stated) if math.isfinite(stated) and 0 < stated < 1e9 else 0)
+
+
+def _open(path: Path) -> cv2.VideoCapture:
+    if not path.is_file():
+        raise UserError(f"{path}: no such video; check the path")
+    with _quiet():
+        # By its absolute name, in which FFmpeg sees no protocol, and by FFmpeg alone: another of OpenCV's readers takes
+        # names for patterns of files.
+        capture = cv2.VideoCapture(os.path.abspath(path), cv2.CAP_FFMPEG)
+    if not capture.isOpened():
+        raise UserError(f"{path}: not a video that can be decoded; convert it to H.264 in an .mp4 file")
+    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
+    return capture
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+
+
+class VideoFile:
+    """A new .mp4 file (MPEG-4 Part 2), which has the size of its first frame. As a context, it closes the file.
+
+    Args:
+        path: of the file; what is there is replaced.
+        fps: frames a second.
+    """
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self.path = path
+        self.fps = fps
+        self._writer: cv2.VideoWriter | None = None
+
+    def __enter__(self) -> VideoFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.release()
+
+    def add(self, frame: Picture) -> None:
+        """Append a frame (H, W, 3) uint8 RGB; an odd side gets a row or column more, as the format wants even ones.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        height, width = frame.shape[:2]
+        even = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        if self._writer is None:
+            self._writer = self._begin((even.shape[1], even.shape[0]))
+        self._writer.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
+
+    def _begin(self, size: tuple[int, int]) -> cv2.VideoWriter:
+        with _quiet():
+            code = cv2.VideoWriter.fourcc(*"mp4v")
+            writer = cv2.VideoWriter(os.path.abspath(self.path), cv2.CAP_FFMPEG, code, self.fps, size)
+        if not writer.isOpened():
+            raise UserError(f"{self.path}: the video cannot be written; make room or choose another --out")
+        return writer

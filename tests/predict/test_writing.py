@@ -1,0 +1,194 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from export_sets import read_again
+from hotcoco import mask as rle
+from PIL import Image
+from predictions import rectangles
+from tiny import assert_done, assert_refused
+from tiny import tailseg as tailseg_command
+
+import tailseg
+from tailseg.data.importers.convert import READERS
+from tailseg.errors import UserError
+from tailseg.predict import Model
+from tailseg.predict.writing import Request, Tally, export_predictions, predict_files
+
+
+def test_files(model: Model, picture: np.ndarray, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        folder.mkdir()
+        Image.fromarray(picture).save(folder / "p.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "a" / "p.png").read_bytes()[:60])
+    (tmp_path / "text.jpg").write_text("no image")
+    images = [folders[0] / "p.png", tmp_path / "broken.png", tmp_path / "gone.png", tmp_path / "text.jpg"]
+    images += [folders[1] / "p.png", folders[0] / "p.png"]
+    out = tmp_path / "new" / "out"
+    faults = predict_files(model, Request(images, min_score=0, show=False), out).faults
+    assert [str(name) in fault for name, fault in zip(images[1:4], faults, strict=True)] == [True] * 3
+    assert not any("\n" in fault for fault in faults)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "p-2.json", "p-2.png", "p-3.json", "p-3.png", "p.json", "p.png",
+    ]  # fmt: skip
+    content = json.loads((out / "p-2.json").read_text())
+    found = model.predict(picture)
+    assert content["image"] == str(folders[1] / "p.png")
+    assert (content["height"], content["width"]) == (60, 80)
+    assert [row["score"] for row in content["detections"]] == pytest.approx(found.scores.tolist())
+    assert predict_files(model, Request([]), out) == Tally(floor=model.recipe.test.score_threshold)
+    again = predict_files(model, Request(images[:1], min_score=1), out)  # written again under its own name
+    assert again == Tally(1, 0, 1, float(found.scores[0]), model.recipe.test.score_threshold)
+    assert json.loads((out / "p.json").read_text())["detections"] == []
+    with pytest.raises(UserError, match=r"p\.json: the folder cannot be made"):
+        predict_files(model, Request(images), out / "p.json")
+
+
+def test_inputs_are_never_written_over(model: Model, picture: np.ndarray, tmp_path: Path) -> None:
+    """In the folder of the results, by a link, and as a twin that comes earlier in the list."""
+    for name in ("p.png", "q.png"):
+        Image.fromarray(picture).save(tmp_path / name)
+    (tmp_path / "q-2.png").write_bytes((tmp_path / "q.png").read_bytes())
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.symlink_to(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
+    inputs = [elsewhere / "q.png", tmp_path / "q-2.png", tmp_path / "p.png"]
+    assert predict_files(model, Request(inputs), tmp_path).faults == []
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["p-2.json", "q-2-2.json", "q-3.json"]
+
+
+@pytest.fixture
+def photographs(picture: np.ndarray, tmp_path: Path) -> list[Path]:
+    """Two of the same name, one of them turned by the camera, and a broken one."""
+    paths = [tmp_path / "a" / "p q.jpg", tmp_path / "b" / "p q.jpg", tmp_path / "broken.png"]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for path, kept in zip(paths, (Image.Exif(), exif, None), strict=True):
+        path.parent.mkdir(exist_ok=True)
+        if kept is not None:
+            Image.fromarray(picture).save(path, exif=kept)
+    paths[2].write_bytes(b"no image")
+    return paths
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo", "labelme", "cvat"])
+def test_predictions_that_a_tool_can_open(
+    kind: str, path: Path, model: Model, photographs: list[Path], tmp_path: Path
+) -> None:
+    """Through the command and back by the importers: the same classes, and masks that differ by their outlines only."""
+    out = tmp_path / "out"
+    score = float(model.predict(photographs[0]).scores[4])
+    done = tailseg_command("predict", path, *photographs, "--out", out, "--format", kind, "--score", score, "--quiet")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"tailseg: {photographs[2]}: ")
+    found = [model.predict(image) for image in photographs[:2]]
+    found = [one[one.scores >= score] for one in found]
+    count = sum(map(len, found))
+    assert done.stdout.splitlines()[:2] == [
+        f"2 pictures, {count} objects, 0 empty, 1 not readable", f"{kind} set in {out}",
+    ]  # fmt: skip
+    assert "- 1 images renamed" in done.stdout
+    again = read_again(READERS[kind](out))["train"]
+    assert set(again) == {image.read_bytes() for image in photographs[:2]}
+    for image, one in zip(photographs, found, strict=False):
+        objects = again[image.read_bytes()]
+        for item, expected in zip(objects, one.to_dict()["detections"], strict=True):
+            assert item["name"] == expected["category"]
+            ours, theirs = item["pixels"], rle.decode(expected["segmentation"])
+            assert (ours & theirs).sum() >= 0.9 * (ours | theirs).sum()
+            assert kind != "coco" or item["score"] == expected["score"]
+
+
+def test_no_format_is_written_without_an_image(path: Path, photographs: list[Path], tmp_path: Path) -> None:
+    line = ("predict", path, photographs[2], "--out", tmp_path / "out", "--quiet", "--format")
+    assert_refused(tailseg_command(*line, "coco"), str(photographs[2]))
+    assert not (tmp_path / "out").exists()
+    assert tailseg_command(*line, "voc").returncode == 2
+    exported, tally = export_predictions(tailseg.load(path, "cpu"), Request([]), tmp_path / "out", "yolo")
+    assert (exported.images, tally.pictures, tally.faults) == ({"": 0}, 0, [])
+    assert_refused(tailseg_command(*line, "coco"), "is not empty")
+
+
+def test_folders_patterns_and_a_limit(path: Path, photographs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "a" / "notes.txt").write_text("")
+    line = ("predict", path, tmp_path / "a", f"{tmp_path}/b/*.jpg", "--out", out, "--score", 0)
+    done = tailseg_command(*line)
+    assert_done(done)
+    assert done.stdout == f"2 pictures, 18 objects, 0 empty\nPictures and JSON in {out}\n"
+    assert "1 files that are no images left out." in done.stderr
+    assert sorted(file.name for file in out.iterdir()) == ["p q-2.json", "p q-2.png", "p q.json", "p q.png"]
+    done = tailseg_command(*line[:-3], tmp_path / "json", "--limit", 1, "--format", "json", "--score", 0, "--quiet")
+    assert done.stdout == f"1 picture, 9 objects, 0 empty\nJSON in {tmp_path / 'json'}\n"
+    assert [file.name for file in (tmp_path / "json").iterdir()] == ["p q.json"]
+    assert done.stderr == ""
+
+
+def test_what_cannot_be_opened_is_counted(path: Path, photographs: list[Path], tmp_path: Path) -> None:
+    """An empty folder, a pattern without images and a missing file do not stop the others."""
+    (tmp_path / "none").mkdir()
+    sources = (tmp_path / "none", photographs[0], f"{tmp_path}/*.gif", *(tmp_path / f"gone-{i}.jpg" for i in range(5)))
+    done = tailseg_command("predict", path, *sources, "--out", tmp_path / "out", "--score", 0, "--quiet")
+    assert_refused(done, "none: there is no image in the folder", "*.gif: no image fits", "gone-2.jpg: no such image")
+    assert done.stderr.rstrip().endswith("; and 2 more")
+    assert done.stdout.startswith("1 picture, 9 objects, 0 empty, 7 not readable\n")
+
+
+def test_nothing_found_names_a_score_to_try(path: Path, model: Model, photographs: list[Path], tmp_path: Path) -> None:
+    best = float(model.predict(photographs[0]).scores[0])
+    line = ("predict", path, photographs[0], "--out", tmp_path / "out", "--quiet")
+    first = tailseg_command(*line, "--score", 1).stdout.splitlines()[0]
+    stated, advised = (float(word.rstrip(";")) for word in (first.split()[-4], first.split()[-1]))
+    assert first.startswith("1 picture, 0 objects, 1 empty: the best score there is ")
+    assert stated == pytest.approx(best, rel=0.05)
+    assert best * 0.5 < advised <= best
+    assert tailseg_command(*line, "--score", advised).stdout.splitlines()[0].endswith(" 0 empty")
+
+
+@pytest.mark.parametrize(
+    ("tally", "sentence"),
+    [
+        (Tally(41, 212, 3, 0.31), "41 pictures, 212 objects, 3 empty"),
+        (Tally(4, 1, 3, 0.31), "4 pictures, 1 object, 3 empty: the best score there is 0.31; try --score 0.3"),
+        (Tally(1, 0, 1, 0.3), "1 picture, 0 objects, 1 empty: the best score there is 0.3; try --score 0.3"),
+        (Tally(1, 0, 1, 0.0479), "1 picture, 0 objects, 1 empty: the best score there is 0.048; try --score 0.04"),
+        (
+            Tally(2, 0, 2, floor=0.05),
+            "2 pictures, 0 objects, 2 empty: nothing there reaches a score of 0.05, the lowest looked for",
+        ),
+        (Tally(faults=["a"]), "0 pictures, 0 objects, 0 empty, 1 not readable"),
+    ],
+)
+def test_the_counts(tally: Tally, sentence: str) -> None:
+    assert tally.sentence() == sentence
+
+
+def test_a_score_below_the_recipes_own(path: Path, photographs: list[Path], tmp_path: Path) -> None:
+    """The recipe's threshold bounds what is found only where no lower score is asked for."""
+    line = ("predict", path, photographs[0], "--set", "test.score_threshold=0.99", "--quiet", "--out")
+    low, high = (tailseg_command(*line, tmp_path / str(score), "--score", score) for score in (0, 0.995))
+    assert low.stdout.startswith("1 picture, 9 objects, 0 empty\n")
+    assert high.stdout.startswith("1 picture, 0 objects, 1 empty: nothing there reaches a score of 0.99, ")
+
+
+def test_slices_on_the_command_line(path: Path, model: Model, tmp_path: Path) -> None:
+    Image.fromarray(np.tile(rectangles(), (2, 2, 1))).save(tmp_path / "p.png")
+    options = ("--slices", 80, "--overlap", 0.25, "--score", 0, "--format", "json", "--quiet")
+    assert_done(tailseg_command("predict", path, tmp_path / "p.png", "--out", tmp_path, *options))
+    rows = json.loads((tmp_path / "p.json").read_text())["detections"]
+    found = model.predict(tmp_path / "p.png", slices=80, overlap=0.25, score=0)
+    assert len(found) > 9
+    assert [row["score"] for row in rows] == pytest.approx(found.scores.tolist(), abs=1e-4)
+
+
+def test_results_inside_of_the_folder_are_no_pictures_the_next_time(
+    path: Path, photographs: list[Path], tmp_path: Path
+) -> None:
+    line = ("predict", path, tmp_path / "a", "--out", tmp_path / "a" / "out", "--score", 0, "--quiet")
+    first, again = tailseg_command(*line), tailseg_command(*line)
+    assert_done(first)
+    assert first.stdout == again.stdout
+    assert first.stdout.startswith("1 picture, 9 objects")
