@@ -1,6 +1,6 @@
 """The objects of a large picture with SAHI, and how `slices=` of tailseg compares.
 
-    pip install tailseg && pip install --no-deps sahi && pip install fire shapely
+    pip install tailseg && pip install --no-deps sahi && pip install click fire requests shapely tqdm
     python examples/sahi_slices.py MODEL PICTURE [--side 640]
 
 `TailsegModel` is what SAHI's `get_sliced_prediction`, `get_prediction` and `predict` take as their model. SAHI asks for
@@ -54,7 +54,7 @@ class TailsegModel(DetectionModel):  # type: ignore[misc]  # its types are not r
         self, shift_amount_list: Any = None, full_shape_list: Any = None
     ) -> None:
         shifts = np.reshape([0, 0] if shift_amount_list is None else shift_amount_list, (-1, 2)).tolist()
-        shapes = [found.image_hw for found in self._original_predictions]
+        shapes = [list(found.image_hw) for found in self._original_predictions]
         if full_shape_list is not None:
             shapes = np.reshape(full_shape_list, (-1, 2)).tolist()
         self._object_prediction_list_per_image = [
