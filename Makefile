@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+USER_STAMP := $(VENV)/.installed-for-users
 
 .PHONY: demo test unittest lint soak fuzz format clean
 
-demo: $(STAMP)  ## train cross-entropy and Seesaw on the built-in data, score them, write demo/report.html
+demo: $(USER_STAMP)  ## train cross-entropy and Seesaw on the built-in data, score them, write demo/report.html
 	rm -rf demo
 	$(BIN)/tailseg demo --out demo
 
@@ -36,7 +37,13 @@ format: $(STAMP)
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	touch $(STAMP)
+	touch $(STAMP) $(USER_STAMP)
+
+# What a user needs, and the ImageNet weights of the small recipes; the developers' environment has that too.
+$(USER_STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[backbones]'
+	touch $(USER_STAMP)
 
 clean:
 	rm -rf $(VENV) demo build dist

@@ -85,7 +85,7 @@ def measure(name: str, folder: Path, repeats: int) -> dict[str, Any]:
     for _ in range(repeats):
         rows["imports"].append(run(sys.executable, "-c", IMPORTS))
         out.unlink(missing_ok=True)
-        rows["convert"].append(run(sys.executable, "-m", "tailseg.cli", "convert", "mmdet", str(source), str(out)))
+        rows["convert"].append(run(sys.executable, "-m", "tailseg", "convert", "mmdet", str(source), str(out)))
         rows["copy"].append(run(sys.executable, "-c", COPY, str(source), str(copy)))
     seconds = {key: [row[0] for row in values] for key, values in rows.items()}
     memory = {key: max(row[1] for row in values) for key, values in rows.items()}

@@ -47,7 +47,12 @@ def pictures(count: int, side: int) -> Iterator[NDArray[np.uint8]]:
 def random_model(options: argparse.Namespace) -> tailseg.Model:
     """By way of a file, as users come by one."""
     torch.manual_seed(0)
-    settings = ["model.backbone.pretrained=false", "test.score_threshold=0", *options.set]
+    settings = [
+        "model.backbone.pretrained=false",
+        "model.backbone.frozen_stages=-1",
+        "test.score_threshold=0",
+        *options.set,
+    ]
     recipe = resolve("demo/seesaw", [*settings, f"test.max_detections={options.detections}"])
     categories = tuple(Category(i + 1, f"class {i}", "f", 20, 20) for i in range(CLASSES))
     with tempfile.TemporaryDirectory() as folder:

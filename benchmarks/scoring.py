@@ -152,7 +152,7 @@ def _pool(seed: int) -> tuple[list[bytes], list[dict[str, Any]]]:
 
 def score(annotations: Path, detections: Path, out: Path) -> tuple[float, int]:
     """Seconds and peak bytes of `tailseg score`."""
-    command = ("-m", "tailseg.cli", "score", str(annotations), str(detections), "--out", str(out))
+    command = ("-m", "tailseg", "score", str(annotations), str(detections), "--out", str(out))
     return run(sys.executable, *command)
 
 

@@ -13,6 +13,7 @@ from tailseg.recipes.resolve import resolve
 
 SETTINGS = (
     "model.backbone.pretrained=false",
+    "model.backbone.frozen_stages=-1",
     "model.neck.channels=16",
     "model.rpn={pre_nms_test: 50, post_nms_test: 20}",
     "model.box_head.width=32",

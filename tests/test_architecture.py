@@ -14,6 +14,7 @@ ORDER = (
         "errors",
         "wording",
         "yaml_files",
+        "devices",
         "progress",
         "structures",
         "recipes",
@@ -23,7 +24,7 @@ ORDER = (
         "model",
         "checkpoint",
     ),
-    *("evaluation", "training", "visualize", "results", "predict", "zoo", "jobs", "cli"),
+    *("evaluation", "training", "visualize", "results", "predict", "zoo", "jobs", "cli", "__main__"),
 )
 LONGEST = 400  # lines of a file
 

@@ -98,9 +98,10 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     save_file({"x": torch.ones(1)}, path)
     with pytest.raises(UserError, match="carries no recipe"):
         load_model(path)
-    for missing in (tmp_path / "gone", tmp_path):
-        with pytest.raises(UserError, match=f"^{missing}: there is no such file"):
-            load_model(missing)
+    with pytest.raises(UserError, match=f"^{tmp_path / 'gone'}: there is no such file"):
+        load_model(tmp_path / "gone")
+    with pytest.raises(UserError, match=f"^{tmp_path}: this folder holds no best.safetensors or last.safetensors"):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -82,9 +82,27 @@ def test_an_evaluation_of_what_is_open_already(trained: Trained, data: Path, tmp
         package.evaluate(model, splits, test__nms_iou=0.6, show=False)
     with pytest.raises(ValueError, match="split is 'train' or 'val', received 'test'"):
         package.evaluate(model, splits, split="test")
+    with pytest.raises(ValueError, match="device: a model that was loaded has its settings"):
+        package.evaluate(model, splits, device="cpu", show=False)
     model.path = None
     with pytest.raises(ValueError, match="out="):
         package.evaluate(model, splits, show=False)
+
+
+def test_a_run_is_a_model_and_a_device_is_checked_first(trained: Trained, tmp_path: Path):
+    with pytest.raises(UserError, match=r"^device 'gpu': there is no such device; did you mean 'cuda'"):
+        package.train("small/seesaw", tmp_path / "gone", tmp_path / "run", device="gpu")
+    with pytest.raises(UserError, match=r"^device 'gpu'"):
+        package.evaluate(trained.out, tmp_path / "gone", device="gpu")
+    with pytest.raises(UserError, match=r"gone: no such folder or file"):
+        package.evaluate(trained.out, tmp_path / "gone", device="cpu", show=False)
+
+
+def test_training_starts_from_a_run(trained: Trained, recipe: Path, data: Path, tmp_path: Path):
+    again = package.train(recipe, data, tmp_path / "run", init=trained.out, schedule__epochs=1, show=False)
+    assert again.last.is_file()
+    with pytest.raises(UserError, match=r"^--init cocoo: there is no such file; did you mean coco"):
+        package.train(recipe, data, tmp_path / "other", init="cocoo", show=False)
 
 
 def test_scoring(trained: Trained, data: Path, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,3 +65,19 @@ def test_links_between_the_pages_lead_somewhere():
 
 def test_the_readme_has_no_relative_link():  # a package index shows it without the files beside it
     assert [link for link in links(ROOT / "README.md") if not link.startswith("https://")] == []
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_the_demo_installs_what_a_user_needs(tmp_path):
+    def commands_of(target):
+        line = ["make", "--dry-run", f"VENV={tmp_path / 'venv'}", target]
+        return subprocess.run(line, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+    assert "'.[backbones]'" in commands_of("demo")
+    assert "[dev]" not in commands_of("demo")
+    assert "'.[dev]'" in commands_of("lint")
+    # The developers' environment serves the demo too.
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    for stamp in (".installed", ".installed-for-users"):
+        (tmp_path / "venv" / stamp).touch()
+    assert "pip install" not in commands_of("demo")

@@ -48,6 +48,7 @@ T = TypeVar("T")
 # Settings of a recipe that trains in seconds on images of 64 pixels; what a test puts behind them counts.
 SMALL_RECIPE = (
     "model.backbone.pretrained=false",
+    "model.backbone.frozen_stages=-1",
     "model.neck.channels=16",
     "model.rpn={pre_nms_train: 50, pre_nms_test: 50, post_nms_train: 40, post_nms_test: 20}",
     "model.box_head={width: 32, rois: 32, max_positive: 8}",
@@ -71,7 +72,7 @@ ENVIRONMENT = {
 
 def command(*arguments: object) -> list[str]:
     """The real command, for a process of its own."""
-    return [sys.executable, "-m", "tailseg.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "tailseg", *map(str, arguments)]
 
 
 def options(settings: tuple[str, ...]) -> list[str]:

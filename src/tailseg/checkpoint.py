@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from tailseg.data.annotations.annotations import Category
 from tailseg.errors import UserError
-from tailseg.recipes.model_header import read_header, recipe_in, unreadable
+from tailseg.recipes.model_header import model_file, read_header, recipe_in, unreadable
 from tailseg.recipes.schema import Recipe
 
 VERSION = version("tailseg")
@@ -128,11 +128,12 @@ def save_model(
 
 
 def load_model(path: Path) -> Checkpoint:
-    """Read a file of `save_model`.
+    """Read a file of `save_model`; of a run's folder its best model, else its last.
 
     Raises:
         UserError: it is missing, not a tailseg model or not as it was written, or a weight is not finite.
     """
+    path = model_file(path)
     state, about = read_tensors(path)
     recipe = recipe_in(about, path)
     missing = [key for key in ("categories", "step", "metrics") if key not in about]

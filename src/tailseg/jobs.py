@@ -25,6 +25,8 @@ from tailseg.recipes.values import dotted
 
 # What needs PyTorch is imported where it is used: a fault in the data is told seconds earlier.
 if TYPE_CHECKING:
+    import torch
+
     from tailseg.evaluation.metrics import Metrics, Scores
     from tailseg.predict import Model
 
@@ -95,6 +97,7 @@ def train(
     init: str | Path | None = None,
     resume: bool = False,
     devices: int = 1,
+    device: str | int | torch.device = "auto",
     seed: int = 0,
     show: bool = True,
     **settings: Any,
@@ -105,9 +108,11 @@ def train(
         recipe: name of a built-in one, YAML file, model file (its recipe), or recipe.
         data: as for `open_data`.
         out: folder for models, metrics and detections.
-        init: model whose weights training starts from.
+        init: weights that training starts from: a model file or a run's folder, a checkpoint of another project, or
+            ``coco`` (see `starting_model`).
         resume: go on from the exact step where the run in ``out`` stopped.
         devices: processes on this machine; more than one need a script, which each of them runs from its start.
+        device: where they run: ``auto`` (a CUDA GPU if there is one), ``cpu``, ``cuda:1``, ``mps`` ...
         seed: of all random numbers.
         show: report progress, on stderr.
         settings: recipe keys, a double underscore for each dot, such as ``schedule__epochs=3``.
@@ -127,18 +132,24 @@ def train(
         )
     resolved = get(recipe, **settings)
     out = Path(out)
+    if device != "auto":  # or a fault would be told after the data are open
+        from tailseg.devices import find_device
+
+        find_device(device)
     with reporting(show):
         rule = GroupRule.of(resolved.data)
         splits = open_data(data, rule=rule, show=show)
         require_rule_in_use(rule, splits.train, splits.val)
         from tailseg.training.loop import train as run_training
+        from tailseg.zoo.start import starting_model
 
         scores = run_training(
             *(resolved, splits, out),
             seed=seed,
             devices=devices,
             resume=resume,
-            init=None if init is None else Path(init),
+            init=None if init is None else starting_model(init),
+            device=device,
             show=show,
         )
     best, last = out / "best.safetensors", out / "last.safetensors"
@@ -161,13 +172,14 @@ def evaluate(
     fixed_ap: bool = False,
     boundary: bool = False,
     analyse: bool = False,
+    device: str | int | torch.device = "auto",
     show: bool = True,
     **settings: Any,
 ) -> Evaluated:
     """Score a model on a split by the LVIS rules, as ``tailseg eval`` does.
 
     Args:
-        model: model file, or a model that was loaded.
+        model: model file, a run's folder (its best model, else its last), or a model that was loaded.
         data: as for `open_data`.
         out: folder for metrics.json, classes.csv and detections.json; by default ``eval-DATA-SPLIT`` beside the model.
         split: "train" or "val".
@@ -175,6 +187,7 @@ def evaluate(
         fixed_ap: count the best 10,000 detections of each class, with no limit per image.
         boundary: add boundary AP, which judges the outlines.
         analyse: add kinds of errors, calibration, confusions, and a page of them.
+        device: where a model file is loaded to, as for `train`.
         show: report progress, on stderr.
         settings: recipe keys that a trained model allows, such as ``test__nms_iou=0.6`` or ``test__tta=True``.
 
@@ -192,14 +205,16 @@ def evaluate(
         raise ValueError(f"split is 'train' or 'val', received {split!r}")
     with reporting(show):
         if isinstance(model, Model):
-            if settings:
-                given = ", ".join(settings)
-                raise ValueError(f"{given}: a model that was loaded has its settings; give the file, or `load` them")
+            given = [*settings, *(["device"] if device != "auto" else [])]
+            if given:
+                raise ValueError(
+                    f"{', '.join(given)}: a model that was loaded has its settings; give the file, or `load` them"
+                )
             loaded = model
         else:
             limit = {} if max_dets is None else {"test.max_detections": max_dets}
             texts = [f"{key}={json.dumps(value)}" for key, value in (limit | dotted(settings)).items()]
-            loaded = load(model, settings=texts)
+            loaded = load(model, device, settings=texts)
         source = "the model" if loaded.path is None else str(loaded.path)
         recipe, views = loaded.recipe.data, views_of(loaded.recipe.test)
         splits = open_data(data, need=(split,), rule=GroupRule.of(recipe), show=show)

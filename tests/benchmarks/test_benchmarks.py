@@ -361,7 +361,7 @@ def test_scoring(run, monkeypatch, tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(np, "float", float, raising=False)  # as the script for lvis-api sets it
             if option == "-m":
-                assert command[0] == "tailseg.cli"
+                assert command[0] == "tailseg"
                 assert tailseg(*command[1:]).returncode == 0
             else:
                 patch.setattr(sys, "argv", ["-c", *command[1:]])

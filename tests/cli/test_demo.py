@@ -19,6 +19,7 @@ from tailseg.evaluation.comparison import results_markdown, verdict
 
 SETTINGS = (
     "model.backbone.pretrained=false",
+    "model.backbone.frozen_stages=-1",
     "model.neck.channels=16",
     "model.rpn={pre_nms_train: 50, pre_nms_test: 50, post_nms_train: 40, post_nms_test: 20}",
     "model.box_head={width: 32, rois: 32, max_positive: 8}",

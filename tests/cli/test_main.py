@@ -33,7 +33,7 @@ from tailseg.recipes.resolve import BUILT_IN
 RECIPE = """
 extends: demo/seesaw
 model:
-  backbone: {pretrained: false}
+  backbone: {pretrained: false, frozen_stages: -1}
   neck: {channels: 16}
   rpn: {pre_nms_train: 50, pre_nms_test: 50, post_nms_train: 40, post_nms_test: 20}
   box_head: {width: 32, rois: 32, max_positive: 8}

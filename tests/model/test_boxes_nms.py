@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torchvision.ops import nms
 
 from tailseg.model import boxes as nms_module
-from tailseg.model.boxes import keep_within_levels, multiclass_nms, nms_within_groups, pairwise_iou
+from tailseg.model.boxes import keep_within_levels, multiclass_nms, nms_within_groups, pairwise_iou, with_float64
 
 
 def random_boxes(generator: torch.Generator, *shape: int) -> torch.Tensor:
@@ -173,3 +173,9 @@ def test_nothing_survives():
     assert [len(p) for p in low] == [0, 0, 0, 0]
     empty = torch.zeros(2, 0)
     assert keep_within_levels(torch.zeros(2, 0, 4), empty, empty.bool(), [0, 0], 0.5).shape == (2, 0)
+
+
+def test_apples_gpu_leaves_float64_to_the_cpu():
+    assert with_float64(torch.device("mps")) == torch.device("cpu")
+    for name in ("cpu", "cuda", "cuda:1"):
+        assert with_float64(torch.device(name)) == torch.device(name)

@@ -183,9 +183,24 @@ def test_pieces_that_do_not_meet_stay_apart() -> None:
 
 def test_what_a_window_keeps_apart_stays_apart() -> None:
     left = record((30, 10, 120, 50))
-    right = record((80, 10, 190, 50), (80, 15, 190, 55), scores=[0.8, 0.4])
+    right = record((80, 10, 190, 50), (80, 35, 190, 75), scores=[0.8, 0.4])
     joined = join_windows([left, right], WINDOWS, 0.5)
-    assert joined.boxes.tolist() == [[30, 10, 190, 50], [80, 15, 190, 55]]
+    assert joined.boxes.tolist() == [[30, 10, 190, 50], [80, 35, 190, 75]]
+
+
+def test_a_joined_object_is_there_once() -> None:
+    """As a whole, or as two of which each window shows both."""
+    whole = record((30, 10, 190, 40), scores=[0.3])
+    left = record((30, 10, 120, 30), scores=[0.8])
+    right = record((80, 10, 190, 30), scores=[0.7])
+    windows = np.concatenate([[[0, 0, 200, 100]], WINDOWS])
+    joined = join_windows([whole, left, right], windows, 0.7)
+    assert joined.boxes.tolist() == [[30, 10, 190, 30], [30, 10, 190, 40]]
+    assert join_windows([whole, left, right], windows, 0.6).boxes.tolist() == [[30, 10, 190, 40]]
+    twice = record((30, 10, 120, 30), (30, 12, 120, 34), scores=[0.8, 0.6])
+    again = record((80, 10, 190, 30), (80, 12, 190, 34), scores=[0.7, 0.5])
+    assert len(join_windows([twice, again], WINDOWS, 0.65)) == 1
+    assert len(join_windows([twice, again], WINDOWS, 0.85)) == 2
 
 
 def test_a_sliver_of_what_another_window_shows_is_dropped() -> None:

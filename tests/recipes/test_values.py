@@ -96,7 +96,8 @@ def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
         ("optimizer=3", "'optimizer' is a section; set one of its keys, such as optimizer.name"),
         ("optimzer.lr=3", "unknown key 'optimzer.lr'; the nearest valid key is 'optimizer.lr'"),
         ("optimizer.lr.x=3", "unknown key 'optimizer.lr.x'"),
-        ("lr=3", "unknown key 'lr'; the nearest valid key is '"),
+        ("lr=3", "unknown key 'lr'; did you mean 'optimizer.lr'?"),
+        ("nms_iou=3", "unknown key 'nms_iou'; did you mean 'model.rpn.nms_iou' or 'test.nms_iou'?"),
     ],
 )
 def test_override_at_fault(setting: str, named: str) -> None:

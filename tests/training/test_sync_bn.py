@@ -179,7 +179,8 @@ Found = list[dict[str, dict[str, Tensor]]]  # of each step: losses, gradients, s
 def steps(fabric: Fabric, folder: Path, data: Path) -> dict[str, Found]:
     """Three steps of each kind as `train` takes them."""
     rank, each = fabric.global_rank, 4 // fabric.world_size
-    recipe = resolve("demo-table2/10-seesaw", [*TINY, *SMALL_VIEWS, f"data.batch_per_device={each}"])
+    own = ("model.backbone.frozen_stages=2", f"data.batch_per_device={each}")  # frozen as in the recipe
+    recipe = resolve("demo-table2/10-seesaw", [*TINY, *SMALL_VIEWS, *own])
     splits, results = open_source(str(data)), {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rpn, "sample", by_place)

@@ -24,10 +24,10 @@ from tailseg.recipes.schema import Recipe
 from tailseg.training import loop, weight_init
 from tailseg.training.distributed import launch
 from tailseg.training.loop import Run, train
-from tailseg.training.weight_init import start_from
+from tailseg.training.weight_init import require_sound_start, start_from
 
 SMALL = (
-    "model.backbone={name: resnet18, pretrained: false, options: {channels: [8, 16, 24, 32]}}",
+    "model.backbone={name: resnet18, pretrained: false, frozen_stages: -1, options: {channels: [8, 16, 24, 32]}}",
     "model.neck.channels=16",
     "model.rpn={pre_nms_train: 50, pre_nms_test: 50, post_nms_train: 40, post_nms_test: 20}",
     "model.box_head={width: 24, rois: 32, max_positive: 8, class_agnostic: false}",
@@ -448,6 +448,47 @@ def test_resuming_goes_on_with_the_runs_own_weights(data: DataSplits, tmp_path: 
     assert str(caught.value).startswith(f"--init {path}: --resume goes on with the weights of the run itself")
     assert "\n" not in str(caught.value)
     assert not out.exists()
+
+
+def test_resuming_asks_for_no_weights_of_imagenet(
+    data: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the run goes on, there may be no network."""
+    asked = []
+    monkeypatch.setattr(weight_init, "load_pretrained", lambda backbone: str(asked.append(backbone)))
+    out, pretrained = tmp_path / "run", small("model.backbone.pretrained=true", "model.backbone.frozen_stages=1")
+    train(pretrained, data, out, show=False)
+    assert len(asked) == 1
+    more = small("model.backbone.pretrained=true", "model.backbone.frozen_stages=1", "schedule.epochs=2")
+    train(more, data, out, resume=True, show=False)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("stages", [0, 1, 4])
+def test_frozen_stages_at_random_weights_are_refused(stages: int) -> None:
+    """As long as nothing else fills them: a model, or the run itself."""
+    frozen = small(f"model.backbone.frozen_stages={stages}")
+    with pytest.raises(UserError) as caught:
+        require_sound_start(frozen, None, resume=False)
+    assert str(caught.value) == (
+        f"model.backbone.frozen_stages = {stages}: with model.backbone.pretrained=false these stages would stay at "
+        "random weights; set model.backbone.frozen_stages=-1, or start from a model by --init"
+    )
+    require_sound_start(frozen, Path("m.safetensors"), resume=False)
+    require_sound_start(frozen, None, resume=True)
+    require_sound_start(small(), None, resume=False)
+    require_sound_start(
+        small(f"model.backbone.frozen_stages={stages}", "model.backbone.pretrained=true"), None, resume=False
+    )
+
+
+def test_settings_under_which_the_weights_were_trained_are_said(tmp_path: Path) -> None:
+    model_file(tmp_path / "m.safetensors", small("model.roi_pooling.aligned=false", "test.nms_iou=0.3"))
+    _, _, sentence = started(tmp_path / "m.safetensors", small("model.backbone.norm_eps=0.001"), THEIRS)
+    assert sentence.endswith(
+        "; they were trained with model.backbone.norm_eps = None (here 0.001), "
+        "model.roi_pooling.aligned = False (here True)"
+    )
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(data: DataSplits, tmp_path: Path) -> None:

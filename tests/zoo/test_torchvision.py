@@ -1,8 +1,10 @@
 """torchvision's own Mask R-CNN, with random weights, against ours converted from it, in one process."""
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -259,25 +261,60 @@ def test_another_architecture_is_refused_by_name(tmp_path):
         convert(read_torchvision(str(tmp_path / "m.pth")), tmp_path / "o.safetensors", categories=categories)
 
 
-def test_published_weights_by_name(as_it_comes, tmp_path, monkeypatch):
-    """What the download gives is taken as the published weights; where it fails, one sentence says so."""
+@pytest.fixture
+def kept_at(tmp_path, monkeypatch) -> Path:
+    """The place of the published file."""
+    monkeypatch.setattr(zoo.torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return tmp_path / "hub" / "checkpoints" / "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"
+
+
+def test_published_weights_by_name(as_it_comes, kept_at, tmp_path, monkeypatch):
+    """The file that torchvision downloads is taken as the published weights, and downloaded once."""
     monkeypatch.setattr(conversion, "save_model", lambda *_, **__: None)  # 170 MB
     asked = []
 
-    def download(url: str, **options: object) -> dict[str, Tensor]:
-        asked.append((url, options["weights_only"]))
-        return as_it_comes
+    def download(url: str, **options: object) -> None:
+        asked.append((url, options["weights_only"], options["check_hash"]))
+        kept_at.parent.mkdir(parents=True)
+        torch.save(as_it_comes, kept_at)
 
     monkeypatch.setattr(zoo.torch.hub, "load_state_dict_from_url", download)
-    foreign = read_torchvision(NAME)
-    assert asked == [(PUBLISHED.url, True)]
+    for _ in range(2):
+        foreign = read_torchvision(NAME)
+    assert asked == [(PUBLISHED.url, True, True)]
     assert foreign.values["model"]["backbone"] == {"norm_eps": 0.0}
     recipe, _ = convert(foreign, tmp_path / "m.safetensors")
     assert (recipe.test.score_threshold, recipe.test.max_detections) == (0.05, 100)
 
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError("no route to host"), "no route to host"),
+        (URLError(OSError("[Errno -2] Name or service not known")), "[Errno -2] Name or service not known"),
+        (TimeoutError("timed out"), "timed out"),
+    ],
+)
+def test_without_a_network_the_place_of_the_file_is_told(kept_at, monkeypatch, error, reason):
+    timeouts = []
+
     def offline(url: str, **options: object) -> None:
-        raise OSError("no route to host")
+        timeouts.append(socket.getdefaulttimeout())
+        raise error
 
     monkeypatch.setattr(zoo.torch.hub, "load_state_dict_from_url", offline)
-    with pytest.raises(UserError, match=r"maskrcnn_resnet50_fpn: https.* cannot be downloaded \(no route to host\)"):
+    with pytest.raises(UserError) as caught:
+        read_torchvision(NAME)
+    assert str(caught.value) == (
+        f"maskrcnn_resnet50_fpn: {PUBLISHED.url} cannot be downloaded ({reason}); fetch it elsewhere and put it at "
+        f"{kept_at}"
+    )
+    assert timeouts == [30.0]
+    assert socket.getdefaulttimeout() is None
+
+
+def test_a_broken_file_at_that_place_is_told(kept_at):
+    kept_at.parent.mkdir(parents=True)
+    kept_at.write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(UserError, match=rf"^{kept_at}: is damaged or was cut off"):
         read_torchvision(NAME)

@@ -20,7 +20,13 @@ DATA_HELP = (
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; may be repeated.")
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bar, warnings only.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="Built-in recipe (see `tailseg recipes`), YAML file, or model (its recipe).")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, warnings only.")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="auto|cpu|cuda:1|mps", help="Where it runs; auto: a GPU if there is one.")
+]
 
 
 class _Formatter(logging.Formatter):
@@ -47,7 +53,7 @@ def log(quiet: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, handlers=[handler], force=True)
-    for name in ("PIL", "matplotlib", "timm"):
+    for name in ("PIL", "matplotlib", "timm", "httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

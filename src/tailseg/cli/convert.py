@@ -12,7 +12,7 @@ from tailseg.cli.console import SetOption, log, say
 if TYPE_CHECKING:
     from tailseg.zoo.conversion import ForeignModel
 
-convert_app = typer.Typer(help="Turn checkpoints of other projects into models of ours.", no_args_is_help=True)
+convert_app = typer.Typer(help="Convert checkpoints of other projects to tailseg models.", no_args_is_help=True)
 
 OutModelArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Model file to write, ending in .safetensors.")]
 CategoriesOption = Annotated[
@@ -28,7 +28,7 @@ def convert_mmdet(
     categories: CategoriesOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Mask R-CNN or Cascade Mask R-CNN of mmdetection, with cross-entropy or Seesaw Loss."""
+    """Convert Mask R-CNN or Cascade Mask R-CNN of mmdetection, with cross-entropy or Seesaw Loss."""
     log(quiet=False)
     from tailseg.zoo.mmdet import read_mmdet
 
@@ -44,7 +44,7 @@ def convert_torchvision(
     categories: CategoriesOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Mask R-CNN R50-FPN (version 1) of torchvision."""
+    """Convert Mask R-CNN R50-FPN (version 1) of torchvision."""
     log(quiet=False)
     from tailseg.zoo.torchvision import read_torchvision
 
@@ -58,7 +58,7 @@ def convert_detectron2(
     categories: CategoriesOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Mask R-CNN R50-FPN or R101-FPN of detectron2, for COCO or LVIS."""
+    """Convert Mask R-CNN R50-FPN or R101-FPN of detectron2, for COCO or LVIS."""
     log(quiet=False)
     from tailseg.zoo.detectron2 import read_detectron2
 

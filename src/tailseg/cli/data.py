@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = 4  # of a finding on the terminal
 
-data_app = typer.Typer(help="Make, examine, import, divide and export data.", no_args_is_help=True)
+data_app = typer.Typer(help="Make, check, import, split and export data.", no_args_is_help=True)
 
 NewFolderArgument = Annotated[Path, typer.Argument(metavar="OUT", help="New folder: train.json, val.json, images/.")]
 
@@ -36,7 +36,7 @@ def data_synth(
     val_images: Annotated[int, typer.Option(help="Validation images.")] = 400,
     size: Annotated[int, typer.Option(help="Side of the square images in pixels.")] = 128,
     rarest: Annotated[int, typer.Option(help="Training images of the rarest class.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the pictures.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     quiet: QuietOption = False,
 ) -> None:
     """Draw a long-tailed data set in LVIS format."""
@@ -65,18 +65,20 @@ def data_check(
     page: Annotated[Path | None, typer.Option("--html", help="HTML file with charts and rare classes.")] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Examine a data set before training; exit code 1 only if it cannot be trained on."""
+    """Check a data set before training; the exit code is 1 only if it cannot be trained on."""
     log(quiet)
     from tailseg.recipes.resolve import resolve
 
     given = None if recipe is None else resolve(recipe, ())
     from tailseg.data.annotations.frequency import LVIS_LIMITS, GroupRule, require_rule_in_use
-    from tailseg.data.diagnosis.dataset_report import check_data, file_steps, suggest
     from tailseg.data.sources import open_source
     from tailseg.progress import progress_bar
 
     rule = LVIS_LIMITS if given is None else GroupRule.of(given.data)
     splits = open_source(data, rule=rule, show=not quiet, examine=True)
+    # Imported after the data is there: PyTorch comes with it.
+    from tailseg.data.diagnosis.dataset_report import check_data, file_steps, suggest
+
     require_rule_in_use(rule, splits.train, splits.val)
     logging.getLogger(__name__).info(splits.groups)
     assert splits.train is not None
@@ -186,7 +188,7 @@ def data_convert(
     ] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write a set of another tool in LVIS format, odd objects repaired or left out; the source stays as it is."""
+    """Convert another tool's data set to LVIS format, odd objects repaired or left out; the source stays as it is."""
     log(quiet)
     from tailseg.data.importers.convert import READERS, convert
     from tailseg.progress import progress_bar
@@ -204,11 +206,11 @@ def data_convert(
 def data_split(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder with train.json and images/, or the file.")],
     out: NewFolderArgument,
-    val: Annotated[float, typer.Option(help="Share of the images for validation, between 0 and 1.")] = 0.2,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice.")] = 0,
+    val: Annotated[float, typer.Option(help="Fraction of the images for validation, between 0 and 1.")] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     quiet: QuietOption = False,
 ) -> None:
-    """Divide a data set into training and validation so that rare classes reach both."""
+    """Split a data set into training and validation parts so that rare classes are in both."""
     log(quiet)
     if not 0 < val < 1:
         raise typer.BadParameter(f"{val:g} is not between 0 and 1", param_hint="--val")
@@ -229,7 +231,7 @@ def data_export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder.")],
     quiet: QuietOption = False,
 ) -> None:
-    """Write a data set in the format of COCO, YOLO or Pascal VOC (boxes), with its images."""
+    """Export a data set with its images to the format of COCO, YOLO or Pascal VOC (boxes only)."""
     log(quiet)
     if kind not in ("coco", "yolo", "voc"):
         raise typer.BadParameter(f"'{kind}' is not one of coco, yolo, voc", param_hint="FORMAT")

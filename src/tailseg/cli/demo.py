@@ -29,6 +29,7 @@ from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.images import read_image
 from tailseg.data.sources import SYNTHETIC, DataSplits, draw_synthetic, open_source
 from tailseg.data.synthetic.generate import SyntheticSettings
+from tailseg.devices import find_device
 from tailseg.errors import UserError
 from tailseg.evaluation.metrics import ScoreOptions, score, write_json
 from tailseg.recipes.resolve import resolve
@@ -54,21 +55,25 @@ BUDGET = (
 BEYOND = 4  # times the limit of detections that the recipes set are kept, to show what the limit does
 
 
-def run_demo(out: Path, *, seeds: int = 1, show: bool = True, settings: Sequence[str] = ()) -> dict[str, Any]:
+def run_demo(
+    out: Path, *, seeds: int = 1, device: str = "auto", show: bool = True, settings: Sequence[str] = ()
+) -> dict[str, Any]:
     """Train both methods with the same seeds and budget; write results.json, report.html and pictures into ``out``.
 
     Args:
         out: folder, which must not hold a demo yet.
         seeds: runs of each method.
-        show: draw progress bars.
+        device: where they train (see `find_device`).
+        show: show progress.
         settings: recipe overrides, the same for both methods.
 
     Returns:
         The content of results.json.
 
     Raises:
-        UserError: ``out`` holds a demo already or cannot be written.
+        UserError: ``out`` holds a demo already or cannot be written, or there is no such device.
     """
+    where = find_device(device)
     if (out / "results.json").exists() or (out / "runs").exists():
         raise UserError(f"{out}: already holds a demo; remove it or choose another --out")
     started = time.perf_counter()
@@ -81,7 +86,7 @@ def run_demo(out: Path, *, seeds: int = 1, show: bool = True, settings: Sequence
         for method, recipe in recipes.items():
             folder = out / "runs" / f"{method}-{seed}"
             logger.info("%s, seed %d", METHODS[method], seed)
-            methods[method]["runs"].append(_run(recipe, data, folder, seed, limit, show))
+            methods[method]["runs"].append(_run(recipe, data, folder, seed, limit, where, show))
     results = {
         "version": VERSION,
         "command": f"tailseg demo --seeds {seeds}",
@@ -93,16 +98,18 @@ def run_demo(out: Path, *, seeds: int = 1, show: bool = True, settings: Sequence
         "why": _why(data, methods, limit),
         "pictures": _pictures(data, {m: methods[m]["runs"][0]["detections"] for m in METHODS}, out),
     }
-    results["budget"] = _budget(recipes["seesaw"], methods, time.perf_counter() - started)
+    results["budget"] = _budget(recipes["seesaw"], methods, time.perf_counter() - started, where)
     write_json(out / "results.json", results)
     write_report(results, out)
     return results
 
 
-def _run(recipe: Recipe, data: DataSplits, folder: Path, seed: int, limit: int, show: bool) -> dict[str, Any]:
+def _run(
+    recipe: Recipe, data: DataSplits, folder: Path, seed: int, limit: int, device: torch.device, show: bool
+) -> dict[str, Any]:
     """Train one method with one seed, and score it with the limit of detections and beyond."""
     started = time.perf_counter()
-    beyond = train(recipe, data, folder, seed=seed, show=show)
+    beyond = train(recipe, data, folder, seed=seed, device=device, show=show)
     if beyond is None:
         raise UserError(f"{folder}: its last evaluation failed, as said above; remove {folder} and start again")
     assert data.train is not None
@@ -166,14 +173,15 @@ def _why(data: DataSplits, methods: dict[str, Any], limit: int) -> dict[str, Any
     return {"outcomes": {m: outcomes(of_method, alike, groups) for m, of_method in found.items()}, "example": example}
 
 
-def _budget(recipe: Recipe, methods: dict[str, Any], seconds: float) -> dict[str, Any]:
+def _budget(recipe: Recipe, methods: dict[str, Any], seconds: float, device: torch.device) -> dict[str, Any]:
     steps = methods["seesaw"]["runs"][0]["curves"][-1]["step"]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    names = {"cuda": lambda: torch.cuda.get_device_name(device), "mps": lambda: "Apple GPU"}
+    name = names.get(device.type, lambda: f"CPU, {torch.get_num_threads()} threads")()
     return {
         "epochs": recipe.schedule.epochs,
         "steps": steps,
         "images_seen": steps * recipe.data.batch_per_device * recipe.training.accumulate,
-        "device": device,
+        "device": name,
         "seconds": seconds,
     }
 

@@ -9,16 +9,20 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 
-from tailseg.cli.console import DATA_HELP, QuietOption, SetOption, say
+from tailseg.cli.console import DATA_HELP, DeviceOption, QuietOption, RecipeArgument, SetOption, say
 from tailseg.cli.console import log as _log
 from tailseg.cli.console import print_table as _print
 from tailseg.cli.convert import convert_app
 from tailseg.cli.data import data_app
+from tailseg.cli.recipes import recipes_app
+from tailseg.cli.run_folder import run_folder
 from tailseg.errors import UserError
 from tailseg.wording import for_terminal, one_line
 
@@ -30,39 +34,54 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 T = TypeVar("T")
 
 app = typer.Typer(
-    help="Long-tailed instance segmentation: train, evaluate and run models that find rare classes too.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-recipes_app = typer.Typer(help="List, show and compare recipes.", invoke_without_command=True)
 app.add_typer(data_app, name="data")
 app.add_typer(convert_app, name="convert")
 app.add_typer(recipes_app, name="recipes")
 
 DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP)]
-RecipeArgument = Annotated[
-    str, typer.Argument(help="Built-in recipe (see `tailseg recipes`), YAML file, or model file (its recipe).")
+ModelArgument = Annotated[
+    Path, typer.Argument(help="A model file, or a run's folder: its best model, else its last (runs/seesaw).")
 ]
-ModelArgument = Annotated[Path, typer.Argument(help="A model, such as runs/seesaw/best.safetensors.")]
 TtaOption = Annotated[
-    bool, typer.Option("--tta", help="Average over several sizes of each image, mirrored too; sets test.tta; slow.")
+    bool,
+    typer.Option("--tta", help="Average over several sizes of each image and their mirror images (test.tta); slow."),
 ]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        say(f"tailseg {metadata.version('tailseg')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Long-tailed instance segmentation: train, evaluate and run models that find rare classes too."""
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo"),
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with different random numbers.")] = 1,
+    device: DeviceOption = "auto",
     quiet: QuietOption = False,
 ) -> None:
-    """Train cross-entropy and Seesaw on the built-in data, score both, write a report: minutes on two cores."""
+    """Train cross-entropy and Seesaw on the built-in data, score both and write a report; minutes on two cores."""
     _log(quiet)
     from tailseg.cli.demo import run_demo
     from tailseg.evaluation.comparison import results_markdown, verdict
 
     results = _stoppable(
-        lambda: run_demo(out, seeds=seeds, show=not quiet), lambda: f"Stopped. Remove {out} before the next demo there."
+        lambda: run_demo(out, seeds=seeds, device=device, show=not quiet),
+        lambda: f"Stopped. Remove {out} before the next demo there.",
     )
     say(results_markdown(results))
     say(verdict(results))
@@ -73,32 +92,40 @@ def demo(
 def train(
     recipe: RecipeArgument,
     data: DataOption,
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints, metrics and detections.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for models, metrics and detections.", show_default="runs/RECIPE, numbered if taken"),
+    ] = None,
     settings: SetOption = None,
     init: Annotated[
-        Path | None, typer.Option("--init", metavar="MODEL", help="Start from this model's weights (fine-tuning).")
+        str | None,
+        typer.Option(
+            "--init",
+            metavar="coco|MODEL",
+            help="Start from torchvision's COCO model, a tailseg model, or a checkpoint of another project.",
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the exact step where OUT stopped.")] = False,
-    devices: Annotated[int, typer.Option(min=1, help="Processes on this machine: GPUs, or CPU processes.")] = 1,
+    devices: Annotated[int, typer.Option(min=1, help="Number of GPUs, or of processes on the CPU.")] = 1,
+    device: DeviceOption = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
     quiet: QuietOption = False,
 ) -> None:
-    """Train a recipe."""
+    """Train a recipe on a data set."""
     _log(quiet)
     from tailseg.jobs import train as run
     from tailseg.recipes.resolve import resolve
 
     resolved = resolve(recipe, settings or ())
+    folder = run_folder(resolved.name, out, resume=resume)
 
     def stopped() -> str:
         from tailseg.training.resumption import way_on
 
-        return f"Stopped; {way_on(out)}."
+        return f"Stopped; {way_on(folder)}."
 
-    trained = _stoppable(
-        lambda: run(resolved, data, out, init=init, resume=resume, devices=devices, seed=seed, show=not quiet),
-        stopped,
-    )
+    job = partial(run, resolved, data, folder, init=init, resume=resume, devices=devices, device=device, seed=seed)
+    trained = _stoppable(lambda: job(show=not quiet), stopped)
     if trained.metrics is not None:
         from tailseg.evaluation.metrics import format_table
 
@@ -113,7 +140,8 @@ FixedApOption = Annotated[
 ]
 BoundaryOption = Annotated[bool, typer.Option("--boundary", help="Add boundary AP, which judges the outlines; slow.")]
 AnalyseOption = Annotated[
-    bool, typer.Option("--analyse", help="Add kinds of errors, calibration, confusions, AP by training images.")
+    bool,
+    typer.Option("--analyse", help="Add kinds of errors, calibration, confusions and AP by number of training images."),
 ]
 
 
@@ -122,7 +150,10 @@ def evaluate(
     model: ModelArgument,
     data: DataOption,
     split: Annotated[str, typer.Option(help="train or val.")] = "val",
-    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and detections.json.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for metrics.json and detections.json.", show_default="eval-DATA-SPLIT by the model"),
+    ] = None,
     settings: SetOption = None,
     max_dets: Annotated[
         int | None, typer.Option("--max-dets", min=1, help="Detections an image; sets test.max_detections.")
@@ -131,9 +162,10 @@ def evaluate(
     fixed_ap: FixedApOption = False,
     boundary: BoundaryOption = False,
     analyse: AnalyseOption = False,
+    device: DeviceOption = "auto",
     quiet: QuietOption = False,
 ) -> None:
-    """Score a model on a split by the LVIS rules."""
+    """Evaluate a model on a split of a data set by the LVIS rules."""
     _log(quiet)
     if split not in ("train", "val"):
         raise typer.BadParameter(f"'{split}' is not one of train, val", param_hint="--split")
@@ -142,7 +174,7 @@ def evaluate(
 
     limit = [] if max_dets is None else [f"test.max_detections={max_dets}"]
     found = run(
-        load(model, settings=[*limit, *_tta_setting(tta), *(settings or ())]),
+        load(model, device, settings=[*limit, *_tta_setting(tta), *(settings or ())]),
         *(data, out),
         split=split,
         max_dets=max_dets or 300,
@@ -168,7 +200,9 @@ def predict(
         list[str],
         typer.Argument(help="Images, folders, patterns such as 'new/*.jpg', http(s) addresses, videos."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder: a picture and a JSON file per image, or the set of --format.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder: a picture and a JSON file per image, or the set of --format.")
+    ] = Path("predictions"),
     score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score shown.")] = 0.5,
     limit: Annotated[int | None, typer.Option(min=1, help="Most pictures.")] = None,
     kind: Annotated[
@@ -181,6 +215,7 @@ def predict(
     overlap: Annotated[float, typer.Option(min=0, max=0.9, help="Share of a slice that the next shows too.")] = 0.2,
     settings: SetOption = None,
     tta: TtaOption = False,
+    device: DeviceOption = "auto",
     quiet: QuietOption = False,
 ) -> None:
     """Detect the objects in pictures, draw them and write them down."""
@@ -190,7 +225,7 @@ def predict(
     from tailseg.predict import load
     from tailseg.predict.writing import Request, export_predictions, predict_files
 
-    loaded = load(model, settings=[*_tta_setting(tta), *(settings or ())])
+    loaded = load(model, device, settings=[*_tta_setting(tta), *(settings or ())])
     request = Request(sources, min_score=score, limit=limit, slices=slices, overlap=overlap, show=not quiet)
     if kind in (None, "json"):
         tally = predict_files(loaded, request, out, pictures=kind is None)
@@ -220,7 +255,7 @@ def score(
 ) -> None:
     """Score any results file exactly as lvis-api does.
 
-    As there, small, medium and large go by the boxes' areas, for masks too, if the results carry boxes.
+    As there, small, medium and large are told by the area of the boxes, for masks too, if the results have boxes.
     """
     _log(quiet=False)
     if analyse and out is None:
@@ -239,50 +274,6 @@ def score(
         analyse=analyse,
     )
     _print(format_table(scores.metrics))
-
-
-@recipes_app.callback()
-def recipes(context: typer.Context) -> None:
-    """List the built-in recipes."""
-    if context.invoked_subcommand is None:
-        recipes_list()
-
-
-@recipes_app.command("list")
-def recipes_list() -> None:
-    """List the built-in recipes, those of Table 2 as a ladder: what each row adds, costs and scored in the report."""
-    from tailseg.recipes.ladder import REPORT, ladder_lines
-    from tailseg.recipes.resolve import BUILT_IN
-
-    ladder = [f"table2/{row}" for row in REPORT]
-    for name, function in BUILT_IN.items():
-        if name not in ladder:
-            say(f"{name:28}{(function.__doc__ or '').splitlines()[0]}")
-    say("\nTable 2 of the report, each row the one before and one thing more:\n")
-    for line in ladder_lines():
-        say(line)
-
-
-@recipes_app.command("show")
-def recipes_show(recipe: RecipeArgument, settings: SetOption = None) -> None:
-    """Print a complete recipe as YAML."""
-    from tailseg.recipes.resolve import resolve
-    from tailseg.recipes.values import to_yaml
-
-    typer.echo(to_yaml(resolve(recipe, settings or ())), nl=False)
-
-
-@recipes_app.command("diff")
-def recipes_diff(
-    one: RecipeArgument,
-    other: RecipeArgument,
-) -> None:
-    """Print the keys in which two recipes differ."""
-    from tailseg.recipes.resolve import resolve
-    from tailseg.recipes.values import diff
-
-    for key, before, after in diff(resolve(one), resolve(other)):
-        say(f"{key}: {before} -> {after}")
 
 
 def _stoppable(job: Callable[[], T], message: Callable[[], str]) -> T:

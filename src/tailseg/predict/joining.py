@@ -48,8 +48,6 @@ def join_windows(found: Sequence[RawDetections], windows: Floats, iou: float) ->
     window_of = np.repeat(np.arange(len(found)), [len(part) for part in found])
     pieces = _Pieces(every, window_of, np.asarray(windows, np.float64), iou)
     groups = pieces.groups()
-    scores = every.scores.numpy()[[group[0] for group in groups]]
-    groups = [groups[i] for i in np.argsort(-scores, kind="stable")]
     joined = every[torch.tensor([group[0] for group in groups], dtype=torch.int64)]
     if all(len(group) == 1 for group in groups):
         return joined
@@ -80,7 +78,7 @@ class _Pieces:
 
     def __init__(self, every: RawDetections, window_of: Rows, windows: Floats, iou: float) -> None:
         self.every, self.window_of, self.windows, self.iou = every, window_of, windows, iou
-        self.boxes = every.boxes.numpy().astype(np.float64)
+        self.boxes = np.asfortranarray(every.boxes.numpy().astype(np.float64))  # quick to search by one side
         self.grids = every.masks.float().numpy()
         low, high = np.maximum(windows[:, None, :2], windows[:, :2]), np.minimum(windows[:, None, 2:], windows[:, 2:])
         meet = np.asarray((high > low).all(axis=2))
@@ -92,6 +90,7 @@ class _Pieces:
         ends = (own[:, 2:] < [width, height]) & (self.boxes[:, 2:] >= own[:, 2:] - self.margin)
         self.cut = np.asarray((starts | ends).any(axis=1))
         self.by_class: dict[tuple[int, int], list[int]] = defaultdict(list)  # (label, window) -> rows, best first
+        self.nearby: dict[tuple[int, int], Rows] = {}  # (label, window) -> rows of the windows around it
         self.order = np.argsort(-every.scores.numpy(), kind="stable").tolist()
         self.labels = every.labels.tolist()
         for row in self.order:
@@ -119,13 +118,13 @@ class _Pieces:
                         waiting.append(other)
                         used.add(window)
             groups.append(group)
-        return self._without_fragments(groups)
+        return self._distinct(groups)
 
     def _candidates(self, row: int, free: NDArray[np.bool_]) -> Rows:
         """Other windows' detections of its class whose boxes overlap its own half as much as masks have to."""
-        label, own = self.labels[row], int(self.window_of[row])
-        lists = [self.by_class.get((label, window), []) for window in self.neighbours[own] if window != own]
-        others = np.array([other for rows in lists for other in rows if free[other]], np.int64)
+        others = self._around_window(self.labels[row], int(self.window_of[row]))
+        others = others[free[others]]
+        others = others[_meeting(self.boxes, others, self.boxes[row])]
         if not len(others):
             return others
         shared = self._shared(row, others)
@@ -134,6 +133,14 @@ class _Pieces:
         union = _areas(mine) + _areas(theirs) - common
         near: Rows = others[common >= 0.5 * self.iou * np.maximum(union, 1e-6)]
         return near
+
+    def _around_window(self, label: int, own: int) -> Rows:
+        """The detections of a class in the windows that overlap a window, but for its own."""
+        found = self.nearby.get((label, own))
+        if found is None:
+            lists = [self.by_class.get((label, window), []) for window in self.neighbours[own] if window != own]
+            found = self.nearby[label, own] = np.array([row for rows in lists for row in rows], np.int64)
+        return found
 
     def _shared(self, row: int, others: Rows | int) -> Floats:
         """The parts of the picture that the windows of a detection and of others show both."""
@@ -145,36 +152,50 @@ class _Pieces:
         mine, theirs = _clipped(self.boxes[row], shared), _clipped(self.boxes[other], shared)
         around = np.concatenate([np.minimum(mine[:2], theirs[:2]), np.maximum(mine[2:], theirs[2:])])
         xs, ys = _lattice(around)
-        one, two = (self._sampled(piece, xs, ys) >= 0.5 for piece in (row, other))
+        one, two = self._mask([row], xs, ys), self._mask([other], xs, ys)
         return bool((one & two).sum() >= self.iou * max((one | two).sum(), 1))
 
     def _sampled(self, row: int, xs: Floats, ys: Floats) -> Floats:
         """Probabilities (len(ys), len(xs)) of a mask at columns ``xs`` and rows ``ys`` of the picture."""
         return sample_grid(self.grids[row], self.boxes[row], xs, ys)
 
-    def _without_fragments(self, groups: list[list[int]]) -> list[list[int]]:
-        """Leave out cut objects that lie on a larger one of their class.
+    def _distinct(self, groups: list[list[int]]) -> list[list[int]]:
+        """Leave out what is no object of its own, now that objects are whole: groups are given and come best first.
 
-        What a window sees of an object that only just reaches into it may look like another one. Of joined pieces the
-        larger one has to be at least as good.
+        That is, of joined objects, one whose mask overlaps that of a better one (NMS), and a fragment: a cut object
+        that lies on a larger one. What a window sees of an object that only just reaches into it may look like another
+        one. Of joined pieces the larger one has to be the better one.
         """
         outer = self._around(groups)
-        by_label: dict[int, list[int]] = defaultdict(list)
-        for number, group in enumerate(groups):
-            by_label[self.labels[group[0]]].append(number)
-        scores = self.every.scores.numpy()[[group[0] for group in groups]]
-        kept = []
-        for group, box, score in zip(groups, outer, scores, strict=True):
-            if self.cut[group[0]]:
-                others = np.array(by_label[self.labels[group[0]]])
-                common = _areas(_clipped(outer[others], box))
-                larger = (_areas(outer[others]) > _areas(box)) & (common >= self.iou * _areas(box))
-                if len(group) > 1:
-                    larger &= scores[others] >= score
-                if any(self._covers(groups[other], group, box) for other in others[larger].tolist()):
-                    continue
-            kept.append(group)
-        return kept
+        joined = np.array([len(group) > 1 for group in groups], np.bool_)
+        labels = np.array([self.labels[group[0]] for group in groups], np.int64)
+        by_label = {label: np.flatnonzero(labels == label) for label in set(labels.tolist())}
+        joined_by_label = {label: rows[joined[rows]] for label, rows in by_label.items()}
+        gone: set[int] = set()
+        for number, (group, box) in enumerate(zip(groups, outer, strict=True)):
+            alone = len(group) == 1 and not self.cut[group[0]]  # what is alone and whole can only repeat joined ones
+            others = (joined_by_label if alone else by_label)[int(labels[number])]
+            others = others[_meeting(outer, others, box)]
+            common = _areas(_clipped(outer[others], box))
+            union = _areas(outer[others]) + _areas(box) - common
+            near = others[(others < number) & (common >= 0.5 * self.iou * union)].tolist()
+            larger = (_areas(outer[others]) > _areas(box)) & (common >= self.iou * _areas(box))
+            if len(group) > 1:
+                larger &= others < number
+            around = others[larger].tolist() if self.cut[group[0]] else []
+            if any(
+                self._repeats(groups[other], outer[other], group, box) for other in near if other not in gone
+            ) or any(self._covers(groups[other], group, box) for other in around if other not in gone):
+                gone.add(number)
+        return [group for number, group in enumerate(groups) if number not in gone]
+
+    def _repeats(self, better: list[int], outer: Floats, group: list[int], box: Floats) -> bool:
+        """Return whether two objects, one of which at least is joined, have one mask."""
+        if len(better) == len(group) == 1:
+            return False
+        xs, ys = _lattice(np.concatenate([np.minimum(outer[:2], box[:2]), np.maximum(outer[2:], box[2:])]))
+        one, two = self._mask(better, xs, ys), self._mask(group, xs, ys)
+        return bool((one & two).sum() >= self.iou * max((one | two).sum(), 1))
 
     def _covers(self, group: list[int], fragment: list[int], box: Floats) -> bool:
         """Return whether the mask of an object lies on enough of a fragment that other windows show.
@@ -186,15 +207,17 @@ class _Pieces:
         if (box[2:] - box[:2] <= self.margin[fragment[0]]).any():
             return True
         xs, ys = _lattice(box)
-        own, theirs = (
-            np.maximum.reduce([self._sampled(row, xs, ys) for row in rows]) >= 0.5 for rows in (fragment, group)
-        )
-        return bool((own & theirs).sum() >= self.iou * max(own.sum(), 1))
+        own = self._mask(fragment, xs, ys)
+        return bool((own & self._mask(group, xs, ys)).sum() >= self.iou * max(own.sum(), 1))
+
+    def _mask(self, group: list[int], xs: Floats, ys: Floats) -> NDArray[np.bool_]:
+        """The union (len(ys), len(xs)) of the pieces' masks at columns ``xs`` and rows ``ys`` of the picture."""
+        return np.asarray(np.maximum.reduce([self._sampled(row, xs, ys) for row in group]) >= 0.5)
 
     def _around(self, groups: list[list[int]]) -> Floats:
         """The box (G, 4) around the pieces of each object."""
         around = [[*self.boxes[g, :2].min(axis=0), *self.boxes[g, 2:].max(axis=0)] for g in groups]
-        return np.array(around, np.float64).reshape(-1, 4)
+        return np.asfortranarray(np.array(around, np.float64).reshape(-1, 4))
 
     def united(self, best: RawDetections, groups: list[list[int]]) -> RawDetections:
         """Boxes around all pieces, masks that are their union, and the best score for masks; ``best`` are the seeds."""
@@ -279,6 +302,12 @@ def _clipped(boxes: Floats, others: Floats) -> Floats:
     return np.concatenate(
         [np.maximum(boxes[..., :2], others[..., :2]), np.minimum(boxes[..., 2:], others[..., 2:])], axis=-1
     )
+
+
+def _meeting(boxes: Floats, rows: Rows, box: Floats) -> NDArray[np.bool_]:
+    """Which of some rows' boxes meet a box: leaves little for the costlier questions."""
+    x1, y1, x2, y2 = (boxes[:, side][rows] for side in range(4))
+    return np.asarray((x1 < box[2]) & (y1 < box[3]) & (x2 > box[0]) & (y2 > box[1]))
 
 
 def _areas(boxes: Floats) -> Floats:

@@ -22,6 +22,7 @@ from tailseg.checkpoint import load_model, load_weights, require_fit
 from tailseg.data.annotations.annotations import Category
 from tailseg.data.loading import batch_of
 from tailseg.data.transforms import fit_transform
+from tailseg.devices import find_device
 from tailseg.errors import UserError
 from tailseg.evaluation.tta import detect_views, views_of
 from tailseg.model.build import build_detector
@@ -285,17 +286,19 @@ def _together(batches: Sequence[Batch]) -> Batch:
     return Batch(**{f.name: torch.cat([getattr(batch, f.name) for batch in batches]) for f in fields(Batch)})
 
 
-def load(path: str | Path, device: str | torch.device | None = None, settings: Sequence[str] = ()) -> Model:
+def load(path: str | Path, device: str | int | torch.device | None = None, settings: Sequence[str] = ()) -> Model:
     """Read a model file, onto the GPU if there is one.
 
     Args:
-        path: of a model that `tailseg train` saved.
-        device: where it shall run.
+        path: of a model that `tailseg train` saved, or of its run's folder: then the best model, else the last.
+        device: where it shall run (see `find_device`).
         settings: recipe overrides that a trained model allows, such as ``test.nms_iou=0.6``.
 
     Raises:
-        UserError: the file is missing, damaged or not a tailseg model, or a setting is faulty, not of the test or idle.
+        UserError: the file is missing, damaged or not a tailseg model, there is no such device, or a setting is faulty,
+            not of the test or idle.
     """
+    target = find_device(device)
     checkpoint = load_model(Path(path))
     for setting in settings:
         if not setting.startswith(AT_TEST_TIME):
@@ -309,6 +312,5 @@ def load(path: str | Path, device: str | torch.device | None = None, settings: S
         require_fit(build_detector(recipe, len(checkpoint.categories)).state_dict(), checkpoint.state, checkpoint.path)
     detector = build_detector(recipe, len(checkpoint.categories))
     load_weights(detector, checkpoint.state, checkpoint.path)
-    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     detector = detector.to(target).to(memory_format=torch.channels_last).eval()
     return Model(detector, recipe, checkpoint.categories, checkpoint.path)

@@ -16,6 +16,22 @@ from tailseg.recipes.backbone_options import reaches_outside
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import fault_of
 
+MODELS = ("best.safetensors", "last.safetensors")  # of a run, in the order of preference
+
+
+def model_file(path: Path) -> Path:
+    """The model that a path stands for: a file itself, of a run's folder its best model, else its last.
+
+    Raises:
+        UserError: the folder has neither.
+    """
+    if not path.is_dir():
+        return path
+    found = next((path / name for name in MODELS if (path / name).is_file()), None)
+    if found is None:
+        raise UserError(f"{path}: this folder holds no {' or '.join(MODELS)}; give a run's folder or a model file")
+    return found
+
 
 def read_header(path: Path) -> dict[str, Any]:
     """Read the metadata of a safetensors file that tailseg wrote.

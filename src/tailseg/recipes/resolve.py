@@ -14,7 +14,7 @@ from typing import Any
 from tailseg.errors import UserError
 from tailseg.recipes import small, table1, table2
 from tailseg.recipes.backbone_options import reaches_outside
-from tailseg.recipes.model_header import read_header, recipe_in
+from tailseg.recipes.model_header import model_file, read_header, recipe_in
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import merge, override, validate
 from tailseg.yaml_files import read_yaml
@@ -45,7 +45,7 @@ def resolve(name: str, settings: Sequence[str] = ()) -> Recipe:
 def _load(name: str, chain: tuple[Path, ...]) -> Recipe:
     if name in BUILT_IN:
         return BUILT_IN[name]()
-    path = Path(name)
+    path = model_file(Path(name))
     if path.suffix == ".safetensors":
         return recipe_in(read_header(path), path)
     if path.suffix not in (".yaml", ".yml"):

@@ -24,7 +24,7 @@ class BackboneRecipe(Section):
     name: str = "resnet50"
     """timm model with features at strides 4, 8, 16 and 32."""
     pretrained: bool = True
-    """Start from ImageNet weights where they can be had; a warning says when they cannot."""
+    """Start from ImageNet weights; false: from random ones, which frozen stages may not have."""
     frozen_stages: int = Field(1, ge=-1, le=4)
     """The stem and this many stages are not trained; -1 trains everything."""
     train_norm: bool = False

@@ -17,6 +17,8 @@ from tailseg.recipes.classifiers import CLASSIFIERS, ClassifierRecipe
 from tailseg.recipes.schema import Recipe
 from tailseg.yaml_files import load_yaml
 
+MOST_NAMED = 4  # keys that a message about a key without its section offers
+
 
 def to_yaml(recipe: Recipe) -> str:
     """The complete recipe as YAML, in the order of its definition."""
@@ -85,6 +87,10 @@ def unknown_key(key: str) -> str:
         section, _, name = key.rpartition(".")
         owners = [loss for loss, kind in CLASSIFIERS.items() if name in kind.model_fields]
         return f"key '{key}' belongs to {section}.loss {' or '.join(owners)}; set {section}.loss first"
+    last = key.rpartition(".")[2]
+    named_so = [k for k in known if k.rpartition(".")[2] == last]
+    if "." not in key and 0 < len(named_so) <= MOST_NAMED:
+        return f"unknown key '{key}'; did you mean {' or '.join(map(repr, named_so))}?"
     same_section = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
     near = difflib.get_close_matches(key, same_section, 1, 0.4) or difflib.get_close_matches(key, known, 1, 0.0)
     return f"unknown key '{key}'; the nearest valid key is '{near[0]}'"

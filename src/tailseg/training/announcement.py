@@ -45,6 +45,7 @@ def announce(
     """
     assert data.train is not None
     assert data.val is not None
+    logger.info("Folder of the run: %s", out)
     for split in (data.train, data.val):
         tell(split)
         if not len(split.labels):  # training data without any is refused before

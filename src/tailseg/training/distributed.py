@@ -11,32 +11,46 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 
+from tailseg.devices import find_device
 from tailseg.errors import UserError
 from tailseg.layers.norm import count_learning, synchronize
 from tailseg.training.local_ranks import start_ranks, starting
 
 
-def launch(devices: int) -> Fabric:
-    """Start the processes of a run: ``devices`` on this machine, or those of torchrun or SLURM."""
+def launch(devices: int, device: str | int | torch.device | None = None) -> Fabric:
+    """Start the processes of a run: ``devices`` on this machine, or those of torchrun or SLURM.
+
+    Args:
+        devices: number of them.
+        device: where they run (see `find_device`); one that has a number takes a single process.
+
+    Raises:
+        UserError: there is no such device, or not that many.
+    """
+    chosen = find_device(device)
     nodes = 1
     if "TORCHELASTIC_RUN_ID" in os.environ:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
     elif "SLURM_NNODES" in os.environ and "SLURM_NTASKS" in os.environ:
         nodes = int(os.environ["SLURM_NNODES"])
-    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    if accelerator == "cuda" and devices > torch.cuda.device_count():
+    if chosen.type == "cuda" and devices > torch.cuda.device_count():
         raise UserError(f"--devices {devices}: this machine has {torch.cuda.device_count()} GPU(s); ask for no more")
+    many, numbered = devices * nodes > 1, ":" in str(chosen)
+    if many and (numbered or chosen.type == "mps"):
+        raise UserError(
+            f"device '{chosen}': is one device for several processes; choose cpu or cuda (CUDA_VISIBLE_DEVICES chooses "
+            "among GPUs), or a single process"
+        )
     # Counts and batch statistics are those of all processes: no buffer needs broadcasting.
-    many = devices * nodes > 1
     # Newer releases of PyTorch rename that argument, and remark on the strides of channels_last gradients.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if many else "auto"
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # importing it sets another level
     fabric = Fabric(
-        accelerator=accelerator,
-        devices=devices,
+        accelerator=chosen.type,
+        devices=[chosen.index] if numbered else devices,
         num_nodes=nodes,
         strategy=strategy,
     )

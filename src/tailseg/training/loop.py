@@ -38,7 +38,8 @@ from tailseg.training.optimizer import build_optimizer, rate_factor
 from tailseg.training.run_lock import lock_for_all
 from tailseg.training.run_log import RunLog, better
 from tailseg.training.schedule_checks import RunLength, require_whole_steps, schedule_warnings
-from tailseg.training.weight_init import init_weights, read_init
+from tailseg.training.step_note import step_note
+from tailseg.training.weight_init import init_weights, read_init, require_sound_start
 
 BETWEEN_STEPS, COLLECTING, UPDATING = range(3)  # gradients, the weights; only the last is no state to go on from
 
@@ -52,6 +53,7 @@ def train(
     devices: int = 1,
     resume: bool = False,
     init: Path | None = None,
+    device: str | int | torch.device | None = None,
     show: bool = True,
 ) -> Scores | None:
     """Train a recipe; writes recipe.yaml, metrics.jsonl, last, best and trainer checkpoints into ``out``.
@@ -67,7 +69,8 @@ def train(
         devices: processes on this machine.
         resume: go on with the run in ``out``.
         init: model file whose weights the run starts from instead of ImageNet's (see `start_from`).
-        show: draw progress bars.
+        device: where it runs (see `find_device`); by default on the GPUs that there are.
+        show: show progress.
 
     Returns:
         The scores of the last evaluation (process 0; None elsewhere).
@@ -76,24 +79,19 @@ def train(
         UserError: something about data, folder, recipe or checkpoint is the user's to fix.
         KeyboardInterrupt: after Ctrl-C, when everything has been saved.
     """
-    if resume and init is not None:
-        raise UserError(f"--init {init}: --resume goes on with the weights of the run itself; leave out one of the two")
-    if recipe.finetune.enabled and init is None and not resume:
-        raise UserError(
-            "finetune.enabled: adds classification branches to a trained model; name it with --init, such as "
-            "--init runs/seesaw/best.safetensors"
-        )
-    fabric = launch(devices)
+    require_sound_start(recipe, init, resume=resume)
+    fabric = launch(devices, device)
     with ExitStack() as stack:
         others = stack.enter_context(watched(fabric, out))
-        run = Run(fabric, recipe, data, out, seed, init)
+        run = Run(fabric, recipe, data, out, seed, init, resume=resume)
         stop = stack.enter_context(interrupts(tell=run.is_main_process))
         lock_for_all(fabric, out, stack)
         run.start(resume)
         if not run.prepare(stop, show):
             run.save()
             raise KeyboardInterrupt
-        advance = stack.enter_context(progress_bar("training", run.total_steps, show=show and run.is_main_process))
+        shown = progress_bar("training", run.total_steps, show=show and run.is_main_process, lines="notes")
+        advance = stack.enter_context(shown)
         batches = stack.enter_context(closing(run.batches()))  # whatever happens, the workers are sent home
         try:
             run.complete(batches, stop, advance, show)
@@ -114,12 +112,13 @@ class Run:
 
     Args:
         fabric: launched.
-        recipe, data, out, seed, init: of `train`.
+        recipe, data, out, seed, init, resume: of `train`.
     """
 
     def __init__(
-        self, fabric: Fabric, recipe: Recipe, data: DataSplits, out: Path, seed: int, init: Path | None = None
-    ) -> None:
+        self, fabric: Fabric, recipe: Recipe, data: DataSplits, out: Path, seed: int,
+        init: Path | None = None, *, resume: bool = False,
+    ) -> None:  # fmt: skip
         assert data.train is not None
         assert data.val is not None
         self.fabric, self.recipe, self.data, self.out, self.seed = fabric, recipe, data, out, seed
@@ -142,7 +141,7 @@ class Run:
         torch.manual_seed(seed)
         self.detector = build_detector(recipe, len(self.categories), class_statistics(data.train))
         self.stored_recipe = stored_recipe(recipe, self.detector)
-        self.weights_note = init_weights(self.detector, recipe, self.categories, checkpoint)
+        self.weights_note = init_weights(self.detector, recipe, self.categories, checkpoint, resume=resume)
         self.detector = self.detector.to(memory_format=torch.channels_last)
         self.learner = self._learner()
         trained = self.learner.trained
@@ -287,10 +286,11 @@ class Run:
             trouble = first_trouble(self.fabric, trouble)
         if trouble:
             raise UserError(trouble)
-        self.note = f"loss {total:.3f}"
-        images = batches * self.length.images_a_step / self.recipe.training.accumulate
+        speed = batches * self.length.images_a_step / self.recipe.training.accumulate / seconds
         rate = self.optimizer.param_groups[0]["lr"]
-        row = {"step": self.step, "loss": total, **losses, "lr": rate, "images_per_second": images / seconds}
+        epoch = -(-self.step // self.steps_per_epoch)
+        self.note = step_note(epoch, self.recipe.schedule.epochs, total, rate, speed, self.fabric.device)
+        row = {"step": self.step, "loss": total, **losses, "lr": rate, "images_per_second": speed}
         self.run_log.write(row | self.health.row(self.step))
 
     def evaluate_if_due(self, show: bool) -> None:
@@ -332,8 +332,7 @@ class Run:
         self.evaluated_step = self.step
         if trouble:
             self.scores = None  # those of an earlier epoch are not this one's
-            if not (self.out / resumption.TRAINER).is_file():
-                raise UserError(f"{self.out}: what was saved there has been removed; {resumption.way_on(self.out)}")
+            resumption.require_still_there(self.out)
             if self.is_main_process:
                 announce_no_scores(epoch, trouble, self.out / "last.safetensors")
             return

@@ -42,6 +42,12 @@ def way_on(out: Path) -> str:
     return "go on with --resume" if (out / TRAINER).is_file() else "start again: nothing was saved yet"
 
 
+def require_still_there(out: Path) -> None:
+    """Raise UserError if the trainer file of a run that has saved one is gone."""
+    if not (out / TRAINER).is_file():
+        raise UserError(f"{out}: what was saved there has been removed; {way_on(out)}")
+
+
 def divergence(out: Path, step: int, losses: Mapping[str, float], rate: float) -> str:
     """A sentence on the end of a run whose losses are not finite; empty if they are."""
     if math.isfinite(sum(losses.values())):

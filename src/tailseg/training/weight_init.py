@@ -18,9 +18,9 @@ from tailseg.data.annotations.annotations import Category
 from tailseg.data.sources import same_name
 from tailseg.errors import UserError
 from tailseg.losses import CLASSIFICATIONS
-from tailseg.model.backbone import load_pretrained
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector, Stage
+from tailseg.model.pretrained import load_pretrained
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import flatten
 
@@ -67,18 +67,50 @@ def read_init(path: Path, recipe: Recipe, categories: Sequence[Category]) -> Che
     return checkpoint
 
 
+def require_sound_start(recipe: Recipe, init: Path | None, *, resume: bool) -> None:
+    """Check that a run has something to start from, before anything is read.
+
+    Raises:
+        UserError: `--resume` has an `--init` too, second branches have no model, or frozen stages would be random.
+    """
+    if resume:
+        if init is not None:
+            raise UserError(
+                f"--init {init}: --resume goes on with the weights of the run itself; leave out one of the two"
+            )
+        return
+    backbone = recipe.model.backbone
+    if recipe.finetune.enabled and init is None:
+        raise UserError(
+            "finetune.enabled: adds classification branches to a trained model; name it with --init, such as "
+            "--init runs/seesaw"
+        )
+    if init is None and not backbone.pretrained and backbone.frozen_stages >= 0:
+        raise UserError(
+            f"model.backbone.frozen_stages = {backbone.frozen_stages}: with model.backbone.pretrained=false these "
+            "stages would stay at random weights; set model.backbone.frozen_stages=-1, or start from a model by --init"
+        )
+
+
 def init_weights(
-    detector: Detector, recipe: Recipe, categories: Sequence[Category], checkpoint: Checkpoint | None
+    detector: Detector,
+    recipe: Recipe,
+    categories: Sequence[Category],
+    checkpoint: Checkpoint | None,
+    *,
+    resume: bool = False,
 ) -> str:
     """Give a new detector the weights that a run starts with; returns what they are, for the log.
 
+    A run that is resumed gets its own later: ImageNet's need not be there.
+
     Raises:
-        UserError: as `start_from`.
+        UserError: as `start_from` and `load_pretrained`.
     """
+    if resume:
+        return "weights of the run itself"
     if checkpoint is not None:
         return start_from(checkpoint, detector, recipe, categories)
-    if recipe.finetune.enabled:
-        return "weights of the run itself"
     if recipe.model.backbone.pretrained:
         return f"backbone {load_pretrained(detector.backbone)}"
     return "random weights"
@@ -110,7 +142,16 @@ def start_from(checkpoint: Checkpoint, detector: Detector, recipe: Recipe, categ
         branches = "; second branches " + _start_branches(detector, recipe, there=_has_branches(checkpoint))
     known = len(source) - source.count(-1)
     classifier = "" if keep_classifier else "; the classifier starts again, for it does not fit the recipe's loss"
-    return f"weights of {path} ({known} of {len(source)} classes known by name{classifier}){branches}"
+    others = _other_conventions(recipe, checkpoint)
+    return f"weights of {path} ({known} of {len(source)} classes known by name{classifier}){branches}{others}"
+
+
+def _other_conventions(recipe: Recipe, checkpoint: Checkpoint) -> str:
+    """The settings of another value under which the weights were trained, as the rest of a sentence; may be empty."""
+    ours, theirs = (flatten(r.model_dump(mode="json")) for r in (recipe, checkpoint.recipe))
+    changed = [key for key in ours if key.startswith(MEANING) and key in theirs and ours[key] != theirs[key]]
+    found = ", ".join(f"{key} = {theirs[key]} (here {ours[key]})" for key in changed)
+    return f"; they were trained with {found}" if found else ""
 
 
 def _filled(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import socket
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 import torch
-from torchvision.models import get_model_weights, list_models
+from torchvision.models import list_models
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 from tailseg.errors import UserError
@@ -18,6 +19,7 @@ from tailseg.zoo.conversion import ForeignModel, change, rename, state_dict_of
 NAME = "maskrcnn_resnet50_fpn"
 PUBLISHED = MaskRCNN_ResNet50_FPN_Weights.COCO_V1
 CONVS = 4  # of the mask head
+PATIENCE = 30.0  # seconds without an answer after which a download fails
 VALUES: dict[str, Any] = {
     "model": {
         "rpn": {
@@ -49,7 +51,11 @@ def read_torchvision(source: str) -> ForeignModel:
     """
     path = Path(source)
     published = source == NAME or path.name == Path(PUBLISHED.url).name
-    content = read_checkpoint(path) if path.exists() or path.suffix else _download(source)
+    if path.exists() or path.suffix:
+        content = read_checkpoint(path)
+    else:
+        _require_known(source)
+        content = read_checkpoint(published_file())
     tensors = state_dict_of(content, path, ("model", "model_state_dict", "state_dict"))
     state, unknown = rename(tensors, _prefixes())
     # Their first class is background, ours the last; nothing reads its box and its mask.
@@ -76,23 +82,38 @@ def read_torchvision(source: str) -> ForeignModel:
     )
 
 
-def _download(name: str) -> Mapping[str, Any]:
+def published_file() -> Path:
+    """The file of the published weights where torchvision keeps it; downloaded if it is not there.
+
+    Raises:
+        UserError: it cannot be downloaded. The message says from where, and where to put it.
+    """
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(PUBLISHED.url).name
+    if file.is_file():
+        return file
+    usual = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        torch.hub.load_state_dict_from_url(
+            PUBLISHED.url, map_location="cpu", weights_only=True, check_hash=True, progress=sys.stderr.isatty()
+        )
+    except (URLError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"{NAME}: {PUBLISHED.url} cannot be downloaded ({getattr(error, 'reason', error)}); fetch it elsewhere and "
+            f"put it at {file}"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(usual)
+    return file
+
+
+def _require_known(name: str) -> None:
     if name != NAME:
         others = [known for known in list_models(include="maskrcnn*") if known != NAME]
         raise UserError(
             f"{name}: is neither a file nor the name of a model that is converted; there is {NAME} "
             f"({', '.join(others)} has another architecture)"
         )
-    weights = get_model_weights(NAME).COCO_V1
-    try:
-        state: Mapping[str, Any] = torch.hub.load_state_dict_from_url(
-            weights.url, map_location="cpu", weights_only=True, check_hash=True
-        )
-    except (URLError, OSError, RuntimeError) as error:
-        raise UserError(
-            f"{name}: {weights.url} cannot be downloaded ({error}); fetch it elsewhere and give the file"
-        ) from error
-    return state
 
 
 def _prefixes() -> dict[str, str]:

@@ -1,5 +1,0 @@
-"""``python -m tailseg.cli``: the command where its script is not on the path."""
-
-from tailseg.cli.main import main
-
-main()
