@@ -182,6 +182,7 @@ def test_gpu_runs_every_benchmark():
         "icons.py",
         "long_tail.py",
         "photographs.py",
+        "predicting.py",
         "rare.py",
         "convert.py",
         "loading.py",

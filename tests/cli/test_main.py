@@ -299,7 +299,7 @@ from tailseg.losses.seesaw import SeesawLoss
 from tailseg.training.loop import Run
 
 mine = torch.zeros(4, dtype=torch.int64)
-count, save = SeesawLoss.count, Run.save
+count, save = SeesawLoss._add, Run.save
 
 def counted(self, labels, valid=None):
     kept = labels if valid is None else labels[valid]
@@ -311,7 +311,7 @@ def saved(self):
     torch.save({"state": state, "mine": mine}, Path(os.environ["OBSERVED"]) / f"{self.fabric.global_rank}.pt")
     save(self)
 
-SeesawLoss.count, Run.save = counted, saved
+SeesawLoss._add, Run.save = counted, saved
 main()
 """
     )

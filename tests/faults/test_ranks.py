@@ -50,7 +50,7 @@ from tailseg.training.loop import Run
 if me == rank:
     homes = {
         "meet": (torch.distributed, "init_process_group"), "build": (loop, "build_detector"), "begin": (Run, "start"),
-        "count": (SeesawLoss, "count"), "backward": (torch.Tensor, "backward"), "update": (torch.optim.AdamW, "step"),
+        "count": (SeesawLoss, "_add"), "backward": (torch.Tensor, "backward"), "update": (torch.optim.AdamW, "step"),
         "step": (Run, "train_step"), "save": (Run, "save"), "evaluate": (loop, "evaluate"), "agree": (Run, "agreed"),
     }
     if place == "diverge":  # on this rank alone

@@ -905,7 +905,7 @@ def test_a_killed_loader_process_in_the_middle_of_an_accumulated_step(
     from tailseg.losses.seesaw import SeesawLoss
 
     settings = ("data.batch_per_device=1", "training.accumulate=2", "training.log_steps=1")
-    out, count, calls = tmp_path / "run", SeesawLoss.count, []
+    out, count, calls = tmp_path / "run", SeesawLoss._add, []
     train(tiny(*settings), data, tmp_path / "whole", show=False)
 
     def kills(self: SeesawLoss, *arguments: Any) -> None:
@@ -917,7 +917,7 @@ def test_a_killed_loader_process_in_the_middle_of_an_accumulated_step(
             time.sleep(0.2)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SeesawLoss, "count", kills)
+        patch.setattr(SeesawLoss, "_add", kills)
         with pytest.raises(UserError, match=r"^a loader process was killed, .*; then go on with --resume$"):
             train(tiny(*settings, "data.workers=2"), data, out, show=False)
     assert len(calls) == 5
