@@ -214,9 +214,17 @@ def inpaint(image: Image, hole: NDArray[np.uint8], seen: NDArray[np.bool_]) -> I
         depth = cv2.distanceTransform(inside, cv2.DIST_L2, 5)
         # Twice and a bit: on a grid, marching takes slanted ways a little more slowly than straight ones.
         inside &= (depth - 10) / 2.25 <= depth[seen[window]].max()
-        filled = cv2.inpaint(image[window], inside, INPAINT_RADIUS, cv2.INPAINT_NS)
+        filled = _filled(image[window], inside)
         np.copyto(picture[window], filled, where=inside[:, :, None] > 0)
     return picture
+
+
+def _filled(image: Image, hole: NDArray[np.uint8]) -> Image:
+    """What OpenCV makes of an image (h, w, 3) with a hole (h, w)."""
+    rows = 2 if len(image) == 1 else 1  # of a single row it reads what lies beyond, a new result every time
+    whole, mask = np.repeat(image, rows, axis=0), np.repeat(hole, rows, axis=0)
+    filled: Image = cv2.inpaint(whole, mask, INPAINT_RADIUS, cv2.INPAINT_NS)
+    return filled[: len(image)]
 
 
 def draw_colour_factors(rng: np.random.Generator) -> tuple[float, ...]:
@@ -372,5 +380,4 @@ def _small_background(image: Image, cells: NDArray[np.bool_], size: int) -> NDAr
     (height, width), (rows, columns) = image.shape[:2], cells.shape
     whole = cv2.copyMakeBorder(image, 0, rows * size - height, 0, columns * size - width, cv2.BORDER_REPLICATE)
     small = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
-    filled: Image = cv2.inpaint(small, cells.astype(np.uint8), INPAINT_RADIUS, cv2.INPAINT_NS)
-    return filled.astype(np.float32)
+    return _filled(small, cells.astype(np.uint8)).astype(np.float32)
