@@ -110,8 +110,8 @@ def page(results: dict[str, Any]) -> str:
             f"| Seesaw − Cross-entropy | {' | '.join(differences(seesaw, plain))} |",
             "",
             "The divisions share their pictures, so the interval is narrower than that of new pictures would be; a "
-            "rare class has a handful of validation objects, so APr hangs on single ones. The table says whether the two "
-            "losses train equally well on real pictures, not how far Seesaw helps on a long tail.",
+            "rare class has a handful of validation objects, so APr hangs on single ones. The table says whether the "
+            "two losses train equally well on real pictures, not how far Seesaw helps on a long tail.",
             "",
             *(f"- **{method['title']}**: `{method['command']}`" for method in found.values()),
             "",
