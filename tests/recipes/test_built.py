@@ -31,6 +31,7 @@ def batch() -> Batch:
         masks=torch.full((2, 2, side, side), 255, dtype=torch.uint8),
         mask_frames=torch.tensor([[[4.0, 4, 40, 40], [30, 30, 60, 60]], [[0, 0, 1, 1], [0, 0, 1, 1]]]),
         absent=torch.tensor([[False, True, False, False, False], [True] * 5]),
+        ignored=torch.zeros(2, 0, 0, dtype=torch.uint8),
     )
 
 

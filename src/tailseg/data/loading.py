@@ -23,7 +23,7 @@ from tailseg.data.dataset import DetectionDataset
 from tailseg.data.sampling import TrainSampler
 from tailseg.data.transforms import Compose, Image
 from tailseg.errors import UserError
-from tailseg.structures import Batch, Instances, Sample
+from tailseg.structures import IGNORED_CELL, Batch, Instances, Sample
 
 
 def collate(samples: list[Sample], divisor: int = 32) -> Batch:
@@ -52,7 +52,18 @@ def collate(samples: list[Sample], divisor: int = 32) -> Batch:
         masks=_padded([s.instances.masks for s in samples], rows),
         mask_frames=_padded([s.instances.mask_frames for s in samples], rows),
         absent=torch.stack([s.absent for s in samples]),
+        ignored=_ignored([s.ignored for s in samples], (height, width)),
     )
+
+
+def _ignored(parts: list[Tensor], image_hw: tuple[int, int]) -> Tensor:
+    """(B, H / 4, W / 4) uint8 of the maps of the images, some of which may have none; (B, 0, 0) if all have none."""
+    if all(part.numel() == 0 for part in parts):
+        return torch.zeros((len(parts), 0, 0), dtype=torch.uint8)
+    maps = torch.zeros((len(parts), *(-(-side // IGNORED_CELL) for side in image_hw)), dtype=torch.uint8)
+    for target, part in zip(maps, parts, strict=True):
+        target[: part.shape[0], : part.shape[1]] = part
+    return maps
 
 
 def _padded(parts: list[Tensor], rows: int) -> Tensor:

@@ -32,6 +32,7 @@ from tailseg.data.sampling import TrainSampler
 from tailseg.errors import UserError
 from tailseg.model.box_head import ClassBranch
 from tailseg.model.detector import Detector, Stage
+from tailseg.model.ignored_regions import IgnoredRegions
 from tailseg.progress import progress_bar
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import flatten
@@ -157,8 +158,9 @@ class Frozen:
         detector = self.detector
         features = detector.extract_features(batch)
         proposals = detector.rpn.propose(detector.rpn(features.pyramid), batch.image_sizes, training=True)
+        ignored = IgnoredRegions(batch.ignored)
         for number, stage in enumerate(_stages(detector), start=1):
-            targets = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid)
+            targets = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid, ignored)
             prediction = stage.box_head(features.pool(detector.box_pooler), targets.rois, targets.valid)
             seen = prediction.class_features
             # Under autocast the branch's first layer would round its input anyway; so a cache is half as large.
