@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -98,6 +99,8 @@ def batch_of(picture: Image, transform: Compose, divisor: int) -> Batch:
     )
     return collate([sample], divisor)
 
+
+WORKERS_ON_A_CPU, MOST_WORKERS = 2, 8
 
 Pairs = list[tuple[int, int]]  # (index, seed) of each sample of a batch
 
@@ -220,6 +223,16 @@ class BatchLoader(Generic[B]):
     def __len__(self) -> int:
         """The number of batches (TypeError where the plan has no end)."""
         return len(self._loader)
+
+
+def worker_count(workers: int | Literal["auto"], device: torch.device, processes: int = 1) -> int:
+    """Loader processes of each of ``processes``; ``auto`` keeps a GPU fed: its share of the processors, up to 8."""
+    if workers != "auto":
+        return workers
+    if device.type == "cpu":
+        return WORKERS_ON_A_CPU
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_WORKERS, max(1, processors // processes))
 
 
 GRACE_SECONDS = 30  # that a worker outlives a termination signal, for the main process to finish its step and save
