@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
 from tailseg.model import detector as detector_module
+from tailseg.model import roi_features
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.model.mask_head import mask_targets
@@ -609,5 +610,4 @@ class TestWhole:
 def as_on_devices(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the ways that do not wait for a device to count."""
     monkeypatch.setattr(detector_module, "rows_to_compute", lambda valid: torch.arange(valid.numel()))
-    for pooler in (detector.box_pooler, detector.mask_pooler):
-        monkeypatch.setattr(pooler, "_level_by_level", pooler._at_every_level)
+    monkeypatch.setattr(roi_features, "pooled_by_table", lambda rois: False)

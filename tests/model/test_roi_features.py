@@ -113,7 +113,7 @@ def test_the_pyramid_is_prepared_once_for_all_heads(monkeypatch):
     features, rois = ImageFeatures(pyramid_of()), rois_of_every_level()
     for size in (7, 14, 7):
         features.pool(made(RoIPooler, size))(rois)
-    assert prepared == {"planar": 1, "pyramid_rows": 0}  # without TSD no table is made
+    assert prepared == {"planar": 0, "pyramid_rows": 1}
     for _ in range(3):
         features.pool(made(RoIPooler, 7))(rois, torch.zeros(6, 2))
-    assert prepared == {"planar": 1, "pyramid_rows": 1}
+    assert prepared == {"planar": 0, "pyramid_rows": 1}  # TSD reads the same table

@@ -20,7 +20,7 @@ def some_rois() -> torch.Tensor:
     return torch.stack([image, corner, corner / 2, corner + sides, corner / 2 + sides], dim=1)
 
 
-@pytest.mark.parametrize("path", ["_level_by_level", "_at_every_level"])
+@pytest.mark.parametrize("path", ["_by_table", "_at_every_level"])
 def test_recorded_features_levels_and_gradients(recorded, check, path):
     seen = 0
     for case, inputs, _, outputs in recorded("roi_align"):
@@ -63,7 +63,7 @@ def test_order_of_rows_and_both_paths():
     torch.testing.assert_close(pooler._at_every_level(pyramid, rois, levels), out, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("path", ["_level_by_level", "_at_every_level"])
+@pytest.mark.parametrize("path", ["_by_table", "_at_every_level"])
 @pytest.mark.parametrize("sampling_ratio", [0, 1, 2, 3])
 def test_unaligned_features_and_gradients_equal_torchvisions(path, sampling_ratio):
     theirs = MultiScaleRoIAlign(["0", "1", "2", "3"], 5, sampling_ratio)  # its points stand at upper left corners
@@ -98,7 +98,7 @@ def value_at(plane: torch.Tensor, y: float, x: float) -> float:
     return upper * (1 - fy) + lower * fy
 
 
-@pytest.mark.parametrize("path", ["_level_by_level", "_at_every_level"])
+@pytest.mark.parametrize("path", ["_by_table", "_at_every_level"])
 @pytest.mark.parametrize(("sampling_ratio", "aligned"), [(2, True), (3, True), (2, False)])
 def test_sampling_points_by_hand(path, sampling_ratio, aligned):
     """The mean of n x n points evenly inside each cell; aligned pixels have their value at their centre."""
@@ -130,7 +130,7 @@ def test_other_levels_add_nothing(sampling_ratio, aligned):
     levels = roi_levels(rois[:, 1:], 4)
     pooler = made(RoIPooler, 4, sampling_ratio=sampling_ratio, aligned=aligned)
     plain = pooler._at_every_level(pyramid, rois, levels)
-    torch.testing.assert_close(plain, pooler._level_by_level(pyramid, rois, levels), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(plain, pooler._by_table(pyramid, rois, levels), rtol=1e-5, atol=1e-6)
     for level in range(4):
         spoilt = [f if i == level else torch.full_like(f, torch.inf) for i, f in enumerate(pyramid)]
         own = levels == level
@@ -149,7 +149,7 @@ def test_constant_features_stay_constant_and_a_box_without_extent_gives_zero():
 
 
 @pytest.mark.parametrize("options", [{}, {"sampling_ratio": 2, "aligned": False}])
-@pytest.mark.parametrize("path", ["_level_by_level", "_at_every_level"])
+@pytest.mark.parametrize("path", ["_by_table", "_at_every_level"])
 def test_no_rois(path, options):
     pyramid = [features.requires_grad_() for features in pyramid_of()]
     rois = torch.zeros(0, 5)

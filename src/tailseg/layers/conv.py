@@ -29,7 +29,8 @@ class Conv3x3(nn.Conv2d):
         if by_products(input, weight):
             found: Tensor = ConvByProducts.apply(input, weight, bias, self.stride[0])
             return found
-        return super()._conv_forward(input, weight, bias)
+        plain: Tensor = super()._conv_forward(input, weight, bias)
+        return plain
 
 
 def by_products(maps: Tensor, weight: Tensor) -> bool:

@@ -8,16 +8,23 @@ Shape letters: B images, R RoIs, S output cells a side, L levels, n sampling poi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from tailseg.model.box_head import Pool
+
+MOST_WEIGHTS = 1 << 22  # of pixels that are pooled at once
+with warnings.catch_warnings(action="ignore"):  # said once, of the first: they are a beta; here they sort indices
+    torch.sparse_csr_tensor([0, 0], [], [], (1, 1), dtype=torch.float32)
 
 
 class ImageFeatures:
@@ -37,10 +44,10 @@ class ImageFeatures:
         return partial(self._pooled, pooler)
 
     def _pooled(self, pooler: RoIPooler, rois: Tensor, shifts: Tensor | None = None) -> Tensor:
-        if shifts is None:
-            pooled: Tensor = pooler(self._planar, rois)
-        else:
+        if shifts is not None:
             pooled = shifted_roi_align(self._rows, rois, shifts, pooler.output_size)
+        else:
+            pooled = pooler(self._rows if pooled_by_table(rois) else self._planar, rois)
         if self.context is None:
             return pooled
         return pooled + self.context[rois[:, 0].long()][:, :, None, None]
@@ -59,6 +66,11 @@ def roi_levels(boxes: Tensor, levels: int, finest_scale: float = 56.0) -> Tensor
     scale = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
     # A box that is no number belongs somewhere too: so a diverged model shows in its losses, not as a broken shape.
     return torch.log2(scale / finest_scale + 1e-6).floor().nan_to_num(0).clamp(0, levels - 1).long()
+
+
+def pooled_by_table(rois: Tensor) -> bool:
+    """Whether RoIs are pooled from one table of all levels: on a CPU, which waits for no device."""
+    return rois.device.type == "cpu"
 
 
 def planar(pyramid: Sequence[Tensor]) -> list[Tensor]:
@@ -93,16 +105,21 @@ class RoIPooler(nn.Module):
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
 
-    def forward(self, pyramid: Sequence[Tensor], rois: Tensor) -> Tensor:
+    def forward(self, pyramid: Sequence[Tensor] | PyramidRows, rois: Tensor) -> Tensor:
         """Features (R, channels, S, S).
 
         Args:
-            pyramid: at least as many maps (B, channels, h, w) as there are strides.
+            pyramid: at least as many maps (B, channels, h, w) as there are strides; on a CPU their table will do.
             rois: (R, 5): image index, x1, y1, x2, y2 in pixels.
         """
         levels = roi_levels(rois[:, 1:], len(self.strides))
-        form = self._level_by_level if rois.device.type == "cpu" else self._at_every_level
-        return form(pyramid, rois, levels)
+        if isinstance(pyramid, PyramidRows) or pooled_by_table(rois):
+            return self._by_table(pyramid, rois, levels)
+        return self._at_every_level(pyramid, rois, levels)
+
+    def _by_table(self, pyramid: Sequence[Tensor] | PyramidRows, rois: Tensor, levels: Tensor) -> Tensor:
+        rows = pyramid if isinstance(pyramid, PyramidRows) else pyramid_rows(pyramid, self.strides)
+        return roi_align_of_rows(rows, rois, levels, self.output_size, self.sampling_ratio, aligned=self.aligned)
 
     def _at_every_level(self, pyramid: Sequence[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
         # A RoI of another level is given no extent: it has no sampling points, costs next to nothing and adds zero.
@@ -116,14 +133,6 @@ class RoIPooler(nn.Module):
                 pooled = torch.where(here[:, :, None, None], pooled, 0.0)
             parts.append(pooled)
         return torch.stack(parts).sum(dim=0)
-
-    def _level_by_level(self, pyramid: Sequence[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
-        order, parts = [], []
-        for level, stride in enumerate(self.strides):
-            rows = (levels == level).nonzero().squeeze(1)
-            order.append(rows)
-            parts.append(self._align(pyramid[level], rois[rows], stride))
-        return torch.cat(parts)[torch.cat(order).argsort()]
 
     def _align(self, features: Tensor, rois: Tensor, stride: int) -> Tensor:
         pooled: Tensor = roi_align(
@@ -152,6 +161,132 @@ def pyramid_rows(pyramid: Sequence[Tensor], strides: Sequence[int] = (4, 8, 16, 
     # Filled one by one: a copy from the host would wait for the device.
     levels = torch.stack([torch.full((), number, device=table.device) for number in numbers]).view(-1, 4)
     return PyramidRows(table=table.to(torch.promote_types(table.dtype, torch.float32)), levels=levels)
+
+
+def roi_align_of_rows(
+    rows: PyramidRows, rois: Tensor, levels: Tensor, output_size: int, sampling_ratio: int, *, aligned: bool
+) -> Tensor:
+    """RoIAlign of a table, each RoI from its level: weighted sums of pixels.
+
+    A cell's mean over a grid of points, each of them bilinear, is a sum of pixels with weights that are a product of
+    one of the row and one of the column. Where points lie no more than a pixel apart, n of them touch n + 1 pixels of
+    an axis. RoIs with the same numbers of points are pooled together; their number is waited for.
+
+    Args:
+        rows: from `pyramid_rows`; a gradient flows to it.
+        rois: (R, 5): image index, x1, y1, x2, y2 in pixels; without gradient.
+        levels: (R,) int64.
+        output_size: S.
+        sampling_ratio: as in `RoIPooler`.
+        aligned: as in `RoIPooler`.
+
+    Returns:
+        (R, channels, S, S), channels_last.
+    """
+    table, side = rows.table, output_size
+    rois = rois.detach()
+    own = rows.levels[levels]
+    sizes, first, stride = own[:, :2], own[:, 2], own[:, 3:]
+    corners = rois[:, 1:].to(table.dtype) * (1 / stride.to(table.dtype)) - (0.5 if aligned else 0.0)
+    starts, extents = corners[:, [1, 0]], (corners[:, 2:] - corners[:, :2]).flip(1)  # y, x, as the sizes
+    if not aligned:
+        extents = extents.clamp(min=1)
+    cells = extents / side
+    if sampling_ratio > 0:
+        points = torch.full_like(sizes, sampling_ratio)
+    else:
+        points = cells.nan_to_num(1.0, 1.0, 1.0).ceil().clamp(min=0).long()
+    order, parts = [], []
+    for pair in points.unique(dim=0).tolist():
+        group = (points == points.new_tensor(pair)).all(dim=1).nonzero().squeeze(1)
+        touched = [2 * n if sampling_ratio > 0 else n + 1 for n in pair]
+        for chunk in group.split(max(1, MOST_WEIGHTS // (side**2 * touched[0] * touched[1]))):
+            (lines, line_weights), (columns, column_weights) = (
+                _touched(starts[chunk, axis], cells[chunk, axis], sizes[chunk, axis], side, pair[axis], touched[axis])
+                for axis in (0, 1)
+            )
+            width = sizes[chunk, 1]
+            begin = first[chunk] + rois[chunk, 0].long() * sizes[chunk, 0] * width
+            lines = begin[:, None, None] + lines * width[:, None, None]
+            pixels = lines[:, :, None, :, None] + columns[:, None, :, None, :]  # (r, S, S, rows, columns)
+            weights = line_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
+            order.append(chunk)
+            parts += [pixels.flatten(0, 2).flatten(1), weights.flatten(0, 2).flatten(1)]
+    if not parts:
+        return table[:0, :, None, None].expand(-1, -1, side, side)
+    sums: Tensor = WeightedSums.apply(table, *parts)
+    pooled = sums.view(-1, side, side, table.shape[1])
+    return (pooled if len(order) == 1 else pooled[torch.cat(order).argsort()]).permute(0, 3, 1, 2)
+
+
+class WeightedSums(torch.autograd.Function):
+    """Weighted sums of rows of a table (N, channels), with a gradient for the table alone.
+
+    A gradient of so many sums is again weighted sums: of the rows of what follows, for each row of the table. PyTorch's
+    own adds them up one after the other, in twice to twenty times the time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, *parts: Tensor) -> Tensor:
+        """Sums (Σ K, channels) for pairs of positions (K, n) int64 in the table and their weights (K, n)."""
+        ctx.save_for_backward(*parts)
+        ctx.rows = len(table)
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        return torch.cat([F.embedding_bag(p, table, per_sample_weights=w, mode="sum") for p, w in pairs])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of the table."""
+        parts = ctx.saved_tensors
+        counts = torch.cat([p.new_full((len(p),), p.shape[1]) for p in parts[::2]])
+        matrix = torch.sparse_csr_tensor(
+            F.pad(counts.cumsum(0), (1, 0)),
+            torch.cat([p.flatten() for p in parts[::2]]),
+            torch.cat([w.flatten() for w in parts[1::2]]),
+            (len(grad), ctx.rows),
+            check_invariants=False,
+        )
+        turned = matrix.to_sparse_csc()  # for each row of the table the sums that it is part of
+        found = F.embedding_bag(
+            turned.row_indices(),
+            grad.contiguous(),
+            turned.ccol_indices(),
+            per_sample_weights=turned.values(),
+            mode="sum",
+            include_last_offset=True,
+        )
+        return found, *[None] * len(parts)
+
+
+def _touched(
+    starts: Tensor, cells: Tensor, sizes: Tensor, side: int, points: int, touched: int
+) -> tuple[Tensor, Tensor]:
+    """Pixels (r, S, touched) int64 of an axis that the points of each cell lie between, and their mean weights.
+
+    Args:
+        starts: (r,) where RoIs begin, in pixels of the level.
+        cells: (r,) extents of a cell.
+        sizes: (r,) of the axis.
+        side: S.
+        points: of a cell along the axis; none gives weights of zero.
+        touched: 2 pixels for each point, or one more than there are points, if these are at most a pixel apart.
+    """
+    numbers = torch.arange(side, device=starts.device, dtype=starts.dtype).unsqueeze(1)
+    parts = torch.arange(points, device=starts.device, dtype=starts.dtype) + 0.5
+    places = starts[:, None, None] + numbers * cells[:, None, None] + parts * (cells / max(points, 1))[:, None, None]
+    pixels, weights = _neighbours(places, sizes[:, None, None])
+    weights = weights / max(points, 1)
+    if touched == 2 * points:
+        return pixels, weights
+    if points == 0:
+        nothing = places.new_zeros(len(starts), side, touched)
+        return nothing.long(), nothing
+    base = pixels[:, :, :1]
+    sums = weights.new_zeros(*weights.shape[:2], touched)
+    sums.scatter_add_(2, (pixels - base).clamp(0, touched - 1), weights)
+    own = base + torch.arange(touched, device=starts.device)
+    return torch.minimum(own, sizes[:, None, None] - 1), sums
 
 
 def shifted_roi_align(rows: PyramidRows, rois: Tensor, shifts: Tensor, output_size: int, *, samples: int = 2) -> Tensor:
