@@ -13,11 +13,11 @@ from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.annotations.frequency import GROUPS
 from tailseg.evaluation.confusions import confusions
 from tailseg.evaluation.ground_truth import GroundTruth
-from tailseg.evaluation.label_errors import disagreements_of
+from tailseg.evaluation.label_errors import Disagreement, disagreements_of
 from tailseg.evaluation.matches import Matches, matches_of
 from tailseg.evaluation.reading import ResultColumns
 from tailseg.evaluation.slices import slices, worst_images
-from tailseg.evaluation.thresholds import FALLBACK, class_thresholds, common_threshold, sure_score
+from tailseg.evaluation.thresholds import FALLBACK, class_thresholds, common_threshold
 
 LABELS = 50  # doubtful ones listed
 CURVE_STEP = 5  # of a class's 101 recall points, every fifth is kept
@@ -52,8 +52,9 @@ def analyse(
         for each with objects or detections its own best threshold. ``curves``: precision at 101 recalls, the mean of
         each group of classes. ``confusions`` and ``confusion_matrix`` at the threshold; see
         `tailseg.evaluation.confusions`. ``frequency``: the mean AP of the classes by their number of training images.
-        ``slices``, ``worst``: see `tailseg.evaluation.slices`. ``labels``: detections with a score of ``sure`` or more
-        that contradict annotations, their number and the first 50.
+        ``slices``, ``worst``: see `tailseg.evaluation.slices`. ``labels``: the number of detections that contradict
+        annotations, with scores from the threshold on, and the 50 surest. ``images``, ``objects``: numbers of those
+        that count.
     """
     matches = matches_of(evaluation, found, truth.objects)
     common = common_threshold(matches)
@@ -62,6 +63,8 @@ def analyse(
     pairs, matrix = confusions(evaluation, [row["name"] for row in per_category], found, truth.objects, threshold)
     groups = [row["frequency"] for row in per_category]
     return {
+        "images": len(truth.known.image_ids),
+        "objects": len(matches.found_with),
         "errors": {"delta_ap": errors["delta_ap"], "counts": errors["counts"], "AP50": errors["ap_base"]},
         "calibration": {key: calibration[key] for key in ("ece", "mce", "bins")},
         "threshold": None if common is None else common.content(),
@@ -72,7 +75,7 @@ def analyse(
         "frequency": frequency_bins(per_category, iou_type),
         "slices": slices(matches, len(truth.known.image_ids), groups, threshold),
         "worst": worst_images(matches, truth, annotations, found, threshold),
-        "labels": _labels(evaluation, matches, truth, annotations, found, threshold),
+        "labels": _labels(disagreements_of(evaluation, truth, annotations, found, threshold)),
     }
 
 
@@ -107,23 +110,10 @@ def _group_curves(precision: NDArray[np.float64], groups: Sequence[str | None]) 
     return {name: precision[0][:, chosen, 0].mean(1).tolist() for name, chosen in members.items() if chosen.any()}
 
 
-def _labels(
-    evaluation: COCOeval,
-    matches: Matches,
-    truth: GroundTruth,
-    annotations: Annotations,
-    found: ResultColumns,
-    threshold: float,
-) -> dict[str, Any]:
-    """What detections contradict that are as sure as those of which nine of ten are right."""
-    lowest = sure_score(matches)
-    if lowest is None:
-        return {"sure": None, "count": 0, "first": []}
-    sure = max(lowest, threshold)
-    doubtful = disagreements_of(evaluation, truth, annotations, found, sure)
+def _labels(doubtful: Sequence[Disagreement]) -> dict[str, Any]:
     keys = ("image_id", "file_name", "annotation_id", "annotated", "found", "score")
     first = [{key: getattr(item, key) for key in keys} | {"bbox": list(item.box_xywh)} for item in doubtful[:LABELS]]
-    return {"sure": sure, "count": len(doubtful), "first": first}
+    return {"count": len(doubtful), "first": first}
 
 
 def frequency_bins(per_category: Sequence[dict[str, Any]], iou_type: str) -> list[dict[str, Any]]:

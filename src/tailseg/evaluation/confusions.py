@@ -38,9 +38,7 @@ def confusions(
     objects, others = kinds // (len(names) + 1), kinds % (len(names) + 1)
     mixed = np.flatnonzero((objects != others) & (others < len(names)))
     mixed = mixed[np.argsort(-totals[mixed], kind="stable")]
-    pairs = [
-        {"object": names[objects[i]], "found": names[others[i]], "count": int(totals[i])} for i in mixed[:LISTED]
-    ]
+    pairs = [{"object": names[objects[i]], "found": names[others[i]], "count": int(totals[i])} for i in mixed[:LISTED]]
     chosen: list[int] = []
     for i in mixed:
         more = [number for number in (int(objects[i]), int(others[i])) if number not in chosen]

@@ -128,9 +128,7 @@ def score(
         for index, row in enumerate(per_category):
             row[f"{iou_type}_AP"] = mean_measured(precision[:, :, index, 0])
         if options.analyse:
-            analysis[iou_type] = analyse(
-                *(evaluation, per_category, iou_type, own, truth, annotations, precision)
-            )
+            analysis[iou_type] = analyse(*(evaluation, per_category, iou_type, own, truth, annotations, precision))
         del evaluation, precision, recall  # not to stand beside those of the next kind
     if options.boundary:
         own = columns.ranked("segm", cut)

@@ -122,7 +122,9 @@ def worst_images(
         position = int(np.flatnonzero(annotations.image_ids == truth.known.image_ids[image])[0])
         of_image = np.flatnonzero(shown & (matches.image == image))
         of_image = of_image[np.argsort(-matches.scores[of_image], kind="stable")][:DETECTIONS_SHOWN]
-        names, numbers = np.unique(matches.object_category[missing & (matches.object_image == image)], return_counts=True)
+        names, numbers = np.unique(
+            matches.object_category[missing & (matches.object_image == image)], return_counts=True
+        )
         rows.append(
             {
                 "image_id": annotations.image_id(position),

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from tailseg.evaluation.matches import Matches
 
 FEWEST = 5  # right detections at a class's threshold; with fewer it says nothing about new pictures
-SURE_PRECISION = 0.9
 FALLBACK = 0.5  # where nothing at all was found; what `predict` has without a file
 DIGITS = 4  # of thresholds, rounded down
 
@@ -65,15 +64,6 @@ def class_thresholds(matches: Matches) -> dict[int, Threshold]:
     """The best threshold of each class of which something was found, by its position."""
     found = {number: best_threshold(*of_class) for number, *of_class in matches.by_class()}
     return {number: threshold for number, threshold in found.items() if threshold is not None}
-
-
-def sure_score(matches: Matches) -> float | None:
-    """The lowest score from which on nine of ten detections are right; None if there is none."""
-    order = np.argsort(-matches.scores, kind="stable")
-    precise = np.cumsum(matches.right[order]) >= SURE_PRECISION * np.arange(1, len(order) + 1)
-    scores = matches.scores[order]
-    ends = np.flatnonzero(precise & np.append(scores[1:] < scores[:-1], True)[: len(order)])
-    return float(scores[ends[-1]]) if len(ends) else None
 
 
 def thresholds_content(classes: Sequence[dict[str, Any]], common: dict[str, float] | None) -> dict[str, Any]:
