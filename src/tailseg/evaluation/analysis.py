@@ -74,7 +74,7 @@ def analyse(
         "confusion_matrix": matrix,
         "frequency": frequency_bins(per_category, iou_type),
         "slices": slices(matches, len(truth.known.image_ids), groups, threshold),
-        "worst": worst_images(matches, truth, annotations, found, threshold),
+        "worst": worst_images(matches, truth, annotations, found, threshold, with_masks=iou_type == "segm"),
         "labels": _labels(disagreements_of(evaluation, truth, annotations, found, threshold)),
     }
 

@@ -92,7 +92,13 @@ def _numbers(part: Matches, threshold: float) -> Row:
 
 
 def worst_images(
-    matches: Matches, truth: GroundTruth, annotations: Annotations, found: ResultColumns, threshold: float
+    matches: Matches,
+    truth: GroundTruth,
+    annotations: Annotations,
+    found: ResultColumns,
+    threshold: float,
+    *,
+    with_masks: bool,
 ) -> list[Row]:
     """The images with the lowest F1; of equals those with the most mistakes, wrong detections and missed objects.
 
@@ -102,11 +108,12 @@ def worst_images(
         annotations: that they are from.
         found: the detections that were matched.
         threshold: lowest score that counts.
+        with_masks: of the detections; otherwise they are boxes.
 
     Returns:
         For each of at most 12 with a mistake: ``image_id``, ``file_name``, ``right``, ``wrong``, ``missed``, ``F1``,
         ``missed_classes`` (name -> number), and ``found``: rows of a results file, best score first, at most 50, each
-        with ``right``. They have a ``segmentation`` or ``bbox`` if the detections do.
+        with ``right``. They have a ``bbox`` if the detections do.
     """
     images, shown = len(truth.known.image_ids), matches.scores >= threshold
     missing = matches.found_with < threshold
@@ -137,20 +144,23 @@ def worst_images(
                     truth.categories[name]["name"]: number
                     for name, number in zip(names.tolist(), numbers.tolist(), strict=True)
                 },
-                "found": [_result_row(matches, truth, found, row) for row in of_image.tolist()],
+                "found": [_result_row(matches, truth, found, row, with_masks) for row in of_image.tolist()],
             }
         )
     return rows
 
 
-def _result_row(matches: Matches, truth: GroundTruth, found: ResultColumns, row: int) -> Mapping[str, Any]:
+def _result_row(
+    matches: Matches, truth: GroundTruth, found: ResultColumns, row: int, with_masks: bool
+) -> Mapping[str, Any]:
     category = truth.categories[int(matches.category[row])]
     content = {"category_id": category["id"], "name": category["name"], "score": float(matches.scores[row])}
     content["right"] = bool(matches.right[row])
     one = found[matches.rows[row : row + 1]]
     if one.boxes is not None:
         content["bbox"] = one.boxes[0].tolist()
-    if one.counts is not None:
+    if with_masks:
+        assert one.counts is not None
         height, width = truth.known.image_sizes[int(one.images[0])].tolist()
         counts = one.counts[0]
         if isinstance(counts, list):

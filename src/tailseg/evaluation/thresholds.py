@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,4 +88,5 @@ def thresholds_content(classes: Sequence[dict[str, Any]], common: dict[str, floa
 
 def _down(score: float) -> float:
     """A score with few digits and not above, or what has just this score would not be shown."""
-    return float(math.floor(score * 10**DIGITS) / 10**DIGITS)
+    rounded = round(float(score), DIGITS)
+    return rounded if rounded <= score else round(rounded - 10**-DIGITS, DIGITS)

@@ -37,7 +37,7 @@ def frequency_chart(kind: str, bins: Sequence[Mapping[str, Any]], classes: Seque
             own = groups == group
             if own.any():
                 colour, name = GROUP_COLOURS.get(group, COLOUR), GROUPS.get(group)  # type: ignore[call-overload]
-                axes.scatter(images[own], values[own], s=12, color=colour, alpha=0.5, linewidths=0, label=name)
+                axes.scatter(images[own], values[own], s=12, color=colour, alpha=0.65, linewidths=0, label=name)
         for found in bins:
             last = math.inf if found["last"] is None else found["last"]
             ends = max(found["first"] - 0.5, low), min(last + 0.5, high)
