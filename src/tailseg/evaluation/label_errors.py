@@ -85,7 +85,7 @@ def disagreements_of(
 
 def _box(truth: GroundTruth, columns: ResultColumns, row: int) -> NDArray[np.float64]:
     if columns.boxes is not None:
-        return columns.boxes[row]
+        return np.asarray(columns.boxes[row])
     (code,) = truth.known.codes(columns[np.array([row])])
     return np.asarray(rle_codec.to_bbox(code), np.float64)
 

@@ -61,8 +61,8 @@ def common_threshold(matches: Matches) -> Threshold | None:
 
 def class_thresholds(matches: Matches) -> dict[int, Threshold]:
     """The best threshold of each class of which something was found, by its position."""
-    found = {number: best_threshold(*of_class) for number, *of_class in matches.by_class()}
-    return {number: threshold for number, threshold in found.items() if threshold is not None}
+    found = ((number, best_threshold(scores, right, n)) for number, scores, right, n in matches.by_class())
+    return {number: threshold for number, threshold in found if threshold is not None}
 
 
 def thresholds_content(classes: Sequence[dict[str, Any]], common: dict[str, float] | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tailseg.visualize.charts import INK, add_legend, new_figure, to_svg
 from tailseg.visualize.dataset_charts import GROUP_COLOURS
 
 COLOUR = "#3a87c8"
+GROUP_NAMES = {str(key): name for key, name in GROUPS.items()}
 ERRORS = {  # TIDE's kinds of errors
     "Cls": "right place, wrong class",
     "Loc": "right class, badly placed (IoU between 0.1 and 0.5)",
@@ -33,10 +34,10 @@ def frequency_chart(kind: str, bins: Sequence[Mapping[str, Any]], classes: Seque
     groups = np.array([row["frequency"] or "" for row in points])
     low, high = images.min() / 1.4, images.max() * 1.4
     with new_figure() as (figure, axes):
-        for group in ("", *reversed(GROUPS)):
+        for group in ("", *reversed(GROUP_NAMES)):
             own = groups == group
             if own.any():
-                colour, name = GROUP_COLOURS.get(group, COLOUR), GROUPS.get(group)  # type: ignore[call-overload]
+                colour, name = GROUP_COLOURS.get(group, COLOUR), GROUP_NAMES.get(group)
                 axes.scatter(images[own], values[own], s=12, color=colour, alpha=0.65, linewidths=0, label=name)
         for found in bins:
             last = math.inf if found["last"] is None else found["last"]
@@ -56,7 +57,7 @@ def curve_chart(kind: str, curves: Mapping[str, Sequence[float]]) -> Markup:
     """Mean precision at each recall: of all classes, and of each frequency group."""
     with new_figure() as (figure, axes):
         for name, curve in curves.items():
-            colour, title = (INK, "all") if name == "all" else (GROUP_COLOURS[name], GROUPS[name])  # type: ignore[index]
+            colour, title = (INK, "all") if name == "all" else (GROUP_COLOURS[name], GROUP_NAMES[name])
             axes.plot(np.linspace(0, 1, len(curve)), curve, color=colour, lw=2, label=title)
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
         add_legend(figure, axes, columns=4)

@@ -75,7 +75,7 @@ def _code(annotations: Annotations, row: int, image_hw: tuple[int, int]) -> str:
     return run_lengths(annotations.segmentation(row), image_hw)
 
 
-def _masks(codes: Sequence[Mapping[str, Any] | None], size: tuple[int, int]) -> NDArray[np.bool_]:
+def _masks(codes: Sequence[dict[str, Any] | None], size: tuple[int, int]) -> NDArray[np.bool_]:
     """(N, height, width) of the size (width, height), one after the other; empty where there is no code."""
     masks = np.zeros((len(codes), size[1], size[0]), np.bool_)
     for mask, code in zip(masks, codes, strict=True):
