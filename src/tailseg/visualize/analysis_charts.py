@@ -49,7 +49,7 @@ def frequency_chart(kind: str, bins: Sequence[Mapping[str, Any]], classes: Seque
         ticks = [value for value in decades if low <= value <= high] or [round(float(np.sqrt(low * high)))]
         axes.set_xticks(ticks, [f"{value:,}" for value in ticks])
         axes.minorticks_off()
-        add_legend(figure, axes)
+        add_legend(figure, axes, marker_scale=2)
         return to_svg(figure, f"frequency-{kind}", "AP by number of training images")
 
 
