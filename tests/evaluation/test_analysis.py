@@ -62,6 +62,38 @@ def test_by_hand(kind):
     ]
 
 
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_confusions_and_labels_by_hand(kind):
+    """At the threshold; a crowd is neither missed nor taken for something else."""
+    truth = [
+        row([0, 0, 20, 20], 1, id=7),
+        row([40, 40, 20, 20], 1, id=8, iscrowd=1),
+        row([70, 70, 20, 20], 4, id=9),
+        row([0, 70, 20, 20], 4, id=10),
+    ]
+    rows = [row([0, 0, 20, 20], 4, score=0.9), row([70, 70, 20, 20], 4, score=0.8), row([0, 30, 9, 9], 4, score=0.1)]
+    found = score(TRUTH | {"annotations": truth}, rows, options=ScoreOptions(analyse=True)).analysis[kind]
+    assert found["threshold"]["score"] == 0.8
+    assert found["confusions"] == [{"object": "cat", "found": "dog", "count": 1}]
+    # A row a class; cats and dogs found in its place, other classes, nothing.
+    assert found["confusion_matrix"] == {"classes": ["cat", "dog"], "counts": [[0, 1, 0, 0], [0, 1, 0, 1]]}
+    label = {"image_id": 1, "file_name": "", "annotation_id": 7, "annotated": "cat", "found": "dog", "score": 0.9}
+    assert found["labels"] == {"count": 1, "first": [label | {"bbox": [0, 0, 20, 20]}]}
+
+
+def test_masks_without_boxes():
+    """The place of a doubtful label is then the box around the mask."""
+    rows = [row([0, 0, 20, 20], 4, score=0.9), row([40, 40, 20, 20], 1, score=0.95)]
+    for one in rows:
+        del one["bbox"]
+    found = score(TRUTH, rows, iou_types=["segm"], options=ScoreOptions(analyse=True)).analysis["segm"]
+    assert found["labels"]["first"] == []  # its score is below the threshold
+    rows[0]["score"] = 0.97
+    found = score(TRUTH, rows, iou_types=["segm"], options=ScoreOptions(analyse=True)).analysis["segm"]
+    assert found["labels"]["first"][0]["bbox"] == [0, 0, 20, 20]
+    assert "bbox" not in found["worst"][0]["found"][0]
+
+
 @pytest.mark.parametrize("at_once", [1, 3, 6])
 def test_many_classes_are_counted_in_parts(monkeypatch, at_once):
     """However few classes are taken at once, confusions and ties among them are those of all images together."""

@@ -20,7 +20,7 @@ CLASSES_AT_ONCE = 1024  # in a table of confusions
 def confusions(
     evaluation: COCOeval, names: Sequence[str], found: ResultColumns, truth: Objects, threshold: float
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The most frequent confusions at IoU 0.5, whatever the classes.
+    """The most frequent confusions at IoU 0.5, whatever the classes. Crowds do not count, objects to be ignored do.
 
     Args:
         evaluation: of these detections and objects.
