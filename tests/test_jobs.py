@@ -72,10 +72,16 @@ def test_an_evaluation_of_what_is_open_already(trained: Trained, data: Path, tmp
     splits = package.open_data(data, need=("val",), show=False)
     model = package.load(trained.last)
     found = package.evaluate(model, splits, show=False, analyse=True)
-    names = ("metrics.json", "analysis.html", "detections.json")
+    names = ("metrics.json", "analysis.html", "thresholds.json", "detections.json")
     assert found.files == tuple(trained.out / "eval-data-val" / name for name in names)
     assert all(file.is_file() for file in found.files)
     assert found.analysis is not None
+    assert found.page == found.files[1]
+    page = found.page.read_text()
+    for part in (str(trained.last), "data, val", "20 detections an image, NMS at IoU 0.5, 64 x 64 pixels"):
+        assert part in page
+    assert "data:image/jpeg;base64," in page  # the worst pictures
+    assert set(json.loads(found.files[2].read_text())) == {"default", "classes"}
     with pytest.raises(UserError, match=r"without its split train; open it with need=\['train', 'val'\]"):
         package.train("small/seesaw", splits, tmp_path, show=False)
     with pytest.raises(ValueError, match="test__nms_iou: a model that was loaded"):

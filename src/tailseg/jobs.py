@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from tailseg.evaluation.metrics import Metrics, Scores
+    from tailseg.evaluation.tta import View
     from tailseg.predict import Model
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,12 @@ class Evaluated:
     metrics: Metrics  # "bbox" and "segm" -> AP, APr ..., fractions in [0, 1]; empty if there was nothing to score
     classes: list[dict[str, Any]] = field(repr=False)  # a row a class: id, name, frequency, train_images, segm_AP ...
     analysis: dict[str, Any] | None = field(repr=False)  # by IoU type, if asked for
-    files: tuple[Path, ...]  # metrics.json and, if asked for, analysis.html; detections.json in LVIS results format
+    files: tuple[Path, ...]  # metrics.json, if asked for analysis.html and thresholds.json; detections.json
+
+    @property
+    def page(self) -> Path | None:
+        """The page of the analysis, if there is one."""
+        return next((file for file in self.files if file.name == "analysis.html"), None)
 
 
 def open_data(
@@ -186,7 +192,7 @@ def evaluate(
         max_dets: detections of an image that count, 300 by default; of a model file sets ``test.max_detections``.
         fixed_ap: count the best 10,000 detections of each class, with no limit per image.
         boundary: add boundary AP, which judges the outlines.
-        analyse: add kinds of errors, calibration, confusions, and a page of them.
+        analyse: add what lies behind the AP, score thresholds that fit the model, and a page of all that.
         device: where a model file is loaded to, as for `train`.
         show: report progress, on stderr.
         settings: recipe keys that a trained model allows, such as ``test__nms_iou=0.6`` or ``test__tta=True``.
@@ -252,7 +258,12 @@ def evaluate(
         assert scores is not None
     written = [folder / "metrics.json"] if scores.metrics else []
     if scores.analysis is not None:
-        written.append(_analysis_page(scores, folder / "analysis.html"))
+        from tailseg.visualize.analysis_page import write_page  # matplotlib takes its time
+
+        facts = {"Model": source, "Data": f"{splits.name}, {split}"} | _model_facts(loaded, views, fixed_ap=fixed_ap)
+        title, page = f"Analysis of {loaded.recipe.name} on {splits.name}", folder / "analysis.html"
+        write_page(scores, page, title=title, facts=facts, annotations=dataset.annotations)
+        written += [page, folder / "thresholds.json"]
     return Evaluated(
         metrics=scores.metrics,
         classes=scores.per_category,
@@ -279,11 +290,12 @@ def score(
         annotations: LVIS or COCO annotation file, .json or .json.gz.
         detections: results in LVIS format, .json or .json.gz, or their rows.
         iou_types: "bbox", "segm" or both.
-        out: JSON file for the metrics; ``NAME.classes.csv`` and, if asked for, the analysis lie beside it.
+        out: JSON file for the metrics; ``NAME.classes.csv`` and, if asked for, ``NAME.analysis.html``,
+            ``NAME.analysis.json`` and ``NAME.thresholds.json`` lie beside it.
         max_dets: best detections of an image that count.
         fixed_ap: count the best 10,000 detections of each class, with no limit per image.
         boundary: add boundary AP, which judges the outlines.
-        analyse: add kinds of errors, calibration, confusions.
+        analyse: add what lies behind the AP.
         show: report what is left out, on stderr.
 
     Raises:
@@ -298,9 +310,15 @@ def score(
         scores = score_file(Path(annotations), results, iou_types=iou_types, options=options)
     if out is not None:
         out = Path(out)
-        write_scores(scores, out, out.with_suffix(".classes.csv"), out.with_suffix(".analysis.json"))
+        write_scores(scores, out, f"{out.stem}.")
         if scores.analysis is not None:
-            _analysis_page(scores, out.with_suffix(".analysis.html"))
+            from tailseg.visualize.analysis_page import write_page
+
+            name = "rows" if isinstance(detections, list) else str(detections)
+            limit = "the best 10,000 of a class" if fixed_ap else f"the best {max_dets} of an image"
+            facts = {"Detections": name, "Annotations": str(annotations), "Counted": limit}
+            title = f"Analysis of {Path(name).name} on {Path(annotations).name}"
+            write_page(scores, out.with_suffix(".analysis.html"), title=title, facts=facts)
     return scores
 
 
@@ -322,9 +340,10 @@ def reporting(show: bool) -> Iterator[None]:
         package.setLevel(level)
 
 
-def _analysis_page(scores: Scores, path: Path) -> Path:
-    from tailseg.visualize.analysis_page import write_page  # matplotlib takes its time
-
-    assert scores.analysis is not None
-    write_page(scores.analysis, scores.per_category, path)
-    return path
+def _model_facts(model: Model, views: Sequence[View], *, fixed_ap: bool) -> dict[str, str]:
+    """Recipe and settings, for a page."""
+    test, data = model.recipe.test, model.recipe.data
+    sizes = f"{len(views)} views of each image" if views else f"{data.test_short_edge} x {data.long_edge} pixels"
+    kept = f"{test.max_detections} detections an image" + (", fixed AP" if fixed_ap else "")
+    settings = f"{kept}, NMS at IoU {test.nms_iou:g}, {sizes}"
+    return {"Recipe": model.recipe.name, "Settings": settings + (f", tau {test.tau_norm:g}" if test.tau_norm else "")}

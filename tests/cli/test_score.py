@@ -58,7 +58,12 @@ def test_files(tmp_path: Path, data: Content) -> None:
     }  # fmt: skip
     assert dog["segm_AP"] == ""
     assert set(json.loads((tmp_path / "m.analysis.json").read_text())) == {"bbox", "segm"}
-    assert (tmp_path / "m.analysis.html").read_text().count("<svg") == 6
+    page = (tmp_path / "m.analysis.html").read_text()
+    assert "Analysis of found.json on data.json" in page
+    assert "the best 2 of an image" in page
+    assert "Analysis: m.analysis.html" in done.stdout
+    # One object is found: too little for a threshold of the class, which therefore gets the default.
+    assert json.loads((tmp_path / "m.thresholds.json").read_text()) == {"default": 0.5, "classes": {}}
 
 
 def test_fixed_ap(tmp_path: Path, data: Content) -> None:

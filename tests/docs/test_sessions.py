@@ -98,6 +98,7 @@ def test_the_python_of_the_page_on_training(
     names = session(place, monkeypatch, block.replace("runs/mine", "runs/page"))
     assert capsys.readouterr().out == "[('classifier.p', 0.8, 0.6)]\n"
     assert names["again"].metrics["segm"]["AP"] is not None
-    assert [file.name for file in names["found"].files] == ["metrics.json", "analysis.html", "detections.json"]
+    files = ["metrics.json", "analysis.html", "thresholds.json", "detections.json"]
+    assert [file.name for file in names["found"].files] == files
     assert set(names["scores"].metrics) == {"bbox", "segm"}
     assert all(isinstance(value, float | None) for value in names["rare"].values())

@@ -1,8 +1,5 @@
 """The analysis on a case that can be counted by hand."""
 
-import copy
-from xml.etree import ElementTree
-
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
@@ -10,7 +7,6 @@ from tiny import score_of as score
 
 from tailseg.evaluation.analysis import frequency_bins
 from tailseg.evaluation.metrics import ScoreOptions
-from tailseg.visualize.analysis_page import write_page
 
 
 def row(box, category, **changes):
@@ -43,7 +39,18 @@ def analysis(rows=FOUND):
 def test_by_hand(kind):
     found = analysis()[kind]
     assert found["errors"]["counts"] == {"Cls": 1, "Loc": 1, "Both": 0, "Dupe": 1, "Bkg": 1, "Miss": 0}
-    assert found["confusions"] == [{"object": "cat", "found": "dog", "count": 1}]
+    assert (found["images"], found["objects"]) == (1, 3)
+    # At 0.95 one of one is right and one of three found: no lower score has a better F1.
+    assert found["threshold"] == pytest.approx({"score": 0.95, "precision": 1, "recall": 1 / 3, "F1": 0.5})
+    cat, dog = found["classes"]
+    assert {key: cat[key] for key in ("id", "name", "train_images", "objects", "right", "threshold")} == {
+        "id": 1, "name": "cat", "train_images": 5, "objects": 2, "right": 1, "threshold": 0.95,
+    }  # fmt: skip
+    assert (cat["precision"], cat["recall"], cat["AP"]) == (1, 0.5, pytest.approx(51 / 101))
+    assert cat["curve"] == [1.0] * 11 + [0.0] * 10
+    assert (dog["threshold"], dog["precision"], dog["recall"], dog["right"], dog["AP"]) == (None, None, None, 0, 0)
+    assert found["curves"] == {"all": [pytest.approx(0.5)] * 51 + [0] * 50}
+    assert found["confusions"] == []  # at the threshold
     bins = [(b["bin_lower"], b["count"], b["avg_accuracy"]) for b in found["calibration"]["bins"] if b["count"]]
     assert bins == [pytest.approx(b) for b in ((0.1, 1, 0), (0.6, 1, 0), (0.7, 1, 0), (0.8, 1, 0), (0.9, 1, 1))]
     # Gaps of 0.15, 0.65, 0.75, 0.85 and 0.05, one detection each.
@@ -53,6 +60,38 @@ def test_by_hand(kind):
         {"first": 4, "last": 10, "classes": 1, "AP": pytest.approx(51 / 101)},
         {"first": 317, "last": 1000, "classes": 1, "AP": 0},
     ]
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_confusions_and_labels_by_hand(kind):
+    """At the threshold; a crowd is neither missed nor taken for something else."""
+    truth = [
+        row([0, 0, 20, 20], 1, id=7),
+        row([40, 40, 20, 20], 1, id=8, iscrowd=1),
+        row([70, 70, 20, 20], 4, id=9),
+        row([0, 70, 20, 20], 4, id=10),
+    ]
+    rows = [row([0, 0, 20, 20], 4, score=0.9), row([70, 70, 20, 20], 4, score=0.8), row([0, 30, 9, 9], 4, score=0.1)]
+    found = score(TRUTH | {"annotations": truth}, rows, options=ScoreOptions(analyse=True)).analysis[kind]
+    assert found["threshold"]["score"] == 0.8
+    assert found["confusions"] == [{"object": "cat", "found": "dog", "count": 1}]
+    # A row a class; cats and dogs found in its place, other classes, nothing.
+    assert found["confusion_matrix"] == {"classes": ["cat", "dog"], "counts": [[0, 1, 0, 0], [0, 1, 0, 1]]}
+    label = {"image_id": 1, "file_name": "", "annotation_id": 7, "annotated": "cat", "found": "dog", "score": 0.9}
+    assert found["labels"] == {"count": 1, "first": [label | {"bbox": [0, 0, 20, 20]}]}
+
+
+def test_masks_without_boxes():
+    """The place of a doubtful label is then the box around the mask."""
+    rows = [row([0, 0, 20, 20], 4, score=0.9), row([40, 40, 20, 20], 1, score=0.95)]
+    for one in rows:
+        del one["bbox"]
+    found = score(TRUTH, rows, iou_types=["segm"], options=ScoreOptions(analyse=True)).analysis["segm"]
+    assert found["labels"]["first"] == []  # its score is below the threshold
+    rows[0]["score"] = 0.97
+    found = score(TRUTH, rows, iou_types=["segm"], options=ScoreOptions(analyse=True)).analysis["segm"]
+    assert found["labels"]["first"][0]["bbox"] == [0, 0, 20, 20]
+    assert "bbox" not in found["worst"][0]["found"][0]
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 6])
@@ -69,6 +108,7 @@ def test_many_classes_are_counted_in_parts(monkeypatch, at_once):
         for place in places[: rng.integers(1, 16)]:
             real, taken = (10 * rng.integers(1, 4 if image < 5 else 9, 2)).tolist()
             sure = bool(rng.random() < 0.8)
+            taken = (real if rng.random() < 0.5 else taken) if sure else real % 80 + 10  # the unsure are wrong
             truth.append(row(place, real, id=len(truth) + 1, image_id=image))
             found.append(row(place, taken, score=0.9 if sure else 0.3, image_id=image))
             if sure and taken != real:
@@ -77,10 +117,19 @@ def test_many_classes_are_counted_in_parts(monkeypatch, at_once):
         {"object": f"class {real // 10}", "found": f"class {taken // 10}", "count": count}
         for (real, taken), count in sorted(expected.items(), key=lambda item: (-item[1], item[0]))
     ]
-    monkeypatch.setattr("tailseg.evaluation.analysis.CLASSES_AT_ONCE", at_once)
+    monkeypatch.setattr("tailseg.evaluation.confusions.CLASSES_AT_ONCE", at_once)
     scores = score(data | {"annotations": truth}, found, options=ScoreOptions(analyse=True))
-    assert scores.analysis["bbox"]["confusions"] == named[:50]
-    assert scores.analysis["segm"]["confusions"] == named[:50]
+    for kind in ("bbox", "segm"):
+        assert scores.analysis[kind]["threshold"]["score"] == 0.9
+        assert scores.analysis[kind]["confusions"] == named[:50]
+        matrix = scores.analysis[kind]["confusion_matrix"]
+        assert sorted(matrix["classes"]) == [f"class {i}" for i in range(1, 9)]
+        for name, counts in zip(matrix["classes"], matrix["counts"], strict=True):
+            real = 10 * int(name[-1])
+            assert sum(counts) == sum(o["category_id"] == real for o in truth)
+            assert counts[-2] == 0  # there are no other classes
+            for other, count in zip(matrix["classes"], counts, strict=False):
+                assert other == name or count == expected.get((real, 10 * int(other[-1])), 0)
 
 
 def test_nothing_found():
@@ -88,24 +137,22 @@ def test_nothing_found():
     assert found["confusions"] == []
     assert found["errors"]["counts"]["Miss"] == 3
     assert found["calibration"]["ece"] == 0
+    assert found["threshold"] is None
+    assert found["confusion_matrix"] == {"classes": [], "counts": []}
+    assert [(row["name"], row["objects"], row["threshold"]) for row in found["classes"]] == [
+        ("cat", 2, None),
+        ("dog", 1, None),
+    ]
+    (worst,) = found["worst"]
+    assert (worst["missed"], worst["missed_classes"], worst["found"]) == (3, {"cat": 2, "dog": 1}, [])
+    assert found["labels"] == {"count": 0, "first": []}
 
 
-def test_page_is_well_formed_whatever_is_missing(tmp_path):
-    """Class names are escaped; without training images there is no chart of them."""
-    nothing = TRUTH | {"annotations": []}
-    named = copy.deepcopy(TRUTH)
-    named["categories"][0]["name"] = "<cat> & co"
-    for category in named["categories"]:
-        del category["image_count"]
-    for data, rows, charts in ((TRUTH, FOUND, 6), (TRUTH, [], 6), (named, FOUND, 4), (nothing, [], 4)):
-        scores = score(data, rows, options=ScoreOptions(analyse=True))
-        write_page(scores.analysis, scores.per_category, tmp_path / "page.html")
-        page = (tmp_path / "page.html").read_text()
-        assert page.count("<svg") == charts
-        body = page[page.index("<body>") : page.index("</html>")]
-        root = ElementTree.fromstring(body.replace("xlink:href", "href"))
-        names = [cell.text for cell in root.iter("td")][:2]
-        assert names == ([data["categories"][0]["name"], "dog"] if rows else [])
+def test_nothing_to_find():
+    found = score(TRUTH | {"annotations": []}, FOUND, options=ScoreOptions(analyse=True)).analysis["segm"]
+    assert (found["objects"], found["threshold"], found["curves"], found["frequency"]) == (0, None, {}, [])
+    assert [row["curve"] for row in found["classes"]] == [None, None]
+    assert found["slices"]["size"] == []
 
 
 def test_bins_of_frequency():

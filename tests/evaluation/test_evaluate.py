@@ -315,6 +315,7 @@ def test_analysis_is_written(dataset: DetectionDataset, tmp_path: Path) -> None:
     evaluate(oracle, dataset, tmp_path, device=CPU, options=ScoreOptions(analyse=True), show=False)
     analysis = json.loads((tmp_path / "analysis.json").read_text(), parse_constant=pytest.fail)
     assert set(analysis) == {"bbox", "segm"}
+    assert set(json.loads((tmp_path / "thresholds.json").read_text())) == {"default", "classes"}
 
 
 def ranked_backwards(found: RawDetections) -> RawDetections:

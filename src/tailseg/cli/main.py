@@ -141,7 +141,7 @@ FixedApOption = Annotated[
 BoundaryOption = Annotated[bool, typer.Option("--boundary", help="Add boundary AP, which judges the outlines; slow.")]
 AnalyseOption = Annotated[
     bool,
-    typer.Option("--analyse", help="Add kinds of errors, calibration, confusions and AP by number of training images."),
+    typer.Option("--analyse", help="Write a page of what lies behind the AP, and thresholds.json for `predict`."),
 ]
 
 
@@ -188,6 +188,8 @@ def evaluate(
 
         _print(format_table(found.metrics))
     say(f"Written: {', '.join(str(file) for file in found.files)}")
+    if found.page is not None:
+        say(f"Analysis: {found.page}")
 
 
 FORMATS = ("json", "coco", "yolo", "labelme", "cvat")
@@ -281,6 +283,8 @@ def score(
         analyse=analyse,
     )
     _print(format_table(scores.metrics))
+    if analyse and out is not None:
+        say(f"Analysis: {out.with_suffix('.analysis.html')}")
 
 
 def _stoppable(job: Callable[[], T], message: Callable[[], str]) -> T:

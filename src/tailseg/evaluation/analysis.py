@@ -1,98 +1,119 @@
-"""Analysis of an AP: kinds of errors, calibration, confusions, and AP against training frequency."""
+"""Analysis of an AP: errors, calibration, confusions, thresholds, slices, doubtful labels, AP by training images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from hotcoco import COCOeval
 from numpy.typing import NDArray
 
-from tailseg.evaluation.ground_truth import Objects
+from tailseg.data.annotations.annotations import Annotations
+from tailseg.data.annotations.frequency import GROUPS
+from tailseg.evaluation.confusions import confusions
+from tailseg.evaluation.ground_truth import GroundTruth
+from tailseg.evaluation.label_errors import Disagreement, disagreements_of
+from tailseg.evaluation.matches import Matches, matches_of
 from tailseg.evaluation.reading import ResultColumns
+from tailseg.evaluation.slices import slices, worst_images
+from tailseg.evaluation.thresholds import FALLBACK, class_thresholds, common_threshold
 
-SURE = 0.5  # lowest score of a detection that can be a confusion; `predict` shows no others either
-CONFUSIONS = 50  # pairs of classes listed
-CLASSES_AT_ONCE = 1024  # in a table of confusions
+LABELS = 50  # doubtful ones listed
+CURVE_STEP = 5  # of a class's 101 recall points, every fifth is kept
 # Training images up to which a bin reaches: half decades, so that LVIS's groups are two bins, two bins, and the rest.
 BIN_ENDS = (3, 10, 31, 100, 316, 1000, 3162, 10_000, 31_623, 100_000)
 
 
 def analyse(
-    evaluation: COCOeval, per_category: Sequence[dict[str, Any]], iou_type: str, found: ResultColumns, truth: Objects
+    evaluation: COCOeval,
+    per_category: Sequence[dict[str, Any]],
+    iou_type: str,
+    found: ResultColumns,
+    truth: GroundTruth,
+    annotations: Annotations,
+    precision: NDArray[np.float64],
 ) -> dict[str, Any]:
-    """A matched evaluation as JSON content.
+    """A matched evaluation as JSON content. Right and wrong are told at IoU 0.5, but for AP.
 
     Args:
         evaluation: after ``evaluate``.
-        per_category: rows with "name", "train_images" and ``iou_type`` + "_AP", in order of id.
+        per_category: rows with "name", "frequency", "train_images" and ``iou_type`` + "_AP", in order of id.
         iou_type: "bbox" or "segm".
-        found: the detections that were matched, and maybe more.
-        truth: the objects, with images and categories by the ids of the evaluation less 1, as for ``found``.
+        found: the detections that were matched, all with an area.
+        truth: the objects.
+        annotations: that they are from.
+        precision: (T, R, K, A) at 10 IoU thresholds, 101 recall points, of each class, in 4 ranges of area.
 
     Returns:
-        ``errors``: kinds of errors by TIDE at IoU 0.5, each with what AP50 would gain without it (``delta_ap``) and
-        how often it occurs (``counts``). ``calibration``: bins of score with the share that is right at IoU 0.5, and
-        the expected and the largest gap between the two. ``confusions``: the most frequent pairs of an object's class
-        and another that was found in its place with a score of at least 0.5. ``frequency``: the mean AP of the
-        classes by their number of training images.
+        ``errors``: kinds of errors by TIDE, each with what AP50 would gain without it (``delta_ap``) and how often it
+        occurs (``counts``). ``calibration``: bins of score with the share that is right, and the expected and the
+        largest gap between the two. ``threshold``: the score with the best F1 over all classes, or None. ``classes``:
+        for each with objects or detections its own best threshold. ``curves``: precision at 101 recalls, the mean of
+        each group of classes. ``confusions`` and ``confusion_matrix`` at the threshold; see
+        `tailseg.evaluation.confusions`. ``frequency``: the mean AP of the classes by their number of training images.
+        ``slices``, ``worst``: see `tailseg.evaluation.slices`. ``labels``: the number of detections that contradict
+        annotations, with scores from the threshold on, and the 50 surest. ``images``, ``objects``: numbers of those
+        that count.
     """
+    matches = matches_of(evaluation, found, truth.objects)
+    common = common_threshold(matches)
+    threshold = FALLBACK if common is None else common.score
     errors, calibration = evaluation.tide_errors(), evaluation.calibration()
+    pairs, matrix = confusions(evaluation, [row["name"] for row in per_category], found, truth.objects, threshold)
+    groups = [row["frequency"] for row in per_category]
     return {
+        "images": len(truth.known.image_ids),
+        "objects": len(matches.found_with),
         "errors": {"delta_ap": errors["delta_ap"], "counts": errors["counts"], "AP50": errors["ap_base"]},
         "calibration": {key: calibration[key] for key in ("ece", "mce", "bins")},
-        "confusions": _confusions(evaluation, [row["name"] for row in per_category], found, truth),
+        "threshold": None if common is None else common.content(),
+        "classes": _classes(matches, per_category, iou_type, precision),
+        "curves": _group_curves(precision, groups),
+        "confusions": pairs,
+        "confusion_matrix": matrix,
         "frequency": frequency_bins(per_category, iou_type),
+        "slices": slices(matches, len(truth.known.image_ids), groups, threshold),
+        "worst": worst_images(matches, truth, annotations, found, threshold, with_masks=iou_type == "segm"),
+        "labels": _labels(disagreements_of(evaluation, truth, annotations, found, threshold)),
     }
 
 
-def _confusions(
-    evaluation: COCOeval, names: Sequence[str], found: ResultColumns, truth: Objects
+def _classes(
+    matches: Matches, per_category: Sequence[dict[str, Any]], iou_type: str, precision: NDArray[np.float64]
 ) -> list[dict[str, Any]]:
-    """The most frequent confusions. Some images at a time: a table of all classes by all would fill the memory."""
-    parameters = evaluation.params
-    whole = list(parameters.img_ids), list(parameters.cat_ids)
-    sure = found.scores >= SURE
-    images = np.concatenate([found.images[sure], truth.image])
-    classes = np.concatenate([found.categories[sure], truth.category])
-    pairs, counts = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for some, of_them in _parts(images, classes):
-        parameters.img_ids, parameters.cat_ids = (some + 1).tolist(), (of_them + 1).tolist()
-        table = evaluation.confusion_matrix(min_score=SURE)
-        matrix = table["matrix"][:-1, :-1]  # without background
-        np.fill_diagonal(matrix, 0)
-        row, column = np.nonzero(matrix)
-        labels = np.array(table["cat_ids"], np.int64) - 1
-        pairs.append(labels[row] * len(names) + labels[column])
-        counts.append(matrix[row, column].astype(np.int64))
-    parameters.img_ids, parameters.cat_ids = whole
-    kinds, kind = np.unique(np.concatenate(pairs), return_inverse=True)
-    totals = np.bincount(kind, np.concatenate(counts)).astype(np.int64)
-    return [
-        {"object": names[kinds[i] // len(names)], "found": names[kinds[i] % len(names)], "count": int(totals[i])}
-        for i in np.argsort(-totals, kind="stable")[:CONFUSIONS]
-    ]
+    """The classes with objects or detections: names, numbers, AP, their own best threshold and their curve."""
+    thresholds, rows = class_thresholds(matches), []
+    for number, _, _, objects in matches.by_class():
+        category, own = per_category[number], thresholds.get(number)
+        curve = precision[0, ::CURVE_STEP, number, 0]
+        rows.append(
+            {
+                **{key: category[key] for key in ("id", "name", "frequency", "train_images")},
+                "objects": objects,
+                "AP": category[f"{iou_type}_AP"],
+                "threshold": None if own is None else own.score,
+                "precision": None if own is None else own.precision,
+                "recall": None if own is None else own.recall,
+                "right": 0 if own is None else own.right,
+                "curve": [round(value, 3) for value in curve.tolist()] if objects else None,
+            }
+        )
+    return rows
 
 
-def _parts(
-    images: NDArray[np.int64], classes: NDArray[np.int64]
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Images in parts, each with the classes that occur in it: at most `CLASSES_AT_ONCE`, or one image's."""
-    order = np.argsort(images, kind="stable")
-    images, classes = images[order], classes[order]
-    if len(np.unique(classes)) <= CLASSES_AT_ONCE:
-        yield np.unique(images), np.unique(classes)
-        return
-    ids, starts = np.unique(images, return_index=True)
-    first, seen = 0, set[int]()
-    for number, of_image in enumerate(np.split(classes, starts[1:])):
-        with_it = seen.union(of_image.tolist())
-        if number > first and len(with_it) > CLASSES_AT_ONCE:
-            yield ids[first:number], np.array(sorted(seen))
-            first, with_it = number, set(of_image.tolist())
-        seen = with_it
-    yield ids[first:], np.array(sorted(seen))
+def _group_curves(precision: NDArray[np.float64], groups: Sequence[str | None]) -> dict[str, list[float]]:
+    """Precision at 101 recalls: the mean of all classes with objects, and of those of each group, if it has any."""
+    measured = precision[0, 0, :, 0] > -1
+    members = {"all": measured}
+    members |= {group: measured & np.array([own == group for own in groups], np.bool_) for group in GROUPS}
+    return {name: precision[0][:, chosen, 0].mean(1).tolist() for name, chosen in members.items() if chosen.any()}
+
+
+def _labels(doubtful: Sequence[Disagreement]) -> dict[str, Any]:
+    keys = ("image_id", "file_name", "annotation_id", "annotated", "found", "score")
+    first = [{key: getattr(item, key) for key in keys} | {"bbox": list(item.box_xywh)} for item in doubtful[:LABELS]]
+    return {"count": len(doubtful), "first": first}
 
 
 def frequency_bins(per_category: Sequence[dict[str, Any]], iou_type: str) -> list[dict[str, Any]]:

@@ -57,13 +57,19 @@ def boundary_curves(
             right = matched[area, :, rows][:, ranked]
             judged = ~ignored[area, :, rows][:, ranked]
             for t in range(len(THRESHOLDS)):
-                curve, recall[t, index, area] = _curve((right & judged)[t], (~right & judged)[t], int(counts[area]))
-                precision[t, :, index, area] = curve
+                curve = precision_curve((right & judged)[t], (~right & judged)[t], int(counts[area]))
+                precision[t, :, index, area], recall[t, index, area] = curve
     return precision, recall
 
 
-def _curve(right: Flags, wrong: Flags, objects: int) -> tuple[NDArray[np.float64], float]:
-    """Precision (R,) at each recall, and the recall reached, from detections (N,) best first."""
+def precision_curve(right: Flags, wrong: Flags, objects: int) -> tuple[NDArray[np.float64], float]:
+    """Precision (R,) at each recall, and the recall reached, from detections (N,) best first.
+
+    Args:
+        right: (N,) found one of the objects.
+        wrong: (N,) found none; what is neither does not count.
+        objects: number of those that could be found.
+    """
     if not len(right):
         return np.zeros(len(RECALLS)), 0.0
     hits, misses = np.cumsum(right), np.cumsum(wrong)

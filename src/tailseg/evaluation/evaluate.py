@@ -66,7 +66,7 @@ def evaluate(
             default the labels are the data set's own.
         frequencies: group of each category id; by default that of the data set's categories.
         train_images: number of training images of each category id, for the table of classes.
-        options: what is measured; ``analyse`` writes ``out/analysis.json``.
+        options: what is measured; ``analyse`` writes ``out/analysis.json`` and ``out/thresholds.json``.
         show: draw a progress bar.
 
     Raises:
@@ -121,7 +121,7 @@ def evaluate(
         train_images=train_images,
         mask_areas=True,
     )
-    write_scores(scores, out / "metrics.json", out / "classes.csv", out / "analysis.json")
+    write_scores(scores, out / "metrics.json")
     return scores
 
 

@@ -27,6 +27,7 @@ from tailseg.evaluation.analysis import analyse
 from tailseg.evaluation.boundary import boundary_curves
 from tailseg.evaluation.ground_truth import GroundTruth, ground_truth_of
 from tailseg.evaluation.reading import Cut, ResultColumns, read_results
+from tailseg.evaluation.thresholds import thresholds_content
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class ScoreOptions:
     max_dets: int = 300  # the best of each image that count
     fixed_ap: bool = False  # instead, the best 10,000 of each class over all images (Dave et al., 2021)
     boundary: bool = False  # add "boundary", AP by the smaller of mask IoU and boundary IoU
-    analyse: bool = False  # add kinds of errors, calibration, confusions
+    analyse: bool = False  # add what lies behind the AP: see `tailseg.evaluation.analysis`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +53,14 @@ class Scores:
     metrics: Metrics  # "bbox" and "segm" -> AP, AP50, AP75, APs/m/l, APr/c/f, AR300, ARs/m/l300
     per_category: list[dict[str, Any]]  # id, name, frequency, train_images, instances, bbox_AP, segm_AP; by id
     analysis: dict[str, Any] | None = None  # by IoU type, if asked for: see `tailseg.evaluation.analysis`
+
+    @property
+    def thresholds(self) -> dict[str, Any] | None:
+        """Scores from which on to show detections, of masks if there are any: see `thresholds_content`."""
+        if self.analysis is None:
+            return None
+        found = self.analysis.get("segm") or self.analysis["bbox"]
+        return thresholds_content(found["classes"], found["threshold"])
 
 
 DEFAULT = ScoreOptions()
@@ -112,13 +121,14 @@ def score(
     for iou_type in iou_types:
         own = columns.ranked(iou_type, cut)
         areas = detection_areas(own, use_masks=iou_type == "segm" and mask_areas)
+        own, areas = own[areas > 0], areas[areas > 0]
         evaluation = match_detections(truth, dataset, own, areas, iou_type, cut.limit)
         precision, recall = curves_of(evaluation)
         metrics[iou_type] = summarise(precision, recall, groups, suffix)
         for index, row in enumerate(per_category):
             row[f"{iou_type}_AP"] = mean_measured(precision[:, :, index, 0])
         if options.analyse:
-            analysis[iou_type] = analyse(evaluation, per_category, iou_type, own, truth.objects)
+            analysis[iou_type] = analyse(*(evaluation, per_category, iou_type, own, truth, annotations, precision))
         del evaluation, precision, recall  # not to stand beside those of the next kind
     if options.boundary:
         own = columns.ranked("segm", cut)
@@ -155,7 +165,7 @@ def match_detections(
         truth: the objects.
         dataset: of ``truth``, for these detections and maybe more.
         columns: the detections that count.
-        areas: (N,) pixels, of each.
+        areas: (N,) pixels, of each; of those above 0, detection i has the id i + 1.
         iou_type: "bbox" or "segm".
         limit: detections of an image, or of a class, that count.
     """
@@ -224,15 +234,23 @@ def mean_measured(values: NDArray[np.float64]) -> float | None:
     return float(measured.mean()) if measured.size else None
 
 
-def write_scores(scores: Scores, metrics: Path, classes: Path, analysis: Path) -> None:
-    """Write the metrics, the table of classes and, if there is one, the analysis."""
+def write_scores(scores: Scores, metrics: Path, beside: str = "") -> None:
+    """Write the metrics and beside them ``classes.csv`` and, if there is an analysis, its JSON and thresholds.
+
+    Args:
+        scores: of one results file.
+        metrics: JSON file.
+        beside: what the names of the other files begin with.
+    """
+    classes = metrics.with_name(f"{beside}classes.csv")
     write_json(metrics, scores.metrics)
     with writing(classes), classes.open("w", newline="") as file:
         table = csv.DictWriter(file, list(scores.per_category[0]) if scores.per_category else [])
         table.writeheader()
         table.writerows(scores.per_category)
     if scores.analysis is not None:
-        write_json(analysis, scores.analysis)
+        write_json(metrics.with_name(f"{beside}analysis.json"), scores.analysis)
+        write_json(metrics.with_name(f"{beside}thresholds.json"), scores.thresholds)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -45,11 +45,11 @@ def new_figure(size: tuple[float, float] = (5.4, 3.9)) -> Iterator[tuple[Figure,
         yield figure, axes
 
 
-def add_legend(figure: Figure, axes: Axes) -> None:
+def add_legend(figure: Figure, axes: Axes, columns: int = 3, marker_scale: float = 1) -> None:
     """Put a legend above the axes, if they have labelled parts."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside upper left", ncols=3)
+        figure.legend(handles, labels, loc="outside upper left", ncols=columns, markerscale=marker_scale)
 
 
 def to_svg(figure: Figure, name: str, alt: str) -> Markup:

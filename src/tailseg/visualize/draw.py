@@ -100,9 +100,10 @@ def draw_objects(
     masks: NDArray[np.bool_],
     names: Sequence[str],
     *,
+    scores: Sequence[float] | None = None,
     scale: int | None = None,
 ) -> Picture:
-    """Draw objects given by full-size masks, without scores.
+    """Draw objects given by full-size masks.
 
     Args:
         image: (H, W, 3) uint8 RGB; it is not changed.
@@ -110,6 +111,7 @@ def draw_objects(
         labels: (N,) in [0, C).
         masks: (N, H, W) bool.
         names: name of class 0..C-1.
+        scores: (N,) written behind the names; None: of annotations.
         scale: as in `draw_detections`.
 
     Returns:
@@ -118,11 +120,12 @@ def draw_objects(
     _require_picture(image)
     factor = scale or enlargement(image.shape[:2])
     colours = class_colours(labels.tolist())
+    endings = [""] * len(labels) if scores is None else [f" {score:.2f}" for score in scores]
     drawn = []
-    for box, label, mask in zip(boxes.tolist(), labels.tolist(), masks, strict=True):
+    for box, label, mask, ending in zip(boxes.tolist(), labels.tolist(), masks, endings, strict=True):
         top, left, crop = _tight(mask)
         x0, y0, x1, y1 = (factor * value for value in box)
-        text, finer = _readable(names, label), _enlarge_mask(crop, factor)
+        text, finer = _readable(names, label) + ending, _enlarge_mask(crop, factor)
         drawn.append(Drawn((x0, y0, x1, y1), finer, (factor * top, factor * left), text, colours[label]))
     return draw(_enlarge(image, factor), drawn)
 

@@ -33,7 +33,7 @@ def rarest_classes(report: DatasetReport, train: Annotations) -> Iterator[tuple[
     for row in rows[:CLASSES_SHOWN]:
         found = np.flatnonzero((np.asarray(train.labels) == labels[row.id]) & real)
         pictures = [crop(train, int(images[number]), int(number)) for number in _largest(train, found).tolist()]
-        yield row, [_jpeg(picture) for picture in pictures if picture is not None]
+        yield row, [jpeg(picture) for picture in pictures if picture is not None]
 
 
 def _largest(train: Annotations, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -73,6 +73,7 @@ def _outlines(train: Annotations, image: int, row: int) -> list[NDArray[np.float
     return [line.reshape(-1, 2).astype(np.float64) + 0.5 for line in found]
 
 
-def _jpeg(picture: NDArray[np.uint8]) -> bytes:
+def jpeg(picture: NDArray[np.uint8]) -> bytes:
+    """The JPEG file of a picture (H, W, 3) RGB."""
     _, code = cv2.imencode(".jpg", picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
     return bytes(code.tobytes())
