@@ -16,6 +16,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from tailseg.cli.compare import compare
 from tailseg.cli.console import DATA_HELP, DeviceOption, QuietOption, RecipeArgument, SetOption, say
 from tailseg.cli.console import log as _log
 from tailseg.cli.console import print_table as _print
@@ -281,6 +282,9 @@ def score(
         analyse=analyse,
     )
     _print(format_table(scores.metrics))
+
+
+app.command()(compare)
 
 
 def _stoppable(job: Callable[[], T], message: Callable[[], str]) -> T:

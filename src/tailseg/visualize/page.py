@@ -1,7 +1,7 @@
 """HTML pages from the templates beside this module.
 
-A page is one file that needs no network and no JavaScript, follows the reader's light or dark setting, and fits a
-phone.
+A page is one file that needs no network, follows the reader's light or dark setting, and fits a phone. Tables of
+classes are sorted and searched by JavaScript that stands in the page; without it they can be read too.
 """
 
 from __future__ import annotations
