@@ -64,7 +64,7 @@ def metrics_table(content: Content) -> Table:
     table = Table("%", *names, *differences, caption="* beyond chance: the interval does not hold 0")
     for kind, tables in content["kinds"].items():
         for row in tables["metrics"]:
-            values = [percent(run["value"]) for run in row["runs"]]
+            values = [percent(value) for value in row["runs"]]
             table.add_row(f"{WORDS[kind]} {row['metric']}", *values, *map(_marked, row["differences"]))
     return table
 

@@ -120,7 +120,7 @@ def _find(path: Path, name: str, data: str, split: str) -> RunFiles:
         if (folder / DETECTIONS).is_file():
             return RunFiles(name=name, detections=folder / DETECTIONS, folder=folder)
     others = sorted(str(found.parent) for found in path.glob(f"eval-*/{DETECTIONS}"))
-    fix = (
-        f"did you mean {' or '.join(others)}?" if others else f"evaluate first, with `tailseg eval {name} --data DATA`"
-    )
+    fix = f"evaluate first, with `tailseg eval {name} --data DATA`"
+    if others:
+        fix = f"did you mean {' or '.join(others)}?"
     raise UserError(f"{name}: has no {DETECTIONS} of {data}, {split}; {fix}")

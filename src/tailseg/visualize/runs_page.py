@@ -38,7 +38,7 @@ def write_page(content: Content, path: Path) -> None:
     """
     names = [run["name"] for run in content["runs"]]
     main, fewest = main_kind(content), content["fewest_images"]
-    rows = [row for row in content["kinds"][main]["classes"] if row["images"]]
+    rows = content["kinds"][main]["classes"]
     page = render(
         "runs.html",
         title=f"{' and '.join(names) if len(names) == 2 else f'{len(names)} runs'} on {content['data']}",
@@ -50,10 +50,7 @@ def write_page(content: Content, path: Path) -> None:
             for kind, tables in content["kinds"].items()
         ],
         charts=[
-            {
-                "chart": _chart(kind, content),
-                "caption": f"{WORDS[kind].capitalize()}: differences to {names[0]}, points.",
-            }
+            {"chart": _chart(kind, content), "caption": f"AP of {WORDS[kind]}: differences to {names[0]}, in points."}
             for kind in content["kinds"]
         ],
         confidence=f"{content['confidence']:.0%}",
@@ -71,8 +68,8 @@ def write_page(content: Content, path: Path) -> None:
 
 
 def _metric(row: Content) -> dict[str, Any]:
-    runs = [{"value": percent(run["value"]), "interval": interval(run["interval"])} for run in row["runs"]]
-    return {"metric": row["metric"], "runs": runs, "differences": [_difference(one) for one in row["differences"]]}
+    differences = [_difference(one) for one in row["differences"]]
+    return {"metric": row["metric"], "runs": [percent(value) for value in row["runs"]], "differences": differences}
 
 
 def _difference(difference: Content) -> dict[str, Any]:
@@ -133,6 +130,5 @@ def _chart(kind: str, content: Content) -> Markup:
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("points")
         add_legend(figure, axes)
-        return to_svg(
-            figure, f"differences-{kind}", f"Differences in {WORDS[kind]} AP; the table below has the numbers."
-        )
+        alt = f"Differences in AP of {WORDS[kind]} with intervals; their numbers stand in the table below."
+        return to_svg(figure, f"differences-{kind}", alt)
