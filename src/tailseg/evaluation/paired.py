@@ -65,7 +65,7 @@ def compare(runs: Sequence[str | Path], truth: str | DataSplits | Path, split: s
         kinds = common_kinds(files)
         annotations = load_annotations(truth, truth.parent, masks="segm" in kinds)
         tell(annotations)
-        return compare_runs(annotations, files, kinds, str(truth))
+        return compare_runs(annotations, files, kinds, truth.name)
     if not isinstance(truth, DataSplits):
         # Only the built-in set is not on the disk yet; of others the images need not be there.
         truth = open_source(truth, need=(split,), show=show) if truth == SYNTHETIC else open_data(truth, need=(split,))
@@ -101,8 +101,8 @@ def compare_runs(
     Returns:
         ``runs`` (name, detections), ``images``, ``sets``, ``confidence``, ``fewest_images``, and ``kinds``: for "bbox"
         and "segm" the rows of ``metrics`` and of ``classes`` (those with objects). A row has each run's value; and for
-        each run but the first the difference to it: value, interval, and ``beyond_chance``, null where objects are in
-        fewer images than can tell. All are fractions, null if there is nothing to measure.
+        each run but the first the difference to it: value, interval and ``beyond_chance``, both null where objects are
+        in fewer images than can tell. All are fractions, null if there is nothing to measure.
 
     Raises:
         UserError: results are missing, damaged, or of other data.
@@ -246,10 +246,9 @@ def _tables(runs: Sequence[_Scored], truth: GroundTruth, objects: ObjectCounts) 
 
 def _difference(first: float | None, other: float | None, sets: Values, images: int) -> Content:
     """The difference of a run to the first, with its interval, from the differences in the resampled sets (B,)."""
-    interval = _interval(sets)
-    beyond = None
-    if interval is not None and images >= FEWEST_IMAGES:
-        beyond = interval[0] > 0 or interval[1] < 0
+    # Of so few images sets hold the same one over and over: their interval would be much too narrow.
+    interval = _interval(sets) if images >= FEWEST_IMAGES else None
+    beyond = None if interval is None else interval[0] > 0 or interval[1] < 0
     value = None if first is None or other is None else other - first
     return {"value": value, "interval": interval, "beyond_chance": beyond}
 

@@ -36,29 +36,30 @@ def write_page(content: Content, path: Path) -> None:
         content: as `tailseg.evaluation.paired.compare_runs` returns it.
         path: the HTML file.
     """
-    names = [run["name"] for run in content["runs"]]
+    labels = [_label(number) for number in range(len(content["runs"]))]
     main, fewest = main_kind(content), content["fewest_images"]
     rows = content["kinds"][main]["classes"]
     page = render(
         "runs.html",
-        title=f"{' and '.join(names) if len(names) == 2 else f'{len(names)} runs'} on {content['data']}",
+        title=f"{len(labels)} runs on {content['data']}",
+        runs={label: run["name"] for label, run in zip(labels, content["runs"], strict=True)},
         verdicts=verdicts(content),
-        names=names,
-        differences=["Difference"] if len(names) == 2 else [f"{name} {MINUS} first" for name in names[1:]],
+        labels=labels,
+        differences=[_minus_first(label) for label in labels[1:]],
         kinds=[
-            {"name": WORDS[kind].capitalize(), "metrics": [_metric(row) for row in tables["metrics"]]}
+            {
+                "name": WORDS[kind].capitalize(),
+                "metrics": [_metric(row) for row in tables["metrics"]],
+                "chart": _chart(kind, tables["metrics"], labels),
+            }
             for kind, tables in content["kinds"].items()
-        ],
-        charts=[
-            {"chart": _chart(kind, content), "caption": f"AP of {WORDS[kind]}: differences to {names[0]}, in points."}
-            for kind in content["kinds"]
         ],
         confidence=f"{content['confidence']:.0%}",
         sets=f"{content['sets']:,}",
         images=f"{content['images']:,}",
         groups=_groups(content["kinds"][main]["metrics"]),
-        changes=[_changes(content, rows, number) for number in range(1, len(names))],
-        main=WORDS[main].capitalize(),
+        changes=[_changes(rows, number, fewest) for number in range(1, len(labels))],
+        main=WORDS[main],
         classes=[_class(row) for row in rows],
         few=sum(row["images"] < fewest for row in rows),
         fewest=fewest,
@@ -97,38 +98,47 @@ def _groups(metrics: Sequence[Content]) -> str:
     return f" ({', '.join(str(count) for count in counts.values())} of them have objects here)"
 
 
-def _changes(content: Content, rows: Sequence[Content], number: int) -> list[dict[str, Any]]:
+def _changes(rows: Sequence[Content], number: int, fewest_images: int) -> list[dict[str, Any]]:
     """The tables of the classes that gain and that lose with one run; a table without rows is left out."""
-    name = content["runs"][number]["name"]
+    label = _label(number)
     sides = []
-    for gains, word in ((True, "Gain"), (False, "Loss")):
-        found = most_changed(rows, number - 1, content["fewest_images"], gains=gains)
+    for gains, word in ((True, "Gain"), (False, "Lose")):
+        found = most_changed(rows, number - 1, fewest_images, gains=gains)
         if found:
-            caption = f"{word} with {name}, AP in percent."
-            sides.append({"caption": caption, "run": name, "number": number, "rows": [_class(row) for row in found]})
+            about = {"caption": f"{word} most with {label}.", "label": label, "difference": _minus_first(label)}
+            sides.append({**about, "number": number, "rows": [_class(row) for row in found]})
     return sides
 
 
-def _chart(kind: str, content: Content) -> Markup:
+def _label(number: int) -> str:
+    """A letter for each run: A, B, ..., Z, A1, B1, ..."""
+    return f"{chr(ord('A') + number % 26)}{number // 26 or ''}"
+
+
+def _minus_first(label: str) -> str:
+    return f"{label} {MINUS} {_label(0)}"
+
+
+def _chart(kind: str, metrics: Sequence[Content], labels: Sequence[str]) -> Markup:
     """Differences to the first run with their intervals, a colour a run."""
-    runs = content["runs"][1:]
-    metrics = [row for row in content["kinds"][kind]["metrics"] if row["differences"][0]["value"] is not None]
-    with new_figure((5.4, 0.9 + max(1, len(metrics)) * (0.24 + 0.2 * len(runs)))) as (figure, axes):
+    shown = [row for row in metrics if row["differences"][0]["value"] is not None]
+    height = 0.9 + max(1, len(shown)) * (0.24 + 0.2 * len(labels[1:]))
+    with new_figure((5.4, height)) as (figure, axes):
         axes.axvline(0, color="#7f7f7f", lw=1)
-        for index, run in enumerate(runs):
-            nudge = 0.6 * ((index + 0.5) / len(runs) - 0.5)
+        for index, label in enumerate(labels[1:]):
+            nudge = 0.6 * ((index + 0.5) / len(labels[1:]) - 0.5)
             colour = COLOURS[index % len(COLOURS)]
-            for place, row in enumerate(metrics):
+            for place, row in enumerate(shown):
                 difference = row["differences"][index]
                 if difference["interval"] is not None:
                     low, high = (100 * end for end in difference["interval"])
                     axes.plot([low, high], [place + nudge] * 2, color=colour, lw=3, alpha=0.5)
-                label = run["name"].replace("_", " ").replace("$", "") if place == 0 and len(runs) > 1 else None
-                axes.plot(100 * difference["value"], place + nudge, "o", color=colour, label=label)
-        axes.set_yticks(range(len(metrics)), [row["metric"] for row in metrics])
-        axes.invert_yaxis()
+                named = _minus_first(label) if place == 0 and len(labels) > 2 else None
+                axes.plot(100 * difference["value"], place + nudge, "o", color=colour, label=named)
+        axes.set_yticks(range(len(shown)), [row["metric"] for row in shown])
+        axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("points")
         add_legend(figure, axes)
-        alt = f"Differences in AP of {WORDS[kind]} with intervals; their numbers stand in the table below."
+        alt = f"Differences in AP of {WORDS[kind]} with intervals; their numbers stand in the table above."
         return to_svg(figure, f"differences-{kind}", alt)
