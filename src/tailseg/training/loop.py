@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tailseg.checkpoint import save_model
 from tailseg.data.dataset import evaluation_dataset, train_dataset
-from tailseg.data.loading import LoaderKilledError
+from tailseg.data.loading import LoaderKilledError, worker_count
 from tailseg.data.sampling import TrainSampler, epoch_draw
 from tailseg.data.sources import DataSplits
 from tailseg.errors import UserError, writing
@@ -27,6 +27,7 @@ from tailseg.recipes.values import to_yaml
 from tailseg.training import resumption
 from tailseg.training.agreement import attempt
 from tailseg.training.announcement import announce, announce_no_scores, announce_scores
+from tailseg.training.automatic import settled
 from tailseg.training.class_statistics import class_statistics
 from tailseg.training.distributed import batch_norm_note, first_trouble, launch, worst
 from tailseg.training.early_stopping import out_of_patience
@@ -83,6 +84,7 @@ def train(
     """
     require_sound_start(recipe, init, resume=resume)
     fabric = launch(devices, device)
+    recipe = settled(recipe, fabric, data, out, resume=resume)
     with ExitStack() as stack:
         others = stack.enter_context(watched(fabric, out))
         run = Run(fabric, recipe, data, out, seed, init, resume=resume)
@@ -110,12 +112,7 @@ def train(
 
 
 class Run:
-    """The state of a training run: model, optimiser, position.
-
-    Args:
-        fabric: launched.
-        recipe, data, out, seed, init, resume: of `train`.
-    """
+    """The state of a training run: model, optimiser, position. Arguments as of `train`, with ``fabric`` launched."""
 
     def __init__(
         self, fabric: Fabric, recipe: Recipe, data: DataSplits, out: Path, seed: int,
@@ -129,7 +126,7 @@ class Run:
         self.dataset = train_dataset(data.train, recipe.data)
         self.sampler = TrainSampler(
             self.dataset.aspect_groups,
-            recipe.data.batch_per_device,
+            recipe.data.batch,
             fabric.global_rank,
             fabric.world_size,
             seed,
@@ -258,7 +255,7 @@ class Run:
                 with torch.autocast(
                     self.fabric.device.type, torch.bfloat16, enabled=recipe.training.precision == "bf16"
                 ):
-                    losses = losses_of(self.model, batch, recipe.data.batch_per_device)
+                    losses = losses_of(self.model, batch, recipe.data.batch)
                 self.fabric.backward(torch.stack(list(losses.values())).sum() / accumulate)
             collected.append(losses)
         if recipe.optimizer.clip is not None:
@@ -327,8 +324,8 @@ class Run:
                 dataset,
                 self.out,
                 device=self.fabric.device,
-                batch_size=self.recipe.data.batch_per_device,
-                workers=self.recipe.data.workers,
+                batch_size=self.recipe.data.batch,
+                workers=worker_count(self.recipe.data.workers, self.fabric.device, self.fabric.world_size),
                 rank=self.fabric.global_rank,
                 world=self.fabric.world_size,
                 barrier=meet,
