@@ -19,6 +19,7 @@ from tailseg.evaluation.ground_truth import GroundTruth, ground_truth_of
 from tailseg.evaluation.ranked_matches import RankedMatches, ranked_matches
 from tailseg.evaluation.reading import Cut, read_results
 
+
 def repeated(data: Content, rows: Rows, weights: NDArray[np.int32]) -> tuple[Content, Rows]:
     """Every image as often as its weight says; copies stand together in the order of ids."""
     times = dict(zip(sorted(image["id"] for image in data["images"]), weights.tolist(), strict=True))

@@ -138,7 +138,9 @@ def test_runs_without_masks_are_compared_by_boxes(tmp_path: Path, caplog: pytest
     assert f"{tmp_path / 'run1.json'} has no masks, so masks are not compared." in caplog.text
     masks = [{key: value for key, value in row.items() if key != "bbox"} for row in rows]
     assert list(compared(tmp_path, data, rows, masks)["kinds"]) == ["segm"]
-    with pytest.raises(UserError, match=r"the runs have neither boxes nor masks in common: .*run0.json has bbox, .*segm"):
+    with pytest.raises(
+        UserError, match=r"the runs have neither boxes nor masks in common: .*run0.json has bbox, .*segm"
+    ):
         compared(tmp_path, data, boxes, masks)
 
 

@@ -98,7 +98,7 @@ def test_the_evaluation_was_on_this_data(tmp_path: Path) -> None:
 
     state(AP=0.5, AR300=0.6)
     run.require_same_score("bbox", 0.5 + 1e-9, "photos")
-    with pytest.raises(UserError, match=r"metrics.json: its bbox AP is 50.00, but its detections have 40.00 on photos;"):
+    with pytest.raises(UserError, match=r"its bbox AP is 50.00, but its detections have 40.00 on photos;"):
         run.require_same_score("bbox", 0.4, "photos")
     with pytest.raises(UserError, match=r"its bbox AP is 50.00, but its detections have none on photos;"):
         run.require_same_score("bbox", None, "photos")
