@@ -140,8 +140,8 @@ def common_kinds(runs: Sequence[RunFiles]) -> list[str]:
     there = {run.name: kinds_in(run.detections, str(run.detections)) for run in runs}
     common = [kind for kind in ("bbox", "segm") if all(kind in kinds for kinds in there.values())]
     if not common:
-        kinds = ", ".join(f"{name} has {' and '.join(sorted(kinds)) or 'neither'}" for name, kinds in there.items())
-        raise UserError(f"the runs have neither boxes nor masks in common: {kinds}; write them with both")
+        found = ", ".join(f"{name} has {' and '.join(sorted(kinds)) or 'neither'}" for name, kinds in there.items())
+        raise UserError(f"the runs have neither boxes nor masks in common: {found}; write them with both")
     for name, kinds in there.items():
         for kind, word in (("bbox", "boxes"), ("segm", "masks")):
             if kind not in kinds:
@@ -199,7 +199,8 @@ def _mean_there(values: Values) -> Values:
     there = ~np.isnan(values)
     count = there.sum(axis=0)
     total: Values = np.where(there, values, 0.0).sum(axis=0)
-    return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+    means: Values = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+    return means
 
 
 def _tables(runs: Sequence[_Scored], truth: GroundTruth, objects: ObjectCounts) -> Content:
