@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tailseg.evaluation.paired_report import interval, points, verdicts
+from tailseg.evaluation.paired_report import difference_texts, verdicts
 from tailseg.visualize.runs_page import write_page
 
 Content = dict[str, Any]
@@ -109,10 +109,24 @@ def test_verdicts() -> None:
     content["kinds"]["bbox"]["classes"] = content["kinds"]["bbox"]["classes"][:1]
     (sentence,) = verdicts(content)
     assert sentence == (
-        "runs/b against runs/a, boxes: AP ±0.0 points [−1.0, 1.0], may be chance; APr −0.1 points, in fewer than 6 "
+        "runs/b against runs/a, boxes: AP ±0.0 points [−1.0, 1.0], may be chance; APr −0.10 points, in fewer than 6 "
         "images, which cannot tell. No class is in 6 images or more, so none can tell by itself."
     )
-    assert (points(None), interval(None)) == ("–", "")
+
+
+@pytest.mark.parametrize(
+    ("value", "ends", "texts"),
+    [
+        (None, None, ("–", "")),
+        (0.0, [0.0, 0.0], ("±0.00", "[0.00, 0.00]")),
+        (-0.0004, [-0.0009, -0.0001], ("−0.04", "[−0.09, −0.01]")),
+        (0.0004, [-0.02, 0.0301], ("±0.0", "[−2.0, 3.0]")),
+        (-0.0123, None, ("−1.2", "")),
+        (-0.02, [-0.04, -0.00001], ("−2.0", "[−4.0, 0.0]")),
+    ],
+)
+def test_differences_in_points(value: float | None, ends: list[float] | None, texts: tuple[str, str]) -> None:
+    assert difference_texts(difference(value, ends, None)) == texts
 
 
 def test_a_browser_sorts_and_searches(tmp_path: Path) -> None:

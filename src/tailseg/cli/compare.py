@@ -91,7 +91,6 @@ def classes_table(content: Content, number: int) -> Table | None:
 
 
 def _marked(difference: Content) -> str:
-    from tailseg.evaluation.paired_report import interval, points
+    from tailseg.evaluation.paired_report import difference_texts
 
-    mark = " *" if difference["beyond_chance"] else ""
-    return " ".join(filter(None, (points(difference["value"]), interval(difference["interval"])))) + mark
+    return " ".join(filter(None, difference_texts(difference))) + (" *" if difference["beyond_chance"] else "")

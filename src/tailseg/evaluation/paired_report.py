@@ -18,19 +18,24 @@ def percent(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:.1f}"
 
 
-def points(value: float | None) -> str:
-    """A difference of fractions in percentage points, with its sign."""
+def difference_texts(difference: Content) -> tuple[str, str]:
+    """A difference of fractions in percentage points, with its sign, and its interval, "" if there is none.
+
+    One digit, or two where both are below a point: a small difference that is beyond chance shall not read as 0.
+    """
+    value, ends = difference["value"], difference["interval"]
     if value is None:
-        return NOTHING
-    rounded = round(100 * value, 1)
-    return f"{MINUS if rounded < 0 else '+' if rounded > 0 else '±'}{abs(rounded):.1f}"
+        return NOTHING, ""
+    digits = 1 if max(map(abs, (value, *(ends or ())))) >= 0.01 else 2
+    rounded = round(100 * value, digits)
+    sign = MINUS if rounded < 0 else "+" if rounded > 0 else "±"
+    interval = ", ".join(_plain(100 * end, digits) for end in ends or ())
+    return f"{sign}{abs(rounded):.{digits}f}", f"[{interval}]" if interval else ""
 
 
-def interval(ends: Sequence[float] | None) -> str:
-    """An interval of fractions in percent."""
-    if ends is None:
-        return ""
-    return "[" + ", ".join(f"{100 * end:.1f}".replace("-", MINUS) for end in ends) + "]"
+def _plain(value: float, digits: int) -> str:
+    rounded = round(value, digits)
+    return f"{MINUS if rounded < 0 else ''}{abs(rounded):.{digits}f}"
 
 
 def certainty(difference: Content, fewest_images: int) -> str:
@@ -53,11 +58,9 @@ def verdicts(content: Content) -> list[str]:
         for metric in ("AP", "APr"):
             difference = of_metric[metric]["differences"][index]
             if difference["value"] is not None:
-                ends = f" {interval(difference['interval'])}" if difference["interval"] else ""
-                clauses.append(
-                    f"{metric} {points(difference['value'])} points{ends}, "
-                    f"{certainty(difference, content['fewest_images'])}"
-                )
+                value, ends = difference_texts(difference)
+                value += f" points {ends}".rstrip()
+                clauses.append(f"{metric} {value}, {certainty(difference, content['fewest_images'])}")
         told = [row["differences"][index] for row in tables["classes"]]
         able = [difference for difference in told if difference["beyond_chance"] is not None]
         gained = sum(difference["beyond_chance"] and difference["interval"][0] > 0 for difference in able)

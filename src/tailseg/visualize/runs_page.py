@@ -14,11 +14,10 @@ from tailseg.evaluation.paired_report import (
     MINUS,
     NOTHING,
     WORDS,
-    interval,
+    difference_texts,
     main_kind,
     most_changed,
     percent,
-    points,
     verdicts,
 )
 from tailseg.visualize.charts import add_legend, new_figure, to_svg
@@ -74,11 +73,8 @@ def _metric(row: Content) -> dict[str, Any]:
 
 
 def _difference(difference: Content) -> dict[str, Any]:
-    return {
-        "points": points(difference["value"]),
-        "interval": interval(difference["interval"]),
-        "beyond_chance": difference["beyond_chance"],
-    }
+    value, ends = difference_texts(difference)
+    return {"points": value, "interval": ends, "beyond_chance": difference["beyond_chance"]}
 
 
 def _class(row: Content) -> dict[str, Any]:
