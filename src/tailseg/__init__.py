@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tailseg import losses, recipes
     from tailseg.errors import UserError
-    from tailseg.jobs import Evaluated, Trained, evaluate, open_data, score, train
+    from tailseg.jobs import Compared, Evaluated, Trained, compare, evaluate, open_data, score, train
     from tailseg.layers.normalized import NormalizedConv2d, NormalizedLinear
     from tailseg.losses.seesaw import SeesawLoss
     from tailseg.predict import Model, load
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __version__ = version("tailseg")
 
 _HOMES = {
+    "Compared": "tailseg.jobs",
     "Detections": "tailseg.results.detections",
     "Evaluated": "tailseg.jobs",
     "Model": "tailseg.predict",
@@ -26,6 +27,7 @@ _HOMES = {
     "SeesawLoss": "tailseg.losses.seesaw",
     "Trained": "tailseg.jobs",
     "UserError": "tailseg.errors",
+    "compare": "tailseg.jobs",
     "evaluate": "tailseg.jobs",
     "load": "tailseg.predict",
     "losses": "tailseg",
@@ -36,6 +38,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Compared",
     "Detections",
     "Evaluated",
     "Model",
@@ -45,6 +48,7 @@ __all__ = [
     "Trained",
     "UserError",
     "__version__",
+    "compare",
     "evaluate",
     "load",
     "losses",

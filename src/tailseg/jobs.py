@@ -68,6 +68,14 @@ class Evaluated:
         return next((file for file in self.files if file.name == "analysis.html"), None)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared:
+    """Runs compared on the same images, and the files that were written."""
+
+    content: dict[str, Any] = field(repr=False)  # what comparison.json holds, see `evaluation.paired.compare_runs`
+    files: tuple[Path, ...]  # comparison.json and comparison.html
+
+
 def open_data(
     data: str | Path | DataSplits,
     *,
@@ -320,6 +328,49 @@ def score(
             title = f"Analysis of {Path(name).name} on {Path(annotations).name}"
             write_page(scores, out.with_suffix(".analysis.html"), title=title, facts=facts)
     return scores
+
+
+def compare(
+    runs: Sequence[str | Path],
+    data: str | Path | DataSplits | None = None,
+    out: str | Path = "comparison",
+    *,
+    annotations: str | Path | None = None,
+    split: str = "val",
+    show: bool = True,
+) -> Compared:
+    """Compare evaluations on the same images, as ``tailseg compare`` does.
+
+    Args:
+        runs: two or more, of which the others are compared with the first: folders that `evaluate` wrote, folders of
+            training runs, results files.
+        data: as for `open_data`; its images are not looked at.
+        out: folder for comparison.json and comparison.html.
+        annotations: instead of ``data``: LVIS or COCO annotation file, as for `score`.
+        split: "train" or "val", of ``data``.
+        show: report progress, on stderr.
+
+    Raises:
+        UserError: a run has no detections, or they are damaged or of other data.
+        ValueError: a split of another name, or not one of ``data`` and ``annotations``.
+    """
+    from tailseg.evaluation.metrics import write_json
+    from tailseg.evaluation.paired import compare as compare_runs
+    from tailseg.visualize.runs_page import write_page
+
+    if split not in ("train", "val"):
+        raise ValueError(f"split is 'train' or 'val', received {split!r}")
+    if (data is None) == (annotations is None):
+        raise ValueError("give either data or annotations")
+    truth = Path(str(annotations)) if data is None else data if isinstance(data, DataSplits) else str(data)
+    with reporting(show):
+        content = compare_runs(runs, truth, split, show=show)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    written = (out / "comparison.json", out / "comparison.html")
+    write_json(written[0], content)
+    write_page(content, written[1])
+    return Compared(content=content, files=written)
 
 
 @contextmanager

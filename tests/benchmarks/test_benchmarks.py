@@ -188,7 +188,7 @@ def test_gpu_runs_every_benchmark():
         "loading.py",
         "annotations.py",
     }
-    elsewhere |= {"lvis_size.py", "rle.py", "scoring.py", "instaboost.py", "ladder.py"}
+    elsewhere |= {"lvis_size.py", "rle.py", "scoring.py", "comparing.py", "instaboost.py", "ladder.py"}
     assert scripts - elsewhere == {arguments[0] for arguments in RUNS.values()}
 
 
@@ -380,6 +380,23 @@ def test_scoring(run, monkeypatch, tmp_path):
     assert result["tenth"]["difference"] < 1e-9
     assert result["all"]["detections"] == 800
     assert result["all"]["ours"]["peak_bytes"] > 0
+
+
+@pytest.mark.usefixtures("one_process")
+def test_comparing(run, monkeypatch, tmp_path):
+    import comparing
+
+    def here(_python: str, _option: str, _package: str, *command: str) -> tuple[float, int]:
+        done = tailseg(*command)
+        assert done.returncode == 0, done.stderr
+        return 2.0, 1
+
+    monkeypatch.setattr(comparing, "run", here)
+    run("comparing", "--images=20", "--detections=20", "--out", str(tmp_path / "c.json"))
+    result = json.loads((tmp_path / "c.json").read_text())
+    assert (result["detections"], result["sets"]) == (400, 1000)
+    assert result["largest_difference_to_score"] == 0
+    assert result["speedup"] == 2000  # a score took as long as the comparison
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from tailseg.cli.compare import compare
 from tailseg.cli.console import DATA_HELP, DeviceOption, QuietOption, RecipeArgument, SetOption, say
 from tailseg.cli.console import log as _log
 from tailseg.cli.console import print_table as _print
@@ -205,7 +206,11 @@ def predict(
     out: Annotated[
         Path, typer.Option(help="Folder: a picture and a JSON file per image, or the set of --format.")
     ] = Path("predictions"),
-    score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score shown.")] = 0.5,
+    score: Annotated[float | None, typer.Option(min=0, max=1, help="Lowest score shown.", show_default="0.5")] = None,
+    thresholds: Annotated[
+        Path | None,
+        typer.Option("--thresholds", help="Lowest scores by class: thresholds.json of `tailseg eval --analyse`."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most pictures.")] = None,
     kind: Annotated[
         str | None,
@@ -229,12 +234,22 @@ def predict(
         raise typer.BadParameter(f"'{kind}' is not one of {', '.join(FORMATS)}", param_hint="--format")
     if overlap is not None and slices is None:
         raise typer.BadParameter("is of slices; add --slices 1024, for example", param_hint="--overlap")
+    if score is not None and thresholds is not None:
+        raise typer.BadParameter("states the lowest scores, as --score does; give one", param_hint="--thresholds")
     from tailseg.predict import load
     from tailseg.predict.writing import Request, export_predictions, predict_files
 
     loaded = load(model, device, settings=[*_tta_setting(tta), *(settings or ())])
     share = 0.2 if overlap is None else overlap
-    request = Request(sources, min_score=score, limit=limit, slices=slices, overlap=share, show=not quiet)
+    request = Request(
+        sources,
+        min_score=0.5 if score is None else score,
+        thresholds=thresholds,
+        limit=limit,
+        slices=slices,
+        overlap=share,
+        show=not quiet,
+    )
     if kind in (None, "json"):
         tally = predict_files(loaded, request, out, pictures=kind is None)
         written = [f"{'Pictures and JSON' if kind is None else 'JSON'} in {out}"]
@@ -285,6 +300,9 @@ def score(
     _print(format_table(scores.metrics))
     if analyse and out is not None:
         say(f"Analysis: {out.with_suffix('.analysis.html')}")
+
+
+app.command()(compare)
 
 
 def _stoppable(job: Callable[[], T], message: Callable[[], str]) -> T:

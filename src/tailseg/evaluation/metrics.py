@@ -159,7 +159,16 @@ def detection_areas(columns: ResultColumns, *, use_masks: bool) -> NDArray[np.fl
 def match_detections(
     truth: GroundTruth, dataset: COCO, columns: ResultColumns, areas: NDArray[np.float64], iou_type: str, limit: int
 ) -> COCOeval:
-    """Match detections to ground truth.
+    """Match detections to ground truth; the arguments are those of `evaluator_of`."""
+    evaluation = evaluator_of(truth, dataset, columns, areas, iou_type, limit)
+    evaluation.evaluate()
+    return evaluation
+
+
+def evaluator_of(
+    truth: GroundTruth, dataset: COCO, columns: ResultColumns, areas: NDArray[np.float64], iou_type: str, limit: int
+) -> COCOeval:
+    """Make detections ready to be matched.
 
     Args:
         truth: the objects.
@@ -181,7 +190,6 @@ def match_detections(
     found = found.cap_detections_per_image(None)
     evaluation = COCOeval(dataset, found, iou_type, lvis_style=True)
     evaluation.params.max_dets = [limit]
-    evaluation.evaluate()
     return evaluation
 
 

@@ -146,6 +146,18 @@ def read_results(
     return found[found.judged] if found.box_scores is None else found
 
 
+def kinds_in(detections: Path, source: str) -> frozenset[str]:
+    """Which of "bbox" and "segm" the first row of a results file has; both if there is no row.
+
+    Raises:
+        UserError: the file is missing or damaged at its beginning.
+    """
+    rows = next(_row_lists(detections, source))
+    if not rows or not isinstance(rows[0], dict):
+        return frozenset(("bbox", "segm"))  # what is no row is told where rows are read
+    return frozenset(kind for kind, key in (("bbox", "bbox"), ("segm", "segmentation")) if key in rows[0])
+
+
 def _best(parts: list[ResultColumns], cut: Cut) -> ResultColumns:
     """The rows among the best of either ranking."""
     joined = ResultColumns.join(parts)

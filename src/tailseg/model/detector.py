@@ -39,6 +39,7 @@ class Wanted:
     """A choice among the detections of an image; None leaves what the detector was built with."""
 
     min_score: float | None = None  # in [0, 1]; detections score at least this
+    class_scores: tuple[float, ...] | None = None  # (C,) in [0, 1]; those of each class score at least this, too
     labels: tuple[int, ...] | None = None  # of these classes only, chosen before NMS and limit
     limit: int | None = None  # most detections
 
@@ -301,6 +302,8 @@ class Detector(nn.Module):
             chosen = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
             chosen[list(wanted.labels)] = True
             scores = torch.where(chosen, scores, -1.0)
+        if wanted.class_scores is not None:
+            scores = torch.where(scores >= scores.new_tensor(wanted.class_scores), scores, -1.0)
         return multiclass_nms(
             boxes,
             scores,

@@ -29,6 +29,7 @@ from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector, Wanted
 from tailseg.predict.slices import detect_slices
 from tailseg.predict.sources import Item, open_source
+from tailseg.predict.thresholds import Thresholds, class_scores
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import override
 from tailseg.results.detections import Detections
@@ -49,6 +50,7 @@ class PredictOptions(TypedDict, total=False):
     """Keyword arguments of `Model.predict`."""
 
     score: float | None
+    thresholds: Thresholds | None
     classes: Classes | None
     max_detections: int | None
     batch: int
@@ -134,6 +136,7 @@ class Model:
         source: Any,
         *,
         score: float | None = None,
+        thresholds: Thresholds | None = None,
         classes: Classes | None = None,
         max_detections: int | None = None,
         batch: int = 8,
@@ -151,6 +154,8 @@ class Model:
                 Or many: a folder (with the folders in it), a glob pattern such as ``"photos/**/*.jpg"``, a video file,
                 or a list, a tuple or any other iterable of all these.
             score: lowest score, in [0, 1]; None takes the recipe's ``test.score_threshold``.
+            thresholds: lowest scores by class instead: JSON file that ``eval --analyse`` wrote, or its content,
+                ``{"default": 0.3, "classes": {"owl": 0.4}}``.
             classes: names or category ids; only these are looked for. None looks for all.
             max_detections: best detections of a picture that are kept; None takes the recipe's number, and has no limit
                 for a picture in slices.
@@ -168,13 +173,14 @@ class Model:
             keeps no other.
 
         Raises:
-            UserError: a file is missing or broken, or a class is unknown. An iterator leaves a picture that cannot be
-                read out and logs a warning instead, also with the number of them at its end.
+            UserError: a file is missing or broken, or a class is unknown, in ``thresholds`` too. An iterator leaves a
+                picture that cannot be read out and logs a warning instead, also with the number of them at its end.
             TypeError: the source is of another kind.
-            ValueError: an array or tensor of another shape or type, or an option out of range.
+            ValueError: an array or tensor of another shape or type, an option out of range, or ``score`` beside
+                ``thresholds``.
         """
         opened = open_source(source, bgr=bgr)
-        look = Look(self._wanted(score, classes, max_detections), batch, slices, overlap)
+        look = Look(self._wanted(score, thresholds, classes, max_detections), batch, slices, overlap)
         outcomes = self.outcomes(opened.items, look)
         if opened.kind == "stream":
             return _readable(outcomes)
@@ -231,14 +237,25 @@ class Model:
                 found[i] = raw.to("cpu")
         return [found[i] for i in range(len(pictures))]
 
-    def _wanted(self, score: float | None, classes: Classes | None, max_detections: int | None) -> Wanted:
+    def _wanted(
+        self,
+        score: float | None,
+        thresholds: Thresholds | None,
+        classes: Classes | None,
+        max_detections: int | None,
+    ) -> Wanted:
+        if score is not None and thresholds is not None:
+            raise ValueError(f"score={score} and thresholds: each states the lowest score; give one of them")
         if score is not None and not 0 <= score <= 1:
             raise ValueError(f"expected a score from 0 to 1, received {score}")
         if max_detections is not None and max_detections < 1:
             raise ValueError(f"expected max_detections of at least 1, received {max_detections}")
         asked = [classes] if isinstance(classes, str | int) else classes
         labels = None if asked is None else tuple(sorted({label for one in asked for label in self._labels_of(one)}))
-        return Wanted(min_score=score, labels=labels, limit=max_detections)
+        if thresholds is None:
+            return Wanted(min_score=score, labels=labels, limit=max_detections)
+        least = class_scores(thresholds, self.categories)
+        return Wanted(min_score=min(least), class_scores=least, labels=labels, limit=max_detections)
 
     def _labels_of(self, asked: str | int) -> list[int]:
         """The labels of a class's name or category id."""

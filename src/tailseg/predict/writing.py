@@ -21,6 +21,7 @@ from tailseg.errors import UserError
 from tailseg.model.detector import Wanted
 from tailseg.predict.model import Look, Model
 from tailseg.predict.sources import Item, Source, open_or_faulty, total_count
+from tailseg.predict.thresholds import class_scores
 from tailseg.predict.video import VideoFile
 from tailseg.progress import progress_bar
 from tailseg.results.detections import Detections
@@ -35,6 +36,7 @@ class Request:
 
     sources: Sequence[str | Path]  # paths, folders, patterns, addresses
     min_score: float = 0.5  # objects below it are neither drawn nor written
+    thresholds: Path | None = None  # instead of it: JSON file of the lowest score of each class
     limit: int | None = None  # most pictures
     slices: int | None = None  # see `Model.predict`
     overlap: float = 0.2
@@ -50,6 +52,7 @@ class Tally:
     empty: int = 0  # pictures without an object
     best: float = 0.0  # the best score in these
     floor: float = 0.0  # lowest score that was looked for
+    thresholds: Path | None = None  # file of the lowest scores by class
     faults: list[str] = field(default_factory=list)  # a sentence for each picture that could not be read
 
     def add(self, found: Detections, kept: Detections) -> None:
@@ -67,6 +70,8 @@ class Tally:
             counts += f", {len(self.faults)} not readable"
         if 2 * self.empty <= self.pictures:
             return counts
+        if self.thresholds is not None:
+            return f"{counts}: nothing there reaches its class's score in {self.thresholds}"
         if self.best == 0:
             return f"{counts}: nothing there reaches a score of {self.floor:g}, the lowest looked for"
         return f"{counts}: the best score there is {self.best:.2g}; try --score {_rounded_down(self.best):.1g}"
@@ -94,6 +99,7 @@ class _Opened:
     model: Model
     request: Request
     sources: list[Source]
+    class_scores: tuple[float, ...] | None  # lowest of each label, if they differ
 
     @property
     def count(self) -> int | None:
@@ -105,8 +111,12 @@ class _Opened:
         """Every picture that can be read with the objects that score enough; all are counted."""
         request, test = self.request, self.model.recipe.test
         items = islice((item for source in self.sources for item in source.items), request.limit)
-        tally.floor = min(request.min_score, test.score_threshold)
-        look = Look(Wanted(min_score=tally.floor), self.model.recipe.data.batch, request.slices, request.overlap)
+        tally.floor, tally.thresholds = min(request.min_score, test.score_threshold), request.thresholds
+        wanted, min_score = Wanted(min_score=tally.floor), request.min_score
+        if self.class_scores is not None:
+            # Chosen before the limit of detections, so that what misses its class's score takes no place there.
+            wanted, min_score = Wanted(min_score=min(self.class_scores), class_scores=self.class_scores), 0.0
+        look = Look(wanted, self.model.recipe.data.batch, request.slices, request.overlap)
         with progress_bar("predicting", self.count, show=request.show) as advance:
             for done, outcome in enumerate(self.model.outcomes(items, look), start=1):
                 if outcome.found is None or outcome.picture is None:
@@ -115,7 +125,7 @@ class _Opened:
                     raw = outcome.found.raw
                     # With its pixels, or the file would be read again to draw on.
                     kept = Detections(
-                        raw[raw.scores >= request.min_score],
+                        raw[raw.scores >= min_score],
                         self.model.categories,
                         outcome.picture,
                         outcome.item.name,
@@ -126,7 +136,8 @@ class _Opened:
 
 
 def _open(model: Model, request: Request, out: Path) -> _Opened:
-    return _Opened(model, request, [open_or_faulty(source, out) for source in request.sources])
+    least = None if request.thresholds is None else class_scores(request.thresholds, model.categories)
+    return _Opened(model, request, [open_or_faulty(source, out) for source in request.sources], least)
 
 
 def predict_files(model: Model, request: Request, out: Path, *, pictures: bool = True) -> Tally:
@@ -144,11 +155,11 @@ def predict_files(model: Model, request: Request, out: Path, *, pictures: bool =
     Raises:
         UserError: the folder cannot be made, or a file not be written.
     """
+    opened, tally = _open(model, request, out), Tally()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: the folder cannot be made ({error.strerror}); choose another --out") from error
-    opened, tally = _open(model, request, out), Tally()
     inputs = {path.resolve() for source in opened.sources for path in source.paths}
     taken = {path.name for path in out.iterdir() if path.resolve() in inputs}
     with _Folder(out, taken, pictures=pictures) as folder:

@@ -1,7 +1,8 @@
 """HTML pages from the templates beside this module.
 
-A page is one file that needs no network, follows the reader's light or dark setting, and fits a phone. Only the table
-and the curves of classes of an analysis use JavaScript, which stands in the page; without it they can be read too.
+A page is one file that needs no network, follows the reader's light or dark setting, and fits a phone. Tables of
+classes are sorted and searched, and the curves of an analysis chosen, by JavaScript that stands in the page; without it
+they can be read too.
 """
 
 from __future__ import annotations
