@@ -72,6 +72,5 @@ def test_lengths_of_gradients_are_averaged_between_two_lines() -> None:
     health = Health(torch.nn.Linear(1, 1), speaks=True)
     for norm in (1.0, 2.0, 6.0):
         health.collect(torch.tensor(norm))
-    health.collect(None)
     assert health.row(3) == {"gradient": 3.0}
     assert health.row(6) == {}
