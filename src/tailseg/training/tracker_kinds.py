@@ -177,8 +177,10 @@ class MlflowTracker:
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)  # they tell of each table that they make
-        uri = os.environ.get("MLFLOW_TRACKING_URI")
-        self.client = MlflowClient(tracking_uri=uri or f"sqlite:///{opening.out.resolve() / 'mlflow.db'}")
+        uri, store = os.environ.get("MLFLOW_TRACKING_URI"), opening.out.resolve() / "mlflow.db"
+        if not uri:
+            store.open("ab").close()  # where that fails, MLflow would try for minutes
+        self.client = MlflowClient(tracking_uri=uri or f"sqlite:///{store}")
         self.run_id: str | None = opening.run_id
         if self.run_id is not None:
             self.client.update_run(self.run_id, status="RUNNING")

@@ -21,6 +21,7 @@ from tailseg.visualize.draw import Picture
 
 logger = logging.getLogger(__name__)
 
+LONGEST = 200  # characters of an error of another package
 RUN_IDS = "trackers.json"  # by which W&B and MLflow know the run, so that --resume goes on with it
 
 
@@ -130,9 +131,11 @@ class Trackers:
 
 
 def _said(error: Exception) -> str:
-    """The first line of a message, or the kind of error that has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    """The beginning of the first line of a message, or the kind of error that has none."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".") if len(lines[0]) <= LONGEST else lines[0][:LONGEST] + "..."
 
 
 def _read_ids(out: Path) -> dict[str, str]:
