@@ -179,7 +179,7 @@ class Evaluations:
         self._told_nothing_found = True
         threshold = self.recipe.test.score_threshold
         fix = (
-            f"lower test.score_threshold (now {threshold:g})"
+            "lower that"
             if threshold >= HIGH_THRESHOLD
             else f"after {step} steps the model has learnt too little: train for more epochs or raise optimizer.lr, "
             "and if its losses do not fall, look at boxes and labels with `tailseg data check`"

@@ -79,7 +79,7 @@ class LoaderWatch:
 
     def _fix(self, share: float) -> str:
         # The workers, or this process itself, work all the time and keep the rest busy for 1 - share of it.
-        wanted = math.ceil((self.workers or share) / (1 - min(share, 0.9)))
+        wanted = math.ceil((self.workers or share) / (1 - min(share, 0.9)) - 1e-6)
         room = max(1, _cores() // self.processes)
         if self.workers >= room:
             return (
