@@ -175,19 +175,21 @@ def test_wandb_offline(tracked: Path) -> None:
     run_id = json.loads((tracked / "trackers.json").read_text())["wandb"]
     parts = sorted((tracked / "wandb").glob(f"offline-run-*-{run_id}"))
     assert parts
-    found: dict[str, list[tuple[int, float]]] = {}
+    told: dict[str, dict[int, Any]] = {}  # what comes twice, after the checkpoint, counts as it came last
+    steps: list[int] = []
     config: dict[str, Any] = {}
-    for record in (one for file in (tracked / "wandb").glob("offline-run-*/*.wandb") for one in wandb_records(file)):
+    for record in (one for part in parts for file in part.glob("*.wandb") for one in wandb_records(file)):
         if record.HasField("run"):
             assert record.run.run_id == run_id
             assert record.run.project == "tailseg"
             config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
         if not record.HasField("history"):
             continue
+        steps.append(record.history.step.num)
         for item in record.history.item:
-            name = ".".join(item.nested_key)
-            found.setdefault(name, []).append((record.history.step.num, json.loads(item.value_json)))
-    found = {name: sorted(values, key=lambda value: value[0]) for name, values in found.items()}
+            told.setdefault(".".join(item.nested_key), {})[steps[-1]] = json.loads(item.value_json)
+    found = {name: list(values.items()) for name, values in told.items()}
+    assert steps == [1, 2, 3, 4, 5, 5, 6]
     assert_same(found, tracked)
     kinds = [values for name, values in found.items() if name.endswith("._type")]
     assert kinds == [[(STEPS, "image-file")]] * VAL_IMAGES
@@ -242,7 +244,7 @@ class Recording:
     """A tracker that keeps what it is told, or fails from a step on."""
 
     run_id: str | None = None
-    rewinds = False
+    wants_again = False
     takes_pictures = True
     fails_at = 10**9
 

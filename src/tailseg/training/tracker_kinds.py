@@ -39,7 +39,7 @@ class Tracker(Protocol):
     """What every tracker can do. Opening one, and each call, may raise whatever its package raises."""
 
     run_id: str | None  # to be opened with when the run goes on; None: it finds its run by the folder
-    rewinds: bool  # on opening, forgets what came after the step that the run goes on from
+    wants_again: bool  # the steps between a checkpoint and a kill, when the run goes on from the checkpoint
     takes_pictures: bool
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -56,7 +56,7 @@ class CsvTracker:
     """``DIR/csv/metrics.csv``, a column for each figure."""
 
     run_id: str | None = None
-    rewinds = True
+    wants_again = True
     takes_pictures = False
 
     def __init__(self, opening: Opening) -> None:
@@ -91,7 +91,7 @@ class TensorBoardTracker:
     """Event files in ``DIR/tensorboard``, with the parameters on the HPARAMS page."""
 
     run_id: str | None = None
-    rewinds = True
+    wants_again = True
     takes_pictures = True
 
     def __init__(self, opening: Opening) -> None:
@@ -126,7 +126,7 @@ class TensorBoardTracker:
 class WandbTracker:
     """Weights & Biases: a folder ``DIR/wandb/offline-run-...`` for `wandb sync`, or online with WANDB_MODE=online."""
 
-    rewinds = False
+    wants_again = True  # what it had not written when a run was killed is lost; online, it drops what it has
     takes_pictures = True
 
     def __init__(self, opening: Opening) -> None:
@@ -162,7 +162,7 @@ class WandbTracker:
 class MlflowTracker:
     """MLflow: ``DIR/mlflow.db`` with pictures in ``DIR/mlflow``, or the store that MLFLOW_TRACKING_URI names."""
 
-    rewinds = False
+    wants_again = False
     takes_pictures = True
 
     def __init__(self, opening: Opening) -> None:

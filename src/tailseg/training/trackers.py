@@ -53,8 +53,7 @@ class Trackers:
             out: folder of the run.
             step: from which it goes on; 0 for a new one.
             parameters: flat, to be shown beside its figures.
-            cut: lines that metrics.jsonl held after that step. Trackers that cannot take lines back have them, and
-                are not told again.
+            cut: lines that metrics.jsonl held after that step. A tracker that has them for good is not told again.
 
         Raises:
             UserError: one cannot be opened.
@@ -101,7 +100,7 @@ class Trackers:
     def _log(self, line: Logged, figures: Mapping[str, float]) -> None:
         self._each(
             lambda tracker: (
-                None if line in self._known and not tracker.rewinds else tracker.log_metrics(figures, line[0])
+                None if line in self._known and not tracker.wants_again else tracker.log_metrics(figures, line[0])
             )
         )
 
