@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,7 @@ class Evaluations:
         recipe: Recipe,
         out: Path,
         val: Annotations,
-        categories: list[Category],
+        categories: Sequence[Category],
         learner: Learner,
         run_log: RunLog,
         trackers: Trackers,
@@ -76,7 +76,7 @@ class Evaluations:
 
     @property
     def _is_main_process(self) -> bool:
-        return self.fabric.global_rank == 0
+        return bool(self.fabric.global_rank == 0)
 
     def take_up(self, step: int, best: float | None) -> None:
         """Go on from the trainer file of a step, which is older than the evaluation of that step, if there was one."""

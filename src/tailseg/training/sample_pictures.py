@@ -12,7 +12,7 @@ from tailseg.data.dataset import DetectionDataset, evaluation_dataset
 from tailseg.data.loading import collate
 from tailseg.data.transforms import Compose
 from tailseg.model.detector import Detector
-from tailseg.recipes.schema import DataRecipe
+from tailseg.recipes.data_section import DataRecipe
 from tailseg.visualize.draw import Picture, contact_sheet, draw_detections, draw_instances
 
 PICTURES = 6

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -13,9 +12,8 @@ def memory_in_use(device: torch.device) -> int:
     """Bytes: on a CUDA GPU the most that tensors have taken so far, else what this process has in main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)  # the allocator's own count: the GPU is not asked
-    if sys.platform == "linux":
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
+    if (statm := Path("/proc/self/statm")).is_file():  # on Linux
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     import resource  # Unix alone has it
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # the most so far

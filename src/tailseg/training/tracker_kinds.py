@@ -134,6 +134,7 @@ class WandbTracker:
         import wandb
 
         self.wandb = wandb
+        mode: Any = os.environ.get("WANDB_MODE", "offline")
         self.run_id: str | None = opening.run_id or uuid.uuid4().hex[:8]
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -141,7 +142,7 @@ class WandbTracker:
             dir=str(opening.out),
             id=self.run_id,
             resume="allow",
-            mode=os.environ.get("WANDB_MODE", "offline"),
+            mode=mode,
             config=dict(opening.parameters),
             settings=wandb.Settings(console="off", silent=True),
         )

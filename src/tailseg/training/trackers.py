@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -95,14 +96,14 @@ class Trackers:
     def log_pictures(self, step: int, pictures: Iterator[tuple[str, Picture]]) -> None:
         """Show named pictures."""
         for name, picture in pictures:
-            self._each(lambda tracker, name=name, picture=picture: tracker.log_picture(name, picture, step))
+            self._each(partial(_show, name=name, picture=picture, step=step))
 
     def _log(self, line: Logged, figures: Mapping[str, float]) -> None:
-        self._each(
-            lambda tracker: (
-                None if line in self._known and not tracker.wants_again else tracker.log_metrics(figures, line[0])
-            )
-        )
+        def tell(tracker: Tracker) -> None:
+            if tracker.wants_again or line not in self._known:
+                tracker.log_metrics(figures, line[0])
+
+        self._each(tell)
 
     def _each(self, call: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._open.items()):
@@ -129,10 +130,15 @@ class Trackers:
             self._each(lambda tracker: tracker.finish(status))
 
 
+def _show(tracker: Tracker, name: str, picture: Picture, step: int) -> None:
+    if tracker.takes_pictures:
+        tracker.log_picture(name, picture, step)
+
+
 def _said(error: Exception) -> str:
     """The beginning of the first line of a message, or the kind of error that has none."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".") if len(lines[0]) <= LONGEST else lines[0][:LONGEST] + "..."
 
