@@ -181,7 +181,7 @@ def measure(path: Path, data: str, split: str) -> dict[str, Any]:
                 dataset,
                 Path(folder),
                 device=model.device,
-                batch_size=recipe.batch_per_device,
+                batch_size=recipe.batch,
                 category_ids=known,
                 frequencies=frequencies,
                 show=False,

@@ -176,6 +176,7 @@ def _batch_without_data(batch: int, side: int, classes: int, objects: int = 12) 
         masks=torch.empty(batch, objects, 114, 114, dtype=torch.uint8),
         mask_frames=boxes,
         absent=torch.zeros(batch, classes, dtype=torch.bool),
+        ignored=torch.zeros(batch, 0, 0, dtype=torch.uint8),
     )
 
 

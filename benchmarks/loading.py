@@ -173,7 +173,7 @@ def measure(data: Path, recipe: DataRecipe, options: argparse.Namespace, batches
     train = open_data(data, need=("train",)).train
     assert train is not None
     ours = train_dataset(train, recipe)
-    sampler = TrainSampler(ours.aspect_groups, recipe.batch_per_device)
+    sampler = TrainSampler(ours.aspect_groups, recipe.batch)
     cases: dict[str, Callable[[], Any]] = {OURS: partial(train_loader, ours, sampler, workers=options.workers)}
     resize: Any = ours.transform.transforms[0]
     steps = (replace(resize, from_reduced=False), *ours.transform.transforms[1:])
@@ -191,7 +191,7 @@ def measure(data: Path, recipe: DataRecipe, options: argparse.Namespace, batches
             starts[name].append(start)
     rows: dict[str, Any] = {}
     for name, turns in times.items():
-        rows[name] = row = harness.summary(turns, batches * recipe.batch_per_device)
+        rows[name] = row = harness.summary(turns, batches * recipe.batch)
         row["first_batch_seconds"] = statistics.median(starts[name])
         print(
             f"  {row['images_per_second']:.0f} images/s, first batch after {row['first_batch_seconds']:.2f} s: {name}"

@@ -94,6 +94,7 @@ def scene(settings: Settings) -> tuple[Batch, list[Tensor]]:
         masks=ellipse.expand(count, objects, -1, -1).contiguous(),
         mask_frames=boxes + margin,
         absent=torch.zeros(count, settings.classes, dtype=torch.bool),
+        ignored=torch.zeros(count, 0, 0, dtype=torch.uint8),
     )
     return batch, [bitmaps(own, settings.size) for own in boxes]
 

@@ -97,6 +97,7 @@ def test_moving_keeps_values():
         masks=torch.ones(2, 1, 3, 3, dtype=torch.uint8),
         mask_frames=torch.rand(2, 1, 4),
         absent=torch.tensor([[True, False], [False, False]]),
+        ignored=torch.zeros(2, 0, 0, dtype=torch.uint8),
     )
     moved = batch.to("cpu")
     assert len(moved) == 2

@@ -237,6 +237,7 @@ def noise_batch(
         masks=masks,
         mask_frames=boxes,
         absent=torch.zeros(2, num_classes, dtype=torch.bool),
+        ignored=torch.zeros(2, 0, 0, dtype=torch.uint8),
     )
 
 

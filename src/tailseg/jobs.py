@@ -196,6 +196,7 @@ def evaluate(
         ValueError: a split of another name, or a loaded model without a place for the results.
     """
     from tailseg.data.dataset import evaluation_dataset
+    from tailseg.data.loading import worker_count
     from tailseg.evaluation.evaluate import evaluate as evaluate_detector
     from tailseg.evaluation.metrics import ScoreOptions
     from tailseg.evaluation.tta import views_of
@@ -239,8 +240,8 @@ def evaluate(
         scores = evaluate_detector(
             *(loaded.detector, dataset, folder),
             device=loaded.device,
-            batch_size=recipe.batch_per_device,
-            workers=recipe.workers,
+            batch_size=recipe.batch,
+            workers=worker_count(recipe.workers, loaded.device),
             views=views,
             category_ids=known,
             frequencies=frequencies,

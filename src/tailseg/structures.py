@@ -7,10 +7,12 @@ batch, S side of a stored mask, C classes, H and W pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
+
+IGNORED_CELL = 4  # pixels: side of a cell in a map of regions to be ignored
 
 
 def _require_same_rows(**tensors: Tensor) -> None:
@@ -53,6 +55,11 @@ class Instances:
         )
 
 
+def joined(one: Instances, other: Instances) -> Instances:
+    """The objects of both, in this order; their grids have one size."""
+    return Instances(**{f.name: torch.cat([getattr(one, f.name), getattr(other, f.name)]) for f in fields(Instances)})
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Sample:
     """One image on its way to a batch."""
@@ -62,6 +69,8 @@ class Sample:
     absent: Tensor  # (C,) bool: classes verified to be in no part of the image
     image_id: int
     original_hw: tuple[int, int]  # pixels, before any transform
+    ignored: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.uint8))
+    """(H / 4, W / 4, rounded up) uint8: 1 in regions that are neither object nor background; (0, 0) without any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -78,6 +87,7 @@ class Batch:
     masks: Tensor  # (B, G, S, S) uint8
     mask_frames: Tensor  # (B, G, 4) float32
     absent: Tensor  # (B, C) bool: classes verified to be in no part of the image
+    ignored: Tensor  # (B, H / 4, W / 4) uint8: 1 where there is neither object nor background; (B, 0, 0) without any
 
     def __len__(self) -> int:
         return self.images.shape[0]

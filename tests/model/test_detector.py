@@ -77,6 +77,7 @@ def batch_of(images: list[Tensor], sizes: list[tuple[int, int]], **truth: Tensor
         "masks": torch.zeros(n, 1, 8, 8, dtype=torch.uint8),
         "mask_frames": torch.zeros(n, 1, 4),
         "absent": torch.zeros(n, 0, dtype=torch.bool),
+        "ignored": torch.zeros(n, 0, 0, dtype=torch.uint8),
     }
     return Batch(
         images=torch.stack([F.pad(i, (0, width - i.shape[2], 0, height - i.shape[1])) for i in images]),
@@ -253,7 +254,7 @@ def test_neighbours_in_a_batch_do_not_change_detections():
     alone = detector.detect(
         Batch(**{
             name: getattr(alone, name)
-            for name in ("images", "image_ids", "boxes", "labels", "valid", "masks", "mask_frames", "absent")
+            for name in ("images", "image_ids", "boxes", "labels", "valid", "masks", "mask_frames", "absent", "ignored")
         }, image_sizes=torch.tensor([[50, 96]]), original_sizes=torch.tensor([[50, 96]]))
     )[0]  # fmt: skip
     torch.testing.assert_close(together.boxes, alone.boxes, rtol=1e-4, atol=1e-3)

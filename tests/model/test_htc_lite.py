@@ -73,6 +73,7 @@ def batch_of(*objects: int) -> Batch:
         masks=masks * valid[..., None, None],
         mask_frames=boxes * valid[..., None],
         absent=torch.tensor([[False, True, True, False, False], [True, False, False, False, False]]),
+        ignored=torch.zeros(2, 0, 0, dtype=torch.uint8),
     )
 
 

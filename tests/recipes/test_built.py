@@ -31,6 +31,7 @@ def batch() -> Batch:
         masks=torch.full((2, 2, side, side), 255, dtype=torch.uint8),
         mask_frames=torch.tensor([[[4.0, 4, 40, 40], [30, 30, 60, 60]], [[0, 0, 1, 1], [0, 0, 1, 1]]]),
         absent=torch.tensor([[False, True, False, False, False], [True] * 5]),
+        ignored=torch.zeros(2, 0, 0, dtype=torch.uint8),
     )
 
 
@@ -45,15 +46,17 @@ EVERY_LOSS = [(name, ()) for name in BUILT_IN if "table2" not in name] + [  # th
 @pytest.mark.parametrize(("name", "settings"), EVERY_LOSS)
 def test_recipe_trains_and_detects(name: str, settings: tuple[str, ...]) -> None:
     small = ["model.backbone.pretrained=false", "test.max_detections=7", "model.rpn.post_nms_test=50"]
-    if name.startswith("table1"):  # at full size these are row 1 of table 2 with another classifier
+    if name.startswith(("table1", "own")):  # at full size these are row 1 of table 2 with another classifier
         small += ["model.box_head.rois=32", "model.box_head.max_positive=8", "model.neck.channels=64"]
     recipe = resolve(name, [*settings, *small])
     torch.manual_seed(0)
     detector = build_detector(recipe, CLASSES, STATISTICS)
     losses = detector.train()(batch())
     seesaw = recipe.classifier.loss == "seesaw"
-    names = {"rpn_objectness", "rpn_box", "classes", "box", "mask"} | ({"objectness"} if seesaw else set())
-    assert set(losses) == names
+    own = ["classes", "box", "mask", *(["objectness"] if seesaw else [])]
+    if len(recipe.model.stages) > 1:
+        own = [f"stage{number}.{loss}" for number in (1, 2, 3) for loss in own]
+    assert set(losses) == {"rpn_objectness", "rpn_box", *own}
     assert all(loss.shape == () and torch.isfinite(loss) for loss in losses.values())
     torch.stack(list(losses.values())).sum().backward()
     gradients = [p.grad is not None and bool(p.grad.isfinite().all()) for p in detector.parameters() if p.requires_grad]

@@ -135,6 +135,7 @@ def scene(step: int, kind: str) -> Batch:
         masks=masks,
         mask_frames=boxes,
         absent=torch.zeros(4, CLASSES, dtype=torch.bool),
+        ignored=torch.zeros(4, 0, 0, dtype=torch.uint8),
     )
 
 

@@ -234,6 +234,7 @@ def batch_of(image: Tensor) -> Batch:
         masks=torch.zeros(1, 1, 8, 8, dtype=torch.uint8),
         mask_frames=torch.zeros(1, 1, 4),
         absent=torch.zeros(1, 0, dtype=torch.bool),
+        ignored=torch.zeros(1, 0, 0, dtype=torch.uint8),
     )
 
 

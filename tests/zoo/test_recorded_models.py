@@ -86,6 +86,7 @@ def batch_of(images: list[Tensor], sizes: list[tuple[int, int]], **truth: Tensor
         "masks": torch.zeros(n, 1, 8, 8, dtype=torch.uint8),
         "mask_frames": torch.zeros(n, 1, 4),
         "absent": torch.zeros(n, 0, dtype=torch.bool),
+        "ignored": torch.zeros(n, 0, 0, dtype=torch.uint8),
     }
     return Batch(
         images=torch.stack([F.pad(i, (0, width - i.shape[2], 0, height - i.shape[1])) for i in images]),

@@ -235,5 +235,5 @@ def test_at_full_size_the_rows_of_table_1_can_start_from_coco(tmp_path: Path) ->
 def test_a_recipe_with_another_backbone_is_refused_before_the_download(data: Path, tmp_path: Path) -> None:
     with patch.object(start, "published_file") as download:
         done = tailseg("train", "small/seesaw", "--data", data, "--out", tmp_path / "run", "--init", "coco")
-    assert_refused(done, "--init coco", "the recipe has tf_efficientnet_lite0; take table1/seesaw")
+    assert_refused(done, "--init coco", "the recipe has tf_efficientnet_lite0; take own/fast")
     assert not download.called

@@ -106,6 +106,7 @@ def _label_findings(model: Path, splits: DataSplits, *, show: bool) -> list[Find
     from tempfile import TemporaryDirectory
 
     from tailseg.data.dataset import evaluation_dataset
+    from tailseg.data.loading import worker_count
     from tailseg.data.sources import known_categories
     from tailseg.evaluation.evaluate import evaluate
     from tailseg.evaluation.suspicious_labels import disagreements, label_findings
@@ -120,8 +121,8 @@ def _label_findings(model: Path, splits: DataSplits, *, show: bool) -> list[Find
             evaluation_dataset(splits.val, data),
             Path(folder),
             device=loaded.device,
-            batch_size=data.batch_per_device,
-            workers=data.workers,
+            batch_size=data.batch,
+            workers=worker_count(data.workers, loaded.device),
             category_ids=known_categories(splits.val, loaded.categories, str(model)),
             show=show,
         )

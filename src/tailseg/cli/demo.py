@@ -180,7 +180,7 @@ def _budget(recipe: Recipe, methods: dict[str, Any], seconds: float, device: tor
     return {
         "epochs": recipe.schedule.epochs,
         "steps": steps,
-        "images_seen": steps * recipe.data.batch_per_device * recipe.training.accumulate,
+        "images_seen": steps * recipe.data.batch * recipe.training.accumulate,
         "device": name,
         "seconds": seconds,
     }

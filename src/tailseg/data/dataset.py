@@ -16,13 +16,15 @@ from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.annotations.masks import Bitmap, bitmap_of, into_grid
 from tailseg.data.annotations.oddities import CROWDS_FIX
 from tailseg.data.copy_paste import CopyPaste, Drawn, Patch, paste, patch_of
+from tailseg.data.ignored_regions import painted
 from tailseg.data.images import decode, to_rgb
 from tailseg.data.instaboost import InstaBoost, Objects
 from tailseg.data.transforms import Compose, Image, clip_boxes, fit_transform, train_transform
 from tailseg.errors import UserError
 from tailseg.recipes.data_section import MASK_GRID, DataRecipe
-from tailseg.structures import Instances, Sample
+from tailseg.structures import Instances, Sample, joined
 
+OF_A_REGION = -1  # label, while it is moved with the objects
 MIN_TRAIN_SIDE = 32  # pixels; MMDetection's ``filter_cfg`` for LVIS
 
 
@@ -150,18 +152,33 @@ class DetectionDataset(Dataset[Sample]):
         else:
             boxes, labels = self._boxes(rows, (height, width)), self.annotations.labels[rows]
             instances = self._instances(boxes, labels, self._bitmaps(rows, (height, width)), (height, width))
+        regions = self._regions(position, (height, width))
+        if len(regions) > 0:
+            instances = joined(instances, regions)
         reduction = height // pixels.shape[0]
         if reduction > 1:  # of a power of two, so nothing is rounded
             boxes, frames = instances.boxes / reduction, instances.mask_frames / reduction
             instances = replace(instances, boxes=boxes, mask_frames=frames)
         image, instances = self.transform(pixels, instances, np.random.default_rng(seed))
+        ignored = {}
+        if len(regions) > 0:
+            is_region = instances.labels == OF_A_REGION
+            ignored = {"ignored": painted(instances[is_region], image.shape[:2])}
+            instances = instances[~is_region]
         return Sample(
             image=_channels_first(image),
             instances=instances,
             absent=torch.from_numpy(absent),
             image_id=int(self.annotations.image_ids[position]),
             original_hw=(height, width),
+            **ignored,
         )
+
+    def _regions(self, position: int, image_hw: tuple[int, int]) -> Instances:
+        """What is neither object nor background in an image, as instances, for the transforms to move."""
+        rows = self.annotations.ignored_rows(position) if self.with_objects else np.zeros(0, np.int64)
+        labels = np.full(len(rows), OF_A_REGION)
+        return self._instances(self._boxes(rows, image_hw), labels, self._bitmaps(rows, image_hw), image_hw)
 
     def _patches(self, drawn: Iterable[Drawn], position: int, image_hw: tuple[int, int]) -> Iterator[Patch]:
         """Objects to be pasted into the image at ``position``, its own left out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -23,7 +24,7 @@ from tailseg.data.dataset import DetectionDataset
 from tailseg.data.sampling import TrainSampler
 from tailseg.data.transforms import Compose, Image
 from tailseg.errors import UserError
-from tailseg.structures import Batch, Instances, Sample
+from tailseg.structures import IGNORED_CELL, Batch, Instances, Sample
 
 
 def collate(samples: list[Sample], divisor: int = 32) -> Batch:
@@ -52,7 +53,18 @@ def collate(samples: list[Sample], divisor: int = 32) -> Batch:
         masks=_padded([s.instances.masks for s in samples], rows),
         mask_frames=_padded([s.instances.mask_frames for s in samples], rows),
         absent=torch.stack([s.absent for s in samples]),
+        ignored=_ignored([s.ignored for s in samples], (height, width)),
     )
+
+
+def _ignored(parts: list[Tensor], image_hw: tuple[int, int]) -> Tensor:
+    """(B, H / 4, W / 4) uint8 of the maps of the images, some of which may have none; (B, 0, 0) if all have none."""
+    if all(part.numel() == 0 for part in parts):
+        return torch.zeros((len(parts), 0, 0), dtype=torch.uint8)
+    maps = torch.zeros((len(parts), *(-(-side // IGNORED_CELL) for side in image_hw)), dtype=torch.uint8)
+    for target, part in zip(maps, parts, strict=True):
+        target[: part.shape[0], : part.shape[1]] = part
+    return maps
 
 
 def _padded(parts: list[Tensor], rows: int) -> Tensor:
@@ -87,6 +99,8 @@ def batch_of(picture: Image, transform: Compose, divisor: int) -> Batch:
     )
     return collate([sample], divisor)
 
+
+WORKERS_ON_A_CPU, MOST_WORKERS = 2, 8
 
 Pairs = list[tuple[int, int]]  # (index, seed) of each sample of a batch
 
@@ -209,6 +223,16 @@ class BatchLoader(Generic[B]):
     def __len__(self) -> int:
         """The number of batches (TypeError where the plan has no end)."""
         return len(self._loader)
+
+
+def worker_count(workers: int | Literal["auto"], device: torch.device, processes: int = 1) -> int:
+    """Loader processes of each of ``processes``; ``auto`` keeps a GPU fed: its share of the processors, up to 8."""
+    if workers != "auto":
+        return workers
+    if device.type == "cpu":
+        return WORKERS_ON_A_CPU
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_WORKERS, max(1, processors // processes))
 
 
 GRACE_SECONDS = 30  # that a worker outlives a termination signal, for the main process to finish its step and save

@@ -14,6 +14,7 @@ from tailseg.layers.norm import BatchNorm2d
 from tailseg.layers.normalized import NormalizedLinear
 from tailseg.losses import Classification, tau_normalize
 from tailseg.model.boxes import Stds, constant, decode, encode, smooth_l1
+from tailseg.model.ignored_regions import NOWHERE, IgnoredRegions
 from tailseg.model.matching import Matcher, sample
 from tailseg.structures import Proposals
 
@@ -51,11 +52,17 @@ class RoISampler(nn.Module):
         self.max_positive = max_positive
 
     @torch.no_grad()
-    def forward(self, proposals: Proposals, boxes: Tensor, labels: Tensor, valid: Tensor) -> RoITargets:
-        """Sample among the proposals and the ground-truth boxes (B, G, 4) themselves, which are put in front."""
+    def forward(
+        self, proposals: Proposals, boxes: Tensor, labels: Tensor, valid: Tensor, ignored: IgnoredRegions = NOWHERE
+    ) -> RoITargets:
+        """Sample among the proposals and the ground-truth boxes (B, G, 4) themselves, which are put in front.
+
+        Proposals in ``ignored`` regions are no negatives.
+        """
         candidates = torch.cat([boxes, proposals.boxes], dim=1)
         usable = torch.cat([valid, proposals.valid], dim=1)
-        drawn = sample(self.matcher(candidates, usable, boxes, valid), self.num_samples, self.max_positive)
+        matched = ignored.spare(self.matcher(candidates, usable, boxes, valid), candidates)
+        drawn = sample(matched, self.num_samples, self.max_positive)
         batch, num_samples = drawn.index.shape
         rois = candidates.gather(1, drawn.index.unsqueeze(2).expand(-1, -1, 4))
         own_boxes = boxes.gather(1, drawn.matched.unsqueeze(2).expand(-1, -1, 4))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tailseg.errors import UserError
+from tailseg.layers.conv import train_fast
 from tailseg.losses import CLASSIFICATIONS, Classification, ClassStatistics
 from tailseg.model.backbone import Backbone
 from tailseg.model.box_head import ROI_SIZE, BoxHead, ClassBranch, RoISampler
@@ -50,7 +51,7 @@ def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics
         options = model.mask_iou.model_dump(exclude={"weight"})
         mask_iou = MaskIouHead(channels, num_classes, class_agnostic=agnostic, **options)
     neck = _build_neck(model.neck, backbone.channels)
-    return Detector(
+    detector = Detector(
         backbone,
         neck,
         RPN(channels, **model.rpn.model_dump(), size_divisor=neck.divisor),
@@ -64,6 +65,8 @@ def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics
         pixel_std=model.pixel_std,
         **recipe.test.model_dump(include=OF_DETECTOR),
     )
+    train_fast(detector)
+    return detector
 
 
 def stored_recipe(recipe: Recipe, detector: Detector) -> Recipe:

@@ -25,6 +25,7 @@ from tailseg.model.boxes import clip, multiclass_nms
 from tailseg.model.context import ContextEncoder
 from tailseg.model.fpg import FPG
 from tailseg.model.fpn import FPN
+from tailseg.model.ignored_regions import IgnoredRegions
 from tailseg.model.mask_head import MaskHead, mask_loss, mask_targets
 from tailseg.model.mask_iou import MaskIouHead, mask_iou_loss, mask_iou_targets
 from tailseg.model.roi_features import ImageFeatures, RoIPooler
@@ -144,7 +145,8 @@ class Detector(nn.Module):
         """Named scalar losses of a step; their sum is the objective."""
         pyramid = self.features(batch)
         anchors = self.rpn(pyramid)
-        losses = self.rpn.loss(anchors, batch.image_sizes, batch.boxes, batch.valid)
+        ignored = IgnoredRegions(batch.ignored)
+        losses = self.rpn.loss(anchors, batch.image_sizes, batch.boxes, batch.valid, ignored)
         proposals = self.rpn.propose(anchors, batch.image_sizes, training=True)
         context = None
         if self.context is not None:
@@ -154,7 +156,7 @@ class Detector(nn.Module):
         features = ImageFeatures(pyramid, context)
         for number, stage in enumerate(self._stages(), start=1):
             last = number == len(self.stages)
-            targets = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid)
+            targets = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid, ignored)
             prediction = stage.box_head(features.pool(self.box_pooler), targets.rois, targets.valid)
             own = {k: v * stage.weight for k, v in stage.box_head.loss(prediction, targets).items()}
             if stage.mask_head is not None:

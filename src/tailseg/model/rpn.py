@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from tailseg.model.boxes import Stds, anchor_grid, base_anchors, clip, decode, encode, keep_within_levels, smooth_l1
+from tailseg.model.ignored_regions import NOWHERE, IgnoredRegions
 from tailseg.model.matching import Matcher, sample
 from tailseg.structures import Proposals
 
@@ -122,7 +123,9 @@ class RPN(nn.Module):
         hidden = F.relu(self.conv(features), inplace=True)
         return self.objectness(hidden), self.deltas(hidden)
 
-    def loss(self, output: RpnOutput, image_sizes: Tensor, boxes: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    def loss(
+        self, output: RpnOutput, image_sizes: Tensor, boxes: Tensor, valid: Tensor, ignored: IgnoredRegions = NOWHERE
+    ) -> dict[str, Tensor]:
         """``rpn_objectness`` and ``rpn_box``: sums over sampled anchors divided by their number.
 
         Args:
@@ -130,9 +133,11 @@ class RPN(nn.Module):
             image_sizes: (B, 2) sizes before padding.
             boxes: (B, G, 4) ground truth.
             valid: (B, G) bool.
+            ignored: where anchors are no negatives.
         """
         usable = self.trained_anchors(output, image_sizes)
-        matched = self.matcher(output.anchors.unsqueeze(0), usable, boxes, valid)
+        anchors = output.anchors.unsqueeze(0)
+        matched = ignored.spare(self.matcher(anchors, usable, boxes, valid), anchors)
         drawn = sample(matched, self.num_samples, self.max_positive)
         negative = drawn.valid & ~drawn.positive
         total = (drawn.positive.sum(1).clamp(min=1) + negative.sum(1).clamp(min=1)).sum()

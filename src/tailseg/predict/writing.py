@@ -106,9 +106,7 @@ class _Opened:
         request, test = self.request, self.model.recipe.test
         items = islice((item for source in self.sources for item in source.items), request.limit)
         tally.floor = min(request.min_score, test.score_threshold)
-        look = Look(
-            Wanted(min_score=tally.floor), self.model.recipe.data.batch_per_device, request.slices, request.overlap
-        )
+        look = Look(Wanted(min_score=tally.floor), self.model.recipe.data.batch, request.slices, request.overlap)
         with progress_bar("predicting", self.count, show=request.show) as advance:
             for done, outcome in enumerate(self.model.outcomes(items, look), start=1):
                 if outcome.found is None or outcome.picture is None:

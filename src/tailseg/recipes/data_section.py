@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tailseg.recipes.bounds import LONGEST_EDGE, Edge
 from tailseg.recipes.classifiers import Section
@@ -12,14 +12,17 @@ from tailseg.recipes.classifiers import Section
 # Defaults that functions of tailseg.data have too: LVIS's frequency groups, and the cells of a stored mask.
 RARE_MAX, COMMON_MAX, MASK_GRID = 10, 100, 112
 
+MOST_AT_ONCE = 1024  # images of a batch, and loader processes
+
 Sampler = Literal["random", "repeat-factor", "irfs", "class-aware"]
 
 
 class DataRecipe(Section):
     """Loading and augmentation."""
 
-    batch_per_device: int = Field(2, ge=1, le=1024)
-    """Images a process and step."""
+    batch_per_device: int | Literal["auto"] = 2
+    """Images a process and step. auto: on a GPU the most that fit, on a CPU 4; in all at most
+    `optimizer.reference_batch`."""
     short_edges: tuple[Edge, ...] = Field((640, 672, 704, 736, 768, 800), min_length=1)
     """Pixels; one is drawn for each training image."""
     test_short_edge: int = Field(800, ge=32, le=LONGEST_EDGE)
@@ -55,14 +58,19 @@ class DataRecipe(Section):
     """Repeat factors: up, every epoch alike, or down or up at random in each epoch."""
     mask_grid: int = Field(MASK_GRID, ge=14, le=4096)
     """Most cells a side of a stored mask; larger objects are area-averaged into it."""
-    workers: int = Field(2, ge=0, le=1024)
-    """Loader processes of each training process."""
+    workers: int | Literal["auto"] = "auto"
+    """Loader processes of each process. auto: on a GPU as many as its share of the processors, up to 8; 2 on a CPU."""
     groups: Literal["limits", "quantiles"] = "limits"
     """For data without frequency groups: by the two numbers below, or thirds of the classes by training images."""
     rare_max: int = Field(RARE_MAX, ge=0)
     """For data without frequency groups: a class in at most this many training images is rare."""
     common_max: int = Field(COMMON_MAX, ge=1)
     """For data without frequency groups: a class in at most this many is common, in more frequent."""
+
+    @property
+    def batch(self) -> int:
+        """Images a process and step; 2 where that is still to be found."""
+        return 2 if self.batch_per_device == "auto" else self.batch_per_device
 
     @property
     def samplers(self) -> tuple[Sampler, ...]:
@@ -75,6 +83,15 @@ class DataRecipe(Section):
         keys = {"batch_per_device", "workers", "sampler", "keep_empty", "epoch_images", "repeat_rounding"}
         rare_first = self.copy_paste > 0 and self.copy_paste_draw == "rare-first"
         return frozenset(keys if rare_first else keys | {"repeat_threshold"})
+
+    @field_validator("batch_per_device", "workers", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any, info: ValidationInfo) -> Any:
+        least = 0 if info.field_name == "workers" else 1
+        whole = isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0
+        if value != "auto" and not (whole and least <= value <= MOST_AT_ONCE):
+            raise ValueError(f"expected a whole number from {least} to {MOST_AT_ONCE} or auto, received {value!r}")
+        return value if value == "auto" else int(value)
 
     @field_validator("sampler", mode="before")
     @classmethod

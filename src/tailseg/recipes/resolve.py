@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tailseg.errors import UserError
-from tailseg.recipes import small, table1, table2
+from tailseg.recipes import own, small, table1, table2
 from tailseg.recipes.backbone_options import reaches_outside
 from tailseg.recipes.model_header import model_file, read_header, recipe_in
 from tailseg.recipes.schema import Recipe
@@ -25,6 +25,8 @@ BUILT_IN: dict[str, Callable[[], Recipe]] = {
     "table1/seesaw": table1.seesaw,
     **table2.rows("table2", table2.mask_rcnn),
     "table2/cascade-mask-rcnn": table2.cascade_mask_rcnn,
+    "own/fast": own.fast,
+    "own/accurate": own.accurate,
     "small/cross-entropy": small.cross_entropy,
     "small/seesaw": small.seesaw,
     "demo/cross-entropy": small.demo_cross_entropy,

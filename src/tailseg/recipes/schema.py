@@ -287,7 +287,8 @@ class ScheduleRecipe(Section):
 class TrainingRecipe(Section):
     """The loop."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """auto: bf16 on a GPU that has it."""
     accumulate: int = Field(1, ge=1)
     """Batches whose gradients make one step."""
     ema: float | None = Field(None, gt=0, lt=1)

@@ -12,6 +12,7 @@ from torch import nn
 
 from tailseg.data.annotations.annotations import Annotations, Category
 from tailseg.data.dataset import evaluation_dataset
+from tailseg.data.loading import worker_count
 from tailseg.evaluation.evaluate import evaluate
 from tailseg.evaluation.metrics import Metrics, Scores
 from tailseg.model.detector import Detector
@@ -139,8 +140,8 @@ class Evaluations:
             evaluation_dataset(self.val, self.recipe.data),
             self.out,
             device=self.fabric.device,
-            batch_size=self.recipe.data.batch_per_device,
-            workers=self.recipe.data.workers,
+            batch_size=self.recipe.data.batch,
+            workers=worker_count(self.recipe.data.workers, self.fabric.device, self.fabric.world_size),
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,
             barrier=meet,

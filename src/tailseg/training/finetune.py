@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from tailseg.data.dataset import DetectionDataset
-from tailseg.data.loading import Pairs, TrainPlan, collate, plan_loader
+from tailseg.data.loading import Pairs, TrainPlan, collate, plan_loader, worker_count
 from tailseg.data.sampling import TrainSampler
 from tailseg.errors import UserError
 from tailseg.model.box_head import ClassBranch
 from tailseg.model.detector import Detector, Stage
+from tailseg.model.ignored_regions import IgnoredRegions
 from tailseg.progress import progress_bar
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import flatten
@@ -158,8 +159,9 @@ class Frozen:
         detector = self.detector
         features = detector.extract_features(batch)
         proposals = detector.rpn.propose(detector.rpn(features.pyramid), batch.image_sizes, training=True)
+        ignored = IgnoredRegions(batch.ignored)
         for number, stage in enumerate(_stages(detector), start=1):
-            targets = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid)
+            targets = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid, ignored)
             prediction = stage.box_head(features.pool(detector.box_pooler), targets.rois, targets.valid)
             seen = prediction.class_features
             # Under autocast the branch's first layer would round its input anyway; so a cache is half as large.
@@ -216,6 +218,7 @@ class Finetuning:
         self.trained: nn.Module = self.branches
         self.recipe = recipe
         self.sampler = sampler
+        self.workers = worker_count(recipe.data.workers, self.frozen.device, sampler.world)
         self.images = SingleImages(dataset, detector.divisor)
         self.cache = FeatureCache(out / "features") if recipe.finetune.cache else None
 
@@ -231,11 +234,11 @@ class Finetuning:
 
     def batches(self, start_step: int) -> Generator[BranchInputs, None, None]:
         """The branches' inputs of the training batches of this process, without end, from ``start_step``."""
-        plan, workers = TrainPlan(self.sampler, start_step), self.recipe.data.workers
+        plan = TrainPlan(self.sampler, start_step)
         if self.cache is not None:
             yield from self._cached_batches(self.cache, plan)
             return
-        loader = plan_loader(self.images, plan, list, workers, self._pins)
+        loader = plan_loader(self.images, plan, list, self.workers, self._pins)
         with closing(iter(loader)) as steps:  # whatever happens, the workers are sent home
             for images in steps:
                 yield join([self.frozen(image.batch.to(self.frozen.device), image.seed) for image in images])
@@ -244,7 +247,7 @@ class Finetuning:
         """Those batches out of the cache; what is damaged there is computed and kept again."""
         damaged: list[Path] = []
         try:
-            with closing(read_ahead(partial(self._cached, cache), plan, self.recipe.data.workers)) as steps:
+            with closing(read_ahead(partial(self._cached, cache), plan, self.workers)) as steps:
                 for pairs, inputs in steps:
                     if inputs is None:  # here and not in a reading thread, which would share the random numbers
                         parts = []
@@ -310,7 +313,7 @@ class Finetuning:
         if rank == 0:
             cache.claim(about)
         mine = missing[rank::world]
-        loader = plan_loader(self.images, [[sample] for sample in mine], list, self.recipe.data.workers, self._pins)
+        loader = plan_loader(self.images, [[sample] for sample in mine], list, self.workers, self._pins)
         with closing(iter(loader)) as images, progress_bar("computing features", len(missing), show=show) as advance:
             for done in range(0, len(missing), world):
                 trouble: UserError | None = None

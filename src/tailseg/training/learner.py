@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from tailseg.data.dataset import DetectionDataset
-from tailseg.data.loading import train_loader
+from tailseg.data.loading import train_loader, worker_count
 from tailseg.data.sampling import TrainSampler
 from tailseg.errors import UserError
 from tailseg.model.detector import Detector
@@ -71,7 +71,8 @@ class WholeDetector:
 
     def batches(self, start_step: int) -> Generator[Any, None, None]:
         """The training batches of this process from a step of the sampler on, without end."""
-        workers, divisor = self.recipe.data.workers, self.detector.divisor
+        divisor = self.detector.divisor
+        workers = worker_count(self.recipe.data.workers, self.detector.pixel_mean.device, self.sampler.world)
         loader = train_loader(
             self.dataset, self.sampler, start_step, workers, pin_memory=self.pin_memory, divisor=divisor
         )

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tailseg.checkpoint import save_model
 from tailseg.data.dataset import train_dataset
-from tailseg.data.loading import LoaderKilledError
+from tailseg.data.loading import LoaderKilledError, worker_count
 from tailseg.data.sampling import TrainSampler, epoch_draw
 from tailseg.data.sources import DataSplits
 from tailseg.errors import UserError, writing
@@ -27,6 +27,7 @@ from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import flatten, to_yaml
 from tailseg.training import resumption
 from tailseg.training.announcement import announce
+from tailseg.training.automatic import settled
 from tailseg.training.class_statistics import class_statistics
 from tailseg.training.distributed import batch_norm_note, first_trouble, launch, processes_here, worst
 from tailseg.training.evaluations import Evaluated, Evaluations
@@ -86,6 +87,7 @@ def train(
     require_sound_start(recipe, init, resume=resume)
     require_packages(recipe.training.loggers)
     fabric = launch(devices, device)
+    recipe = settled(recipe, fabric, data, out, resume=resume)
     with ExitStack() as stack:
         others = stack.enter_context(watched(fabric, out))
         run = Run(fabric, recipe, data, out, seed, init, resume=resume)
@@ -114,12 +116,7 @@ def train(
 
 
 class Run:
-    """The state of a training run: model, optimiser, position.
-
-    Args:
-        fabric: launched.
-        recipe, data, out, seed, init, resume: of `train`.
-    """
+    """The state of a training run: model, optimiser, position. Arguments as of `train`, with ``fabric`` launched."""
 
     def __init__(
         self, fabric: Fabric, recipe: Recipe, data: DataSplits, out: Path, seed: int,
@@ -133,7 +130,7 @@ class Run:
         self.dataset = train_dataset(data.train, recipe.data)
         self.sampler = TrainSampler(
             self.dataset.aspect_groups,
-            recipe.data.batch_per_device,
+            recipe.data.batch,
             fabric.global_rank,
             fabric.world_size,
             seed,
@@ -170,7 +167,7 @@ class Run:
             self.steps_per_epoch, recipe.schedule.warmup_steps, trained=init is not None, speaks=self.is_main_process
         )
         self.loader_watch = LoaderWatch(
-            fabric.device, recipe.data.workers, processes_here(fabric),
+            fabric.device, worker_count(recipe.data.workers, fabric.device, fabric.world_size), processes_here(fabric),
             speaks=self.is_main_process, measures=not recipe.finetune.enabled,
         )  # fmt: skip
         self.step = self.saved_step = 0
@@ -267,7 +264,7 @@ class Run:
                 with torch.autocast(
                     self.fabric.device.type, torch.bfloat16, enabled=recipe.training.precision == "bf16"
                 ):
-                    losses = losses_of(self.model, batch, recipe.data.batch_per_device)
+                    losses = losses_of(self.model, batch, recipe.data.batch)
                 self.fabric.backward(torch.stack(list(losses.values())).sum() / accumulate)
             collected.append(losses)
         if recipe.optimizer.clip is not None:

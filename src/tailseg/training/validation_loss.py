@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.dataset import DetectionDataset
-from tailseg.data.loading import eval_loader
+from tailseg.data.loading import eval_loader, worker_count
 from tailseg.data.transforms import fit_transform
 from tailseg.progress import progress_bar
 from tailseg.recipes.schema import Recipe
@@ -48,8 +48,8 @@ def validation_sums(
     transform = fit_transform(data.test_short_edge, data.long_edge)
     dataset = DetectionDataset(val, transform, drop_empty=False, mask_grid=data.mask_grid)
     # Finetuning samples the RoIs of each image by itself.
-    batch_size = 1 if recipe.finetune.enabled else data.batch_per_device
-    loader = eval_loader(dataset, batch_size, rank, world, data.workers, divisor)
+    batch_size = 1 if recipe.finetune.enabled else data.batch
+    loader = eval_loader(dataset, batch_size, rank, world, worker_count(data.workers, device, world), divisor)
     exact = torch.float32 if device.type == "mps" else torch.float64
     sums: dict[str, Tensor] = {}
     images = 0

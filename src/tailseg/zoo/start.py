@@ -53,7 +53,7 @@ def starting_model(init: str | Path, recipe: Recipe | None = None) -> Path:
         if network != COCO_BACKBONE:
             raise UserError(
                 f"--init coco: the weights are those of a Mask R-CNN with {COCO_BACKBONE}, and the recipe has "
-                f"{network}; take table1/seesaw, or leave out --init"
+                f"{network}; take own/fast, or leave out --init"
             )
         file = published_file()
         return _converted(file, "torchvision", lambda: read_torchvision(NAME))

@@ -64,9 +64,10 @@ class Counts:
 @pytest.mark.parametrize(
     ("images", "short", "counts", "gpu", "name"),
     [
-        (5000, 480, (1000, 3, 0), True, "table1/seesaw"),
+        (5000, 480, (1000, 3, 0), True, "own/fast"),
         (5000, 480, (1000, 3, 0), False, "small/seesaw"),
-        (999, 480, (900, 300), True, "small/cross-entropy"),
+        (999, 480, (900, 300), True, "own/fast"),
+        (999, 480, (900, 300), False, "small/cross-entropy"),
         (5000, 160, (29, 3), True, "demo/cross-entropy"),
         (5000, 160, (30, 3), True, "demo/seesaw"),
         (1, 480, (), False, "small/cross-entropy"),
@@ -76,4 +77,5 @@ def test_suggestion_by_size_gpu_and_tail(monkeypatch, images, short, counts, gpu
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     suggestion = suggest("my data", Counts(images, short, counts))
     assert suggestion["recipe"] == name
-    assert suggestion["command"].startswith(f"tailseg train {name} --data 'my data' --out ")
+    start = " --init coco" if name == "own/fast" else ""
+    assert suggestion["command"].startswith(f"tailseg train {name}{start} --data 'my data' --out ")

@@ -267,7 +267,8 @@ def test_crowds_ignored_objects_and_empty_images_are_counted(tmp_path):
     assert notes[0].startswith("1 of 5 objects are crowds: not trained on: if these are single objects drawn as masks")
     assert "--crowds-are-objects" in notes[0]
     assert notes[1:] == [
-        'objects with "ignore": not trained on; found or not, they do not count'.join(["1 ", " (annotation 1)"]),
+        '1 objects with "ignore": neither objects nor background in training; found or not, they do not count '
+        "(annotation 1)",
         "1 images without objects: kept, as images that show none of the classes (5.jpg)",
     ]
     few = read_coco(coco_set(tmp_path / "few", "train.json", "images", range(3)))

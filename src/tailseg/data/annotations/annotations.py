@@ -124,6 +124,11 @@ class Annotations:
         rows = np.arange(self.first_annotation[image], self.first_annotation[image + 1])
         return rows[self.trained[rows]]
 
+    def ignored_rows(self, image: int) -> NDArray[np.int64]:
+        """The annotations of the ``image``-th image whose place is neither object nor background: crowds, "ignore"."""
+        rows = np.arange(self.first_annotation[image], self.first_annotation[image + 1])
+        return rows[self.crowd[rows] | self.ignored[rows]]
+
     def image_of(self, row: int) -> int:
         """The position of the image that an annotation belongs to."""
         return int(np.searchsorted(self.first_annotation, row, side="right")) - 1

@@ -205,7 +205,7 @@ def expected_memory(splits: DataSplits, recipe: Recipe) -> dict[str, int]:
     masks = most * (recipe.data.mask_grid + 2) ** 2
     return {
         "annotations": sum(map(_array_bytes, parts)),
-        "batch": recipe.data.batch_per_device * (image + masks),
+        "batch": recipe.data.batch * (image + masks),
         "objects_of_the_fullest_image": most,
     }
 
@@ -218,7 +218,7 @@ def _array_bytes(value: object) -> int:
 
 
 def suggest(data: str, train: Annotations) -> dict[str, str]:
-    """A recipe by three questions: how large are the images, is there a GPU with enough to learn, is there a tail."""
+    """A recipe by three questions: how large are the images, is there a GPU, is there a tail."""
     import torch
 
     counts = train.image_counts()
@@ -227,14 +227,15 @@ def suggest(data: str, train: Annotations) -> dict[str, str]:
     loss = "seesaw" if tail else "cross-entropy"
     if not len(train) or np.median(train.image_sizes.min(axis=1)) <= 160:
         table, why = "demo", "images of at most 160 pixels"
-    elif torch.cuda.is_available() and len(train) >= 1000:
-        table, why = "table1", "a GPU and at least 1,000 images"
+    elif torch.cuda.is_available():
+        table, why = "own", "a GPU; own/accurate takes longer"
     else:
-        table, why = "small", "no GPU here, or fewer than 1,000 images"
+        table, why = "small", "no GPU here"
     tailed = "the most frequent class has at least 10 times the images of the rarest" if tail else "the classes balance"
-    name = f"{table}/{loss}"
+    # Among classes of one frequency Seesaw Loss has nothing to mitigate, so own/* have it alone.
+    name, start = ("own/fast", " --init coco") if table == "own" else (f"{table}/{loss}", "")
     return {
         "recipe": name,
         "reason": f"{why}; {tailed}",
-        "command": f"tailseg train {name} --data {shlex.quote(data)} --out runs/{loss}",
+        "command": f"tailseg train {name}{start} --data {shlex.quote(data)} --out runs/{name.rpartition('/')[2]}",
     }

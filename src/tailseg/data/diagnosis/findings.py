@@ -300,7 +300,7 @@ def _crowd_finding(split: Split) -> Finding:
     part, count = split.annotations, split.annotations.report.crowd
     crowds = np.bincount(np.asarray(part.labels)[np.asarray(part.crowd)], minlength=len(part.categories))
     only = [c.name for c, crowd in zip(part.categories, crowds.tolist(), strict=True) if crowd and not c.instance_count]
-    what = "crowds: not trained on, ignored in evaluation"
+    what = "crowds: neither objects nor background in training, ignored in evaluation"
     if not count or (not only and count < CROWD_SHARE * part.report.annotations):
         return Finding("note", split.name, what, "no action needed", count, ())
     examples = tuple(f"all of class {name}" for name in only)
@@ -314,7 +314,7 @@ def _report_findings(split: Split) -> list[Finding]:
     train = name == "train"
     unused = "left out of training" if train else "used as negatives"
     fix = "no action needed; data.keep_empty=true trains on them as background" if train else "no action needed"
-    ignored = 'objects with "ignore": not trained on; found or not, they do not count'
+    ignored = 'objects with "ignore": neither objects nor background in training; found or not, they do not count'
     thin = "objects under a pixel wide or high: scored, not trained on"
     counts: list[tuple[Severity, int, str, str]] = [
         ("note", report.thin, thin, "no action needed"),

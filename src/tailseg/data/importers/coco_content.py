@@ -31,7 +31,7 @@ _MEANINGS = {
     "its_image": "annotations of images that are left out: left out too",
     "no_category": "annotations of a category that the file does not list: left out",
     "empty": "images without objects: kept, as images that show none of the classes",
-    "ignored": 'objects with "ignore": not trained on; found or not, they do not count',
+    "ignored": 'objects with "ignore": neither objects nor background in training; found or not, they do not count',
 }
 
 

@@ -1,0 +1,109 @@
+"""Convolutions with gradients by products against PyTorch's own in float64, and where they are taken."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tailseg.layers import conv
+from tailseg.layers.conv import Conv3x3, ConvByProducts, by_products, train_fast, weight_gradient
+
+
+@pytest.mark.parametrize(
+    ("batch", "inputs", "outputs", "hw"),
+    [(2, 3, 5, (7, 4)), (1, 1, 1, (1, 1)), (3, 4, 2, (1, 9)), (2, 2, 2, (6, 8)), (1, 3, 1, (2, 2))],
+)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_values_and_gradients_are_pytorchs(batch, inputs, outputs, hw, stride, channels_last, with_bias):
+    generator = torch.Generator().manual_seed(0)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    maps = torch.randn(batch, inputs, *hw, generator=generator, dtype=torch.float64).contiguous(memory_format=layout)
+    weight = torch.randn(outputs, inputs, 3, 3, generator=generator, dtype=torch.float64)
+    bias = torch.randn(outputs, generator=generator, dtype=torch.float64) if with_bias else None
+    wanted = [t.clone().requires_grad_() for t in (maps, weight, *([bias] if bias is not None else []))]
+    expected = F.conv2d(*wanted, stride=stride, padding=1)
+    grad = torch.randn(expected.shape, generator=generator, dtype=torch.float64).contiguous(memory_format=layout)
+    expected.backward(grad)
+    given = [t.clone().requires_grad_() for t in (maps, weight, *([bias] if bias is not None else []))]
+    found = ConvByProducts.apply(*given, *([] if with_bias else [None]), stride)
+    assert torch.equal(found, expected)
+    found.backward(grad)
+    for ours, theirs in zip(given, wanted, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_by_differences():
+    generator = torch.Generator().manual_seed(1)
+    maps, weight = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((2, 3, 4, 5), (2, 3, 3, 3)))
+    assert torch.autograd.gradcheck(
+        lambda x, w: ConvByProducts.apply(x, w, None, 1), (maps.requires_grad_(), weight.requires_grad_())
+    )
+
+
+def test_float32_is_as_exact_as_pytorchs():
+    """Against float64, on a map of a real pyramid."""
+    generator = torch.Generator().manual_seed(2)
+    maps, grad = (torch.randn(2, 64, 40, 60, generator=generator) for _ in range(2))
+    exact = weight_gradient(maps.double(), grad.double())
+    weight = torch.zeros(64, 64, 3, 3, requires_grad=True)
+    F.conv2d(maps, weight, padding=1).backward(grad)
+    assert weight.grad is not None
+    ours, theirs = ((g - exact).abs().max() for g in (weight_gradient(maps, grad), weight.grad))
+    assert ours < 2 * theirs + 1e-4
+
+
+def test_maps_that_need_no_gradient():
+    weight = torch.ones(2, 1, 3, 3, requires_grad=True)
+    ConvByProducts.apply(torch.ones(1, 1, 4, 4), weight, None, 1).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad[0, 0].tolist() == [[9, 12, 9], [12, 16, 12], [9, 12, 9]]
+
+
+def test_where_products_are_taken():
+    wide, narrow = torch.zeros(256, 256, 3, 3, requires_grad=True), torch.zeros(64, 64, 3, 3, requires_grad=True)
+    small, large = torch.zeros(2, 64, 14, 14), torch.zeros(2, 64, 32, 32)
+    assert by_products(torch.zeros(30, 256, 14, 14), wide)
+    assert by_products(large, narrow)
+    assert not by_products(small, narrow)
+    assert not by_products(large, torch.zeros(16, 64, 3, 3, requires_grad=True))
+    assert not by_products(large[:0], narrow)
+    assert not by_products(large, narrow.detach())
+    assert not by_products(large.bfloat16(), narrow)
+    assert not by_products(large.to("meta"), narrow)
+    with torch.no_grad():
+        assert not by_products(large, narrow)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not by_products(large, narrow)
+
+
+def test_a_model_is_changed_where_it_fits_and_nowhere_else(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.Conv2d(4, 4, 3, stride=2, padding=1),
+        nn.Conv2d(4, 4, 3, stride=(1, 2), padding=1),
+        nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(4, 4, 1),
+        nn.Conv2d(4, 4, 3, padding=1, bias=False),
+    )
+    before, state = copy.deepcopy(model), model.state_dict()
+    train_fast(model)
+    assert [type(part) is Conv3x3 for part in model] == [True, True, False, False, False, False, True]
+    assert model.state_dict().keys() == state.keys()
+    for name in ("WIDE", "NARROW"):
+        monkeypatch.setattr(conv, name, 1)
+    images = torch.rand(2, 3, 16, 16)
+    for part in (model, pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        before.zero_grad()
+        assert torch.equal(part(images), before(images))
+        part.zero_grad()
+        part(images).square().sum().backward()
+        before(images).square().sum().backward()
+        for ours, theirs in zip(part.parameters(), before.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
