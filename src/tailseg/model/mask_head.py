@@ -83,16 +83,17 @@ class MaskHead(nn.Module):
             hidden = F.relu(hidden, inplace=True)
         own = torch.zeros_like(labels) if self.class_agnostic else labels
         assert self.predictor.bias is not None
-        logits = self._own_logits(self.predictor.weight.flatten(1)[own], hidden.flatten(2))
+        # Cells as rows of channels: so the gradient is channels_last, as the maps are.
+        logits = self._own_logits(self.predictor.weight.flatten(1)[own], hidden.permute(0, 2, 3, 1).flatten(1, 2))
         return (logits + self.predictor.bias[own].unsqueeze(1)).view(-1, *hidden.shape[2:])
 
     def _own_logits(self, rows: Tensor, cells: Tensor) -> Tensor:
-        """<row, cell> (M, cells) float32 of each RoI's row (M, channels) and its cells (M, channels, cells)."""
+        """<row, cell> (M, cells) float32 of each RoI's row (M, channels) and its cells (M, cells, channels)."""
         if not self.normalized:
-            return torch.bmm(rows.unsqueeze(1), cells).squeeze(1).float()
+            return torch.bmm(cells, rows.unsqueeze(2)).squeeze(2).float()
         with torch.autocast(cells.device.type, enabled=False):
             directions = normalize(rows.float(), 1, EPS) * self.temperature
-            return torch.bmm(directions.unsqueeze(1), normalize(cells.float(), 1, EPS)).squeeze(1)
+            return torch.bmm(normalize(cells.float(), 2, EPS), directions.unsqueeze(2)).squeeze(2)
 
 
 def _init_kaiming(layer: nn.Module) -> None:
