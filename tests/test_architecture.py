@@ -24,7 +24,7 @@ ORDER = (
         "model",
         "checkpoint",
     ),
-    *("evaluation", "training", "visualize", "results", "predict", "zoo", "jobs", "cli", "__main__"),
+    *("evaluation", "visualize", "training", "results", "predict", "zoo", "jobs", "cli", "__main__"),
 )
 LONGEST = 400  # lines of a file
 

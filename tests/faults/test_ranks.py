@@ -44,14 +44,15 @@ if place == "start" and me == rank:
 import torch, torch.distributed
 from tailseg.cli.main import main
 from tailseg.losses.seesaw import SeesawLoss
-from tailseg.training import loop
+from tailseg.training import evaluations, loop
 from tailseg.training.loop import Run
 
 if me == rank:
     homes = {
         "meet": (torch.distributed, "init_process_group"), "build": (loop, "build_detector"), "begin": (Run, "start"),
         "count": (SeesawLoss, "_add"), "backward": (torch.Tensor, "backward"), "update": (torch.optim.AdamW, "step"),
-        "step": (Run, "train_step"), "save": (Run, "save"), "evaluate": (loop, "evaluate"), "agree": (Run, "agreed"),
+        "step": (Run, "train_step"), "save": (Run, "save"), "evaluate": (evaluations, "evaluate"),
+        "agree": (Run, "agreed"),
     }
     if place == "diverge":  # on this rank alone
         found = loop.losses_of

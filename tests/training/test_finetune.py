@@ -444,7 +444,7 @@ def test_gradients_are_those_of_the_branches_losses_alone(
     (line,) = logged(run.out)
     names = ("classes", "objectness")
     prefixes = [""] if len(weights) == 1 else ["stage1.", "stage2.", "stage3."]
-    assert set(line) == {"step", "loss", "lr"} | {prefix + name for prefix in prefixes for name in names}
+    assert set(line) == {"step", "loss", "lr", "gradient"} | {prefix + name for prefix in prefixes for name in names}
     assert line["loss"] == pytest.approx(sum(w * v.item() for w, v in zip(weights, losses, strict=True)), rel=1e-5)
 
 

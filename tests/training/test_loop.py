@@ -365,7 +365,7 @@ def test_best_is_the_best(data: DataSplits, tmp_path: Path, monkeypatch: pytest.
     from tailseg.checkpoint import load_model
     from tailseg.evaluation.metrics import Scores
     from tailseg.model.detector import Detector
-    from tailseg.training import loop
+    from tailseg.training import evaluations
 
     values = iter([0.2, 0.5, 0.5, None])
 
@@ -373,7 +373,7 @@ def test_best_is_the_best(data: DataSplits, tmp_path: Path, monkeypatch: pytest.
         value = next(values)
         return Scores(metrics={"bbox": {}, "segm": {"AP": value, "APr": None}}, per_category=[])
 
-    monkeypatch.setattr(loop, "evaluate", scored)
+    monkeypatch.setattr(evaluations, "evaluate", scored)
     monkeypatch.setattr(Detector, "forward", lambda self, _: weights_alone(self))
     train(tiny("schedule.epochs=4", "schedule.milestones=[]"), data, tmp_path / "run", show=False)
     best, last = (load_model(tmp_path / "run" / f"{name}.safetensors") for name in ("best", "last"))
@@ -392,14 +392,14 @@ def test_best_is_the_best(data: DataSplits, tmp_path: Path, monkeypatch: pytest.
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Evaluations give these, one after the other, in place of real scores."""
     from tailseg.evaluation.metrics import Scores
-    from tailseg.training import loop
+    from tailseg.training import evaluations
 
     values: list[float] = []
 
     def evaluate(*_: Any, **__: Any) -> Scores:
         return Scores(metrics={"bbox": {}, "segm": {"AP": values.pop(0), "APr": None}}, per_category=[])
 
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(evaluations, "evaluate", evaluate)
     return values
 
 
@@ -479,14 +479,14 @@ def assert_same_files(out: Path, reference: Path) -> None:
 
 def stopped_in(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     """The first evaluation is killed in its middle, before it saves the best model, or before it is logged."""
-    from tailseg.training import loop
+    from tailseg.training import evaluations
 
     def killed(*_: Any, **__: Any) -> None:
         raise SystemExit("killed")
 
     save, write = Run._save_model, RunLog.write
     if place == "evaluate":
-        monkeypatch.setattr(loop, "evaluate", killed)
+        monkeypatch.setattr(evaluations, "evaluate", killed)
     elif place == "best":
         monkeypatch.setattr(
             Run, "_save_model", lambda self, name, *a: killed() if name.startswith("best") else save(self, name, *a)
@@ -546,9 +546,9 @@ def test_an_evaluation_that_fails_costs_no_training(
     caplog: pytest.LogCaptureFixture,
     error: Exception,
 ) -> None:
-    from tailseg.training import loop
+    from tailseg.training import evaluations
 
-    whole, calls = loop.evaluate, []
+    whole, calls = evaluations.evaluate, []
 
     def fails_once(*args: Any, **options: Any) -> Any:
         calls.append(1)
@@ -556,7 +556,7 @@ def test_an_evaluation_that_fails_costs_no_training(
             raise error
         return whole(*args, **options)
 
-    monkeypatch.setattr(loop, "evaluate", fails_once)
+    monkeypatch.setattr(evaluations, "evaluate", fails_once)
     out = tmp_path / "run"
     scores = train(tiny("schedule.epochs=2"), data, out, show=False)
     assert scores is not None
@@ -572,7 +572,7 @@ def test_the_best_of_before_a_kill_stays_the_best(
     from tailseg.checkpoint import load_model
     from tailseg.evaluation.metrics import Scores
     from tailseg.model.detector import Detector
-    from tailseg.training import loop
+    from tailseg.training import evaluations
 
     out, values, evaluated = tmp_path / "run", iter([0.5, 0.3, None, 0.6]), []
 
@@ -590,7 +590,7 @@ def test_the_best_of_before_a_kill_stays_the_best(
         return step_or_die
 
     train_step = Run.train_step
-    monkeypatch.setattr(loop, "evaluate", scored)
+    monkeypatch.setattr(evaluations, "evaluate", scored)
     monkeypatch.setattr(Detector, "forward", lambda self, _: weights_alone(self))
     recipe = tiny("schedule.epochs=4", "schedule.milestones=[]")
     for kill, best in ((STEPS, STEPS), (2 * STEPS + 1, STEPS), (3 * STEPS + 2, STEPS), (-1, 4 * STEPS)):

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tailseg.recipes.backbone_options import require_known_options
 from tailseg.recipes.bounds import DEEPEST, MOST_BOXES, WIDEST, Deviation, TestEdges
 from tailseg.recipes.classifiers import AnyClassifier, CrossEntropyRecipe, Section
 from tailseg.recipes.data_section import DataRecipe
 
+# Trackers of a run, for `training.loggers`.
+LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
 # Parts of a detector, for `training.freeze` and `optimizer.rates`.
 Part = Literal["backbone", "neck", "rpn", "context", "box_heads", "mask_heads", "mask_iou"]
 
@@ -297,10 +299,24 @@ class TrainingRecipe(Section):
     """Steps between checkpoints; the end of an epoch always saves one."""
     log_steps: int = Field(20, ge=1)
     """Steps between lines of metrics.jsonl."""
+    loggers: tuple[LoggerName, ...] = ()
+    """Trackers that get what metrics.jsonl gets, and pictures; the extra `track` has their packages."""
+    validation_loss: bool = False
+    """After each evaluation, compute the losses on the validation split, without augmentation."""
     patience: int | None = Field(None, ge=1)
     """The run ends once so many evaluations one after the other did not beat the best segm AP; by default never."""
     freeze: tuple[Part, ...] = ()
     """Parts of the detector that stay as they are at the start; batch norm in them keeps its statistics."""
+
+    @field_validator("loggers", mode="before")
+    @classmethod
+    def _each_logger_once(cls, loggers: Any) -> Any:
+        if isinstance(loggers, str):
+            raise ValueError(f"is a list; write training.loggers=[{loggers}]")
+        twice = [name for name in loggers if loggers.count(name) > 1] if isinstance(loggers, list | tuple) else []
+        if twice:
+            raise ValueError(f"names {twice[0]} twice; name each logger once")
+        return loggers
 
 
 class TestRecipe(Section):

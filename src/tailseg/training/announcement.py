@@ -79,10 +79,17 @@ def announce(
         )  # fmt: skip
 
 
-def announce_scores(epoch: int, ap: float | None, ap_rare: float | None) -> None:
-    """Log the segm AP of an evaluation, of all classes and of the rare ones."""
+def announce_scores(epoch: int, ap: float | None, ap_rare: float | None, loss: float | None) -> None:
+    """Log an evaluation: segm AP of all classes and of the rare ones, and the validation loss, if there is one."""
     texts = ["-" if value is None else f"{100 * value:.1f}" for value in (ap, ap_rare)]
-    logger.info("Epoch %d: segm AP %s, APr %s.", epoch, *texts)
+    logger.info(
+        "Epoch %d: segm AP %s, APr %s%s.", epoch, *texts, "" if loss is None else f", validation loss {loss:.4g}"
+    )
+
+
+def announce_no_losses(epoch: int, trouble: str) -> None:
+    """Log that there is no validation loss."""
+    logger.warning("Epoch %d: no validation loss (%s); the run goes on without it.", epoch, trouble)
 
 
 def announce_no_scores(epoch: int, trouble: str, model: Path) -> None:

@@ -74,11 +74,29 @@ def batch_norm_note(model: nn.Module, world_size: int) -> str:
     return f"Batch norm: {learning} layers learn their statistics from all {world_size} processes (SyncBN)."
 
 
+def processes_here(fabric: Fabric) -> int:
+    """The processes of a run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", fabric.world_size))
+
+
 def worst(fabric: Fabric, state: int) -> int:
     """The largest of a number over all processes; waits for all."""
     if fabric.world_size == 1:
         return state
     return int(fabric.all_reduce(torch.tensor(float(state), device=fabric.device), reduce_op="max"))
+
+
+def summed(fabric: Fabric, values: dict[str, float]) -> dict[str, float]:
+    """Sums of named numbers over all processes, of which some may lack names; waits for all."""
+    if fabric.world_size == 1:
+        return values
+    each: list[dict[str, float] | None] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(each, values)
+    sums: dict[str, float] = {}
+    for own in each:
+        for name, value in (own or {}).items():
+            sums[name] = sums.get(name, 0.0) + value
+    return sums
 
 
 def first_trouble(fabric: Fabric, trouble: str) -> str:

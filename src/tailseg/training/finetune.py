@@ -15,7 +15,7 @@ import copy
 import logging
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,7 @@ from tailseg.training.feature_cache import (
     readable,
     require_room,
 )
+from tailseg.training.learner import random_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -168,14 +169,6 @@ class Frozen:
             yield ClassInputs(features=seen, labels=targets.labels, valid=targets.valid)
             if number < len(detector.stages):
                 proposals = detector.refine_proposals(stage, prediction, targets, batch)
-
-
-@contextmanager
-def random_numbers(seed: int, device: torch.device) -> Iterator[None]:
-    """Random numbers of this seed; afterwards they go on as if nothing had been drawn."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -375,6 +368,11 @@ class Finetuning:
             "annotation file": digest_of_annotations(self.images.dataset.annotations),
             **kept,
         }
+
+    def losses_with(self, trained: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
+        """Those of other second branches."""
+        losses: dict[str, Tensor] = trained(self.frozen(batch, seed))
+        return losses
 
     def detector_with(self, trained: nn.Module) -> Detector:
         """The detector with other second branches; all else is shared with this one."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from tailseg.data.sampling import TrainSampler
 from tailseg.errors import UserError
 from tailseg.model.detector import Detector
 from tailseg.recipes.schema import Recipe
+from tailseg.structures import Batch
 
 
 class Learner(Protocol):
@@ -30,6 +32,15 @@ class Learner(Protocol):
 
     def detector_with(self, trained: nn.Module) -> Detector:
         """The detector with another state of what is trained, such as its moving average."""
+
+    def losses_with(self, trained: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
+        """Named losses of a batch on the device, with another state of what is trained, in its mode.
+
+        Args:
+            trained: that state.
+            batch: of images with their objects.
+            seed: of the sampling of RoIs.
+        """
 
     def finish(self) -> None:
         """Remove what only an unfinished run needs."""
@@ -72,8 +83,22 @@ class WholeDetector:
         assert isinstance(trained, Detector)
         return trained
 
+    def losses_with(self, trained: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
+        """Those of that detector, which samples in its forward pass."""
+        with random_numbers(seed, batch.images.device):
+            losses: dict[str, Tensor] = trained(batch)
+        return losses
+
     def finish(self) -> None:
         """There is nothing to remove."""
+
+
+@contextmanager
+def random_numbers(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers of this seed; afterwards they go on as if nothing had been drawn."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def seed_of_step(seed: int, step: int, rank: int) -> int:

@@ -4,44 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tailseg.checkpoint import save_model
-from tailseg.data.dataset import evaluation_dataset, train_dataset
+from tailseg.data.dataset import train_dataset
 from tailseg.data.loading import LoaderKilledError, worker_count
 from tailseg.data.sampling import TrainSampler, epoch_draw
 from tailseg.data.sources import DataSplits
 from tailseg.errors import UserError, writing
-from tailseg.evaluation.evaluate import evaluate
 from tailseg.evaluation.metrics import Metrics, Scores
 from tailseg.model.build import build_detector, stored_recipe
 from tailseg.model.detector import Detector
 from tailseg.progress import Advance, progress_bar
 from tailseg.recipes.schema import Recipe
-from tailseg.recipes.values import to_yaml
+from tailseg.recipes.values import flatten, to_yaml
 from tailseg.training import resumption
-from tailseg.training.agreement import attempt
-from tailseg.training.announcement import announce, announce_no_scores, announce_scores
+from tailseg.training.announcement import announce
 from tailseg.training.automatic import settled
 from tailseg.training.class_statistics import class_statistics
-from tailseg.training.distributed import batch_norm_note, first_trouble, launch, worst
-from tailseg.training.early_stopping import out_of_patience
+from tailseg.training.distributed import batch_norm_note, first_trouble, launch, processes_here, worst
+from tailseg.training.evaluations import Evaluated, Evaluations
 from tailseg.training.finetune import Finetuning
-from tailseg.training.health import Health
+from tailseg.training.health import Health, LossWatch
 from tailseg.training.interrupts import interrupts
 from tailseg.training.learner import Learner, WholeDetector, copy_values, losses_of, seed_of_step
 from tailseg.training.links import watched
+from tailseg.training.loader_watch import LoaderWatch
 from tailseg.training.optimizer import build_optimizer, rate_factor, set_rate
 from tailseg.training.parts import freeze
 from tailseg.training.run_lock import lock_for_all
-from tailseg.training.run_log import RunLog, better
+from tailseg.training.run_log import RunLog
 from tailseg.training.schedule_checks import RunLength, require_whole_steps, schedule_warnings
-from tailseg.training.step_note import step_note
+from tailseg.training.step_note import memory_in_use, step_note
+from tailseg.training.trackers import Trackers, require_packages
 from tailseg.training.weight_init import init_weights, read_init, require_sound_start
 
 BETWEEN_STEPS, COLLECTING, UPDATING = range(3)  # gradients, the weights; only the last is no state to go on from
@@ -83,6 +85,7 @@ def train(
         KeyboardInterrupt: after Ctrl-C, when everything has been saved.
     """
     require_sound_start(recipe, init, resume=resume)
+    require_packages(recipe.training.loggers)
     fabric = launch(devices, device)
     recipe = settled(recipe, fabric, data, out, resume=resume)
     with ExitStack() as stack:
@@ -90,6 +93,7 @@ def train(
         run = Run(fabric, recipe, data, out, seed, init, resume=resume)
         stop = stack.enter_context(interrupts(tell=run.is_main_process))
         lock_for_all(fabric, out, stack)
+        stack.enter_context(run.trackers.closing())
         run.start(resume)
         if not run.prepare(stop, show):
             run.save()
@@ -108,7 +112,7 @@ def train(
             raise
         if run.is_main_process:
             run.learner.finish()
-    return run.scores
+    return run.evaluations.scores
 
 
 class Run:
@@ -154,16 +158,22 @@ class Run:
         self.about: dict[str, Any] = {"seed": seed, "world_size": fabric.world_size, "data": self.data_keys}
         self.about |= {"recipe": recipe.model_dump(mode="json"), "categories": [c.name for c in self.categories]}
         self.run_log = RunLog(out / "metrics.jsonl", writes=self.is_main_process)
+        self.trackers = Trackers()
+        self.evaluations = Evaluations(
+            fabric, recipe, out, data.val, self.categories, self.learner, self.run_log, self.trackers
+        )
         self.health = Health(trained, speaks=self.is_main_process)
+        self.loss_watch = LossWatch(
+            self.steps_per_epoch, recipe.schedule.warmup_steps, trained=init is not None, speaks=self.is_main_process
+        )
+        self.loader_watch = LoaderWatch(
+            fabric.device, worker_count(recipe.data.workers, fabric.device, fabric.world_size), processes_here(fabric),
+            speaks=self.is_main_process, measures=not recipe.finetune.enabled,
+        )  # fmt: skip
         self.step = self.saved_step = 0
         self.state = BETWEEN_STEPS
         self.buffers = list(trained.buffers())  # counts and batch statistics, which the forward passes of a step change
         self.buffers_before = [buffer.clone() for buffer in self.buffers]
-        self.can_be_scored = len(data.val.labels) > 0
-        self.best: float | None = None  # segm AP
-        self.evaluated_step = 0  # the last one that was evaluated
-        self.ends_early = False
-        self.scores: Scores | None = None
         self.note = ""
 
     def _learner(self) -> Learner:
@@ -185,8 +195,7 @@ class Run:
                 about, self.out, self.recipe, names, self.seed, world, self.data_keys
             )
             resumption.load_trainer(trainer, tensors, self.detector, self.optimizer, self.average)
-            self.step, self.best = about["step"], about["best"]
-            self.saved_step = self.step
+            self.step = self.saved_step = about["step"]
         elif trainer.is_file():
             raise UserError(f"{self.out}: already holds a run; add --resume to go on with it, or choose another --out")
         else:
@@ -196,16 +205,16 @@ class Run:
             self.out.mkdir(parents=True, exist_ok=True)
             with writing(path := self.out / "recipe.yaml"):
                 path.write_text(to_yaml(self.recipe))
-            self.run_log.cut(self.step)
+            cut = self.run_log.cut(self.step)
+            parameters = {"seed": self.seed, **flatten(self.recipe.model_dump(mode="json"))}
+            self.trackers.open(self.recipe.training.loggers, self.out, self.step, parameters, cut if resume else ())
             announce(
                 self.recipe, self.data, self.detector, self.sampler, self.length, self.step,
                 out=self.out, weights_note=self.weights_note, norm_note=self.norm_note, warnings=warnings,
             )  # fmt: skip
         self.fabric.barrier()
-        recorded = self.run_log.metrics_at(self.step) if resume else None
-        if recorded and resumption.is_recorded(self.out, self.step, self.best, recorded):  # after it was saved
-            self.evaluated_step, self.best = self.step, better(self.best, recorded["segm"]["AP"])
-            self.ends_early = out_of_patience(self.fabric, self.run_log, self.step, self.recipe.training.patience)
+        if resume:
+            self.evaluations.take_up(self.step, about["best"])
         self.run_log.restart_clock()
 
     def prepare(self, stop: Sequence[int], show: bool) -> bool:
@@ -223,7 +232,7 @@ class Run:
     def complete(self, batches: Iterator[Any], stop: Sequence[int], advance: Advance, show: bool) -> None:
         """All steps from here to the end, with saves and evaluations (KeyboardInterrupt once told to ``stop``)."""
         self.evaluate_if_due(show)  # a resumed run may have stopped before or while it evaluated
-        while self.step < self.total_steps and not self.ends_early:
+        while self.step < self.total_steps and not self.evaluations.ends_early:
             self.train_step(batches)
             advance(self.step, self.note)
             if self.step % self.steps_per_epoch == 0 or self.step % self.recipe.training.save_steps == 0:
@@ -249,7 +258,7 @@ class Run:
         copy_values(self.buffers, self.buffers_before)
         self.state = COLLECTING
         for micro in range(accumulate):
-            batch = next(batches).to(self.fabric.device)
+            batch = self.loader_watch.next(batches).to(self.fabric.device)
             with self.fabric.no_backward_sync(self.model, enabled=micro < accumulate - 1):
                 # Not Fabric's own mixed precision: it would convert the batch as well, boxes included.
                 with torch.autocast(
@@ -263,7 +272,9 @@ class Run:
             norm = self.fabric.clip_gradients(
                 self.model, self.optimizer, max_norm=recipe.optimizer.clip, error_if_nonfinite=False
             )
-            self.health.collect(norm)
+        else:
+            norm = nn.utils.get_total_norm([p.grad for p in self.learner.trained.parameters() if p.grad is not None])
+        self.health.collect(norm)
         self.state = UPDATING
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -295,63 +306,22 @@ class Run:
         rate = self.optimizer.param_groups[0]["lr"]
         epoch = -(-self.step // self.steps_per_epoch)
         self.note = step_note(epoch, self.recipe.schedule.epochs, total, rate, speed, self.fabric.device)
-        row = {"step": self.step, "loss": total, **losses, "lr": rate, "images_per_second": speed}
-        self.run_log.write(row | self.health.row(self.step))
+        self.loss_watch.look(self.step, losses, self.recipe.optimizer.lr)
+        losses = {"loss": total, **losses}
+        others = {"lr": rate, "images_per_second": speed} | self.health.row(self.step)
+        self.run_log.write({"step": self.step, **losses, **others})
+        others |= {f"lr_{part}": rate * factor for part, factor in self.recipe.optimizer.rates.items()}
+        others |= self.loader_watch.row(self.step, seconds) | {"memory_gib": memory_in_use(self.fabric.device) / 2**30}
+        self.trackers.log_losses(self.step, losses, others)
 
     def evaluate_if_due(self, show: bool) -> None:
-        """Evaluate at the end of an epoch that the recipe wants evaluated, unless that is done.
-
-        What an evaluation changes is written down by itself (metrics.jsonl, best.safetensors), so the trainer file of
-        the same step stays as it was saved before.
-        """
+        """Evaluate at the end of an epoch that the recipe wants evaluated, unless that is done."""
         epoch, within = divmod(self.step, self.steps_per_epoch)
         wanted = self.step == self.total_steps or epoch % self.recipe.training.evaluate_every == 0
-        if within == 0 and wanted and self.evaluated_step < self.step and self.can_be_scored:
-            self.evaluate(epoch, show)
-            self.ends_early = out_of_patience(self.fabric, self.run_log, self.step, self.recipe.training.patience)
-
-    def evaluate(self, epoch: int, show: bool) -> None:
-        """Score the validation split; keep the model if its segm AP is the best so far.
-
-        A recipe's test-time augmentation is left out: it would take some thirty times as long.
-        """
-        assert self.data.val is not None
-        dataset = evaluation_dataset(self.data.val, self.recipe.data)
-        scores, trouble = attempt(
-            self.fabric,
-            lambda meet: evaluate(
-                self._saved_detector(),
-                dataset,
-                self.out,
-                device=self.fabric.device,
-                batch_size=self.recipe.data.batch,
-                workers=worker_count(self.recipe.data.workers, self.fabric.device, self.fabric.world_size),
-                rank=self.fabric.global_rank,
-                world=self.fabric.world_size,
-                barrier=meet,
-                autocast=self.recipe.training.precision == "bf16",
-                train_images={category.id: category.image_count for category in self.categories},
-                show=show and self.is_main_process,
-            ),
-        )
-        self.run_log.restart_clock()
-        self.evaluated_step = self.step
-        if trouble:
-            self.scores = None  # those of an earlier epoch are not this one's
-            resumption.require_still_there(self.out)
-            if self.is_main_process:
-                announce_no_scores(epoch, trouble, self.out / "last.safetensors")
-            return
-        if scores is None:
-            return
-        self.scores = scores
-        reached = scores.metrics["segm"]["AP"]
-        announce_scores(epoch, reached, scores.metrics["segm"]["APr"])
-        if better(self.best, reached) != self.best:
-            self.best = reached
-            self._save_model("best.safetensors", scores.metrics)
-        # Last: a resumed run does not repeat an evaluation that the log holds.
-        self.run_log.write({"step": self.step, "epoch": epoch, "metrics": scores.metrics})
+        if within == 0 and wanted:
+            trained = self.learner.trained if self.average is None else self.average.module
+            model = Evaluated(self.step, epoch, self._saved_detector(), trained)
+            self.evaluations.evaluate_once(model, partial(self._save_model, "best.safetensors"), show=show)
 
     def save(self, *, alone: bool = False) -> None:
         """Write last.safetensors, then trainer.safetensors, all that resuming needs in one file.
@@ -367,7 +337,7 @@ class Run:
             self.fabric.barrier()
 
     def _write_checkpoint(self) -> None:
-        about = {"step": self.step, "best": self.best} | self.about
+        about = {"step": self.step, "best": self.evaluations.best} | self.about
         try:
             self._save_model("last.safetensors")
             resumption.save_trainer(self.out / resumption.TRAINER, self.detector, self.optimizer, self.average, about)

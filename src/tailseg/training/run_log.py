@@ -17,6 +17,8 @@ from tailseg.errors import writing
 
 logger = logging.getLogger(__name__)
 
+Logged = tuple[int, bool]  # a line by its step, and whether it is that of an evaluation
+
 
 class RunLog:
     """Collects losses without waiting for the device, and writes a line of JSON now and then.
@@ -43,13 +45,16 @@ class RunLog:
         rows = (row for row, _ in self._rows() if row and row["step"] <= step)
         return [row["metrics"]["segm"]["AP"] for row in rows if _are_metrics(row.get("metrics"))]
 
-    def cut(self, step: int) -> None:
+    def cut(self, step: int) -> set[Logged]:
         """Drop lines that were written after the checkpoint of this step, from which the run goes on.
 
         What a kill left of a line goes too, whatever the byte that it came at.
+
+        Returns:
+            The lines that were dropped.
         """
         if not self.writes:
-            return
+            return set()
         rows = list(self._rows())
         broken = sum(row is None and bool(line) for row, line in rows)
         if broken:
@@ -59,6 +64,7 @@ class RunLog:
         with writing(self.path):
             part.write_text(kept)
         os.replace(part, self.path)  # a kill at this moment leaves the old file or the new one
+        return {(row["step"], "metrics" in row) for row, _ in rows if row is not None and row["step"] > step}
 
     def _rows(self) -> Iterator[tuple[dict[str, Any] | None, str]]:
         """Lines with their values; None for what is no complete line."""

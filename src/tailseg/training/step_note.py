@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import torch
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes: on a CUDA GPU the most that tensors have taken so far, else what this process has in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)  # the allocator's own count: the GPU is not asked
+    if (statm := Path("/proc/self/statm")).is_file():  # on Linux
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    import resource  # Unix alone has it
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # the most so far
 
 
 def step_note(epoch: int, epochs: int, loss: float, rate: float, images_per_second: float, device: torch.device) -> str:
@@ -17,5 +31,5 @@ def step_note(epoch: int, epochs: int, loss: float, rate: float, images_per_seco
         f"{images_per_second:.3g} images/s",
     ]
     if device.type == "cuda":
-        texts.append(f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB GPU memory")
+        texts.append(f"{memory_in_use(device) / 2**30:.1f} GiB GPU memory")
     return ", ".join(texts)
