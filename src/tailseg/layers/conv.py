@@ -59,7 +59,7 @@ class ConvByProducts(torch.autograd.Function):
     def forward(ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
         """Convolve maps (B, C, H, W) with weights (O, C, 3, 3)."""
         ctx.save_for_backward(maps, weight)
-        ctx.outputs, ctx.stride = None if bias is None else list(bias.shape), stride
+        ctx.stride = stride
         return F.conv2d(maps, weight, bias, stride, padding=1)
 
     @staticmethod
@@ -67,13 +67,15 @@ class ConvByProducts(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         """Gradients of maps, weight and bias."""
         maps, weight = ctx.saved_tensors
-        wanted = [ctx.needs_input_grad[0], False, ctx.needs_input_grad[2]]
-        grad_maps = grad_bias = None
-        if any(wanted):
-            grad_maps, _, grad_bias = torch.ops.aten.convolution_backward(
-                grad, maps, weight, ctx.outputs, [ctx.stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, wanted
-            )
-        grad_weight = weight_gradient(maps, grad, ctx.stride) if ctx.needs_input_grad[1] else None
+        grad_maps = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:  # alone: asked for the bias's too, oneDNN would compute the weight's
+            grad_maps = torch.ops.aten.convolution_backward(
+                grad, maps, weight, None, [ctx.stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, [True, False, False]
+            )[0]
+        if ctx.needs_input_grad[1]:
+            grad_weight = weight_gradient(maps, grad, ctx.stride)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum((0, 2, 3))
         return grad_maps, grad_weight, grad_bias, None
 
 
