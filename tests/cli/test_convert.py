@@ -200,7 +200,7 @@ def test_refusals(checkpoint: Path, converted: tuple[Path, Done], tmp_path: Path
         (("mmdet", tmp_path / "absent.pth", out), (str(tmp_path / "absent.pth"),)),
         (("mmdet", runs, out), (str(runs), "mkdir", "not loaded")),
         (("mmdet", no_names, out), (str(no_names), "--categories")),
-        (("mmdet", more, out), (str(more), "roi_head.semantic_head.x")),
+        (("mmdet", more, out), (str(more), "roi_head.semantic_head.x", "HTC's semantic branch")),
         (("mmdet", checkpoint, out, "--categories", wrong), (str(wrong), "'person'")),
         (("mmdet", checkpoint, there), (str(there), "already exists")),
         (("detectron2", text, out), (str(text),)),
@@ -209,6 +209,7 @@ def test_refusals(checkpoint: Path, converted: tuple[Path, Done], tmp_path: Path
     usage: list[tuple[object, ...]] = [
         ("mmdet",),
         ("mmdet", checkpoint),
+        ("mmdet", checkpoint, out, "--explain"),
         ("mmdet", checkpoint, out, "--categorys", wrong),
         ("mmdetection", checkpoint, out),
     ]
@@ -227,6 +228,24 @@ def test_refusals(checkpoint: Path, converted: tuple[Path, Done], tmp_path: Path
     assert not marker.exists()
     assert not out.exists()
     assert there.stat().st_size == size
+
+
+def test_explain_prints_the_map_and_writes_nothing(shared: Path, tmp_path: Path) -> None:
+    state = torch.load(shared / "reference" / "model_mask_rcnn.pth", weights_only=True)
+    checkpoint = tmp_path / "m.pth"
+    torch.save(state, checkpoint)
+    done = tailseg("convert", "mmdet", checkpoint, "--explain")
+    assert_done(done)
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["backbone.conv1.weight", "->", "backbone.net.conv1.weight", "(8,", "3,", "7,", "7)"]
+    assert f"{len(state['state_dict'])} tensors with a place, 0 left over, 0 missing" in done.stdout
+    assert lines[-1] == "It can be converted: resnet50, 37 classes, loss seesaw."
+    torch.save(state | {"state_dict": state["state_dict"] | {"neck.fpn_convs.0.bn.weight": torch.ones(8)}}, checkpoint)
+    done = tailseg("convert", "mmdet", checkpoint, "--explain")
+    assert done.returncode == 1
+    assert "Left over, of norm in the neck:\n  neck.fpn_convs.0.bn.weight\n" in done.stdout
+    assert "left over: 'neck.fpn_convs.0.bn.weight' of norm in the neck" in done.stderr
+    assert list(tmp_path.iterdir()) == [checkpoint]
 
 
 def test_help_names_the_projects() -> None:

@@ -290,7 +290,9 @@ def test_left_over_and_missing_are_said_together(state: State, tmp_path: Path) -
     partial = {k: v for k, v in state.items() if k != "rpn.conv.bias"} | {"rpn.extra": torch.zeros(1)}
     with pytest.raises(UserError) as caught:
         convert(foreign_of(partial, unknown=["theirs.thing"]), tmp_path / "m.safetensors")
-    assert "left over: 'theirs.thing', 'rpn.extra'; tensors are missing: 'rpn.conv.bias';" in str(caught.value)
+    message = str(caught.value)
+    assert "left over: 'theirs.thing', 'rpn.extra' of no part that is known; " in message
+    assert "; tensors are missing: 'rpn.conv.bias';" in message
     assert str(caught.value).startswith("theirs/model.pth: ")
 
 
@@ -413,18 +415,17 @@ def test_sources_that_disagree_about_the_classes(state: State) -> None:
 
 
 def test_rename_takes_the_longest_beginning() -> None:
-    tensors = {key: torch.tensor(float(i)) for i, key in enumerate(("a.b.weight", "a.c.weight", "a.bb.weight", "d.x"))}
-    ours, unknown = rename(tensors, {"a": "A", "a.b": "B", "d.x": "D"})
-    assert {key: value.item() for key, value in ours.items()} == {
-        "B.weight": 0,
-        "A.c.weight": 1,
-        "A.bb.weight": 2,
-        "D": 3,
-    }
+    names = ("a.b.weight", "a.c.weight", "a.bb.weight", "d.x")
+    ours, unknown = rename(names, {"a": "A", "a.b": "B", "d.x": "D"})
+    assert ours == dict(zip(("B.weight", "A.c.weight", "A.bb.weight", "D"), names, strict=True))
     assert unknown == []
-    ours, unknown = rename(tensors, {"a.b": "B", "a.c.weight.more": "C", "": "E"})
+    ours, unknown = rename(names, {"a.b": "B", "a.c.weight.more": "C", "": "E"})
     assert list(ours) == ["B.weight"]
     assert unknown == ["a.c.weight", "a.bb.weight", "d.x"]
+
+
+def test_of_two_names_for_one_place_the_second_is_left_over() -> None:
+    assert rename(("a.x", "b.x", "a.y"), {"a": "A", "b": "A"}) == ({"A.x": "a.x", "A.y": "a.y"}, ["b.x"])
 
 
 def test_change_touches_only_its_ending() -> None:

@@ -626,20 +626,23 @@ def test_arrays_of_half_precision(published: MaskRCNN, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("theirs", "shape"),
+    ("theirs", "shape", "part"),
     [
-        ("roi_heads.box_head.1.fc1.weight", (4, 4)),  # a cascade's
-        ("sem_seg_head.predictor.weight", (4, 4)),
-        ("roi_heads.keypoint_head.conv_fcn1.weight", (4, 4)),
-        ("backbone.bottom_up.res4.0.conv2_offset.weight", (18, 4, 3, 3)),
-        ("backbone.fpn_lateral6.weight", (4, 4, 1, 1)),
+        ("roi_heads.box_head.1.fc1.weight", (4, 4), "a cascade (detectron2 averages its probabilities)"),
+        ("sem_seg_head.predictor.weight", (4, 4), "a semantic branch (Panoptic FPN)"),
+        ("roi_heads.keypoint_head.conv_fcn1.weight", (4, 4), "a keypoint head"),
+        ("backbone.bottom_up.res4.0.conv2_offset.weight", (18, 4, 3, 3), "another backbone than ResNet and ResNeXt"),
+        ("backbone.fpn_lateral6.weight", (4, 4, 1, 1), "another neck than FPN"),
+        ("backbone.fpn_lateral2.norm.weight", (4,), "norm in the neck"),
     ],
 )
-def test_left_over_tensors_are_named(published: MaskRCNN, tmp_path: Path, theirs: str, shape: tuple[int, ...]) -> None:
+def test_left_over_tensors_are_named(
+    published: MaskRCNN, tmp_path: Path, theirs: str, shape: tuple[int, ...], part: str
+) -> None:
     path = save_pth(state_of(published) | {theirs: torch.zeros(shape)}, tmp_path)
     with pytest.raises(UserError) as caught:
         convert(read_detectron2(path), tmp_path / "o.safetensors", categories=class_names(tmp_path))
-    assert str(caught.value).startswith(f"{path}: tensors are left over: '{theirs}';")
+    assert str(caught.value).startswith(f"{path}: tensors are left over: '{theirs}' of {part};")
 
 
 def test_missing_tensors_are_named(published: MaskRCNN, tmp_path: Path) -> None:

@@ -313,7 +313,7 @@ class TestRecordedTrainingStep:
         total.backward()
         parameters = dict(detector.named_parameters())
         theirs = case["settings"]["grad_norms_of"]
-        places, unknown = rename(dict(zip(theirs, theirs, strict=True)), part_names(len(detector.stages)))
+        places, unknown = rename(theirs, part_names(len(detector.stages)))
         assert not unknown
         own = {name: place for place, name in places.items()}
         norms = torch.stack([parameters[own[name]].grad.norm() for name in theirs])

@@ -258,7 +258,7 @@ def test_another_architecture_is_refused_by_name(tmp_path):
     torch.save(state, tmp_path / "m.pth")
     categories = tmp_path / "c.json"
     categories.write_text(f'{{"categories": [{",".join(f"""{{"id": {i}, "name": "n{i}"}}""" for i in range(1, 7))}]}}')
-    with pytest.raises(UserError, match=r"left over: 'roi_heads.keypoint_head.0.weight'"):
+    with pytest.raises(UserError, match=r"left over: 'roi_heads.keypoint_head.0.weight' of a keypoint head"):
         convert(read_torchvision(str(tmp_path / "m.pth")), tmp_path / "o.safetensors", categories=categories)
 
 

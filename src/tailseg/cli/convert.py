@@ -14,22 +14,29 @@ if TYPE_CHECKING:
 
 convert_app = typer.Typer(help="Convert checkpoints of other projects to tailseg models.", no_args_is_help=True)
 
-OutModelArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Model file to write, ending in .safetensors.")]
+OutModelArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="OUT", help="Model file to write, ending in .safetensors; none with --explain."),
+]
 CategoriesOption = Annotated[
     Path | None,
     typer.Option("--categories", metavar="ANN.json", help="Annotation file with the classes it was trained on."),
+]
+ExplainOption = Annotated[
+    bool, typer.Option("--explain", help="Print the place of each tensor, and those left over; write nothing.")
 ]
 
 
 @convert_app.command("mmdet")
 def convert_mmdet(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of mmdetection 2.x or 3.x, .pth.")],
-    out: OutModelArgument,
+    out: OutModelArgument = None,
     categories: CategoriesOption = None,
     settings: SetOption = None,
+    explain: ExplainOption = False,
 ) -> None:
     """Convert Mask R-CNN or Cascade Mask R-CNN of mmdetection, with cross-entropy or Seesaw Loss."""
-    log(quiet=False)
+    _require_out(out, explain)
     from tailseg.zoo.mmdet import read_mmdet
 
     _convert(read_mmdet(checkpoint), out, categories, settings)
@@ -40,12 +47,13 @@ def convert_torchvision(
     source: Annotated[
         str, typer.Argument(help="maskrcnn_resnet50_fpn (downloads its weights), or a state dict, .pth.")
     ],
-    out: OutModelArgument,
+    out: OutModelArgument = None,
     categories: CategoriesOption = None,
     settings: SetOption = None,
+    explain: ExplainOption = False,
 ) -> None:
     """Convert Mask R-CNN R50-FPN (version 1) of torchvision."""
-    log(quiet=False)
+    _require_out(out, explain)
     from tailseg.zoo.torchvision import read_torchvision
 
     _convert(read_torchvision(source), out, categories, settings)
@@ -54,18 +62,35 @@ def convert_torchvision(
 @convert_app.command("detectron2")
 def convert_detectron2(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of detectron2, .pkl or .pth.")],
-    out: OutModelArgument,
+    out: OutModelArgument = None,
     categories: CategoriesOption = None,
     settings: SetOption = None,
+    explain: ExplainOption = False,
 ) -> None:
     """Convert Mask R-CNN R50-FPN or R101-FPN of detectron2, for COCO or LVIS."""
-    log(quiet=False)
+    _require_out(out, explain)
     from tailseg.zoo.detectron2 import read_detectron2
 
     _convert(read_detectron2(checkpoint), out, categories, settings)
 
 
-def _convert(foreign: ForeignModel, out: Path, categories: Path | None, settings: list[str] | None) -> None:
+def _require_out(out: Path | None, explain: bool) -> None:
+    if (out is None) != explain:
+        raise typer.BadParameter(
+            "writes nothing; leave out OUT" if explain else "name the model file to write, or add --explain",
+            param_hint="--explain" if explain else "OUT",
+        )
+    log(quiet=False)
+
+
+def _convert(foreign: ForeignModel, out: Path | None, categories: Path | None, settings: list[str] | None) -> None:
+    """Convert to ``out``; where that is None, explain."""
+    if out is None:
+        from tailseg.zoo.explanation import explain
+
+        for line in explain(foreign, categories=categories, settings=settings or ()):
+            say(line)
+        return
     from tailseg.zoo.conversion import convert
 
     recipe, labels = convert(foreign, out, categories=categories, settings=settings or ())

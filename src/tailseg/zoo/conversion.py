@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from tailseg.model.build import build_detector
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import merge, override, validate
 from tailseg.zoo.architecture import infer_model
+from tailseg.zoo.other_parts import by_part
 
 logger = logging.getLogger(__name__)
 
 COUNTS = "box_head.classification.seesaw.counts"
-MOST_NAMED = 40  # names of a list that an error message prints
+MOST_NAMED = 8  # names of a list that an error message prints; --explain prints all
 Values = dict[str, Any]
 
 
@@ -38,12 +39,24 @@ class ForeignModel:
     project: str
     path: Path
     state: dict[str, Tensor]  # our name -> tensor
+    origins: Mapping[str, str] = field(default_factory=dict)  # our name -> theirs
     unknown: Sequence[str] = ()  # their names for which we have none
+    unused: Sequence[str] = ()  # their names of what a model of ours says elsewhere
+    refusal: str | None = None  # why its configuration cannot be converted
     names: Sequence[str] | None = None  # of the classes by label, if the file has them
     labels_are_ids: bool = False  # label i is the category with id i + 1
     values: Values = field(default_factory=dict)  # nested like a recipe, but for the classifier
     classifiers: Mapping[str, Values] = field(default_factory=dict)  # loss -> recipe values of the classifier
     remarks: Sequence[str] = ()  # what was assumed, one sentence each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The model of ours that a checkpoint becomes."""
+
+    recipe: Recipe
+    num_classes: int
+    wanted: Mapping[str, Tensor]  # our name -> a tensor of its shape and type, without values
 
 
 def convert(
@@ -58,22 +71,14 @@ def convert(
         settings: recipe overrides, for what neither tensors nor configuration say.
 
     Raises:
-        UserError: ``out`` exists, tensors are left over or missing, or the categories do not fit.
+        UserError: ``out`` exists, the checkpoint's configuration asks for what we have not, tensors are left over or
+            missing, or the categories do not fit.
     """
     if out.suffix != ".safetensors":
         raise UserError(f"{out}: a model file ends in .safetensors; give OUT that ending")
     if out.exists():
         raise UserError(f"{out}: already exists; remove it or choose another OUT")
-    given = None if categories is None else _read_categories(categories)
-    known = len(foreign.names) if foreign.names and not foreign.labels_are_ids else None
-    try:
-        inferred, num_classes = infer_model(foreign.state, known, len(given) if given else None)
-    except UserError as error:
-        unknown = f" (not understood: {_listed(foreign.unknown)})" if foreign.unknown else ""
-        raise UserError(f"{foreign.path}: {error}{unknown}") from error
-    labels = _labels(foreign, num_classes, given, categories)
-    recipe = override(_recipe(foreign, inferred), settings)
-    state = _completed(foreign, recipe, num_classes)
+    recipe, labels, state = converted(foreign, categories=categories, settings=settings)
     for remark in foreign.remarks:
         logger.warning("%s", remark)
     try:
@@ -82,6 +87,47 @@ def convert(
         raise UserError(f"{out.parent}: the folder cannot be made ({error.strerror}); choose another OUT") from error
     save_model(out, state, recipe, labels, step=0)
     return recipe, labels
+
+
+def converted(
+    foreign: ForeignModel, *, categories: Path | None, settings: Sequence[str]
+) -> tuple[Recipe, tuple[Category, ...], dict[str, Tensor]]:
+    """Recipe, categories and state dict of the model that `convert` writes, with its arguments and errors."""
+    if foreign.refusal is not None:
+        raise UserError(foreign.refusal)
+    given = None if categories is None else listed_categories(categories)
+    plan = plan_of(foreign, len(given) if given else None, settings)
+    labels = _labels(foreign, plan.num_classes, given, categories)
+    return plan.recipe, labels, _completed(foreign, plan.wanted)
+
+
+def plan_of(foreign: ForeignModel, listed: int | None, settings: Sequence[str]) -> Plan:
+    """The model that a checkpoint's tensors and configuration ask for, whether or not it has all of its tensors.
+
+    Args:
+        foreign: the checkpoint.
+        listed: number of classes if it does not say it.
+        settings: recipe overrides.
+
+    Raises:
+        UserError: the architecture cannot be told.
+    """
+    known = len(foreign.names) if foreign.names and not foreign.labels_are_ids else None
+    try:
+        inferred, num_classes = infer_model(foreign.state, known, listed)
+    except UserError as error:
+        unknown = f" (not understood: {_left_over(foreign, foreign.unknown)})" if foreign.unknown else ""
+        raise UserError(f"{foreign.path}: {error}{unknown}") from error
+    recipe = override(_recipe(foreign, inferred), settings)
+    with torch.device("meta"):  # shapes alone: nothing is allocated
+        wanted = build_detector(recipe, num_classes).state_dict()
+    return Plan(recipe=recipe, num_classes=num_classes, wanted=wanted)
+
+
+def left_over(foreign: ForeignModel, wanted: Mapping[str, Tensor] | None) -> list[str]:
+    """Names, as in the checkpoint, of the tensors that have no place in the model; of all known ones if it is None."""
+    placed = [] if wanted is None else [key for key in foreign.state if key not in wanted]
+    return [*foreign.unknown, *(foreign.origins.get(key, key) for key in placed)]
 
 
 def _recipe(foreign: ForeignModel, inferred: Values) -> Recipe:
@@ -109,24 +155,27 @@ def _recipe(foreign: ForeignModel, inferred: Values) -> Recipe:
     return validate(values, str(foreign.path))
 
 
-def rename(tensors: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors under our names, and the names for which there is none.
+def rename(names: Iterable[str], prefixes: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Our names -> theirs, and those of theirs for which there is none, or which another has taken.
 
     Args:
-        tensors: by their name.
+        names: theirs.
         prefixes: their name, or its beginning up to a dot -> ours; the longest that fits is taken.
     """
-    ours: dict[str, Tensor] = {}
+    ours: dict[str, str] = {}
     unknown: list[str] = []
-    for key, tensor in tensors.items():
-        parts = key.split(".")
+    for name in names:
+        parts = name.split(".")
         for length in range(len(parts), 0, -1):
             own = prefixes.get(".".join(parts[:length]))
             if own is not None:
-                ours[".".join([own, *parts[length:]])] = tensor
+                key = ".".join([own, *parts[length:]])
+                if key in ours:
+                    unknown.append(name)
+                ours.setdefault(key, name)
                 break
         else:
-            unknown.append(key)
+            unknown.append(name)
     return ours, unknown
 
 
@@ -168,21 +217,20 @@ def change(state: dict[str, Tensor], path: Path, ending: str, function: Callable
             ) from error
 
 
-def _completed(foreign: ForeignModel, recipe: Recipe, num_classes: int) -> dict[str, Tensor]:
+def _completed(foreign: ForeignModel, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The detector's whole state dict; what frozen networks never had is filled in."""
-    with torch.device("meta"):  # shapes alone: nothing is allocated
-        wanted = build_detector(recipe, num_classes).state_dict()
     state = dict(foreign.state)
     for key, like in wanted.items():
         if key not in state and (key.endswith("num_batches_tracked") or key.endswith(COUNTS)):
             state[key] = torch.zeros(like.shape, dtype=like.dtype)
     missing = [key for key in wanted if key not in state]
-    left_over = [*foreign.unknown, *(key for key in state if key not in wanted)]
-    if missing or left_over:
-        faults = [f"tensors are left over: {_listed(left_over)}"] if left_over else []
+    surplus = left_over(foreign, wanted)
+    if missing or surplus:
+        faults = [f"tensors are left over: {_left_over(foreign, surplus)}"] if surplus else []
         faults += [f"tensors are missing: {_listed(missing)}"] if missing else []
         raise UserError(
-            f"{foreign.path}: {'; '.join(faults)}; it is no Mask R-CNN or Cascade Mask R-CNN as tailseg builds them"
+            f"{foreign.path}: {'; '.join(faults)}; it is no Mask R-CNN or Cascade Mask R-CNN as tailseg builds them "
+            "(--explain lists every tensor)"
         )
     for key, like in wanted.items():
         if state[key].shape != like.shape:
@@ -200,12 +248,17 @@ def _completed(foreign: ForeignModel, recipe: Recipe, num_classes: int) -> dict[
     return {key: state[key] for key in wanted}
 
 
+def _left_over(foreign: ForeignModel, names: Sequence[str]) -> str:
+    return ", ".join(f"{_listed(own)} of {part}" for part, own in by_part(foreign.project, names).items())
+
+
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return ", ".join(f"'{name}'" for name in names[:MOST_NAMED]) + more
 
 
-def _read_categories(path: Path) -> list[Category]:
+def listed_categories(path: Path) -> list[Category]:
+    """The categories of an annotation file, in its order."""
     rows = read_categories(path)
     ids, names, groups = category_columns(rows)
     about = {row["id"]: row for row in rows.rows}

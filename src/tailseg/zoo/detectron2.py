@@ -64,17 +64,20 @@ def read_detectron2(path: Path) -> ForeignModel:
     there is none from the model zoo.
 
     Raises:
-        UserError: the checkpoint cannot be read safely, or the configuration is broken.
+        UserError: the checkpoint cannot be read safely, or the configuration is broken. One that asks for what we have
+            not is the model's `refusal`.
     """
     tensors = state_dict_of(read_checkpoint(path), path, ("model",))
     source = path.with_name("config.yaml")
     config = _read_config(source)
-    kept = {key: value for key, value in tensors.items() if not key.startswith(IGNORED)}
-    state, unknown = rename(kept, _prefixes())
+    unused = [key for key in tensors if key.startswith(IGNORED)]
+    origins, unknown = rename((key for key in tensors if not key.startswith(IGNORED)), _prefixes())
+    state = {ours: tensors[theirs] for ours, theirs in origins.items()}
+    values, refusal = VALUES, None
     try:
         values = _merged(VALUES, _zoo(state, tensors) if config is None else _configured(config, source))
-    except UserError:
-        raise
+    except UserError as error:
+        refusal = str(error)
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise UserError(f"{source}: holds what detectron2 would not take ({error}); fix or remove it") from error
     if config is None or _blue_first(config):
@@ -83,7 +86,10 @@ def read_detectron2(path: Path) -> ForeignModel:
         project="detectron2",
         path=path,
         state=state,
+        origins=origins,
         unknown=unknown,
+        unused=unused,
+        refusal=refusal,
         values=values,
         remarks=[f"{path} {NO_CONFIGURATION}."] if config is None else [],
     )

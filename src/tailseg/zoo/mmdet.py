@@ -37,7 +37,8 @@ def read_mmdet(path: Path) -> ForeignModel:
     none from the published configurations for LVIS.
 
     Raises:
-        UserError: the file cannot be read safely, is of mmdetection 1.x, or is configured in a way that we have not.
+        UserError: the file cannot be read safely, or is of mmdetection 1.x. A configuration that asks for what we have
+            not is the model's `refusal`.
     """
     content = read_checkpoint(path)
     meta = content.get("meta") if isinstance(content, Mapping) else None
@@ -47,19 +48,18 @@ def read_mmdet(path: Path) -> ForeignModel:
             f"{path}: was written by mmdetection {meta['mmdet_version']}, which puts background first and counts boxes "
             "a pixel wider; convert a checkpoint of 2.x or 3.x"
         )
-    tensors = {
-        key: value
-        for key, value in state_dict_of(content, path, ("state_dict",)).items()
-        if not key.startswith("data_preprocessor.")  # mean and deviation, which the configuration has too
-    }
+    tensors = state_dict_of(content, path, ("state_dict",))
+    unused = [key for key in tensors if key.startswith("data_preprocessor.")]  # mean and deviation: see configuration
     cascade = any(key.startswith("roi_head.bbox_head.2.") for key in tensors)
-    state, unknown = rename(tensors, part_names(3 if cascade else 1))
+    origins, unknown = rename(_without(tensors, unused), part_names(3 if cascade else 1))
+    state = {ours: tensors[theirs] for ours, theirs in origins.items()}
     change(state, path, COUNTS, lambda counts: _whole_counts(counts, path))
     config = read_config(meta)
     normed_masks = "normed-mask" in path.stem.replace("_", "-")
     values: dict[str, Any] = {"model": {"mask_head": {"normalized": True}} if normed_masks else {}}
     classifiers = {"seesaw": {"normalized": True, "q": 2.0}}
-    remarks = []
+    remarks: list[str] = []
+    refusal = None
     if config is None:
         values["model"] |= CASCADE if cascade else {}
         remarks.append(f"{path} {NO_CONFIGURATION}")
@@ -67,18 +67,22 @@ def read_mmdet(path: Path) -> ForeignModel:
         try:
             said = conventions(config, 3 if cascade else 1)
         except UserError as error:
-            raise UserError(f"{path}: {error}") from error
-        values = said.values
-        classifiers = {"seesaw": said.classifier, "cross-entropy": _without(said.classifier, ("p", "q"))}
-        if said.blue_first:
-            change(state, path, "backbone.net.conv1.weight", lambda weight: weight.flip(1))
+            refusal = f"{path}: {error}"
+        else:
+            values = said.values
+            classifiers = {"seesaw": said.classifier, "cross-entropy": _without(said.classifier, ("p", "q"))}
+            if said.blue_first:
+                change(state, path, "backbone.net.conv1.weight", lambda weight: weight.flip(1))
     if "roi_head.glbctx_head.convs.0.conv1.weight" in tensors:
         values["model"].setdefault("context", {})["residual"] = True
     return ForeignModel(
         project="mmdet",
         path=path,
         state=state,
+        origins=origins,
         unknown=unknown,
+        unused=unused,
+        refusal=refusal,
         names=_class_names(meta),
         values=values,
         classifiers=classifiers,

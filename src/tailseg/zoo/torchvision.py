@@ -57,7 +57,8 @@ def read_torchvision(source: str) -> ForeignModel:
         _require_known(source)
         content = read_checkpoint(published_file())
     tensors = state_dict_of(content, path, ("model", "model_state_dict", "state_dict"))
-    state, unknown = rename(tensors, _prefixes())
+    origins, unknown = rename(tensors, _prefixes())
+    state = {ours: tensors[theirs] for ours, theirs in origins.items()}
     # Their first class is background, ours the last; nothing reads its box and its mask.
     change(state, path, "box_head.classifier.weight", lambda rows: rows.roll(-1, 0))
     change(state, path, "box_head.classifier.bias", lambda rows: rows.roll(-1, 0))
@@ -74,6 +75,7 @@ def read_torchvision(source: str) -> ForeignModel:
         project="torchvision",
         path=path,
         state=state,
+        origins=origins,
         unknown=unknown,
         names=names,
         labels_are_ids=True,
