@@ -17,7 +17,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.resnet import Bottleneck, ResNet
-from torchvision.ops import FrozenBatchNorm2d, roi_align
+from torchvision.ops import FrozenBatchNorm2d, deform_conv2d, roi_align
 
 from tailseg.errors import UserError
 from tailseg.predict import Model, load
@@ -159,6 +159,7 @@ def names_of(blocks: Sequence[int]) -> dict[str, str]:
             own, other = f"backbone.body.layer{stage}.{block}", f"backbone.bottom_up.res{stage + 1}.{block}"
             for i in (1, 2, 3):
                 names |= {f"{own}.conv{i}": f"{other}.conv{i}", f"{own}.bn{i}": f"{other}.conv{i}.norm"}
+            names[f"{own}.conv2.offset"] = f"{other}.conv2_offset"
         own, other = f"backbone.body.layer{stage}.0", f"backbone.bottom_up.res{stage + 1}.0"
         names |= {f"{own}.downsample.0": f"{other}.shortcut", f"{own}.downsample.1": f"{other}.shortcut.norm"}
     for level in range(4):
@@ -260,6 +261,25 @@ def assert_same(ours: Model, model: MaskRCNN, dress: Dress, at_least: int = 20) 
     return detections
 
 
+class SteeredConv(nn.Module):
+    """A 3x3 deformable convolution by torchvision's operator, steered as by detectron2's ``conv2_offset``."""
+
+    def __init__(self, conv: nn.Conv2d, rows: int) -> None:
+        super().__init__()
+        self.weight, self.stride, self.rows = conv.weight, conv.stride, rows
+        self.offset = nn.Conv2d(conv.in_channels, rows, 3, conv.stride, padding=1)
+        nn.init.normal_(self.offset.weight, std=0.1)
+        nn.init.normal_(self.offset.bias, std=0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, down, logits = self.offset(x), None, None
+        if self.rows == 27:
+            down, right, logits = rows.chunk(3, dim=1)
+            rows = torch.cat([down, right], dim=1)
+        mask = None if logits is None else logits.sigmoid()
+        return deform_conv2d(x, rows, self.weight, stride=self.stride, padding=1, mask=mask)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # The same detections
 
@@ -282,6 +302,20 @@ def test_same_features_and_detections(published: MaskRCNN, tmp_path: Path, save:
     sides = (detections.boxes[:, 2:] - detections.boxes[:, :2]).prod(1).sqrt()
     assert sides.min() < 112 <= sides.max()  # of more than one level
     assert detections.masks.std() > 0.02
+
+
+@pytest.mark.parametrize("rows", [18, 27])
+def test_deformable_convolutions(tmp_path: Path, rows: int) -> None:
+    """In res4 and res5, of the first generation (the model zoo's) and of the second."""
+    model = model_of(PUBLISHED)
+    for layer in (model.backbone.body.layer3, model.backbone.body.layer4):
+        for block in layer:
+            block.conv2 = SteeredConv(block.conv2, rows)
+    state = state_of(model)
+    assert state["backbone.bottom_up.res5.2.conv2_offset.bias"].shape == (rows,)
+    ours = converted(save_pth(state, tmp_path))
+    assert ours.recipe.model.backbone.deformable_stages == (3, 4)
+    assert_same(ours, model, PUBLISHED, at_least=10)
 
 
 def test_the_comparison_would_see_each_convention(published: MaskRCNN, tmp_path: Path) -> None:
@@ -631,7 +665,7 @@ def test_arrays_of_half_precision(published: MaskRCNN, tmp_path: Path) -> None:
         ("roi_heads.box_head.1.fc1.weight", (4, 4), "a cascade (detectron2 averages its probabilities)"),
         ("sem_seg_head.predictor.weight", (4, 4), "a semantic branch (Panoptic FPN)"),
         ("roi_heads.keypoint_head.conv_fcn1.weight", (4, 4), "a keypoint head"),
-        ("backbone.bottom_up.res4.0.conv2_offset.weight", (18, 4, 3, 3), "another backbone than ResNet and ResNeXt"),
+        ("backbone.bottom_up.res4.0.se.weight", (18, 4, 3, 3), "another backbone than ResNet and ResNeXt"),
         ("backbone.fpn_lateral6.weight", (4, 4, 1, 1), "another neck than FPN"),
         ("backbone.fpn_lateral2.norm.weight", (4,), "norm in the neck"),
     ],

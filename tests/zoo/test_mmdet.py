@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import deform_conv2d
 
 from tailseg.checkpoint import load_model, load_weights
 from tailseg.errors import UserError
+from tailseg.layers.deform_conv import ModulatedDeformConv2d
 from tailseg.model.build import build_detector
 from tailseg.recipes import table1
 from tailseg.recipes.classifiers import SeesawRecipe
@@ -44,6 +47,7 @@ class Layout:
     cascade: bool = False
     agnostic_boxes: bool = False
     agnostic_masks: bool = False
+    deformable: int = 0  # rows that steer a deformable convolution: 18 of DCNv1, 27 of DCNv2; in the last three stages
     box_convs: int = 0  # with batch norm, before a single layer
     mask_norm: bool = False
     carafe: bool = False
@@ -76,6 +80,9 @@ class Layout:
                 norm(f"{name}.bn1", width)
                 conv(f"{name}.conv2", width, width // self.groups, 3, 3)
                 norm(f"{name}.bn2", width)
+                if self.deformable and stage > 0:
+                    offset = f"{name}.conv2.conv_offset"
+                    rows += pair(f"backbone.{offset}", f"backbone.net.{offset}", (self.deformable, width, 3, 3))
                 conv(f"{name}.conv3", 4 * planes, width, 1, 1)
                 norm(f"{name}.bn3", 4 * planes)
                 if block == 0:
@@ -644,6 +651,107 @@ def test_recorded_context_head(recorded: Any, check: Any, tmp_path: Path, kind: 
     check(case, "context", context[:, :, None, None], outputs["context"])
 
 
+@pytest.mark.parametrize("rows", [27, 18])
+def test_deformable_convolutions_are_told_by_their_tensors(tmp_path: Path, rows: int) -> None:
+    """DCNv1's get nine rows more, under which every tap counts 1."""
+    layout = small(deformable=rows)
+    state = state_of(layout)
+    recipe, ours = converted({"state_dict": state, **meta()}, tmp_path)
+    assert recipe.model.backbone.deformable_stages == (2, 3, 4)
+    for theirs in [key for key in state if ".conv_offset." in key and rows == 18]:
+        weight = theirs.endswith("weight")
+        rest = torch.zeros(9, *state[theirs].shape[1:]) if weight else torch.full((9,), 30.0)
+        state[theirs] = torch.cat([state[theirs], rest])
+    assert_same(layout, state, ours)
+
+
+def test_old_names_of_deformable_convolutions(tmp_path: Path) -> None:
+    layout = small(deformable=27)
+    state = state_of(layout)
+    old = {key.replace(".conv2.conv_offset.", ".conv2_offset."): value for key, value in state.items()}
+    assert old.keys() != state.keys()
+    assert_same(layout, state, converted({"state_dict": old, **meta()}, tmp_path)[1])
+
+
+def test_recorded_backbone_with_deformable_convolutions(recorded: Any, check: Any, tmp_path: Path) -> None:
+    ((case, inputs, state, outputs),) = recorded("backbone_resnet_dcn")
+    part = {f"backbone.{key}": value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    backbone = detector_of(small(deformable=27, base=8), part, tmp_path).backbone
+    with torch.no_grad():
+        features = backbone(inputs["image"])
+    for i, feature in enumerate(features):
+        check(case, f"out{i}", feature, outputs[f"out{i}"])
+
+
+def test_first_generation_deformable_convolutions_give_the_same_features(tmp_path: Path) -> None:
+    """Against torchvision's operator without modulation, in each of the 13 places; also with gradients."""
+    state = state_of(small(deformable=18))
+    for key in state:
+        if ".conv_offset." in key:
+            state[key] *= 0.1 if key.endswith("weight") else 0.5  # shifts of about a cell
+        elif key.startswith("backbone") and state[key].dim() == 4:
+            state[key] /= state[key][0].numel() ** 0.5
+        elif "running_var" in key:
+            state[key] = state[key].abs() + 1
+    recipe, ours = converted({"state_dict": state, **meta()}, tmp_path)
+    detector = build_detector(recipe, 5)
+    load_weights(detector, ours, tmp_path)
+    layers = [m for m in detector.modules() if isinstance(m, ModulatedDeformConv2d)]
+    assert len(layers) == 4 + 6 + 3
+    plain = build_detector(recipe, 5).backbone
+    load_weights(plain, {k.removeprefix("backbone."): v for k, v in ours.items() if k[:8] == "backbone"}, tmp_path)
+    replaced = 0
+    for name, layer in list(plain.named_modules()):
+        if isinstance(layer, ModulatedDeformConv2d):
+            theirs = name.replace("net.", "backbone.")
+            steered = [state[f"{theirs}.{part}"].double() for part in ("weight", *(f"conv_offset.{p}" for p in WB))]
+            parent, _, child = name.rpartition(".")
+            first = FirstGeneration(*steered, layer.stride)
+            setattr(plain.get_submodule(parent), child, first)
+            replaced += 1
+    assert replaced == 13
+    image = torch.randn(1, 3, 96, 128)
+    backbone = detector.backbone.eval()
+    backbone(image)[3].square().sum().backward()
+    for own, expected in zip(backbone.double()(image.double()), plain.eval().double()(image.double()), strict=True):
+        assert (own - expected).abs().max() <= 1e-9 * expected.abs().max()
+    for layer in layers:
+        assert layer.conv_offset.bias.grad[:18].any()
+        assert not layer.conv_offset.weight.grad[18:].any()  # so training leaves it unmodulated
+        assert not layer.conv_offset.bias.grad[18:].any()
+
+
+WB = ("weight", "bias")
+
+
+class FirstGeneration(nn.Module):
+    """DCNv1 by torchvision's operator."""
+
+    def __init__(self, weight: Tensor, offset_weight: Tensor, offset_bias: Tensor, stride: tuple[int, int]) -> None:
+        super().__init__()
+        self.weight, self.offset, self.stride = weight, (offset_weight, offset_bias), stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        shifts = F.conv2d(x, *self.offset, stride=self.stride, padding=1)
+        return deform_conv2d(x, shifts, self.weight, stride=self.stride, padding=1)
+
+
+@pytest.mark.parametrize("rows", [3, 36, 54, 108])
+def test_deformable_convolutions_in_groups(tmp_path: Path, rows: int) -> None:
+    state = state_of(small(deformable=rows))
+    with pytest.raises(UserError) as caught:
+        converted({"state_dict": state, **meta()}, tmp_path)
+    named = "'backbone.layer2.0.conv2.conv_offset.weight'"
+    assert str(caught.value).startswith(f"{tmp_path / 'model.pth'}: {named} has {rows} rows; deformable")
+
+
+def test_deformable_convolutions_in_some_blocks_of_a_stage(tmp_path: Path) -> None:
+    """As with ``fallback_on_stride=True``."""
+    state = {k: v for k, v in state_of(small(deformable=27)).items() if "layer3.0.conv2.conv_offset" not in k}
+    with pytest.raises(UserError, match=r"model\.pth: 5 of the 6 bottlenecks of stage 3 have deformable convolutions"):
+        converted({"state_dict": state, **meta()}, tmp_path)
+
+
 def test_mean_and_deviation_among_the_tensors_are_let_be(tmp_path: Path) -> None:
     state = state_of(SMALL) | {"data_preprocessor.mean": torch.ones(3, 1, 1), "data_preprocessor.std": torch.ones(3)}
     recipe, _ = converted({"state_dict": state, **meta()}, tmp_path)
@@ -764,7 +872,7 @@ LEFT_OVER = {
     "HTC's semantic branch": (SMALL, "roi_head.semantic_head.convs.0.conv.weight", (8, 8, 3, 3)),
     "a mask IoU head": (SMALL, "roi_head.mask_iou_head.convs.0.conv.weight", (8, 9, 3, 3)),
     "a mask IoU head of another form": (SMALL_CASCADE, "roi_head.mask_iou_head.fc_mask_iou.weight", (5, 16)),
-    "deformable convolution": (SMALL, "backbone.layer2.0.conv2.conv_offset.weight", (27, 8, 3, 3)),
+    "deformable convolutions outside": (SMALL, "backbone.layer2.0.conv3.conv_offset.weight", (27, 8, 1, 1)),
     "a global context of another form": (SMALL, "roi_head.glbctx_head.fc.weight", (5, 8)),
     "SCNet's feature relay": (SMALL, "roi_head.feat_relay_head.fc.weight", (8, 8)),
     "HTC's flow of masks": (SMALL_CASCADE, "roi_head.mask_head.1.conv_res.conv.weight", (8, 8, 1, 1)),

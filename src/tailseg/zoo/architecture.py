@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -149,9 +149,26 @@ def infer_resnet(state: State) -> Values:
     if name == f"resnet{depth}" and (groups, base_width) != (1, 64):
         options |= {"cardinality": groups, "base_width": base_width}
     values: Values = {"name": name, "options": options}
+    if deformable := _deformable_stages(state, depths):
+        values["deformable_stages"] = deformable
     if stem != STEM:
         values["stem_channels"] = stem
     return values
+
+
+def _deformable_stages(state: State, depths: Sequence[int]) -> list[int]:
+    """Stages, from 1 on, whose bottlenecks have a deformable convolution."""
+    stages = []
+    for stage, depth in enumerate(depths, start=1):
+        keys = [f"backbone.net.layer{stage}.{block}.conv2.conv_offset.weight" for block in range(depth)]
+        found = [key in state for key in keys]
+        if any(found) and not all(found):
+            raise UserError(
+                f"{sum(found)} of the {depth} bottlenecks of stage {stage} have deformable convolutions; all of a "
+                "stage are converted, or none"
+            )
+        stages += [stage] if any(found) else []
+    return stages
 
 
 def _shape(state: State, key: str, dims: int) -> tuple[int, ...]:

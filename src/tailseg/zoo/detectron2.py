@@ -12,6 +12,7 @@ from tailseg.errors import UserError
 from tailseg.yaml_files import read_yaml
 from tailseg.zoo.checkpoint_files import read_checkpoint
 from tailseg.zoo.conversion import ForeignModel, change, rename, state_dict_of
+from tailseg.zoo.deformable import modulate
 
 MOST_BLOCKS, MOST_CONVS = 40, 16  # of a stage of the backbone; of the mask head
 IGNORED = ("proposal_generator.anchor_generator.", "pixel_mean", "pixel_std")
@@ -73,6 +74,7 @@ def read_detectron2(path: Path) -> ForeignModel:
     unused = [key for key in tensors if key.startswith(IGNORED)]
     origins, unknown = rename((key for key in tensors if not key.startswith(IGNORED)), _prefixes())
     state = {ours: tensors[theirs] for ours, theirs in origins.items()}
+    modulate(state, origins, path)
     values, refusal = VALUES, None
     try:
         values = _merged(VALUES, _zoo(state, tensors) if config is None else _configured(config, source))
@@ -191,6 +193,7 @@ def _prefixes() -> dict[str, str]:
         for block in range(MOST_BLOCKS):
             theirs, ours = f"backbone.bottom_up.res{i + 2}.{block}", f"backbone.net.layer{i + 1}.{block}"
             names[f"{theirs}.shortcut"] = f"{ours}.downsample.0"
+            names[f"{theirs}.conv2_offset"] = f"{ours}.conv2.conv_offset"
             names[f"{theirs}.shortcut.norm"] = f"{ours}.downsample.1"
             for conv in (1, 2, 3):
                 names[f"{theirs}.conv{conv}"] = f"{ours}.conv{conv}"

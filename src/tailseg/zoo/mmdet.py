@@ -12,9 +12,10 @@ from torch import Tensor
 from tailseg.errors import UserError
 from tailseg.zoo.checkpoint_files import read_checkpoint
 from tailseg.zoo.conversion import COUNTS, ForeignModel, change, rename, state_dict_of
+from tailseg.zoo.deformable import modulate
 from tailseg.zoo.mmdet_config import conventions, read_config
 
-MOST_CONVS = 16  # of a head
+MOST_BLOCKS, MOST_CONVS = 40, 16  # of a stage of the backbone; of a head
 CASCADE_STDS = ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])
 CASCADE = {  # what Cascade Mask R-CNN has otherwise than Mask R-CNN (spec, sections 5, 7 and 12)
     "rpn": {"box_beta": 1 / 9, "inside_image": True, "post_nms_train": 2000},
@@ -53,6 +54,7 @@ def read_mmdet(path: Path) -> ForeignModel:
     cascade = any(key.startswith("roi_head.bbox_head.2.") for key in tensors)
     origins, unknown = rename(_without(tensors, unused), part_names(3 if cascade else 1))
     state = {ours: tensors[theirs] for ours, theirs in origins.items()}
+    modulate(state, origins, path)
     change(state, path, COUNTS, lambda counts: _whole_counts(counts, path))
     config = read_config(meta)
     normed_masks = "normed-mask" in path.stem.replace("_", "-")
@@ -98,6 +100,9 @@ def part_names(stages: int) -> dict[str, str]:
         "rpn_head.rpn_cls": "rpn.objectness",
         "rpn_head.rpn_reg": "rpn.deltas",
     }
+    for stage in range(1, 5):  # of deformable convolutions as the first version of mmcv's layer named them
+        for block in (f"layer{stage}.{i}" for i in range(MOST_BLOCKS)):
+            names[f"backbone.{block}.conv2_offset"] = f"backbone.net.{block}.conv2.conv_offset"
     for level in range(4):
         for theirs, ours in (("lateral_convs", "lateral_convs"), ("fpn_convs", "output_convs")):
             names[f"neck.{theirs}.{level}.conv"] = f"neck.{ours}.{level}"
