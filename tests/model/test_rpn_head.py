@@ -12,15 +12,18 @@ SIDES = ((9, 12), (5, 6), (3, 3), (2, 1), (1, 1))
 
 
 def plain_head(rpn: RPN, features: Tensor) -> tuple[Tensor, Tensor]:
+    for conv in rpn.first_convs:
+        features = F.relu(conv(features))
     hidden = F.relu(rpn.conv(features))
     return rpn.objectness(hidden), rpn.deltas(hidden)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("sampled", [0, 1, 40, 2000])
-def test_gradients_are_those_of_autograd(sampled, memory_format, monkeypatch):
+@pytest.mark.parametrize(("sampled", "convs"), [(0, 1), (1, 1), (40, 1), (2000, 1), (40, 3)])
+def test_gradients_are_those_of_autograd(sampled, convs, memory_format, monkeypatch):
     torch.manual_seed(sampled)
-    rpn = made(RPN, 8).double()
+    rpn = made(RPN, 8, convs=convs).double()
+    assert len(list(rpn.parameters())) == 2 * (convs + 2)
     for parameter in rpn.parameters():  # as initialised, some gradients would be too small to compare
         torch.nn.init.normal_(parameter)
     pyramid = [

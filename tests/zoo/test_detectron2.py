@@ -16,6 +16,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d, deform_conv2d, roi_align
 
@@ -167,7 +168,6 @@ def names_of(blocks: Sequence[int]) -> dict[str, str]:
         names[f"backbone.fpn.layer_blocks.{level}.0"] = f"backbone.fpn_output{level + 2}"
         names[f"roi_heads.mask_head.{level}.0"] = f"roi_heads.mask_head.mask_fcn{level + 1}"
     return names | {
-        "rpn.head.conv.0.0": "proposal_generator.rpn_head.conv",
         "rpn.head.cls_logits": "proposal_generator.rpn_head.objectness_logits",
         "rpn.head.bbox_pred": "proposal_generator.rpn_head.anchor_deltas",
         "roi_heads.box_head.fc6": "roi_heads.box_head.fc1",
@@ -182,6 +182,9 @@ def names_of(blocks: Sequence[int]) -> dict[str, str]:
 def state_of(model: MaskRCNN, dress: Dress = PUBLISHED) -> dict[str, Tensor]:
     """detectron2's state dict: background is the last class, and has neither box nor mask."""
     names = names_of(dress.blocks)
+    depth = len(model.rpn.head.conv)
+    for i in range(depth):
+        names[f"rpn.head.conv.{i}.0"] = "proposal_generator.rpn_head.conv" + (f".conv{i}" if depth > 1 else "")
     state = {}
     for key, value in model.state_dict().items():
         layer, part = key.rsplit(".", 1)
@@ -316,6 +319,20 @@ def test_deformable_convolutions(tmp_path: Path, rows: int) -> None:
     ours = converted(save_pth(state, tmp_path))
     assert ours.recipe.model.backbone.deformable_stages == (3, 4)
     assert_same(ours, model, PUBLISHED, at_least=10)
+
+
+def test_an_rpn_of_two_convolutions(tmp_path: Path) -> None:
+    """As in the baselines of 100 to 400 epochs (``MODEL.RPN.CONV_DIMS``)."""
+    model = model_of(PUBLISHED)
+    single, model.rpn.head = model.rpn.head, RPNHead(CHANNELS, 3, conv_depth=2)
+    for part in ("cls_logits", "bbox_pred"):
+        getattr(model.rpn.head, part).load_state_dict(getattr(single, part).state_dict())
+    for layer in model.rpn.head.conv:
+        nn.init.normal_(layer[0].weight, std=0.1)
+    model.eval()
+    ours = converted(save_pth(state_of(model), tmp_path))
+    assert ours.recipe.model.rpn.convs == 2
+    assert_same(ours, model, PUBLISHED)
 
 
 def test_the_comparison_would_see_each_convention(published: MaskRCNN, tmp_path: Path) -> None:

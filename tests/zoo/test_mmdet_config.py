@@ -288,7 +288,7 @@ model = dict(
                            loss_iou=dict(type='MSELoss', loss_weight=0.4)),
         semantic_head=None,
         feat_relay_head=None,
-        glbctx_head=dict(type='GlobalContextHead', num_convs=4, loss_weight=2, norm_cfg=dict(type='SyncBN'))),
+        glbctx_head=dict(type='GlobalContextHead', num_convs=4, loss_weight=2, norm_cfg=dict(type='MMSyncBN'))),
     train_cfg=dict(rcnn=[dict(mask_thr_binary=0.5)]))
 """
 

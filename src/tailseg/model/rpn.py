@@ -38,6 +38,7 @@ class RPN(nn.Module):
 
     Args:
         channels: width of the pyramid.
+        convs: 3x3 convolutions, each with ReLU, before objectness and deltas.
         anchor_scale: an anchor's side is this many strides.
         pre_nms_train, pre_nms_test: anchors kept of each level before NMS.
         post_nms_train, post_nms_test: proposals of an image.
@@ -53,6 +54,7 @@ class RPN(nn.Module):
         self,
         channels: int,
         *,
+        convs: int,
         anchor_scale: float,
         pre_nms_train: int,
         pre_nms_test: int,
@@ -66,10 +68,12 @@ class RPN(nn.Module):
         size_divisor: int,
     ) -> None:
         super().__init__()
+        self.first_convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(convs - 1))
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.objectness = nn.Conv2d(channels, len(RATIOS), 1)
         self.deltas = nn.Conv2d(channels, len(RATIOS) * 4, 1)
-        for layer in (self.conv, self.objectness, self.deltas):
+        for layer in (*self.first_convs, self.conv, self.objectness, self.deltas):
+            assert isinstance(layer, nn.Conv2d)
             nn.init.normal_(layer.weight, std=0.01)
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
@@ -115,6 +119,8 @@ class RPN(nn.Module):
 
     def _head(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Objectness (B, 3, h, w) and deltas (B, 12, h, w) of one level (B, channels, h, w)."""
+        for conv in self.first_convs:
+            features = F.relu(conv(features), inplace=True)
         if features.device.type == "cpu" and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
             parts = [self.conv, self.objectness, self.deltas]
             weights = [tensor for part in parts for tensor in (part.weight, part.bias)]
@@ -205,7 +211,7 @@ class RPN(nn.Module):
 
 
 class SparselyTrainedHead(torch.autograd.Function):
-    """The RPN's three convolutions on one level, with a backward pass over the cells that have a gradient.
+    """The RPN's last three convolutions on one level, with a backward pass over the cells that have a gradient.
 
     Of 25,000 cells of an image at most 256 are sampled for the loss, all others pass zeros on. Visiting the sampled
     ones alone gives the same gradients and saves a tenth of a training step on CPU. On a device, their number would

@@ -72,6 +72,8 @@ class NeckRecipe(Section):
 class RpnRecipe(Section):
     """`tailseg.model.rpn.RPN`."""
 
+    convs: int = Field(1, ge=1, le=DEEPEST)
+    """Number of 3x3 convolutions before objectness and deltas."""
     anchor_scale: float = Field(8.0, gt=0)
     """An anchor's side, in strides of its level."""
     pre_nms_train: int = Field(2000, ge=1, le=MOST_BOXES)

@@ -61,6 +61,7 @@ def infer_model(state: State, num_classes: int | None, listed: int | None = None
     model: Values = {
         "backbone": infer_resnet(state),
         "neck": {"channels": _shape(state, "neck.lateral_convs.0.weight", 4)[0]},
+        "rpn": {"convs": 1 + _count(state, "rpn.first_convs.{}.weight")},
         "box_head": {
             "width": _shape(state, "stages.0.box_head.fc1.weight", 2)[0],
             "convs": _count(state, "stages.0.box_head.convs.{}.weight"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,19 @@ def rename(names: Iterable[str], prefixes: Mapping[str, str]) -> tuple[dict[str,
         else:
             unknown.append(name)
     return ours, unknown
+
+
+def rpn_convs(names: Container[str], template: str) -> dict[str, str]:
+    """Names of the RPN's 3x3 convolutions -> ours, the last of which objectness and deltas read.
+
+    Args:
+        names: of all tensors.
+        template: a convolution's name, with a place for its number.
+    """
+    count = 0
+    while f"{template.format(count)}.weight" in names:
+        count += 1
+    return {template.format(i): "rpn.conv" if i == count - 1 else f"rpn.first_convs.{i}" for i in range(count)}
 
 
 def state_dict_of(content: Any, path: Path, nests: Sequence[str]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tailseg.errors import UserError
 from tailseg.yaml_files import read_yaml
 from tailseg.zoo.checkpoint_files import read_checkpoint
-from tailseg.zoo.conversion import ForeignModel, change, rename, state_dict_of
+from tailseg.zoo.conversion import ForeignModel, change, rename, rpn_convs, state_dict_of
 from tailseg.zoo.deformable import modulate
 
 MOST_BLOCKS, MOST_CONVS = 40, 16  # of a stage of the backbone; of the mask head
@@ -72,7 +72,8 @@ def read_detectron2(path: Path) -> ForeignModel:
     source = path.with_name("config.yaml")
     config = _read_config(source)
     unused = [key for key in tensors if key.startswith(IGNORED)]
-    origins, unknown = rename((key for key in tensors if not key.startswith(IGNORED)), _prefixes())
+    prefixes = _prefixes() | rpn_convs(tensors, "proposal_generator.rpn_head.conv.conv{}")
+    origins, unknown = rename((key for key in tensors if key not in unused), prefixes)
     state = {ours: tensors[theirs] for ours, theirs in origins.items()}
     modulate(state, origins, path)
     values, refusal = VALUES, None

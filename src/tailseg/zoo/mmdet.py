@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tailseg.errors import UserError
 from tailseg.zoo.checkpoint_files import read_checkpoint
-from tailseg.zoo.conversion import COUNTS, ForeignModel, change, rename, state_dict_of
+from tailseg.zoo.conversion import COUNTS, ForeignModel, change, rename, rpn_convs, state_dict_of
 from tailseg.zoo.deformable import modulate
 from tailseg.zoo.mmdet_config import conventions, read_config
 
@@ -52,7 +52,10 @@ def read_mmdet(path: Path) -> ForeignModel:
     tensors = state_dict_of(content, path, ("state_dict",))
     unused = [key for key in tensors if key.startswith("data_preprocessor.")]  # mean and deviation: see configuration
     cascade = any(key.startswith("roi_head.bbox_head.2.") for key in tensors)
-    origins, unknown = rename(_without(tensors, unused), part_names(3 if cascade else 1))
+    origins, unknown = rename(
+        _without(tensors, unused),
+        part_names(3 if cascade else 1) | rpn_convs(tensors, "rpn_head.rpn_conv.{}.conv"),
+    )
     state = {ours: tensors[theirs] for ours, theirs in origins.items()}
     modulate(state, origins, path)
     change(state, path, COUNTS, lambda counts: _whole_counts(counts, path))

@@ -15,7 +15,7 @@ from tailseg.model.rpn import RATIOS, STRIDES
 
 Config = Mapping[str, Any]
 ROI_LEVELS = STRIDES[:4]
-BATCH_NORMS = ("BN", "SyncBN")
+BATCH_NORMS = ("BN", "SyncBN", "MMSyncBN")
 UPSAMPLING = {  # what the mask head's, a transposed convolution or CARAFE, must be where it is said
     "scale_factor": 2,
     "up_kernel": 5,

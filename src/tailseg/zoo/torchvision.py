@@ -14,7 +14,7 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 from tailseg.errors import UserError
 from tailseg.zoo.checkpoint_files import read_checkpoint
-from tailseg.zoo.conversion import ForeignModel, change, rename, state_dict_of
+from tailseg.zoo.conversion import ForeignModel, change, rename, rpn_convs, state_dict_of
 
 NAME = "maskrcnn_resnet50_fpn"
 PUBLISHED = MaskRCNN_ResNet50_FPN_Weights.COCO_V1
@@ -57,7 +57,7 @@ def read_torchvision(source: str) -> ForeignModel:
         _require_known(source)
         content = read_checkpoint(published_file())
     tensors = state_dict_of(content, path, ("model", "model_state_dict", "state_dict"))
-    origins, unknown = rename(tensors, _prefixes())
+    origins, unknown = rename(tensors, _prefixes() | rpn_convs(tensors, "rpn.head.conv.{}.0"))
     state = {ours: tensors[theirs] for ours, theirs in origins.items()}
     # Their first class is background, ours the last; nothing reads its box and its mask.
     change(state, path, "box_head.classifier.weight", lambda rows: rows.roll(-1, 0))
@@ -123,7 +123,6 @@ def _prefixes() -> dict[str, str]:
     names = {
         "backbone.body": "backbone.net",
         "rpn.head.conv": "rpn.conv",
-        "rpn.head.conv.0.0": "rpn.conv",
         "rpn.head.cls_logits": "rpn.objectness",
         "rpn.head.bbox_pred": "rpn.deltas",
         "roi_heads.box_head.fc6": "stages.0.box_head.fc1",
