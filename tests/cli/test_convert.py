@@ -243,8 +243,8 @@ def test_explain_prints_the_map_and_writes_nothing(shared: Path, tmp_path: Path)
     torch.save(state | {"state_dict": state["state_dict"] | {"neck.fpn_convs.0.bn.weight": torch.ones(8)}}, checkpoint)
     done = tailseg("convert", "mmdet", checkpoint, "--explain")
     assert done.returncode == 1
-    assert "Left over, of norm in the neck:\n  neck.fpn_convs.0.bn.weight\n" in done.stdout
-    assert "left over: 'neck.fpn_convs.0.bn.weight' of norm in the neck" in done.stderr
+    assert "Left over, of norm in some layers of the neck only:\n  neck.fpn_convs.0.bn.weight\n" in done.stdout
+    assert "left over: 'neck.fpn_convs.0.bn.weight' of norm in some layers of the neck only" in done.stderr
     assert list(tmp_path.iterdir()) == [checkpoint]
 
 

@@ -47,6 +47,7 @@ class Layout:
     cascade: bool = False
     agnostic_boxes: bool = False
     agnostic_masks: bool = False
+    neck_norm: bool = False
     rpn_convs: int = 1
     deformable: int = 0  # rows that steer a deformable convolution: 18 of DCNv1, 27 of DCNv2; in the last three stages
     box_convs: int = 0  # with batch norm, before a single layer
@@ -97,8 +98,10 @@ class Layout:
         rows: list[tuple[str, str, tuple[int, ...]]] = []
         for i in range(4):
             shape = (n, self.base * 4 * 2**i, 1, 1)
-            rows += pair(f"neck.lateral_convs.{i}.conv", f"neck.lateral_convs.{i}", shape)
-            rows += pair(f"neck.fpn_convs.{i}.conv", f"neck.output_convs.{i}", (n, n, 3, 3))
+            for part, ours, size in (("lateral_convs", "lateral", shape), ("fpn_convs", "output", (n, n, 3, 3))):
+                own = pair(f"neck.{part}.{i}.conv", f"neck.{ours}_convs.{i}", size)
+                norm = norm_rows(f"neck.{part}.{i}.bn", f"neck.{ours}_norms.{i}", n)
+                rows += own[:1] + norm if self.neck_norm else own
         for i in range(self.rpn_convs):
             theirs = f"rpn_head.rpn_conv.{i}.conv" if self.rpn_convs > 1 else "rpn_head.rpn_conv"
             ours = f"rpn.first_convs.{i}" if i < self.rpn_convs - 1 else "rpn.conv"
@@ -466,6 +469,7 @@ def test_a_single_mask_head_of_a_cascade_is_the_last_stage_s(tmp_path: Path) -> 
 
 LATER: dict[str, tuple[Layout, dict[str, dict[str, Any]]]] = {
     "mask scoring": (small(mask_iou=True), {"mask_iou": {"weight": 0.5, "channels": 8, "width": 32}}),
+    "norm in the neck": (small(neck_norm=True), {"neck": {"norm": True}}),
     "an RPN of three convolutions": (small(rpn_convs=3), {"rpn": {"convs": 3}}),
     "mask scoring of one class": (
         small(mask_iou=True, classes=1, counts=False, logits=1),

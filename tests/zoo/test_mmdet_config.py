@@ -392,6 +392,8 @@ REFUSED = {
     "backbone=dict(type='ResNeSt')": "model.backbone.type = 'ResNeSt'",
     "backbone=dict(type='ResNet', style='tensorflow')": "model.backbone.style = 'tensorflow'",
     "backbone=dict(type='ResNet', norm_cfg=dict(type='GN', num_groups=32))": "model.backbone.norm_cfg.type = 'GN'",
+    "neck=dict(type='FPN', norm_cfg=dict(type='GN', num_groups=32))": "model.neck.norm_cfg.type = 'GN'",
+    "neck=dict(type='FPN', act_cfg=dict(type='ReLU'))": "model.neck.act_cfg.type = 'ReLU'",
     "neck=dict(type='FPN_CARAFE', upsample_cfg=dict(type='carafe'))": "model.neck.type = 'FPN_CARAFE'",
     "roi_head=dict(bbox_head=dict(norm_cfg=dict(type='GN', num_groups=32)))": "bbox_head.norm_cfg.type = 'GN'",
     "roi_head=dict(mask_head=dict(norm_cfg=dict(type='GN', num_groups=32)))": "mask_head.norm_cfg.type = 'GN'",

@@ -9,10 +9,16 @@ from urllib.error import URLError
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN, MaskRCNN_ResNet50_FPN_Weights, maskrcnn_resnet50_fpn
+from torchvision.models.detection import (
+    MaskRCNN,
+    MaskRCNN_ResNet50_FPN_Weights,
+    maskrcnn_resnet50_fpn,
+    maskrcnn_resnet50_fpn_v2,
+)
 from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -174,6 +180,59 @@ def test_same_features_proposals_and_detections(norm, tmp_path):
     model = with_weights(narrow, norm)
     found = assert_same(converted(model, tmp_path), model, at_least=20)
     assert len(found["labels"].unique()) > 2
+
+
+def narrow_v2() -> MaskRCNN:
+    """Every layer of torchvision's version 2, with fewer channels."""
+    body = NarrowResNet(Bottleneck, [3, 4, 6, 3], norm_layer=nn.BatchNorm2d)
+    return MaskRCNN(
+        BackboneWithFPN(
+            body,
+            {f"layer{i + 1}": str(i) for i in range(4)},
+            [32, 64, 128, 256],
+            CHANNELS,
+            norm_layer=nn.BatchNorm2d,
+        ),
+        min_size=SIZE[0],
+        max_size=SIZE[1],
+        rpn_head=RPNHead(CHANNELS, 3, conv_depth=2),
+        box_head=FastRCNNConvFCHead((CHANNELS, 7, 7), [CHANNELS] * 4, [HIDDEN], norm_layer=nn.BatchNorm2d),
+        box_predictor=FastRCNNPredictor(HIDDEN, CLASSES),
+        mask_head=MaskRCNNHeads(CHANNELS, [CHANNELS] * 4, 1, norm_layer=nn.BatchNorm2d),
+        mask_predictor=MaskRCNNPredictor(CHANNELS, CHANNELS, CLASSES),
+    )
+
+
+def test_version_2(tmp_path):
+    """Batch norm in neck and heads, a box head of convolutions, an RPN of two."""
+    model = with_weights(narrow_v2)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for part in (model.backbone.fpn, model.roi_heads):
+            for norm in part.modules():
+                if isinstance(norm, nn.BatchNorm2d):
+                    norm.running_var.uniform_(0.2, 2, generator=generator)
+                    norm.running_mean.normal_(0, 0.1, generator=generator)
+                    norm.weight.uniform_(0.5, 1.5, generator=generator)
+                    norm.bias.normal_(0, 0.1, generator=generator)
+        for layer in model.rpn.head.conv:  # as initialised, all anchors score alike
+            layer[0].weight.normal_(0, 0.2, generator=generator)
+    ours = converted(model, tmp_path)
+    sections = ours.recipe.model
+    assert (sections.neck.norm, sections.rpn.convs, sections.box_head.convs) == (True, 2, 4)
+    assert sections.mask_head.norm
+    assert_same(ours, model, at_least=10)
+
+
+def test_names_and_shapes_of_version_2_at_full_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(conversion, "save_model", lambda *_, **__: None)
+    state = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None).state_dict()
+    torch.save(state, tmp_path / "m.pth")
+    foreign = read_torchvision(str(tmp_path / "m.pth"))
+    assert not foreign.unknown
+    recipe, labels = convert(foreign, tmp_path / "o.safetensors")
+    assert len(labels) == 90
+    assert (recipe.model.neck.norm, recipe.model.box_head.width) == (True, 1024)
 
 
 def test_the_published_weights_have_no_eps(tmp_path):

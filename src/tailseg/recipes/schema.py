@@ -53,6 +53,8 @@ class NeckRecipe(Section):
     """Feature pyramid network, or feature pyramid grid."""
     channels: int = Field(256, ge=1, le=WIDEST)
     """Channels of P2..P6."""
+    norm: bool = False
+    """FPN: batch norm after each convolution, over all processes."""
     pathways: int = Field(9, ge=1, le=DEEPEST)
     """FPG: pyramids beside each other."""
     deformable: bool = False
@@ -66,6 +68,8 @@ class NeckRecipe(Section):
         if self.kind == "fpn" and extra:
             keys = ", ".join(extra)
             raise ValueError(f"an FPN has no {keys}; set model.neck.kind=fpg, or leave out {keys}")
+        if self.kind == "fpg" and self.norm:
+            raise ValueError("an FPG has batch norm in any case; leave out norm")
         return self
 
 

@@ -60,7 +60,10 @@ def infer_model(state: State, num_classes: int | None, listed: int | None = None
     rows, channels = _shape(state, f"{mask_head}.predictor.weight", 4)[:2]
     model: Values = {
         "backbone": infer_resnet(state),
-        "neck": {"channels": _shape(state, "neck.lateral_convs.0.weight", 4)[0]},
+        "neck": {
+            "channels": _shape(state, "neck.lateral_convs.0.weight", 4)[0],
+            "norm": "neck.output_norms.0.running_mean" in state,
+        },
         "rpn": {"convs": 1 + _count(state, "rpn.first_convs.{}.weight")},
         "box_head": {
             "width": _shape(state, "stages.0.box_head.fc1.weight", 2)[0],

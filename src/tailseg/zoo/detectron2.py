@@ -189,8 +189,9 @@ def _prefixes() -> dict[str, str]:
     for i in range(MOST_CONVS):
         names[f"roi_heads.mask_head.mask_fcn{i + 1}"] = f"stages.0.mask_head.convs.{i}"
     for i in range(4):
-        names[f"backbone.fpn_lateral{i + 2}"] = f"neck.lateral_convs.{i}"
-        names[f"backbone.fpn_output{i + 2}"] = f"neck.output_convs.{i}"
+        for part in ("lateral", "output"):
+            names[f"backbone.fpn_{part}{i + 2}"] = f"neck.{part}_convs.{i}"
+            names[f"backbone.fpn_{part}{i + 2}.norm"] = f"neck.{part}_norms.{i}"
         for block in range(MOST_BLOCKS):
             theirs, ours = f"backbone.bottom_up.res{i + 2}.{block}", f"backbone.net.layer{i + 1}.{block}"
             names[f"{theirs}.shortcut"] = f"{ours}.downsample.0"

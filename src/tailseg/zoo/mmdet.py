@@ -107,8 +107,9 @@ def part_names(stages: int) -> dict[str, str]:
         for block in (f"layer{stage}.{i}" for i in range(MOST_BLOCKS)):
             names[f"backbone.{block}.conv2_offset"] = f"backbone.net.{block}.conv2.conv_offset"
     for level in range(4):
-        for theirs, ours in (("lateral_convs", "lateral_convs"), ("fpn_convs", "output_convs")):
-            names[f"neck.{theirs}.{level}.conv"] = f"neck.{ours}.{level}"
+        for theirs, ours in (("lateral_convs", "lateral"), ("fpn_convs", "output")):
+            names[f"neck.{theirs}.{level}.conv"] = f"neck.{ours}_convs.{level}"
+            names[f"neck.{theirs}.{level}.bn"] = f"neck.{ours}_norms.{level}"
     for stage in range(stages):
         number = f".{stage}" if stages > 1 else ""
         box, mask = f"roi_head.bbox_head{number}", f"roi_head.mask_head{number}"

@@ -98,8 +98,7 @@ def _conventions(config: Config, stages: int) -> Conventions:
     box_heads = _per_stage(roi, "bbox_head", stages)
     mask_heads = _per_stage(roi, "mask_head", stages)
     train, test = (_section(model, name) or _section(config, name) for name in ("train_cfg", "test_cfg"))
-    upsampling = _section(_section(model, "neck"), "upsample_cfg").get("mode")
-    _require("model.neck.upsample_cfg.mode", upsampling, ("nearest",))
+    _neck(_section(model, "neck"))
     pixels, blue_first = _pixels(config, model)
     values = {
         "model": {
@@ -156,6 +155,12 @@ def _refuse_other_norms(part: Config, where: str) -> None:
     norm = _section(part, "norm_cfg")
     _require(f"{where}.norm_cfg.type", norm.get("type"), BATCH_NORMS)
     _require(f"{where}.norm_cfg.eps", norm.get("eps"), (1e-5,))
+
+
+def _neck(neck: Config) -> None:
+    _refuse_other_norms(neck, "model.neck")
+    _require("model.neck.act_cfg.type", _section(neck, "act_cfg").get("type"), ())
+    _require("model.neck.upsample_cfg.mode", _section(neck, "upsample_cfg").get("mode"), ("nearest",))
 
 
 def _backbone(backbone: Config) -> dict[str, Any]:

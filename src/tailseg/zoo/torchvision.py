@@ -1,4 +1,4 @@
-"""Mask R-CNN R50-FPN (version 1) of torchvision."""
+"""Mask R-CNN R50-FPN of torchvision, versions 1 and 2."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tailseg.zoo.checkpoint_files import read_checkpoint
 from tailseg.zoo.conversion import ForeignModel, change, rename, rpn_convs, state_dict_of
 
 NAME = "maskrcnn_resnet50_fpn"
+CONVS = 4  # of the mask head, and of version 2's box head
 PUBLISHED = MaskRCNN_ResNet50_FPN_Weights.COCO_V1
-CONVS = 4  # of the mask head
 PATIENCE = 30.0  # seconds without an answer after which a download fails
 VALUES: dict[str, Any] = {
     "model": {
@@ -114,7 +114,7 @@ def _require_known(name: str) -> None:
         others = [known for known in list_models(include="maskrcnn*") if known != NAME]
         raise UserError(
             f"{name}: is neither a file nor the name of a model that is converted; there is {NAME} "
-            f"({', '.join(others)} has another architecture)"
+            f"(of {', '.join(others)} give the state dict, saved in a file)"
         )
 
 
@@ -126,6 +126,7 @@ def _prefixes() -> dict[str, str]:
         "rpn.head.cls_logits": "rpn.objectness",
         "rpn.head.bbox_pred": "rpn.deltas",
         "roi_heads.box_head.fc6": "stages.0.box_head.fc1",
+        f"roi_heads.box_head.{CONVS + 1}": "stages.0.box_head.fc1",  # version 2's, behind convolutions and flattening
         "roi_heads.box_head.fc7": "stages.0.box_head.fc2",
         "roi_heads.box_predictor.cls_score": "stages.0.box_head.classifier",
         "roi_heads.box_predictor.bbox_pred": "stages.0.box_head.regressor",
@@ -133,10 +134,13 @@ def _prefixes() -> dict[str, str]:
         "roi_heads.mask_predictor.mask_fcn_logits": "stages.0.mask_head.predictor",
     }
     for level in range(4):
-        for theirs, ours in (("inner_blocks", "lateral_convs"), ("layer_blocks", "output_convs")):
-            names[f"backbone.fpn.{theirs}.{level}"] = f"neck.{ours}.{level}"
-            names[f"backbone.fpn.{theirs}.{level}.0"] = f"neck.{ours}.{level}"
+        for theirs, ours in (("inner_blocks", "lateral"), ("layer_blocks", "output")):
+            names[f"backbone.fpn.{theirs}.{level}"] = f"neck.{ours}_convs.{level}"
+            names[f"backbone.fpn.{theirs}.{level}.0"] = f"neck.{ours}_convs.{level}"
+            names[f"backbone.fpn.{theirs}.{level}.1"] = f"neck.{ours}_norms.{level}"
     for i in range(CONVS):
-        names[f"roi_heads.mask_head.{i}.0"] = f"stages.0.mask_head.convs.{i}"
+        for head in ("box_head", "mask_head"):
+            names[f"roi_heads.{head}.{i}.0"] = f"stages.0.{head}.convs.{i}"
+            names[f"roi_heads.{head}.{i}.1"] = f"stages.0.{head}.norms.{i}"
         names[f"roi_heads.mask_head.mask_fcn{i + 1}"] = f"stages.0.mask_head.convs.{i}"
     return names
