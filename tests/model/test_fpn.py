@@ -2,6 +2,7 @@
 
 import torch
 from tiny import made
+from torch import nn
 
 from tailseg.model.fpn import FPN
 
@@ -43,3 +44,23 @@ def test_coarse_levels_are_added_to_finer_ones():
 def test_no_images():
     pyramid = made(FPN, (2, 2, 2, 2), channels=3)([torch.zeros(0, 2, 16 >> i, 16 >> i) for i in range(4)])
     assert [tuple(p.shape[:2]) for p in pyramid] == [(0, 3)] * 5
+
+
+def test_norm_follows_every_convolution():
+    torch.manual_seed(0)
+    neck = made(FPN, (3, 4, 5, 6), channels=2, norm=True).double()
+    assert all(conv.bias is None for conv in (*neck.lateral_convs, *neck.output_convs))
+    features = [torch.randn(2, 3 + i, 16 >> i, 16 >> i, dtype=torch.float64) for i in range(4)]
+
+    def normed(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+        maps = conv(x)
+        mean, var = maps.mean((0, 2, 3), keepdim=True), maps.var((0, 2, 3), correction=0, keepdim=True)
+        return (maps - mean) / (var + 1e-5).sqrt()
+
+    merged = [normed(conv, x) for conv, x in zip(neck.lateral_convs, features, strict=True)]
+    for i in (3, 2, 1):
+        merged[i - 1] = merged[i - 1] + merged[i].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    expected = [normed(conv, x) for conv, x in zip(neck.output_convs, merged, strict=True)]
+    pyramid = neck.train()(features)
+    for own, plain in zip(pyramid, [*expected, expected[3][:, :, ::2, ::2]], strict=True):
+        torch.testing.assert_close(own, plain, rtol=1e-9, atol=1e-9)

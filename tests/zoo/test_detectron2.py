@@ -14,11 +14,12 @@ import yaml
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import Bottleneck, ResNet
-from torchvision.ops import FrozenBatchNorm2d, deform_conv2d, roi_align
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, deform_conv2d, roi_align
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from tailseg.errors import UserError
 from tailseg.predict import Model, load
@@ -166,11 +167,16 @@ def names_of(blocks: Sequence[int]) -> dict[str, str]:
     for level in range(4):
         names[f"backbone.fpn.inner_blocks.{level}.0"] = f"backbone.fpn_lateral{level + 2}"
         names[f"backbone.fpn.layer_blocks.{level}.0"] = f"backbone.fpn_output{level + 2}"
-        names[f"roi_heads.mask_head.{level}.0"] = f"roi_heads.mask_head.mask_fcn{level + 1}"
+        for kind, part in (("inner_blocks", "lateral"), ("layer_blocks", "output")):
+            names[f"backbone.fpn.{kind}.{level}.1"] = f"backbone.fpn_{part}{level + 2}.norm"
+        for kind, part in (("mask_head", "mask_fcn"), ("box_head", "conv")):
+            names[f"roi_heads.{kind}.{level}.0"] = f"roi_heads.{kind}.{part}{level + 1}"
+            names[f"roi_heads.{kind}.{level}.1"] = f"roi_heads.{kind}.{part}{level + 1}.norm"
     return names | {
         "rpn.head.cls_logits": "proposal_generator.rpn_head.objectness_logits",
         "rpn.head.bbox_pred": "proposal_generator.rpn_head.anchor_deltas",
         "roi_heads.box_head.fc6": "roi_heads.box_head.fc1",
+        "roi_heads.box_head.5": "roi_heads.box_head.fc1",
         "roi_heads.box_head.fc7": "roi_heads.box_head.fc2",
         "roi_heads.box_predictor.cls_score": "roi_heads.box_predictor.cls_score",
         "roi_heads.box_predictor.bbox_pred": "roi_heads.box_predictor.bbox_pred",
@@ -332,6 +338,31 @@ def test_an_rpn_of_two_convolutions(tmp_path: Path) -> None:
     model.eval()
     ours = converted(save_pth(state_of(model), tmp_path))
     assert ours.recipe.model.rpn.convs == 2
+    assert_same(ours, model, PUBLISHED)
+
+
+def test_batch_norm_and_convolutions_in_the_heads(tmp_path: Path) -> None:
+    """The baselines of 100 to 400 epochs: norm in neck and heads, four convolutions and one layer in the box head."""
+    model = model_of(PUBLISHED)
+    widths = [256 // NARROW * 2**i for i in range(4)]
+    model.backbone.fpn = FeaturePyramidNetwork(widths, CHANNELS, LastLevelMaxPool(), norm_layer=nn.BatchNorm2d)
+    heads = model.roi_heads
+    heads.box_head = FastRCNNConvFCHead((CHANNELS, 7, 7), [CHANNELS] * 4, [HIDDEN], norm_layer=nn.BatchNorm2d)
+    heads.mask_head = MaskRCNNHeads(CHANNELS, [CHANNELS] * 4, 1, norm_layer=nn.BatchNorm2d)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for part in (model.backbone.fpn, heads):
+            for norm in part.modules():
+                if isinstance(norm, nn.BatchNorm2d):
+                    norm.running_var.uniform_(0.2, 2, generator=generator)
+                    norm.running_mean.normal_(0, 0.1, generator=generator)
+                    norm.bias.normal_(0, 0.1, generator=generator)
+        for layer in model.backbone.fpn.inner_blocks:
+            layer[0].weight /= 10
+    model.eval()
+    ours = converted(save_pth(state_of(model), tmp_path))
+    sections = ours.recipe.model
+    assert (sections.neck.norm, sections.box_head.convs, sections.mask_head.norm) == (True, 4, True)
     assert_same(ours, model, PUBLISHED)
 
 
@@ -684,7 +715,6 @@ def test_arrays_of_half_precision(published: MaskRCNN, tmp_path: Path) -> None:
         ("roi_heads.keypoint_head.conv_fcn1.weight", (4, 4), "a keypoint head"),
         ("backbone.bottom_up.res4.0.se.weight", (18, 4, 3, 3), "another backbone than ResNet and ResNeXt"),
         ("backbone.fpn_lateral6.weight", (4, 4, 1, 1), "another neck than FPN"),
-        ("backbone.fpn_lateral2.norm.weight", (4,), "norm in some layers of the neck only, or group norm"),
     ],
 )
 def test_left_over_tensors_are_named(
@@ -694,6 +724,14 @@ def test_left_over_tensors_are_named(
     with pytest.raises(UserError) as caught:
         convert(read_detectron2(path), tmp_path / "o.safetensors", categories=class_names(tmp_path))
     assert str(caught.value).startswith(f"{path}: tensors are left over: '{theirs}' of {part};")
+
+
+def test_group_norm_is_refused(published: MaskRCNN, tmp_path: Path) -> None:
+    path = save_pth(state_of(published) | {"backbone.fpn_lateral2.norm.weight": torch.zeros(4)}, tmp_path)
+    with pytest.raises(
+        UserError, match=r"model_final\.pth: '.*fpn_lateral2\.norm\.weight' has no running mean"
+    ):
+        convert(read_detectron2(path), tmp_path / "o.safetensors", categories=class_names(tmp_path))
 
 
 def test_missing_tensors_are_named(published: MaskRCNN, tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ EXAMPLES = {
         "sem_seg_head.predictor.weight": "Panoptic FPN",
         "roi_heads.res5.0.conv1.weight": "C4",
         "backbone.fpn_lateral2.norm.weight": "norm in some layers of the neck",
-        "roi_heads.box_head.conv1.norm.weight": "convolutions in the box head",
+        "roi_heads.box_head.conv1.norm.weight": "norm in some layers of a head",
+        "roi_heads.box_head.conv1.bias": "convolutions with norm and one",
     },
     "torchvision": {
         "roi_heads.box_head.9.weight": "another RoI head",

@@ -52,7 +52,7 @@ def convert_torchvision(
     settings: SetOption = None,
     explain: ExplainOption = False,
 ) -> None:
-    """Convert Mask R-CNN R50-FPN (version 1) of torchvision."""
+    """Convert Mask R-CNN R50-FPN of torchvision; version 2 from a state dict."""
     _require_out(out, explain)
     from tailseg.zoo.torchvision import read_torchvision
 

@@ -76,7 +76,7 @@ def read_detectron2(path: Path) -> ForeignModel:
     origins, unknown = rename((key for key in tensors if key not in unused), prefixes)
     state = {ours: tensors[theirs] for ours, theirs in origins.items()}
     modulate(state, origins, path)
-    values, refusal = VALUES, None
+    values, refusal = VALUES, _other_norm(tensors, path)
     try:
         values = _merged(VALUES, _zoo(state, tensors) if config is None else _configured(config, source))
     except UserError as error:
@@ -96,6 +96,14 @@ def read_detectron2(path: Path) -> ForeignModel:
         values=values,
         remarks=[f"{path} {NO_CONFIGURATION}."] if config is None else [],
     )
+
+
+def _other_norm(tensors: Mapping[str, Tensor], path: Path) -> str | None:
+    """The sentence that refuses norm without running statistics."""
+    for key in tensors:
+        if key.endswith(".norm.weight") and key.removesuffix("weight") + "running_mean" not in tensors:
+            return f"{path}: '{key}' has no running mean beside it, as group norm has none; batch norm is converted"
+    return None
 
 
 def _zoo(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -187,7 +195,9 @@ def _prefixes() -> dict[str, str]:
         "roi_heads.mask_head.predictor": "stages.0.mask_head.predictor",
     }
     for i in range(MOST_CONVS):
-        names[f"roi_heads.mask_head.mask_fcn{i + 1}"] = f"stages.0.mask_head.convs.{i}"
+        for theirs, ours in (("mask_head.mask_fcn", "mask_head"), ("box_head.conv", "box_head")):
+            names[f"roi_heads.{theirs}{i + 1}"] = f"stages.0.{ours}.convs.{i}"
+            names[f"roi_heads.{theirs}{i + 1}.norm"] = f"stages.0.{ours}.norms.{i}"
     for i in range(4):
         for part in ("lateral", "output"):
             names[f"backbone.fpn_{part}{i + 2}"] = f"neck.{part}_convs.{i}"
