@@ -16,7 +16,7 @@ ONE_GPU = {
     "schedule.milestones": (),
     "schedule.warmup_steps": 200,
     "data.sampler": "repeat-factor",
-    "data.repeat_threshold": 0.01,  # LVIS's 0.001 repeats nothing in sets of up to 1,000 images
+    "data.repeat_threshold": 0.02,  # LVIS's 0.001 repeats nothing in sets of up to 1,000 images
     "data.colour_jitter": 0.2,
 }
 
