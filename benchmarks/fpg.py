@@ -41,7 +41,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def necks_of(channels: int, device: torch.device) -> dict[str, nn.Module]:
     torch.manual_seed(0)
     necks: dict[str, nn.Module] = {
-        "FPN": FPN(IN_CHANNELS, channels),
+        "FPN": FPN(IN_CHANNELS, channels, norm=False),
         "FPG": FPG(IN_CHANNELS, channels, pathways=9, deformable=False, carafe=False),
         "enhanced FPG": FPG(IN_CHANNELS, channels, pathways=9, deformable=True, carafe=True),
     }

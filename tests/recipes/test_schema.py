@@ -177,6 +177,7 @@ def test_every_section_is_frozen_strict_and_told(kind: type[Section]) -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
+        (lambda: NeckRecipe(kind="fpg", norm=True), "an FPG has batch norm in any case; leave out norm"),
         (lambda: NeckRecipe(pathways=3, carafe=True), "an FPN has no pathways, carafe; set model.neck.kind=fpg, or"),
         (lambda: ScheduleRecipe(milestones=(8, 8)), r"milestones must be rising epochs from 1 on, received \[8, 8\]"),
         (lambda: ScheduleRecipe(milestones=(0, 8)), r"milestones must be rising epochs from 1 on, received \[0, 8\]"),

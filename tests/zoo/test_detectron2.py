@@ -728,9 +728,7 @@ def test_left_over_tensors_are_named(
 
 def test_group_norm_is_refused(published: MaskRCNN, tmp_path: Path) -> None:
     path = save_pth(state_of(published) | {"backbone.fpn_lateral2.norm.weight": torch.zeros(4)}, tmp_path)
-    with pytest.raises(
-        UserError, match=r"model_final\.pth: '.*fpn_lateral2\.norm\.weight' has no running mean"
-    ):
+    with pytest.raises(UserError, match=r"model_final\.pth: '.*fpn_lateral2\.norm\.weight' has no running mean"):
         convert(read_detectron2(path), tmp_path / "o.safetensors", categories=class_names(tmp_path))
 
 
