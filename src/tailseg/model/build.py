@@ -93,7 +93,7 @@ def stored_recipe(recipe: Recipe, detector: Detector) -> Recipe:
 def _build_neck(neck: NeckRecipe, in_channels: Sequence[int]) -> FPN | FPG:
     if neck.kind == "fpn":
         return FPN(in_channels, neck.channels, norm=neck.norm)
-    return FPG(in_channels, **neck.model_dump(exclude={"kind"}))
+    return FPG(in_channels, **neck.model_dump(exclude={"kind", "norm"}))
 
 
 def _build_stage(recipe: Recipe, stage: StageRecipe, num_classes: int, statistics: ClassStatistics | None) -> Stage:
