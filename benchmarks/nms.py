@@ -10,7 +10,8 @@ Ours is `keep_within_levels` and `multiclass_nms`. Named alternatives, timed in 
 - float64: one call of torchvision's NMS for the whole batch, boxes moved apart in float64, as we do it without Triton.
 
 The boxes crowd around objects, so that NMS drops most of them. What ours keeps must be what torchvision's NMS keeps of
-each list on the CPU, and what the others keep is counted against it. Also said, on CUDA: whether `keep_within_levels` waits for the device.
+each list on the CPU, and what the others keep is counted against it. Also said, on CUDA: whether `keep_within_levels`
+waits for the device.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ IMAGE = 1280  # pixels a side
 LAST_LEVEL = 1200  # anchors of P6, all of which go into NMS
 OBJECTS = 40
 LEVEL_IOU = 0.7
-FIND = {"score_threshold": 1e-4, "iou": 0.5, "limit": 300}  # as the recipes for LVIS
+SCORE, CLASS_IOU, LIMIT = 1e-4, 0.5, 300  # as the recipes for LVIS
 
 
 def crowd(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -101,11 +102,14 @@ def detection_ways(options: argparse.Namespace) -> dict[str, Callable[[], Tensor
     scores = logits.softmax(dim=1).to(options.device)
 
     def torchvision() -> Tensor:
-        rows, labels = (scores > FIND["score_threshold"]).nonzero().unbind(1)
-        kept = batched_nms(boxes[rows, 0], scores[rows, labels], labels, FIND["iou"])[: int(FIND["limit"])]
+        rows, labels = (scores > SCORE).nonzero().unbind(1)
+        kept = batched_nms(boxes[rows, 0], scores[rows, labels], labels, CLASS_IOU)[:LIMIT]
         return boxes[rows[kept], 0]
 
-    return {"ours": lambda: multiclass_nms(boxes, scores, **FIND)[0], "torchvision": torchvision}
+    def ours() -> Tensor:
+        return multiclass_nms(boxes, scores, score_threshold=SCORE, iou=CLASS_IOU, limit=LIMIT)[0]
+
+    return {"ours": ours, "torchvision": torchvision}
 
 
 def compare(title: str, ways: Mapping[str, Callable[[], Tensor]], images: int, options: argparse.Namespace) -> Any:
