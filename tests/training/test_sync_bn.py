@@ -40,6 +40,8 @@ TINY = (
     "optimizer={lr: 0.001, reference_batch: 4, clip: 1}",
     "schedule={epochs: 1, milestones: [], warmup_steps: 0}",
     "training.log_steps=1",
+    "training.validation_loss=true",
+    "training.loggers=[csv]",
 )
 # From row 8 on, in whole runs: each batch norm of a pathway waits for the other process twice a step.
 NARROW_NECK = ("model.neck.pathways=2",)
@@ -91,6 +93,10 @@ def test_runs_of_two_processes_are_resumed_exactly(row: str, launched: Path) -> 
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 2 * EPOCH + 1))
     assert all(math.isfinite(row["loss"]) for row in rows if "loss" in row)
+    # Both measure their share of the validation images; one of them logs.
+    (losses,) = (row["validation"] for row in rows if "metrics" in row)
+    assert losses["loss"] == pytest.approx(sum(value for name, value in losses.items() if name != "loss"))
+    assert len((whole / "csv" / "metrics.csv").read_text().splitlines()) == 1 + 2 * EPOCH + 1  # with a head
     assert f"from step {EPOCH} on" in said["resume", parts.name]
     for name in ("last.safetensors", "trainer.safetensors"):
         ours, theirs = load_file(parts / name), load_file(whole / name)

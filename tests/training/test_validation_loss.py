@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import SMALL_RECIPE, command, finished, options
+from tiny import SMALL_RECIPE
 from torch import Tensor, nn
 
 from tailseg.data.dataset import DetectionDataset
@@ -194,17 +194,3 @@ def test_it_may_be_switched_on_when_a_run_goes_on(data: DataSplits, tmp_path: Pa
     train(more, data, tmp_path / "run", resume=True, show=False)
     assert ["validation" in row for row in evaluations(tmp_path / "run")] == [False, True]
     assert (tmp_path / "run" / "csv" / "metrics.csv").is_file()
-
-
-@pytest.mark.slow
-def test_two_processes(folder: Path, tmp_path: Path) -> None:
-    """Both measure their share; one of them logs."""
-    settings = options((*SETTINGS, "training.validation_loss=true", "training.loggers=[csv]", "schedule.epochs=1"))
-    arguments = ("train", "demo/seesaw", "--data", folder, "--out", tmp_path / "run", "--device", "cpu", "--quiet")
-    done = finished(command(*arguments, "--devices", 2, *settings))
-    assert done.returncode == 0, done.stderr
-    (row,) = evaluations(tmp_path / "run")
-    names = [name for name in row["validation"] if name != "loss"]
-    assert row["validation"]["loss"] == pytest.approx(sum(row["validation"][name] for name in names))
-    table = (tmp_path / "run" / "csv" / "metrics.csv").read_text().splitlines()
-    assert len(table) == 1 + 1 + 1  # a head, the last step of three, the evaluation

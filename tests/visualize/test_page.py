@@ -50,8 +50,8 @@ def test_no_template_fetches_anything_and_two_have_a_script():
         "macros.html",
         "page.css",
         "page.html",
-        "runs.css",
         "runs.html",
+        "sortable.css",
         "sortable.js",
     }
     assert ours == set(names)

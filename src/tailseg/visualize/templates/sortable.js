@@ -1,5 +1,5 @@
 "use strict";
-// A heading's button sorts the rows of its table; a table's search field hides those of other names.
+// A heading's button sorts the rows of its table; the page's search field hides those of other names.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0], rows = [...body.rows], heads = [...table.tHead.rows[0].cells];
   const value = (row, column) => {
@@ -21,9 +21,13 @@ for (const table of document.querySelectorAll("table.sortable")) {
     heads.forEach((other) => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", descending ? "descending" : "ascending");
   }));
-  const search = document.getElementById(table.dataset.search);
-  search?.addEventListener("input", () => {
+  const search = document.getElementById("search"), shown = document.getElementById("shown");
+  const names = rows.map((row) => row.cells[0].textContent.toLowerCase().replaceAll(" ", "_"));
+  const filter = () => {
     const wanted = search.value.trim().toLowerCase().replaceAll(" ", "_");
-    for (const row of rows) row.hidden = !row.cells[0].textContent.toLowerCase().replaceAll(" ", "_").includes(wanted);
-  });
+    rows.forEach((row, i) => { row.hidden = !names[i].includes(wanted); });
+    shown.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} classes`;
+  };
+  search.addEventListener("input", filter);
+  filter();
 }
