@@ -38,6 +38,7 @@ RUNS = {  # name in the JSON -> script and arguments; --out is added
     "profile-fp32": ("throughput.py", "--device", "cuda", "--profile", "--repeats", "10"),
     "fpg": ("fpg.py", "--device", "cuda", "--precision", "bf16", "--size", "1280", "1280"),
     "losses": ("losses.py", "--device", "cuda"),
+    "nms": ("nms.py", "--device", "cuda", "--repeats", "50"),
     "carafe-fp32": ("carafe.py", "--device", "cuda", "--precision", "fp32"),
     "carafe-bf16": ("carafe.py", "--device", "cuda", "--precision", "bf16"),
     "tsd": ("tsd.py", "--device", "cuda"),

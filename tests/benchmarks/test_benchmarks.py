@@ -300,6 +300,26 @@ def test_finetune(run, tmp_path):
     assert result["bytes_per_view"] > 0
 
 
+def test_nms(run, tmp_path):
+    options = [
+        "--boxes=60",
+        "--rois=20",
+        "--classes=30",
+        "--repeats=1",
+        "--threads=1",
+        "--out",
+        str(tmp_path / "n.json"),
+    ]
+    run("nms", *options)
+    result = json.loads((tmp_path / "n.json").read_text())
+    assert 0 < result["kept"] < 2 * 5 * 60
+    assert result["other_than_list_by_list"] == {"ours": 0, "torchvision": 0, "float64": 0}
+    assert result["same_detections"]
+    assert result["proposals"].keys() == {"ours", "torchvision", "float64"}
+    assert result["detections"].keys() == {"ours", "torchvision"}
+    assert "waits" not in result
+
+
 @pytest.mark.usefixtures("one_process")
 def test_carafe(run, tmp_path):
     options = ["--rois=2", "--channels=8", "--repeats=1", "--threads=1", "--out", str(tmp_path / "c.json")]

@@ -9,7 +9,7 @@ from tiny import made, noise_batch
 from torch import Tensor
 
 from tailseg.model import matching
-from tailseg.model.boxes import keep_within_levels, multiclass_nms, nms_within_groups
+from tailseg.model.boxes import multiclass_nms, nms_within_groups
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.model.roi_features import RoIPooler
@@ -100,15 +100,11 @@ def test_pooling_equals_the_cpu():
     assert pooler([maps.cuda() for maps in pyramid], rois[:0].cuda()).shape == (0, 8, 7, 7)
 
 
-def test_nms_equals_the_cpu():
+def test_nms_in_groups_equals_the_cpu():
     boxes, scores = random_boxes(400, 4), torch.rand(400, generator=torch.Generator().manual_seed(5))
     groups = torch.arange(400) % 7
     on_device = nms_within_groups(boxes.cuda(), scores.cuda(), groups.cuda(), 0.5)
     assert torch.equal(on_device.cpu(), nms_within_groups(boxes, scores, groups, 0.5))
-    valid = torch.arange(400).view(2, 200) % 11 != 0
-    batched, ranks, sizes = boxes.view(2, 200, 4), scores.view(2, 200), [120, 70, 10]
-    on_device = keep_within_levels(batched.cuda(), ranks.cuda(), valid.cuda(), sizes, 0.5)
-    assert torch.equal(on_device.cpu(), keep_within_levels(batched, ranks, valid, sizes, 0.5))
 
 
 def test_best_per_class_equals_the_cpu():
@@ -146,7 +142,7 @@ def test_step_in_bfloat16_is_finite():
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def test_step_waits_for_nothing_but_nms():
+def test_step_waits_for_nothing():
     model, batch = detector().cuda().train(), scene().to("cuda")
 
     def step() -> None:
@@ -160,11 +156,7 @@ def test_step_waits_for_nothing_but_nms():
             step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    waits = {w.filename for w in caught if "synchronizing CUDA operation" in str(w.message)}
-    # torchvision's NMS gives a list whose length only the device knows.
-    assert all(name.endswith(("tailseg/model/boxes.py", "torchvision/ops/boxes.py", "_ops.py")) for name in waits), (
-        waits
-    )
+    assert not {(w.filename, w.lineno) for w in caught if "synchronizing CUDA operation" in str(w.message)}
 
 
 def test_detections_equal_the_cpu():

@@ -225,7 +225,10 @@ def test_no_detection_is_a_normal_case():
     assert found[0].masks.shape == (0, 28, 28)
 
 
-def test_unused_proposals_give_no_detections(monkeypatch):
+@pytest.mark.parametrize("form", ["cpu", "device"])
+def test_unused_proposals_give_no_detections(form, monkeypatch):
+    if form == "device":
+        monkeypatch.setattr(detector_module, "rows_to_compute", lambda valid: torch.arange(valid.numel()))
     detector = small_detector().eval()
     detector.score_threshold = 0.0
     boxes = torch.tensor([[0.0, 0, 30, 40], [50, 20, 90, 60]]).repeat(2, 1, 1)
@@ -235,6 +238,16 @@ def test_unused_proposals_give_no_detections(monkeypatch):
     found = detector.detect(small_batch())
     assert [len(f) for f in found] == [5, 0]  # a box for every class
     assert found[0].boxes[:, 0].max() < 60  # image files are twice as large; the unused box starts at 100
+
+
+def test_the_form_for_devices_gives_the_same_detections(monkeypatch):
+    expected = small_detector().eval().detect(small_batch())
+    monkeypatch.setattr(detector_module, "rows_to_compute", lambda valid: torch.arange(valid.numel()))
+    for ours, theirs in zip(small_detector().eval().detect(small_batch()), expected, strict=True):
+        assert len(ours) > 0
+        assert torch.equal(ours.labels, theirs.labels)
+        torch.testing.assert_close(ours.boxes, theirs.boxes, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-4, atol=1e-6)
 
 
 def test_boxes_are_in_pixels_of_the_image_file():

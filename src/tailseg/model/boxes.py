@@ -6,6 +6,7 @@ Boxes are (..., 4) float32 xyxy pixels, width = x2 - x1. Shape letters: N and M 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import nms
+
+from tailseg.layers.triton_support import has_triton
 
 MAX_LOG_SCALE = math.log(1000 / 16)  # |dw|, |dh| beyond this would overflow exp and are clamped
 
@@ -132,12 +135,17 @@ def with_float64(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
+def has_kernels(boxes: Tensor) -> bool:
+    """Return whether NMS of sorted boxes is done by `nms_triton`, which takes float32 on CUDA, or by torchvision."""
+    return boxes.is_cuda and boxes.dtype == torch.float32 and has_triton()
+
+
 def keep_within_levels(boxes: Tensor, scores: Tensor, valid: Tensor, level_sizes: list[int], iou: float) -> Tensor:
     """Mark the proposals that survive NMS within their image and level.
 
     Args:
-        boxes: (B, N, 4), levels one after the other.
-        scores: (B, N).
+        boxes: (B, N, 4), levels one after the other, the best box of a level first.
+        scores: (B, N), falling within a level.
         valid: (B, N) bool; the others are dropped.
         level_sizes: number of proposals of each level, summing to N.
         iou: overlap threshold.
@@ -145,9 +153,20 @@ def keep_within_levels(boxes: Tensor, scores: Tensor, valid: Tensor, level_sizes
     Returns:
         (B, N) bool.
     """
+    if has_kernels(boxes):
+        return _keep_by_kernels(boxes, valid, level_sizes, iou)
     # On CPU many short lists are cheaper than a long one, and their lengths are free to know.
     form = _keep_list_by_list if boxes.device.type == "cpu" else _keep_in_few_calls
     return form(boxes, scores, valid, level_sizes, iou)
+
+
+def _keep_by_kernels(
+    boxes: Tensor, valid: Tensor, level_sizes: list[int], iou: float, labels: Tensor | None = None
+) -> Tensor:
+    from tailseg.model.nms_triton import keep_sorted
+
+    starts = constant((0, *itertools.accumulate(level_sizes)), boxes.device, torch.int32)
+    return keep_sorted(boxes, valid, starts, level_sizes, iou, labels)
 
 
 def _keep_list_by_list(boxes: Tensor, scores: Tensor, valid: Tensor, level_sizes: list[int], iou: float) -> Tensor:
@@ -201,13 +220,21 @@ def multiclass_nms(
     if min_size is not None:
         scores = torch.where(((boxes[..., 2:] - boxes[..., :2]) > min_size).all(dim=2), scores, -1.0)
     flat = scores.flatten()
-    candidates = int((flat > score_threshold).sum())
-    prefix = min(FIRST_CANDIDATES, candidates)
+    by_kernels = has_kernels(boxes)
+    # The kernels are told which pairs are candidates: counting them waits for the device, so only if too few are kept.
+    candidates = None if by_kernels else int((flat > score_threshold).sum())
+    prefix = min(FIRST_CANDIDATES, flat.shape[0] if candidates is None else candidates)
     while True:
         top, pair = flat.topk(prefix)
         rows, labels = pair // num_classes, pair % num_classes
         pair_boxes = boxes[rows, labels if boxes.shape[1] > 1 else torch.zeros_like(labels)]
-        kept = nms_within_groups(pair_boxes, top, labels, iou)[:limit]
-        if kept.shape[0] == limit or prefix == candidates:
+        if by_kernels:
+            keep = _keep_by_kernels(pair_boxes[None], (top > score_threshold)[None], [prefix], iou, labels[None])
+            kept = keep[0].nonzero().squeeze(1)[:limit]
+        else:
+            kept = nms_within_groups(pair_boxes, top, labels, iou)[:limit]
+        if candidates is None and kept.shape[0] < limit:
+            candidates = int((flat > score_threshold).sum())
+        if candidates is None or kept.shape[0] == limit or prefix >= candidates:
             return pair_boxes[kept], top[kept], labels[kept], rows[kept]
         prefix = min(prefix * 4, candidates)

@@ -268,10 +268,15 @@ class Detector(nn.Module):
         decoded, scores = self.predict_boxes(
             features, torch.cat([image.unsqueeze(1).to(boxes), boxes], dim=1), image_sizes
         )
-        found: list[tuple[Tensor, ...]] = []
-        for i in range(len(image_sizes)):
-            own = (image == i) & valid
-            found.append(self.select_detections(decoded[own], scores[own], wanted=wanted))
+        scores = torch.where(valid.unsqueeze(1), scores, -1.0)
+        if len(rows) == proposals.valid.numel():  # on a device, where picking the valid ones would wait for it
+            counts = [num_samples] * len(image_sizes)
+        else:
+            counts = image.bincount(minlength=len(image_sizes)).tolist()
+        found = [
+            self.select_detections(*own, wanted=wanted)
+            for own in zip(decoded.split(counts), scores.split(counts), strict=True)
+        ]
         return [f[0] for f in found], [f[1] for f in found], [f[2] for f in found]
 
     def predict_boxes(self, features: ImageFeatures, rois: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
