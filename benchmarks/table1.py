@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -38,6 +39,7 @@ from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.sources import SYNTHETIC, open_source
 
 BASELINE = "cross-entropy"
+RFS = "-rfs"
 ALL = ("--max-dets", "300", "--fixed-ap")  # 2.5 detections a class and image: none is crowded out
 STEPS = (  # from one row to the next: what each part of Seesaw Loss is worth
     ("cosine", "cross-entropy"),
@@ -66,7 +68,7 @@ def methods(train: Annotations) -> dict[str, Method]:
     shares = np.cumsum([200, 412, 334]) / 1203
     thresholds = [int(instances[round(share * len(instances))]) for share in shares]
     normalized = "classifier.normalized=true"
-    return {
+    core = {
         "cross-entropy": Method("Cross-entropy"),
         "cosine": Method("Cross-entropy, normalised", (normalized,)),
         "eql": Method("EQL", ("classifier.loss=eql", f"classifier.threshold={(common + 0.5) / images:.6g}")),
@@ -74,6 +76,16 @@ def methods(train: Annotations) -> dict[str, Method]:
         "seesaw": Method("Seesaw", recipe="demo/seesaw"),
         "seesaw-q2": Method("Seesaw with q = 2", ("classifier.q=2",), recipe="demo/seesaw"),
         "seesaw-linear": Method("Seesaw, linear classifier", ("classifier.normalized=false",), recipe="demo/seesaw"),
+    }
+    # Classes in less than 2 % of the images are repeated, as in rare.py; no more steps than with the random sampler.
+    sampling = ("data.sampler=repeat-factor", "data.repeat_threshold=0.02", f"data.epoch_images={len(train)}")
+    repeated = {
+        f"{name}{RFS}": replace(
+            core[name], title=f"{core[name].title}, RFS", settings=(*core[name].settings, *sampling)
+        )
+        for name in ("cross-entropy", "cosine", "eql", "seesaw-p0", "seesaw")
+    }
+    return core | {
         "eql-v2": Method("EQL v2", ("classifier.loss=eql-v2",)),
         "group-softmax": Method(
             "Balanced group softmax", ("classifier.loss=group-softmax", f"classifier.thresholds={thresholds}")
@@ -85,6 +97,7 @@ def methods(train: Annotations) -> dict[str, Method]:
         "logit-adjustment": Method("Balanced softmax", ("classifier.loss=logit-adjustment",)),
         "focal": Method("Focal loss", ("classifier.loss=focal",)),
         "tau-norm": Method("Cross-entropy, tau-norm", ("test.tau_norm=1",), tested_from="cross-entropy"),
+        **repeated,
     }
 
 
