@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from tailseg.losses import seesaw_kernels
-from tailseg.losses.seesaw_kernels import fused_seesaw, plain_seesaw, seesaw_losses, soft_seesaw, triton_seesaw
+from tailseg.losses.seesaw_kernels import (
+    fused_parts,
+    fused_seesaw,
+    plain_parts,
+    plain_seesaw,
+    seesaw_losses,
+    soft_seesaw,
+    triton_seesaw,
+)
 
 EPS = 1e-2
 interpreted = pytest.mark.skipif(
@@ -240,3 +248,32 @@ def test_soft_labels_with_huge_logits(q):
     torch.testing.assert_close(losses.double(), exact, rtol=1e-6, atol=2e-3)
     torch.testing.assert_close(grad.double(), exact_grad, rtol=1e-2, atol=2e-3)
     assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("q", [0.0, 2.0])
+def test_objectness_beside_the_classes_is_that_of_separate_losses(q):
+    logits, labels, strengths, upstream = case(40, rows=9)
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.cat([logits, torch.randn(9, 2, generator=generator) * 4], dim=1)
+    labels[::3] = 40  # background
+    both = torch.stack([upstream, upstream.flip(0)])
+    both[0, ::3] = 0  # background has no loss among the classes
+
+    def parts(way, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        leaf = logits.to(dtype).requires_grad_()
+        losses, judged = way(leaf, labels, strengths.to(dtype), q, EPS)
+        (grad,) = torch.autograd.grad((losses * both[0]).sum() + (judged * both[1]).sum(), leaf)
+        return losses.detach(), judged.detach(), grad
+
+    found, exact = parts(fused_parts, torch.float32), parts(plain_parts, torch.float64)
+    for one, other in zip(found, exact, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one.double(), other, rtol=2e-5, atol=2e-6)
+
+
+def test_second_derivatives_with_objectness():
+    logits, labels, strengths, _ = case(5, rows=4, scale=1.0)
+    leaf = torch.cat([logits, logits[:, :2].flip(0)], dim=1).double().requires_grad_()
+    labels[1] = 5
+    assert torch.autograd.gradgradcheck(lambda z: fused_parts(z, labels, strengths.double(), 0.0, EPS), leaf)
+    assert torch.autograd.gradcheck(lambda z: fused_parts(z, labels, strengths.double(), 0.0, EPS), leaf)

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from tailseg.losses.classification import Classification, at_least_float32, mean_over_valid, one_hot
+from tailseg.losses.classification import Classification, one_hot
 from tailseg.losses.inputs import FlatTargets, flat_targets, require_labels
-from tailseg.losses.seesaw_kernels import seesaw_losses, soft_seesaw
+from tailseg.losses.seesaw_kernels import seesaw_losses, seesaw_parts, soft_seesaw
 
 
 def log_seesaw_factors(
@@ -288,17 +287,15 @@ class SeesawClassification(Classification):
         """
         self.check_inputs(logits, labels, valid)
         counted = valid & (labels < self.seesaw.num_classes)
-        own = labels.clamp(max=self.seesaw.num_classes - 1)
         if self.training:
-            self.seesaw._add(own, counted)
-        # Split and not sliced: the gradients of the parts are then put together in one go.
-        classes, pair = logits.split([self.seesaw.num_classes, self.num_logits - self.seesaw.num_classes], dim=1)
-        losses = self.seesaw._hard_losses(classes, own)
-        result = {"classes": (losses * counted).sum() / valid.sum().clamp(min=1)}
-        if self.objectness:
-            is_background = (labels == self.num_classes).long()
-            judged = F.cross_entropy(at_least_float32(pair), is_background, reduction="none")
-            result["objectness"] = mean_over_valid(judged, valid)
+            self.seesaw._add(labels.clamp(max=self.seesaw.num_classes - 1), counted)
+        strengths = self.seesaw._strengths(logits)
+        losses, judged = seesaw_parts(logits, labels, strengths, self.seesaw.q, self.seesaw.eps)
+        number = valid.sum().clamp(min=1)
+        # Weighed and not selected: a loss that is not a number is to be seen, not dropped.
+        result = {"classes": losses.dot(counted.to(losses.dtype) / number)}
+        if judged is not None:
+            result["objectness"] = judged.dot(valid.to(judged.dtype) / number)
         return result
 
     def scores(self, logits: Tensor) -> Tensor:
