@@ -110,11 +110,10 @@ def test_classes_ruled_out_by_minus_infinity():
     torch.testing.assert_close(triton_seesaw(logits, labels, strengths, 0.0, EPS), expected)
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("label", [-1, 5])
-def test_labels_out_of_range_are_refused_by_pytorch(way, label):
+def test_labels_out_of_range_are_refused_by_pytorch(label):
     with pytest.raises((RuntimeError, IndexError)):
-        way(torch.zeros(1, 5), torch.tensor([label]), torch.zeros(5), 0.0, EPS)
+        fused_seesaw(torch.zeros(1, 5), torch.tensor([label]), torch.zeros(5), 0.0, EPS)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -150,8 +149,10 @@ def test_kernels_compile_for_gpus():
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert len(lines) == 8
-    assert all(int(size) > 0 for *_, size in lines)
+    assert len(lines) == 16
+    assert all(int(size) > 0 for *_, size, _ in lines)
+    for name, *_, asserts in lines:
+        assert asserts == ("no-assertion" if name == "_gradient_kernel" else "assertion")
 
 
 def test_second_derivatives():
@@ -211,13 +212,13 @@ def test_cuda_takes_triton_and_nothing_else_does(monkeypatch):
         monkeypatch.setattr(seesaw_kernels, name, lambda *_, name=name: taken.append(name))
 
     class Logits:
-        def __init__(self, is_cuda: bool) -> None:
-            self.is_cuda = is_cuda
+        def __init__(self, is_cuda: bool, dtype: torch.dtype) -> None:
+            self.is_cuda, self.dtype = is_cuda, dtype
 
-    for is_cuda, dtype in ((True, torch.float32), (True, torch.float64), (False, torch.float32)):
-        seesaw_losses(Logits(is_cuda), None, torch.zeros(2, dtype=dtype), 0.0, EPS)
+    for is_cuda, dtype in ((True, torch.bfloat16), (True, torch.float64), (False, torch.float32)):
+        seesaw_losses(Logits(is_cuda, dtype), None, torch.zeros(2), 0.0, EPS)
     monkeypatch.setattr(seesaw_kernels, "has_triton", lambda: False)
-    seesaw_losses(Logits(True), None, torch.zeros(2), 0.0, EPS)
+    seesaw_losses(Logits(True, torch.float32), None, torch.zeros(2), 0.0, EPS)
     assert taken == ["triton_seesaw", "fused_seesaw", "fused_seesaw", "fused_seesaw"]
 
 

@@ -8,7 +8,7 @@ sum more than without it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -68,23 +68,17 @@ def plain_parts(
     Returns:
         Both losses of each sample, the second None where K = C.
     """
-    return _parts(plain_seesaw, logits, labels, strengths, q, eps)
-
-
-def _parts(
-    way: Callable[..., Tensor], logits: Tensor, labels: Tensor, strengths: Tensor, q: float, eps: float
-) -> tuple[Tensor, Tensor | None]:
     classes = len(strengths)
     if logits.shape[1] == classes:
-        return way(logits, labels, strengths, q, eps), None
+        return plain_seesaw(logits, labels, strengths, q, eps), None
     # Split and not sliced: the gradients of the parts are then put together in one go.
     own, pair = logits.split([classes, 2], dim=1)
-    losses = way(own, labels.clamp(max=classes - 1), strengths, q, eps)
+    losses = plain_seesaw(own, labels.clamp(max=classes - 1), strengths, q, eps)
     return losses, F.cross_entropy(pair.to(strengths.dtype), (labels == classes).long(), reduction="none")
 
 
 def _gradient(
-    grads: tuple[Tensor, ...], logits: Tensor, labels: Tensor, strengths: Tensor, q: float, eps: float
+    grads: Sequence[Tensor], logits: Tensor, labels: Tensor, strengths: Tensor, q: float, eps: float
 ) -> Tensor:
     """The gradient computed again from the logits, itself differentiable: for second derivatives and second passes."""
     classes = len(strengths)
@@ -149,27 +143,67 @@ class _FusedSeesaw(torch.autograd.Function):
 
 
 class _TritonSeesaw(torch.autograd.Function):
-    """Keeps four numbers a sample and makes one (N, C) buffer, the gradient."""
+    """Keeps a few numbers a sample and makes one (N, C) buffer, the gradient."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, strengths: Tensor, q: float, eps: float) -> Tensor:
         from tailseg.losses import seesaw_triton
 
-        losses, *kept = seesaw_triton.forward(logits, labels, strengths, q, eps)
-        ctx.save_for_backward(logits, labels, strengths, *kept)
+        made = seesaw_triton.forward(logits, labels, None, strengths, None, q, eps, mean=False)
+        ctx.save_for_backward(logits, labels, strengths, made.kept, made.divisor)
         ctx.options = q, eps
-        return losses
+        return made.losses
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        logits, labels, strengths, *kept = ctx.saved_tensors
+        logits, labels, strengths, kept, divisor = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _gradient(grads, logits, labels, strengths, *ctx.options), None, None, None, None
         from tailseg.losses import seesaw_triton
 
-        result = seesaw_triton.backward(grad, logits, labels, strengths, *kept, *ctx.options)
-        return result, None, None, None, None
+        known = logits, labels, None, strengths, kept, divisor, *ctx.options
+        return seesaw_triton.backward(grads[0], None, *known, mean=False), None, None, None, None
+
+
+class _TritonMeans(torch.autograd.Function):
+    """The means of the same losses, by the kernel that makes these."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        labels: Tensor,
+        valid: Tensor | None,
+        counts: Tensor,
+        p: float,
+        q: float,
+        eps: float,
+        select: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        from tailseg.losses import seesaw_triton
+
+        made = seesaw_triton.forward(logits, labels, valid, counts, p, q, eps, mean=True, select=select)
+        ctx.save_for_backward(logits, labels, valid, made.strengths, made.kept, made.divisor)
+        ctx.options = q, eps
+        return made.class_mean, made.pair_mean if logits.shape[1] > len(counts) else None
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        logits, labels, valid, strengths, kept, divisor = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            share = torch.ones_like(labels, dtype=strengths.dtype) if valid is None else valid.to(strengths.dtype)
+            share = share / divisor
+            upstream = (
+                grads[0] * share * (labels < len(strengths)),
+                grads[1] if grads[1] is None else grads[1] * share,
+            )
+            result = _gradient(upstream, logits, labels, strengths, *ctx.options)
+        else:
+            from tailseg.losses import seesaw_triton
+
+            known = logits, labels, valid, strengths, kept, divisor, *ctx.options
+            result = seesaw_triton.backward(*grads, *known, mean=True)
+        return result, *[None] * 7
 
 
 def fused_seesaw(logits: Tensor, labels: Tensor, strengths: Tensor, q: float, eps: float) -> Tensor:
@@ -189,6 +223,49 @@ def triton_seesaw(logits: Tensor, labels: Tensor, strengths: Tensor, q: float, e
     """Losses (N,) by Triton kernels: CUDA, or any device under ``TRITON_INTERPRET=1``."""
     losses: Tensor = _TritonSeesaw.apply(logits, labels, strengths, q, eps)
     return losses
+
+
+def triton_means(
+    logits: Tensor,
+    labels: Tensor,
+    valid: Tensor | None,
+    counts: Tensor,
+    p: float,
+    q: float,
+    eps: float,
+    *,
+    select: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Means over the valid ones of N >= 1 samples of `plain_parts`; the same devices.
+
+    Args:
+        logits: (N, K) float, not float64.
+        labels: (N,) int64.
+        valid: (N,) bool; None: all are.
+        counts: (C,) samples seen of each class, from which the strengths are made.
+        p: mitigation exponent.
+        q: compensation exponent.
+        eps: floor of the label's own probability in the compensation.
+        select: drop a loss that is not a number where its sample is not valid; else it is seen.
+
+    Returns:
+        The losses over the classes summed over valid samples that are not background, and the judgements (None where
+        K = C) over all valid ones; both divided by the number of the latter, at least 1.
+    """
+    means: tuple[Tensor, Tensor | None] = _TritonMeans.apply(logits, labels, valid, counts, p, q, eps, select)
+    return means
+
+
+def count_labels(labels: Tensor, valid: Tensor | None, counts: Tensor, *, background: bool) -> None:
+    """Add labels (N,) to counts (C,) int64 in place by Triton, where ``valid``; with ``background`` C is no class."""
+    from tailseg.losses import seesaw_triton
+
+    seesaw_triton.count(labels, valid, counts, len(counts) if background else len(counts) - 1)
+
+
+def takes_triton(logits: Tensor) -> bool:
+    """Return whether Triton's kernels are the way for these logits."""
+    return bool(logits.is_cuda and logits.dtype != torch.float64 and has_triton() and not is_watched())
 
 
 def soft_seesaw(logits: Tensor, soft: Tensor, strengths: Tensor, q: float, eps: float) -> Tensor:
@@ -228,17 +305,6 @@ def seesaw_losses(logits: Tensor, labels: Tensor, strengths: Tensor, q: float, e
     """The fastest of the three that will do; arguments of `shifted_logits`, losses (N,)."""
     if is_watched():
         return plain_seesaw(logits, labels, strengths, q, eps)
-    if logits.is_cuda and strengths.dtype == torch.float32 and has_triton():
+    if takes_triton(logits):
         return triton_seesaw(logits, labels, strengths, q, eps)
     return fused_seesaw(logits, labels, strengths, q, eps)
-
-
-def seesaw_parts(
-    logits: Tensor, labels: Tensor, strengths: Tensor, q: float, eps: float
-) -> tuple[Tensor, Tensor | None]:
-    """`plain_parts`, the fastest way."""
-    if is_watched():
-        return plain_parts(logits, labels, strengths, q, eps)
-    if logits.is_cuda and strengths.dtype == torch.float32 and has_triton():
-        return _parts(triton_seesaw, logits, labels, strengths, q, eps)
-    return fused_parts(logits, labels, strengths, q, eps)
