@@ -1,12 +1,11 @@
 """The three ways to the Seesaw losses against each other, and what each promises about memory and derivatives."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from gpu_code import lines_of
 from torch import Tensor
 
 from tailseg.losses import seesaw_kernels
@@ -144,11 +143,7 @@ def test_the_gradient_passed_in_is_left_alone(way):
 
 @interpreted
 def test_kernels_compile_for_gpus():
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    script = Path(__file__).with_name("compile_kernels.py")
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
+    lines = lines_of(Path(__file__).with_name("compile_kernels.py"))
     assert len(lines) == 16
     assert all(int(size) > 0 for *_, size, _ in lines)
     for name, *_, asserts in lines:
