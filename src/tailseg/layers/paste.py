@@ -8,11 +8,14 @@ M side of a grid, h and w the pixels inside a box.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from hotcoco import mask as rle_codec
 from numpy.typing import NDArray
+
+from tailseg.layers.triton_support import has_triton
 
 if TYPE_CHECKING:  # scoring a file needs codes, but not PyTorch with its seconds and its gigabyte
     from torch import Tensor
@@ -42,18 +45,27 @@ def encode_masks(probs: Tensor, boxes: Tensor, image_hw: tuple[int, int]) -> lis
         the code of an empty mask.
     """
     height, width = image_hw
+    if len(probs) and probs.is_cuda and has_triton():
+        from tailseg.layers.paste_triton import changes
+
+        runs = [_between(*changes(probs, boxes, image_hw), height * width)]
+    else:
+        runs = _runs_on_cpu(probs, boxes, image_hw)
+    uncompressed = [{"size": list(image_hw), "counts": counts} for group in runs for counts in group]
+    codes = rle_codec.frPyObjects(uncompressed, *image_hw) if uncompressed else []
+    return [{"size": list(image_hw), "counts": code["counts"].decode("ascii")} for code in codes]
+
+
+def _runs_on_cpu(probs: Tensor, boxes: Tensor, image_hw: tuple[int, int]) -> Iterator[list[list[int]]]:
+    """Run lengths of the masks, some together."""
+    height, width = image_hw
     grids, corners = _padded(probs), _to_float64(boxes)
     sound = np.isfinite(corners).all(axis=1) & (corners[:, :2] < corners[:, 2:]).all(axis=1)
     corners = np.where(sound[:, None], corners, [-2.0, -2.0, -1.0, -1.0])  # outside of any image
     across = _axis_samples(corners[:, 0], corners[:, 2], width, grids.shape[1] - 2)
     down = _axis_samples(corners[:, 1], corners[:, 3], height, grids.shape[1] - 2)
-    uncompressed = [
-        {"size": list(image_hw), "counts": counts}
-        for group in _groups(across.numbers)
-        for counts in _run_lengths(grids[group], across.of(group), down.of(group), image_hw)
-    ]
-    codes = rle_codec.frPyObjects(uncompressed, *image_hw) if uncompressed else []
-    return [{"size": list(image_hw), "counts": code["counts"].decode("ascii")} for code in codes]
+    for group in _groups(across.numbers):
+        yield _run_lengths(grids[group], across.of(group), down.of(group), image_hw)
 
 
 def mask_crop(probs: Tensor, box: Tensor, image_hw: tuple[int, int]) -> tuple[Pixels, tuple[int, int]]:
@@ -194,7 +206,12 @@ def _run_lengths(
     rows = edges[owners[column], place // 2]
     rows[place % 2 == 1] = turn[(top < turn) & (turn < bottom)]
     starts = (across.first[owners] + _positions(across.numbers, owners)) * height + down.first[owners]
-    return _between(starts[column] + rows, owners[column], count, height * width)
+    places, boxes = starts[column] + rows, owners[column]
+    # A column that reaches the image's lower edge runs on into the next one where that begins at the upper edge.
+    twice = np.flatnonzero((places[1:] == places[:-1]) & (boxes[1:] == boxes[:-1]))
+    if len(twice):
+        places, boxes = (np.delete(each, np.concatenate([twice, twice + 1])) for each in (places, boxes))
+    return _between(places, np.bincount(boxes, minlength=count), height * width)
 
 
 def _columns_side_by_side(table: Pixels) -> Pixels:
@@ -229,16 +246,11 @@ def _first_row(
     return top
 
 
-def _between(places: NDArray[np.int64], owners: NDArray[np.int64], count: int, pixels: int) -> list[list[int]]:
-    """Run lengths of ``count`` masks whose pixels change at places that rise inside each mask."""
-    # A column that reaches the image's lower edge runs on into the next one where that begins at the upper edge.
-    twice = np.flatnonzero((places[1:] == places[:-1]) & (owners[1:] == owners[:-1]))
-    if len(twice):
-        places, owners = (np.delete(each, np.concatenate([twice, twice + 1])) for each in (places, owners))
-    ends = np.cumsum(np.bincount(owners, minlength=count)).tolist()
+def _between(places: NDArray[np.int64], numbers: NDArray[np.int64], pixels: int) -> list[list[int]]:
+    """Run lengths of masks whose pixels change at these places, so many in each mask, rising there."""
     steps, at = np.diff(places).tolist(), places.tolist()
     runs = []
-    for begin, end in itertools.pairwise([0, *ends]):
+    for begin, end in itertools.pairwise([0, *np.cumsum(numbers).tolist()]):
         if begin == end:
             runs.append([pixels])
             continue

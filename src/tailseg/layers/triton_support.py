@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:  # the check is asked for where PyTorch need not be loaded
+    from torch import Tensor
 
 INT32 = range(-(2**31), 2**31)
 
@@ -61,6 +62,6 @@ class Launcher:
 
 def _look(value: Tensor | int | float) -> Hashable:
     """What a kernel compiled without specialisation depends on."""
-    if isinstance(value, Tensor):
-        return value.dtype
-    return value in INT32 if isinstance(value, int) else float
+    if isinstance(value, int):
+        return value in INT32
+    return float if isinstance(value, float) else value.dtype
