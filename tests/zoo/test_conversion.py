@@ -24,7 +24,8 @@ from tailseg.recipes.schema import (
     Recipe,
     StageRecipe,
 )
-from tailseg.zoo.architecture import infer_model, infer_resnet
+from tailseg.zoo.architecture import infer_model
+from tailseg.zoo.backbones import infer_resnet
 from tailseg.zoo.conversion import ForeignModel, change, coco_ids, convert, rename, state_dict_of
 
 State = dict[str, Tensor]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tailseg.errors import UserError
 from tailseg.layers.activation_checkpointing import recompute
-from tailseg.model.backbone_edits import make_deformable, move_strides, set_stem_channels
+from tailseg.model.backbone_edits import leave_out_first_pool, make_deformable, move_strides, set_stem_channels
 from tailseg.recipes.backbone_options import reaches_outside
 
 STRIDES = (4, 8, 16, 32)
@@ -30,6 +30,7 @@ class Backbone(nn.Module):
         norm_eps: added to the variance of batch norm; None leaves the network's own.
         stem_channels: of a ResNet with a 7x7 stem; None leaves the network's own.
         stride_in_1x1: move a bottleneck's stride from its 3x3 convolution to the 1x1 one before it.
+        res2net_pool: keep the 3x3 average in the first block of a Res2Net's first stage.
         deformable_stages: of the four stages, counted from 1, those whose convolutions larger than 1x1 are modulated
             deformable ones. At the start they compute what the plain ones would, also with `load_pretrained`.
         checkpointing: for the backward pass keep what goes in and out of the blocks of the trained stages, and compute
@@ -50,6 +51,7 @@ class Backbone(nn.Module):
         norm_eps: float | None,
         stem_channels: int | None,
         stride_in_1x1: bool,
+        res2net_pool: bool,
         deformable_stages: Sequence[int],
         checkpointing: bool,
         options: dict[str, Any] | None,
@@ -75,6 +77,8 @@ class Backbone(nn.Module):
             set_stem_channels(self.net, name, stem_channels)
         if stride_in_1x1:
             move_strides(self.net, name)
+        if not res2net_pool:
+            leave_out_first_pool(self.net, name)
         if norm_eps is not None:
             for norm in _batch_norms(self.net):
                 norm.eps = norm_eps

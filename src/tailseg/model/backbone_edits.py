@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from timm.models.res2net import Bottle2neck
 from timm.models.resnet import Bottleneck
 from torch import nn
 
@@ -44,6 +45,14 @@ def move_strides(net: nn.Module, name: str) -> None:
         )
     for block in blocks:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+
+
+def leave_out_first_pool(net: nn.Module, name: str) -> None:
+    """Make the first block of a Res2Net's first stage pass on its last part as it is, instead of its 3x3 averages."""
+    first = next((block for block in net.modules() if isinstance(block, Bottle2neck)), None)
+    if first is None:
+        raise UserError(f"model.backbone.res2net_pool: '{name}' is no Res2Net; leave it out")
+    first.pool = nn.Identity()
 
 
 def make_deformable(net: nn.Module, name: str, stage: int, parts: Iterable[str]) -> None:

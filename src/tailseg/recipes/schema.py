@@ -38,6 +38,8 @@ class BackboneRecipe(Section):
     """ResNets with a 7x7 stem: its channels; by default the network's own."""
     stride_in_1x1: bool = False
     """ResNets with bottlenecks: a stage's first 1x1 convolution has its stride, not the 3x3 one (the original form)."""
+    res2net_pool: bool = True
+    """Res2Nets: the first block of stage 1 averages its last part over 3x3 cells; those of mmdetection do not."""
     deformable_stages: tuple[int, ...] = Field((), max_length=4)
     """Stages (1 to 4) whose convolutions larger than 1x1 are modulated deformable ones (DCNv2)."""
     checkpointing: bool = False

@@ -144,7 +144,7 @@ def _recipe(foreign: ForeignModel, inferred: Values) -> Recipe:
         for has, says in zip(model["stages"], given, strict=True)
     ]
     backbone = model["backbone"]
-    usual = "channels" not in backbone["options"] and "stem_channels" not in backbone
+    usual = not backbone["options"] and "stem_channels" not in backbone
     values = merge(Recipe(name="").model_dump(mode="json"), inferred)
     values = merge(values, foreign.values)
     values = merge(values, {"classifier": {"loss": loss} | foreign.classifiers.get(loss, {})})
@@ -253,11 +253,15 @@ def _completed(foreign: ForeignModel, wanted: Mapping[str, Tensor]) -> dict[str,
             )
         if state[key].is_complex():
             raise UserError(f"{foreign.path}: '{key}' holds complex numbers; the file is damaged or was edited")
+    storages: set[int] = set()
     for key, like in wanted.items():  # only now: a small file can claim large shapes
         tensor = state[key].float() if state[key].is_floating_point() else state[key]
         if not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{foreign.path}: '{key}' holds values that are not finite; the model had diverged")
-        state[key] = tensor.to(like.dtype)
+        tensor = tensor.to(like.dtype)
+        # Tensors that share memory there get their own here, where each is trained for itself.
+        state[key] = tensor.clone() if tensor.untyped_storage().data_ptr() in storages else tensor
+        storages.add(tensor.untyped_storage().data_ptr())
     return {key: state[key] for key in wanted}
 
 

@@ -13,9 +13,10 @@ from tailseg.errors import UserError
 from tailseg.zoo.checkpoint_files import read_checkpoint
 from tailseg.zoo.conversion import COUNTS, ForeignModel, change, rename, rpn_convs, state_dict_of
 from tailseg.zoo.deformable import modulate
+from tailseg.zoo.mmdet_backbones import backbone_conventions, backbone_names
 from tailseg.zoo.mmdet_config import conventions, read_config
 
-MOST_BLOCKS, MOST_CONVS = 40, 16  # of a stage of the backbone; of a head
+MOST_CONVS = 16  # of a head
 CASCADE_STDS = ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])
 CASCADE = {  # what Cascade Mask R-CNN has otherwise than Mask R-CNN (spec, sections 5, 7 and 12)
     "rpn": {"box_beta": 1 / 9, "inside_image": True, "post_nms_train": 2000},
@@ -54,7 +55,7 @@ def read_mmdet(path: Path) -> ForeignModel:
     cascade = any(key.startswith("roi_head.bbox_head.2.") for key in tensors)
     origins, unknown = rename(
         _without(tensors, unused),
-        part_names(3 if cascade else 1) | rpn_convs(tensors, "rpn_head.rpn_conv.{}.conv"),
+        backbone_names(tensors) | part_names(3 if cascade else 1) | rpn_convs(tensors, "rpn_head.rpn_conv.{}.conv"),
     )
     state = {ours: tensors[theirs] for ours, theirs in origins.items()}
     modulate(state, origins, path)
@@ -78,6 +79,7 @@ def read_mmdet(path: Path) -> ForeignModel:
             classifiers = {"seesaw": said.classifier, "cross-entropy": _without(said.classifier, ("p", "q"))}
             if said.blue_first:
                 change(state, path, "backbone.net.conv1.weight", lambda weight: weight.flip(1))
+    values["model"].setdefault("backbone", {}).update(backbone_conventions(tensors))
     if "roi_head.glbctx_head.convs.0.conv1.weight" in tensors:
         values["model"].setdefault("context", {})["residual"] = True
     return ForeignModel(
@@ -96,16 +98,12 @@ def read_mmdet(path: Path) -> ForeignModel:
 
 
 def part_names(stages: int) -> dict[str, str]:
-    """Their names -> ours."""
+    """Their names, without the backbone's -> ours."""
     names = {
-        "backbone": "backbone.net",
         "rpn_head.rpn_conv": "rpn.conv",
         "rpn_head.rpn_cls": "rpn.objectness",
         "rpn_head.rpn_reg": "rpn.deltas",
     }
-    for stage in range(1, 5):  # of deformable convolutions as the first version of mmcv's layer named them
-        for block in (f"layer{stage}.{i}" for i in range(MOST_BLOCKS)):
-            names[f"backbone.{block}.conv2_offset"] = f"backbone.net.{block}.conv2.conv_offset"
     for level in range(4):
         for theirs, ours in (("lateral_convs", "lateral"), ("fpn_convs", "output")):
             names[f"neck.{theirs}.{level}.conv"] = f"neck.{ours}_convs.{level}"

@@ -16,6 +16,7 @@ from tailseg.model.rpn import RATIOS, STRIDES
 Config = Mapping[str, Any]
 ROI_LEVELS = STRIDES[:4]
 BATCH_NORMS = ("BN", "SyncBN", "MMSyncBN")
+RESNETS = ("ResNet", "ResNeXt", "ResNetV1d", "ResNeSt", "Res2Net")
 UPSAMPLING = {  # what the mask head's, a transposed convolution or CARAFE, must be where it is said
     "scale_factor": 2,
     "up_kernel": 5,
@@ -164,7 +165,8 @@ def _neck(neck: Config) -> None:
 
 
 def _backbone(backbone: Config) -> dict[str, Any]:
-    _require("model.backbone.type", backbone.get("type"), ("ResNet", "ResNeXt"))
+    _require("model.backbone.type", backbone.get("type"), RESNETS)
+    _require("model.backbone.avg_down_stride", backbone.get("avg_down_stride"), (True,))
     _require("model.backbone.style", backbone.get("style"), ("pytorch", "caffe"))
     norm_eval, norm = backbone.get("norm_eval"), _section(backbone, "norm_cfg")
     _require("model.backbone.norm_cfg.type", norm.get("type"), BATCH_NORMS)
