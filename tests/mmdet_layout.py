@@ -43,11 +43,20 @@ class Layout:
     carafe: bool = False
     mask_iou: bool = False
     one_mask_head: bool = False  # of a cascade
+    flow: bool = False  # of masks through a cascade
+    semantic: bool = False  # branch
+    neck_kind: str = "FPN"  # or "FPN_CARAFE", or "FPG" of three pathways
+    group_norm: bool = False  # instead of batch norm
     context: str = ""  # "plain", "norm", "residual" or "residual norm"
 
     def rows(self) -> list[tuple[str, str, tuple[int, ...]]]:
         """(their name, our name, shape) of every tensor."""
-        return [*self._backbone(), *self._neck_and_rpn(), *self._heads(), *self._mask_iou(), *self._context()]
+        rows = [*self._backbone(), *self._neck(), *self._rpn(), *self._heads(), *self._mask_iou(), *self._context()]
+        rows += self._semantic()
+        if not self.group_norm:
+            return rows
+        statistics = ("running_mean", "running_var", "num_batches_tracked")
+        return [(theirs.replace("bn", "gn"), *rest) for theirs, *rest in rows if not theirs.endswith(statistics)]
 
     def _backbone(self) -> list[tuple[str, str, tuple[int, ...]]]:
         rows: list[tuple[str, str, tuple[int, ...]]] = []
@@ -81,15 +90,42 @@ class Layout:
                 inward = 4 * planes
         return rows
 
-    def _neck_and_rpn(self) -> list[tuple[str, str, tuple[int, ...]]]:
+    def _neck(self) -> list[tuple[str, str, tuple[int, ...]]]:
         n = self.neck
         rows: list[tuple[str, str, tuple[int, ...]]] = []
-        for i in range(4):
-            shape = (n, self.base * 4 * 2**i, 1, 1)
+        if self.neck_kind == "FPG":
+            return self._grid()
+        for i in range(5 if self.neck_kind == "FPN_CARAFE" else 4):
+            shape = (n, self.base * 4 * 2**i, 1, 1) if i < 4 else (n, self.base * 32, 3, 3)
             for part, ours, size in (("lateral_convs", "lateral", shape), ("fpn_convs", "output", (n, n, 3, 3))):
                 own = pair(f"neck.{part}.{i}.conv", f"neck.{ours}_convs.{i}", size)
                 norm = norm_rows(f"neck.{part}.{i}.bn", f"neck.{ours}_norms.{i}", n)
                 rows += own[:1] + norm if self.neck_norm else own
+            if self.neck_kind == "FPN_CARAFE" and i < 4:
+                module, ours = f"neck.upsample_modules.{i}", f"neck.upsamplers.{i}"
+                rows += pair(f"{module}.channel_compressor", f"{ours}.compressor", (64, n, 1, 1))
+                rows += pair(f"{module}.content_encoder", f"{ours}.encoder", (100, 64, 3, 3))
+        return rows
+
+    def _grid(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        n = self.neck
+        rows: list[tuple[str, str, tuple[int, ...]]] = []
+        for i in range(4):
+            rows += pair(f"neck.lateral_convs.{i}", f"neck.lateral_convs.{i}", (n, self.base * 4 * 2**i, 1, 1))
+        for s, i in ((s, i) for s in range(3) for i in range(5) if s + i >= 4):
+            terms = [("same_up", 3), ("across_lateral", 1), ("across_skip", 1), ("across_down", 3)][: 4 if i < 4 else 3]
+            for term, side in terms:
+                theirs, ours = f"neck.fpn_transitions.{s}.{i}.{term}", f"neck.pathways.{s}.{i}.{term}"
+                theirs += ".conv" if term == "across_down" else ""
+                rows.append((f"{theirs}.conv.weight", f"{ours}.conv.weight", (n, n, side, side)))
+                rows += norm_rows(f"{theirs}.bn", f"{ours}.norm", n)
+        for i in range(5):
+            rows += pair(f"neck.output_transition.{i}.conv_out.conv", f"neck.output_convs.{i}", (n, n, 3, 3))
+        return rows
+
+    def _rpn(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        n = self.neck
+        rows: list[tuple[str, str, tuple[int, ...]]] = []
         for i in range(self.rpn_convs):
             theirs = f"rpn_head.rpn_conv.{i}.conv" if self.rpn_convs > 1 else "rpn_head.rpn_conv"
             ours = f"rpn.first_convs.{i}" if i < self.rpn_convs - 1 else "rpn.conv"
@@ -124,6 +160,8 @@ class Layout:
             for i in range(4):
                 shape = (self.mask, self.mask if i else self.neck, 3, 3)
                 rows += convolution(f"{mask}.convs.{i}", ours, i, shape, norm=self.mask_norm)
+            if self.flow and t > 0:
+                rows += pair(f"{mask}.conv_res.conv", f"{ours}.flow", (self.mask, self.mask, 1, 1))
             if self.carafe:
                 compressor, encoder = f"{mask}.upsample.channel_compressor", f"{mask}.upsample.content_encoder"
                 rows += pair(compressor, f"{ours}.upsample.compressor", (64, self.mask, 1, 1))
@@ -146,6 +184,17 @@ class Layout:
         rows += pair(f"{theirs}.fcs.0", "mask_iou.fc1", (width, self.mask * 49))
         rows += pair(f"{theirs}.fcs.1", "mask_iou.fc2", (width, width))
         return rows + pair(f"{theirs}.fc_mask_iou", "mask_iou.predictor", (self.classes, width))
+
+    def _semantic(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        if not self.semantic:
+            return []
+        theirs, n = "roi_head.semantic_head", self.neck
+        rows = pair(f"{theirs}.conv_embedding.conv", "semantic.embedding", (n, n, 1, 1))
+        for i in range(5):
+            rows += pair(f"{theirs}.lateral_convs.{i}.conv", f"semantic.lateral_convs.{i}", (n, n, 1, 1))
+        for i in range(4):
+            rows += pair(f"{theirs}.convs.{i}.conv", f"semantic.convs.{i}", (n, n, 3, 3))
+        return rows
 
     def _context(self) -> list[tuple[str, str, tuple[int, ...]]]:
         if not self.context:

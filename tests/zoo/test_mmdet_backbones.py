@@ -1,4 +1,4 @@
-"""Backbones of mmdetection: its names of their tensors, stated here, and features as in plain statements or recordings."""
+"""Backbones of mmdetection: names of their tensors, stated here; features as in plain statements or recordings."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ EXAMPLES = {
         "roi_head.semantic_head.lateral_convs.0.conv.weight": "HTC's semantic branch",
         "roi_head.mask_head.1.conv_res.conv.bias": "HTC's flow of masks",
         "roi_head.feat_relay_head.fc.weight": "SCNet's feature relay",
-        "roi_head.mask_head.convs.0.gn.weight": "group norm",
-        "backbone.layer1.0.gn1.weight": "group norm",
+        "roi_head.semantic_head.convs.0.bn.weight": "norm in HTC's semantic branch",
+        "backbone.layer1.0.gn4.weight": "group norm in some layers only",
         "neck.upsample_modules.0.channel_compressor.weight": "CARAFE in the neck",
         "neck.fpn_convs.0.bn.running_mean": "norm in some layers of the neck",
         "neck.fpn_convs.4.conv.weight": "further levels",
@@ -56,7 +56,7 @@ def test_names_stay_in_order_under_their_part() -> None:
     names = ["what.x", "roi_head.semantic_head.b", "else.y", "roi_head.semantic_head.a"]
     assert by_part("mmdet", names) == {
         UNKNOWN: ["what.x", "else.y"],
-        "HTC's semantic branch": ["roi_head.semantic_head.b", "roi_head.semantic_head.a"],
+        "HTC's semantic branch, on no cascade": ["roi_head.semantic_head.b", "roi_head.semantic_head.a"],
     }
     assert by_part("another project", ["roi_head.semantic_head.b"]) == {UNKNOWN: ["roi_head.semantic_head.b"]}
     assert by_part("mmdet", []) == {}

@@ -16,16 +16,25 @@ from tailseg.model.context import ContextEncoder
 from tailseg.model.detector import Detector, Stage
 from tailseg.model.fpg import FPG
 from tailseg.model.fpn import FPN
+from tailseg.model.fpn_carafe import CarafeFPN
 from tailseg.model.mask_head import MaskHead
 from tailseg.model.mask_iou import MaskIouHead
 from tailseg.model.matching import Matcher
 from tailseg.model.rpn import RPN
+from tailseg.model.semantic import SemanticBranch
 from tailseg.model.tsd import TsdBoxHead
 from tailseg.recipes.classifiers import ClassifierRecipe
-from tailseg.recipes.schema import NeckRecipe, Recipe, StageRecipe
+from tailseg.recipes.model_section import NeckRecipe, StageRecipe
+from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import changed
 
-OF_DETECTOR = {"score_threshold", "nms_iou", "max_detections", "min_size"}  # keys of a recipe's test section
+OF_DETECTOR = {
+    "score_threshold",
+    "nms_iou",
+    "max_detections",
+    "stage_average",
+    "min_size",
+}  # keys of a recipe's test section
 
 
 def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics | None = None) -> Detector:
@@ -50,6 +59,9 @@ def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics
         agnostic = model.mask_head.class_agnostic
         options = model.mask_iou.model_dump(exclude={"weight"})
         mask_iou = MaskIouHead(channels, num_classes, class_agnostic=agnostic, **options)
+    semantic = None
+    if model.semantic.enabled:
+        semantic = SemanticBranch(channels, channels, convs=model.semantic.convs)
     neck = _build_neck(model.neck, backbone.channels)
     detector = Detector(
         backbone,
@@ -60,6 +72,7 @@ def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics
         context_weight=model.context.weight,
         mask_iou=mask_iou,
         mask_iou_weight=model.mask_iou.weight,
+        semantic=semantic,
         **model.roi_pooling.model_dump(),
         pixel_mean=model.pixel_mean,
         pixel_std=model.pixel_std,
@@ -90,9 +103,11 @@ def stored_recipe(recipe: Recipe, detector: Detector) -> Recipe:
     return stored
 
 
-def _build_neck(neck: NeckRecipe, in_channels: Sequence[int]) -> FPN | FPG:
+def _build_neck(neck: NeckRecipe, in_channels: Sequence[int]) -> FPN | FPG | CarafeFPN:
     if neck.kind == "fpn":
         return FPN(in_channels, neck.channels, norm=neck.norm)
+    if neck.kind == "fpn-carafe":
+        return CarafeFPN(in_channels, neck.channels)
     return FPG(in_channels, **neck.model_dump(exclude={"kind", "norm"}))
 
 
@@ -113,10 +128,13 @@ def _build_stage(recipe: Recipe, stage: StageRecipe, num_classes: int, statistic
     if stage.tsd:
         box_head = TsdBoxHead(channels, classification, **options, **recipe.model.tsd.model_dump())
     else:
-        box_head = BoxHead(channels, classification, convs=box.convs, **options)
+        box_head = BoxHead(channels, classification, convs=box.convs, norm=box.norm, **options)
     mask_head = None
     if stage.mask_weight > 0:
-        mask_head = MaskHead(channels, num_classes, **recipe.model.mask_head.model_dump())
+        mask = recipe.model.mask_head
+        flow = mask.flow and stage is not recipe.model.stages[0]
+        keys = mask.model_dump(exclude={"flow", "interleaved"})
+        mask_head = MaskHead(channels, num_classes, flow=flow, **keys)
     second_branch = None
     if recipe.finetune.enabled:
         second_branch = ClassBranch(
@@ -133,6 +151,7 @@ def _build_stage(recipe: Recipe, stage: StageRecipe, num_classes: int, statistic
         second_branch=second_branch,
         weight=stage.weight,
         mask_weight=stage.mask_weight,
+        interleaved=recipe.model.mask_head.interleaved,
     )
 
 

@@ -43,20 +43,18 @@ def infer_model(state: State, num_classes: int | None, listed: int | None = None
     rows, channels = tensor_shape(state, f"{mask_head}.predictor.weight", 4)[:2]
     model: Values = {
         "backbone": infer_backbone(state),
-        "neck": {
-            "channels": tensor_shape(state, "neck.lateral_convs.0.weight", 4)[0],
-            "norm": "neck.output_norms.0.running_mean" in state,
-        },
+        "neck": _neck(state),
         "rpn": {"convs": 1 + count_tensors(state, "rpn.first_convs.{}.weight")},
         "box_head": {
             "width": tensor_shape(state, "stages.0.box_head.fc1.weight", 2)[0],
-            "convs": count_tensors(state, "stages.0.box_head.convs.{}.weight"),
+            **_box_convolutions(state),
             "class_agnostic": tensor_shape(state, "stages.0.box_head.regressor.weight", 2)[0] == 4,
         },
         "mask_head": {
             "channels": channels,
             "convs": count_tensors(state, mask_head + ".convs.{}.weight"),
-            "norm": f"{mask_head}.norms.0.weight" in state,
+            "norm": _norm(state, f"{mask_head}.norms."),
+            "flow": any(".mask_head.flow." in key for key in state),
             "upsample": "carafe" if f"{mask_head}.upsample.encoder.weight" in state else "deconv",
             "class_agnostic": rows == 1 and classes > 1,
         },
@@ -66,8 +64,31 @@ def infer_model(state: State, num_classes: int | None, listed: int | None = None
     return {"model": model, "classifier": {"loss": loss}}, classes
 
 
+def _neck(state: State) -> Values:
+    values: Values = {"channels": tensor_shape(state, "neck.lateral_convs.0.weight", 4)[0]}
+    if any(key.startswith("neck.pathways.") for key in state):
+        pathways = {int(key.split(".")[2]) for key in state if key.startswith("neck.pathways.")}
+        return values | {"kind": "fpg", "pathways": max(pathways) + 1}
+    if any(key.startswith("neck.upsamplers.") for key in state):
+        return values | {"kind": "fpn-carafe"}
+    return values | {"norm": _norm(state, "neck.output_norms.")}
+
+
+def _norm(state: State, beginning: str) -> bool | str:
+    """None, batch norm, or group norm, which has no running statistics."""
+    found = [key for key in state if key.startswith(beginning)]
+    if not found:
+        return False
+    return True if any(key.endswith("running_mean") for key in found) else "group"
+
+
+def _box_convolutions(state: State) -> Values:
+    convs = count_tensors(state, "stages.0.box_head.convs.{}.weight")
+    return {"convs": convs, "norm": _norm(state, "stages.0.box_head.norms.")} if convs else {"convs": 0}
+
+
 def _further_heads(state: State) -> Values:
-    """Recipe values of the mask-IoU head and the context encoder, of those that there are."""
+    """Recipe values of mask-IoU head, semantic branch and context encoder, of those that there are."""
     model: Values = {}
     if "mask_iou.predictor.weight" in state:
         model["mask_iou"] = {
@@ -75,6 +96,8 @@ def _further_heads(state: State) -> Values:
             "channels": tensor_shape(state, "mask_iou.convs.0.weight", 4)[0],
             "width": tensor_shape(state, "mask_iou.fc1.weight", 2)[0],
         }
+    if "semantic.embedding.weight" in state:
+        model["semantic"] = {"enabled": True, "convs": max(count_tensors(state, "semantic.convs.{}.weight"), 1)}
     if "context.classifier.weight" in state:
         model["context"] = {
             "weight": CONTEXT_WEIGHT,

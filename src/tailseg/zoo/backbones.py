@@ -72,6 +72,8 @@ def infer_resnet(state: State) -> Values:
     name = NAMED.get((depth, groups, base_width), f"resnet{depth}")
     if name == f"resnet{depth}" and (groups, base_width) != (1, 64):
         options |= {"cardinality": groups, "base_width": base_width}
+    if not any(key.startswith(PREFIX) and key.endswith("running_mean") for key in state):
+        options["norm_layer"] = "groupnorm"
     values: Values = {"name": name, "options": options}
     if deformable := _deformable_stages(state, depths, "conv2"):
         values["deformable_stages"] = deformable

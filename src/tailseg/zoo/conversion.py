@@ -119,8 +119,11 @@ def plan_of(foreign: ForeignModel, listed: int | None, settings: Sequence[str]) 
         unknown = f" (not understood: {_left_over(foreign, foreign.unknown)})" if foreign.unknown else ""
         raise UserError(f"{foreign.path}: {error}{unknown}") from error
     recipe = override(_recipe(foreign, inferred), settings)
-    with torch.device("meta"):  # shapes alone: nothing is allocated
-        wanted = build_detector(recipe, num_classes).state_dict()
+    try:
+        with torch.device("meta"):  # shapes alone: nothing is allocated
+            wanted = build_detector(recipe, num_classes).state_dict()
+    except UserError as error:
+        raise UserError(f"{foreign.path}: {error}") from error
     return Plan(recipe=recipe, num_classes=num_classes, wanted=wanted)
 
 

@@ -1,7 +1,8 @@
-"""Mask R-CNN, Mask Scoring R-CNN and Cascade Mask R-CNN of mmdetection 2.x and 3.x (spec, section 28)."""
+"""Mask R-CNN, Mask Scoring R-CNN, Cascade Mask R-CNN and HTC of mmdetection 2.x and 3.x (spec, section 28)."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,19 @@ import torch
 from torch import Tensor
 
 from tailseg.errors import UserError
+from tailseg.model.semantic import LEVELS
 from tailseg.zoo.checkpoint_files import read_checkpoint
 from tailseg.zoo.conversion import COUNTS, ForeignModel, change, rename, rpn_convs, state_dict_of
 from tailseg.zoo.deformable import modulate
 from tailseg.zoo.mmdet_backbones import backbone_conventions, backbone_names
-from tailseg.zoo.mmdet_config import conventions, read_config
+from tailseg.zoo.mmdet_config import conventions
+from tailseg.zoo.mmdet_necks import neck_names
+from tailseg.zoo.mmdet_text import read_config
+from tailseg.zoo.standardized import CONVOLUTIONS, standardize
 
 MOST_CONVS = 16  # of a head
+# Mean and deviation, which the configuration says too; stuff and things of each place, which only a loss reads.
+UNUSED = ("data_preprocessor.", "roi_head.semantic_head.conv_logits.")
 CASCADE_STDS = ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])
 CASCADE = {  # what Cascade Mask R-CNN has otherwise than Mask R-CNN (spec, sections 5, 7 and 12)
     "rpn": {"box_beta": 1 / 9, "inside_image": True, "post_nms_train": 2000},
@@ -29,6 +36,10 @@ CASCADE = {  # what Cascade Mask R-CNN has otherwise than Mask R-CNN (spec, sect
 NO_CONFIGURATION = (
     "carries no configuration: what its tensors do not show is taken from mmdetection's published configurations for "
     "LVIS (thresholds, image sizes, pixel mean, normalised layers); fix it with --set where yours differs"
+)
+STANDARDIZED = (
+    "has weight standardisation, which was worked into the weights: detections are the same, but training goes on "
+    "without it"
 )
 
 
@@ -51,7 +62,7 @@ def read_mmdet(path: Path) -> ForeignModel:
             "a pixel wider; convert a checkpoint of 2.x or 3.x"
         )
     tensors = state_dict_of(content, path, ("state_dict",))
-    unused = [key for key in tensors if key.startswith("data_preprocessor.")]  # mean and deviation: see configuration
+    unused = [key for key in tensors if key.startswith(UNUSED)]
     cascade = any(key.startswith("roi_head.bbox_head.2.") for key in tensors)
     origins, unknown = rename(
         _without(tensors, unused),
@@ -66,8 +77,12 @@ def read_mmdet(path: Path) -> ForeignModel:
     classifiers = {"seesaw": {"normalized": True, "q": 2.0}}
     remarks: list[str] = []
     refusal = None
+    standardized: Iterable[str] = ()
     if config is None:
         values["model"] |= CASCADE if cascade else {}
+        if any(".mask_head.flow." in key for key in state):
+            values["model"].setdefault("mask_head", {})["interleaved"] = True
+        standardized = CONVOLUTIONS if re.search("gn[-_+]ws", path.stem) else ()
         remarks.append(f"{path} {NO_CONFIGURATION}")
     else:
         try:
@@ -75,10 +90,13 @@ def read_mmdet(path: Path) -> ForeignModel:
         except UserError as error:
             refusal = f"{path}: {error}"
         else:
-            values = said.values
+            values, standardized = said.values, said.standardized
             classifiers = {"seesaw": said.classifier, "cross-entropy": _without(said.classifier, ("p", "q"))}
             if said.blue_first:
                 change(state, path, "backbone.net.conv1.weight", lambda weight: weight.flip(1))
+    if standardized:
+        standardize(state, standardized)
+        remarks.append(f"{path} {STANDARDIZED}")
     values["model"].setdefault("backbone", {}).update(backbone_conventions(tensors))
     if "roi_head.glbctx_head.convs.0.conv1.weight" in tensors:
         values["model"].setdefault("context", {})["residual"] = True
@@ -99,15 +117,11 @@ def read_mmdet(path: Path) -> ForeignModel:
 
 def part_names(stages: int) -> dict[str, str]:
     """Their names, without the backbone's -> ours."""
-    names = {
+    names = neck_names() | {
         "rpn_head.rpn_conv": "rpn.conv",
         "rpn_head.rpn_cls": "rpn.objectness",
         "rpn_head.rpn_reg": "rpn.deltas",
     }
-    for level in range(4):
-        for theirs, ours in (("lateral_convs", "lateral"), ("fpn_convs", "output")):
-            names[f"neck.{theirs}.{level}.conv"] = f"neck.{ours}_convs.{level}"
-            names[f"neck.{theirs}.{level}.bn"] = f"neck.{ours}_norms.{level}"
     for stage in range(stages):
         number = f".{stage}" if stages > 1 else ""
         box, mask = f"roi_head.bbox_head{number}", f"roi_head.mask_head{number}"
@@ -115,7 +129,7 @@ def part_names(stages: int) -> dict[str, str]:
     if stages == 1:
         return names | _mask_iou_head()
     # A single mask head serves the last stage.
-    return names | _heads("", "roi_head.mask_head", stages - 1) | _context_head()
+    return names | _heads("", "roi_head.mask_head", stages - 1) | _context_head() | _semantic_head()
 
 
 def _heads(box: str, mask: str, stage: int) -> dict[str, str]:
@@ -126,6 +140,7 @@ def _heads(box: str, mask: str, stage: int) -> dict[str, str]:
         f"{mask}.upsample.channel_compressor": f"{ours}.mask_head.upsample.compressor",
         f"{mask}.upsample.content_encoder": f"{ours}.mask_head.upsample.encoder",
         f"{mask}.conv_logits": f"{ours}.mask_head.predictor",
+        f"{mask}.conv_res.conv": f"{ours}.mask_head.flow",
     }
     if box:
         names |= _convolutions(f"{box}.shared_convs", f"{ours}.box_head") | {
@@ -139,9 +154,9 @@ def _heads(box: str, mask: str, stage: int) -> dict[str, str]:
 
 
 def _convolutions(theirs: str, ours: str) -> dict[str, str]:
-    """Convolutions in a row, each with its batch norm if it has one."""
+    """Convolutions in a row, each with its norm if it has one."""
     names = {f"{theirs}.{i}.conv": f"{ours}.convs.{i}" for i in range(MOST_CONVS)}
-    return names | {f"{theirs}.{i}.bn": f"{ours}.norms.{i}" for i in range(MOST_CONVS)}
+    return names | {f"{theirs}.{i}.{norm}": f"{ours}.norms.{i}" for i in range(MOST_CONVS) for norm in ("bn", "gn")}
 
 
 def _mask_iou_head() -> dict[str, str]:
@@ -152,6 +167,14 @@ def _mask_iou_head() -> dict[str, str]:
         f"{theirs}.fcs.1": "mask_iou.fc2",
         f"{theirs}.fc_mask_iou": "mask_iou.predictor",
     }
+
+
+def _semantic_head() -> dict[str, str]:
+    """HTC's, without the prediction that only its own loss reads."""
+    theirs = "roi_head.semantic_head"
+    names = {f"{theirs}.lateral_convs.{level}.conv": f"semantic.lateral_convs.{level}" for level in range(LEVELS)}
+    names |= {f"{theirs}.convs.{i}.conv": f"semantic.convs.{i}" for i in range(MOST_CONVS)}
+    return names | {f"{theirs}.conv_embedding.conv": "semantic.embedding"}
 
 
 def _context_head() -> dict[str, str]:

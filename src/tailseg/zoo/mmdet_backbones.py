@@ -16,9 +16,11 @@ def backbone_names(tensors: Container[str]) -> dict[str, str]:
         tensors: all of their names.
     """
     names = {"backbone": OURS, "backbone.stem": f"{OURS}.conv1", "backbone.stem.7": f"{OURS}.bn1"}
-    for stage in range(1, 5):  # of deformable convolutions as the first version of mmcv's layer named them
-        for block in (f"layer{stage}.{i}" for i in range(MOST_BLOCKS)):
-            names[f"backbone.{block}.conv2_offset"] = f"{OURS}.{block}.conv2.conv_offset"
+    names["backbone.gn1"] = f"{OURS}.bn1"
+    for block in (f"layer{stage}.{i}" for stage in range(1, 5) for i in range(MOST_BLOCKS)):
+        # Of deformable convolutions as the first version of mmcv's layer named them.
+        names[f"backbone.{block}.conv2_offset"] = f"{OURS}.{block}.conv2.conv_offset"
+        names |= {f"backbone.{block}.gn{i}": f"{OURS}.{block}.bn{i}" for i in (1, 2, 3)}
     return names
 
 

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 PARTS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "mmdet": (
         (r"^ema_", "a moving average beside the weights"),
-        (r"\.gn\d?\.", "group norm"),
-        (r"^roi_head\.semantic_head\.", "HTC's semantic branch"),
+        (r"^roi_head\.semantic_head\..*\.(bn|gn)\.", "norm in HTC's semantic branch"),
+        (r"^roi_head\.semantic_head\.", "HTC's semantic branch, on no cascade"),
+        (r"\.gn\d?\.", "group norm in some layers only"),
         (r"^roi_head\.mask_head\.\d+\.conv_res\.", "HTC's flow of masks from stage to stage"),
         (r"^roi_head\.feat_relay_head\.", "SCNet's feature relay"),
         (r"^roi_head\.glbctx_head\.", "a global context of another form than SCNet's on a cascade"),
