@@ -13,10 +13,11 @@ from tailseg.losses import CLASSIFICATIONS, Classification, ClassStatistics
 from tailseg.model.backbone import Backbone
 from tailseg.model.box_head import ROI_SIZE, BoxHead, ClassBranch, RoISampler
 from tailseg.model.context import ContextEncoder
-from tailseg.model.detector import Detector, Stage
+from tailseg.model.detector import Detector, Neck, Stage
 from tailseg.model.fpg import FPG
 from tailseg.model.fpn import FPN
 from tailseg.model.fpn_carafe import CarafeFPN
+from tailseg.model.hrfpn import HRFPN
 from tailseg.model.mask_head import MaskHead
 from tailseg.model.mask_iou import MaskIouHead
 from tailseg.model.matching import Matcher
@@ -103,11 +104,13 @@ def stored_recipe(recipe: Recipe, detector: Detector) -> Recipe:
     return stored
 
 
-def _build_neck(neck: NeckRecipe, in_channels: Sequence[int]) -> FPN | FPG | CarafeFPN:
+def _build_neck(neck: NeckRecipe, in_channels: Sequence[int]) -> Neck:
     if neck.kind == "fpn":
         return FPN(in_channels, neck.channels, norm=neck.norm)
     if neck.kind == "fpn-carafe":
         return CarafeFPN(in_channels, neck.channels)
+    if neck.kind == "hrfpn":
+        return HRFPN(in_channels, neck.channels)
     return FPG(in_channels, **neck.model_dump(exclude={"kind", "norm"}))
 
 

@@ -27,6 +27,7 @@ from tailseg.model.context import ContextEncoder
 from tailseg.model.fpg import FPG
 from tailseg.model.fpn import FPN
 from tailseg.model.fpn_carafe import CarafeFPN
+from tailseg.model.hrfpn import HRFPN
 from tailseg.model.ignored_regions import IgnoredRegions
 from tailseg.model.mask_head import MaskHead, mask_logits, mask_loss, mask_targets
 from tailseg.model.mask_iou import MaskIouHead, mask_iou_loss, mask_iou_targets
@@ -35,6 +36,8 @@ from tailseg.model.rpn import RPN
 from tailseg.model.semantic import SemanticBranch
 from tailseg.model.tsd import TsdBoxHead
 from tailseg.structures import Batch, Proposals, RawDetections
+
+Neck = FPN | FPG | CarafeFPN | HRFPN
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ class Detector(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
-        neck: FPN | FPG | CarafeFPN,
+        neck: Neck,
         rpn: RPN,
         stages: Sequence[Stage],
         *,

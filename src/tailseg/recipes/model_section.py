@@ -33,6 +33,12 @@ class BackboneRecipe(Section):
     """ResNets with bottlenecks: a stage's first 1x1 convolution has its stride, not the 3x3 one (the original form)."""
     res2net_pool: bool = True
     """Res2Nets: the first block of stage 1 averages its last part over 3x3 cells; those of mmdetection do not."""
+    output_norm: bool = False
+    """Swin Transformers and ConvNeXts: layer norm over the channels of each of the four maps."""
+    context_stages: tuple[int, ...] = Field((), max_length=4)
+    """ResNets with bottlenecks: stages (1 to 4) whose blocks end with a global context block (GCNet)."""
+    context_ratio: float = Field(0.25, gt=0, le=1)
+    """Hidden channels of these, as a share of the block's."""
     deformable_stages: tuple[int, ...] = Field((), max_length=4)
     """Stages (1 to 4) whose convolutions larger than 1x1 are modulated deformable ones (DCNv2)."""
     checkpointing: bool = False
@@ -42,10 +48,10 @@ class BackboneRecipe(Section):
 
 
 class NeckRecipe(Section):
-    """`tailseg.model.fpn.FPN`, `tailseg.model.fpn_carafe.CarafeFPN` or `tailseg.model.fpg.FPG`."""
+    """`tailseg.model.fpn.FPN`, `fpn_carafe.CarafeFPN`, `hrfpn.HRFPN` or `fpg.FPG`."""
 
-    kind: Literal["fpn", "fpn-carafe", "fpg"] = "fpn"
-    """Feature pyramid network, the same with CARAFE between its levels, or feature pyramid grid."""
+    kind: Literal["fpn", "fpn-carafe", "hrfpn", "fpg"] = "fpn"
+    """Feature pyramid network, the same with CARAFE between its levels, HRNet's pyramid, or feature pyramid grid."""
     channels: int = Field(256, ge=1, le=WIDEST)
     """Channels of P2..P6."""
     norm: Norm = False
@@ -65,8 +71,8 @@ class NeckRecipe(Section):
             raise ValueError(f"an FPN has no {keys}; set model.neck.kind=fpg, or leave out {keys}")
         if self.kind == "fpg" and self.norm:
             raise ValueError("an FPG has batch norm in any case; leave out norm")
-        if self.kind == "fpn-carafe" and self.norm:
-            raise ValueError("an FPN with CARAFE has no batch norm; leave out norm, or set model.neck.kind=fpn")
+        if self.kind in ("fpn-carafe", "hrfpn") and self.norm:
+            raise ValueError(f"a neck of kind {self.kind} has no norm; leave out norm, or set model.neck.kind=fpn")
         return self
 
 

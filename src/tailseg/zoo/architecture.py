@@ -65,6 +65,8 @@ def infer_model(state: State, num_classes: int | None, listed: int | None = None
 
 
 def _neck(state: State) -> Values:
+    if "neck.reduction.weight" in state:
+        return {"channels": tensor_shape(state, "neck.reduction.weight", 4)[0], "kind": "hrfpn"}
     values: Values = {"channels": tensor_shape(state, "neck.lateral_convs.0.weight", 4)[0]}
     if any(key.startswith("neck.pathways.") for key in state):
         pathways = {int(key.split(".")[2]) for key in state if key.startswith("neck.pathways.")}

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tailseg.errors import UserError
+from tailseg.zoo.backbone_families import infer_family
 
 State = Mapping[str, Tensor]
 Values = dict[str, Any]
@@ -43,6 +44,9 @@ def infer_backbone(state: State) -> Values:
     Raises:
         UserError: it is of no family that is converted, or of another size.
     """
+    other = infer_family(state)
+    if other is not None:
+        return other
     if f"{PREFIX}conv1.0.weight" in state:
         return _deep_stem(state)
     return infer_resnet(state)
@@ -75,7 +79,8 @@ def infer_resnet(state: State) -> Values:
     if not any(key.startswith(PREFIX) and key.endswith("running_mean") for key in state):
         options["norm_layer"] = "groupnorm"
     values: Values = {"name": name, "options": options}
-    if deformable := _deformable_stages(state, depths, "conv2"):
+    values |= _context_blocks(state, depths, widths)
+    if deformable := _stages_with(state, depths, "conv2.conv_offset.weight", "deformable convolutions"):
         values["deformable_stages"] = deformable
     if stem != STEM:
         values["stem_channels"] = stem
@@ -114,7 +119,8 @@ def _deep_stem(state: State) -> Values:
     if stem != usual_stem:
         options["stem_width"] = stem
     values: Values = {"name": name, "options": options}
-    if stages := _deformable_stages(state, depths, deformable):
+    values |= _context_blocks(state, depths, [4 * width for width in planes])
+    if stages := _stages_with(state, depths, f"{deformable}.conv_offset.weight", "deformable convolutions"):
         values["deformable_stages"] = stages
     return values
 
@@ -133,16 +139,24 @@ def _listed(names: Mapping[int, Any]) -> str:
     return f"{', '.join(most)} and {last}"
 
 
-def _deformable_stages(state: State, depths: Sequence[int], conv: str) -> list[int]:
-    """Stages, from 1 on, whose bottlenecks have a deformable convolution."""
+def _context_blocks(state: State, depths: Sequence[int], widths: Sequence[int]) -> Values:
+    """Stages with GCNet's blocks, and the share of the channels that they have inside."""
+    stages = _stages_with(state, depths, "se.attention.weight", "global context blocks")
+    if not stages:
+        return {}
+    hidden = tensor_shape(state, f"{PREFIX}layer{stages[0]}.0.se.reduce.weight", 4)[0]
+    return {"context_stages": stages, "context_ratio": hidden / widths[stages[0] - 1]}
+
+
+def _stages_with(state: State, depths: Sequence[int], name: str, what: str) -> list[int]:
+    """Stages, from 1 on, whose bottlenecks have a tensor of this name."""
     stages = []
     for stage, depth in enumerate(depths, start=1):
-        keys = [f"{PREFIX}layer{stage}.{block}.{conv}.conv_offset.weight" for block in range(depth)]
-        found = [key in state for key in keys]
+        found = [f"{PREFIX}layer{stage}.{block}.{name}" in state for block in range(depth)]
         if any(found) and not all(found):
             raise UserError(
-                f"{sum(found)} of the {depth} bottlenecks of stage {stage} have deformable convolutions; all of a "
-                "stage are converted, or none"
+                f"{sum(found)} of the {depth} bottlenecks of stage {stage} have {what}; all of a stage are converted, "
+                "or none"
             )
         stages += [stage] if any(found) else []
     return stages

@@ -15,7 +15,7 @@ from tailseg.model.semantic import LEVELS
 from tailseg.zoo.checkpoint_files import read_checkpoint
 from tailseg.zoo.conversion import COUNTS, ForeignModel, change, rename, rpn_convs, state_dict_of
 from tailseg.zoo.deformable import modulate
-from tailseg.zoo.mmdet_backbones import backbone_conventions, backbone_names
+from tailseg.zoo.mmdet_backbones import backbone_conventions, backbone_names, in_timm_s_order, is_index
 from tailseg.zoo.mmdet_config import conventions
 from tailseg.zoo.mmdet_necks import neck_names
 from tailseg.zoo.mmdet_text import read_config
@@ -62,7 +62,7 @@ def read_mmdet(path: Path) -> ForeignModel:
             "a pixel wider; convert a checkpoint of 2.x or 3.x"
         )
     tensors = state_dict_of(content, path, ("state_dict",))
-    unused = [key for key in tensors if key.startswith(UNUSED)]
+    unused = [key for key in tensors if key.startswith(UNUSED) or is_index(key)]
     cascade = any(key.startswith("roi_head.bbox_head.2.") for key in tensors)
     origins, unknown = rename(
         _without(tensors, unused),
@@ -70,6 +70,7 @@ def read_mmdet(path: Path) -> ForeignModel:
     )
     state = {ours: tensors[theirs] for ours, theirs in origins.items()}
     modulate(state, origins, path)
+    in_timm_s_order(state)
     change(state, path, COUNTS, lambda counts: _whole_counts(counts, path))
     config = read_config(meta)
     normed_masks = "normed-mask" in path.stem.replace("_", "-")
@@ -97,7 +98,7 @@ def read_mmdet(path: Path) -> ForeignModel:
     if standardized:
         standardize(state, standardized)
         remarks.append(f"{path} {STANDARDIZED}")
-    values["model"].setdefault("backbone", {}).update(backbone_conventions(tensors))
+    values["model"]["backbone"] = backbone_conventions(tensors) | values["model"].get("backbone", {})
     if "roi_head.glbctx_head.convs.0.conv1.weight" in tensors:
         values["model"].setdefault("context", {})["residual"] = True
     return ForeignModel(

@@ -25,8 +25,10 @@ from tailseg.zoo.mmdet_config_heads import (
 from tailseg.zoo.mmdet_text import Config, known, per_stage, require, section
 
 ROI_HEADS = ("StandardRoIHead", "CascadeRoIHead", "MaskScoringRoIHead", "HybridTaskCascadeRoIHead", "SCNetRoIHead")
+NECKS = ("FPN", "FPN_CARAFE", "FPG", "HRFPN")
 ROI_LEVELS = STRIDES[:4]
-RESNETS = ("ResNet", "ResNeXt", "ResNetV1d", "ResNeSt", "Res2Net")
+BACKBONES = ("ResNet", "ResNeXt", "ResNetV1d", "ResNeSt", "Res2Net", "RegNet", "HRNet", "SwinTransformer")
+BACKBONES += ("mmdet.SwinTransformer", "mmcls.ConvNeXt", "mmpretrain.ConvNeXt")
 GRID = {  # kinds of FPG's transitions
     "same_up_trans": "conv",
     "across_lateral_trans": "conv",
@@ -109,7 +111,7 @@ def _standardized(model: Config, box: Config, mask: Config) -> tuple[str, ...]:
 
 
 def _refuse_other_parts(model: Config, roi: Config) -> None:
-    require("model.neck.type", section(model, "neck").get("type"), ("FPN", "FPN_CARAFE", "FPG"))
+    require("model.neck.type", section(model, "neck").get("type"), NECKS)
     require("model.roi_head.type", roi.get("type"), ROI_HEADS)
     refuse_other_semantics(roi)
     require("model.roi_head.feat_relay_head.type", section(roi, "feat_relay_head").get("type"), ())  # SCNet's
@@ -118,6 +120,7 @@ def _refuse_other_parts(model: Config, roi: Config) -> None:
 def _neck(neck: Config) -> None:
     refuse_other_norms(neck, "model.neck")
     require("model.neck.act_cfg.type", section(neck, "act_cfg").get("type"), ())
+    require("model.neck.pooling_type", neck.get("pooling_type"), ("AVG",))
     upsampling, grid = section(neck, "upsample_cfg"), neck.get("type") == "FPG"
     require("model.neck.upsample_cfg.mode", upsampling.get("mode"), ("nearest",))
     if neck.get("type") == "FPN_CARAFE":
@@ -130,11 +133,19 @@ def _neck(neck: Config) -> None:
 
 
 def _backbone(backbone: Config) -> dict[str, Any]:
-    require("model.backbone.type", backbone.get("type"), RESNETS)
+    require("model.backbone.type", backbone.get("type"), BACKBONES)
+    for plugin in backbone.get("plugins") or ():
+        block, where = section(plugin, "cfg"), "model.backbone.plugins"
+        require(f"{where}.cfg.type", block.get("type"), ("ContextBlock",))
+        require(f"{where}.cfg.fusion_types", block.get("fusion_types"), (["channel_add"],))
+        require(f"{where}.cfg.pooling_type", block.get("pooling_type"), ("att",))
+        require(f"{where}.position", plugin.get("position"), ("after_conv3",))
+    require("model.backbone.qk_scale", backbone.get("qk_scale"), ())
+    require("model.backbone.out_indices", backbone.get("out_indices"), ([0, 1, 2, 3],))
     require("model.backbone.avg_down_stride", backbone.get("avg_down_stride"), (True,))
     require("model.backbone.style", backbone.get("style"), ("pytorch", "caffe"))
     norm_eval, norm = backbone.get("norm_eval"), section(backbone, "norm_cfg")
-    require("model.backbone.norm_cfg.type", norm.get("type"), NORMS)
+    require("model.backbone.norm_cfg.type", norm.get("type"), (*NORMS, "LN", "LN2d"))
     require("model.backbone.norm_cfg.num_groups", norm.get("num_groups"), (GROUPS,))
     return known(
         frozen_stages=backbone.get("frozen_stages"),

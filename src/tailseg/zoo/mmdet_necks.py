@@ -1,4 +1,4 @@
-"""mmdetection's names of necks -> ours: FPN, FPN with CARAFE, FPG."""
+"""mmdetection's names of necks -> ours: FPN, FPN with CARAFE, HRFPN, FPG."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MOST_PATHWAYS = 16
 
 def neck_names() -> dict[str, str]:
     """Their names, or beginnings up to a dot -> ours."""
-    names: dict[str, str] = {}
+    names: dict[str, str] = {"neck.reduction_conv.conv": "neck.reduction"}  # HRFPN's
     for level in range(LEVELS):
         for theirs, ours in (("lateral_convs", "lateral"), ("fpn_convs", "output")):
             names[f"neck.{theirs}.{level}.conv"] = f"neck.{ours}_convs.{level}"
