@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from mmdet_layout import State, converted, meta, norm_rows, small, state_of
+from mmdet_layout import State, converted, meta, norm_rows, save, small, state_of
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,6 +17,7 @@ from tailseg.errors import UserError
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.recipes.schema import Recipe
+from tailseg.zoo.mmdet import read_mmdet
 
 
 def checkpoint(backbone: State, channels: tuple[int, ...]) -> State:
@@ -349,6 +350,25 @@ def test_regnet(tmp_path: Path) -> None:
     assert (recipe.model.backbone.name, recipe.model.backbone.pretrained) == ("regnetx_004", True)
     image = torch.randn(1, 3, 72, 104)
     assert_features(detector, regnet_features(state, image), image)
+
+
+@pytest.mark.parametrize("family", ["regnet", "deep stem", "swin", "convnext"])
+def test_the_order_of_colours(tmp_path: Path, family: str) -> None:
+    """The first convolution's channels are turned round where the network takes B, G, R."""
+    make, channels, first = {
+        "regnet": (regnet, REGNET_WIDTHS, "conv1"),
+        "deep stem": (resnet_d, WIDTHS, "stem.0"),
+        "swin": (swin, SWIN_WIDTHS, "patch_embed.projection"),
+        "convnext": (convnext, CONVNEXT_WIDTHS, "downsample_layers.0.0"),
+    }[family]
+    state = make()
+    text = "img_norm_cfg = dict(mean=[103.53, 116.28, 123.675], std=[57.375, 57.12, 58.395], to_rgb=False)"
+    text += "\nmodel = dict()"
+    content = {"state_dict": checkpoint(state, channels), **meta(cfg=text)}
+    foreign = read_mmdet(save(content, tmp_path / "m.pth"))
+    turned = [tensor for tensor in foreign.state.values() if torch.equal(tensor, state[f"{first}.weight"].flip(1))]
+    assert len(turned) == 1
+    assert foreign.values["model"]["pixel_mean"] == [123.675, 116.28, 103.53]
 
 
 def test_a_regnet_of_no_known_size(tmp_path: Path) -> None:

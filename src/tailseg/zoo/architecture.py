@@ -7,20 +7,23 @@ from typing import Any
 from tailseg.errors import UserError
 from tailseg.zoo.backbones import State, count_tensors, infer_backbone, tensor_shape
 
-LOSS_OF_EXTRA_LOGITS = {2: "seesaw", 1: "cross-entropy"}  # logits beyond those of the classes
+LOSS_OF_EXTRA_LOGITS = {0: "eql", 1: "cross-entropy", 2: "seesaw", 6: "group-softmax"}  # beyond those of the classes
 MASK_IOU_WEIGHT = 0.5  # of the losses as published, where no configuration says another (spec, sections 13 and 21)
 CONTEXT_WEIGHT = 3.0
 
 Values = dict[str, Any]
 
 
-def infer_model(state: State, num_classes: int | None, listed: int | None = None) -> tuple[Values, int]:
+def infer_model(
+    state: State, num_classes: int | None, listed: int | None = None, loss: str | None = None
+) -> tuple[Values, int]:
     """Recipe values of `model` and `classifier` that tensors decide, and the number of classes.
 
     Args:
         state: tensors under the names of our `Detector`, those of the backbone as timm names them.
         num_classes: if the file says it elsewhere.
         listed: number of classes if neither file nor tensors say it.
+        loss: of the classifier, if the file says it elsewhere.
 
     Raises:
         UserError: a tensor that decides is missing, or two of them disagree.
@@ -30,11 +33,13 @@ def infer_model(state: State, num_classes: int | None, listed: int | None = None
         raise UserError("no box head was found; only Mask R-CNN and its cascades are converted")
     classes = _number_of_classes(state, num_classes, listed)
     logits = tensor_shape(state, "stages.0.box_head.classifier.weight", 2)[0]
-    loss = LOSS_OF_EXTRA_LOGITS.get(logits - classes)
+    if any(key.endswith("classification.positive_gradients") for key in state):
+        loss = "eql-v2"
+    loss = loss or LOSS_OF_EXTRA_LOGITS.get(logits - classes)
     if loss is None:
         raise UserError(
-            f"its classifier has {logits} logits for {classes} classes; softmax heads (one more) and Seesaw heads with "
-            "objectness (two more) are converted"
+            f"its classifier has {logits} logits for {classes} classes; sigmoid heads (as many), softmax heads (one "
+            "more), Seesaw heads with objectness (two more) and group softmax heads (six more) are converted"
         )
     masks = [t for t in range(stages) if f"stages.{t}.mask_head.predictor.weight" in state]
     if not masks:

@@ -9,6 +9,10 @@ from torch import Tensor
 
 MOST_BLOCKS = 40  # of a stage
 OURS = "backbone.net"
+# The convolution that takes the colours, in any of the networks.
+FIRST_CONVOLUTIONS = tuple(
+    f"{OURS}.{name}.weight" for name in ("conv1", "conv1.0", "stem.conv", "patch_embed.proj", "stem_0")
+)
 REGNET, SWIN, CONVNEXT = "RegNet", "Swin Transformer", "ConvNeXt"
 
 

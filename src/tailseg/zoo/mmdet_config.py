@@ -14,6 +14,7 @@ from tailseg.zoo.mmdet_config_heads import (
     box_head,
     box_loss_beta,
     classifier,
+    classifier_loss,
     context,
     mask_head,
     mask_iou,
@@ -44,6 +45,7 @@ class Conventions:
 
     values: dict[str, Any]  # nested like a recipe, without its classifier
     classifier: dict[str, Any]  # recipe values of the classifier
+    loss: str | None  # of the classifier, in our words
     blue_first: bool  # the network takes B, G, R
     standardized: tuple[str, ...]  # parts whose convolutions' weights are standardised
 
@@ -93,7 +95,13 @@ def _conventions(config: Config, stages: int) -> Conventions:
         "data": _data(config),
         "test": _test(section(test, "rcnn")),
     }
-    return Conventions(values, classifier(box_heads[0]), blue_first, _standardized(model, box_heads[0], mask_heads[0]))
+    return Conventions(
+        values=values,
+        classifier=classifier(box_heads[0]),
+        loss=classifier_loss(box_heads[0]),
+        blue_first=blue_first,
+        standardized=_standardized(model, box_heads[0], mask_heads[0]),
+    )
 
 
 def _standardized(model: Config, box: Config, mask: Config) -> tuple[str, ...]:

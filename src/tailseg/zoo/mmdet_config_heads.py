@@ -19,6 +19,16 @@ UPSAMPLING = {  # what a mask head's transposed convolution or CARAFE, or a neck
     "encoder_dilation": 1,
     "compressed_channels": 64,
 }
+# Their loss -> ours, and of our keys their name and default. EQL, EQL v2 and group softmax are those of
+# tztztztztz/eqlv2; the effective class margin loss (ECM) has EQL v2's scores.
+LOSSES: dict[str, tuple[str, dict[str, tuple[str, Any]]]] = {
+    "SeesawLoss": ("seesaw", {"p": ("p", 0.8), "q": ("q", 2.0)}),
+    "CrossEntropyLoss": ("cross-entropy", {}),
+    "EQL": ("eql", {"threshold": ("lambda_", 0.00177)}),
+    "EQLv2": ("eql-v2", {"gamma": ("gamma", 12.0), "mu": ("mu", 0.8), "alpha": ("alpha", 4.0)}),
+    "GroupSoftmax": ("group-softmax", {"thresholds": ("bin_split", [10, 100, 1000]), "others_ratio": ("beta", 8.0)}),
+    "EffectiveClassMarginLoss": ("eql-v2", {}),
+}
 
 
 def refuse_other_norms(part: Config, where: str, norms: Sequence[str] = NORMS) -> None:
@@ -135,14 +145,20 @@ def stage_rows(roi: Config, heads: Sequence[Config], train: Sequence[Config]) ->
 
 
 def classifier(head: Config) -> dict[str, Any]:
-    """The classifier's normalisation, and Seesaw Loss's exponents."""
+    """The classifier's normalisation, and its loss's own values."""
     loss = section(head, "loss_cls")
     if not loss:
         return {}
-    where = "model.roi_head.bbox_head.loss_cls"
-    require(f"{where}.type", loss.get("type"), ("SeesawLoss", "CrossEntropyLoss"))
-    require(f"{where}.use_sigmoid", loss.get("use_sigmoid"), (False,))
+    where, kind = "model.roi_head.bbox_head.loss_cls", loss.get("type")
+    require(f"{where}.type", kind, tuple(LOSSES))
+    if kind in ("SeesawLoss", "CrossEntropyLoss"):
+        require(f"{where}.use_sigmoid", loss.get("use_sigmoid"), (False,))
+    require(f"{where}.test_with_obj", loss.get("test_with_obj"), (True,))  # EQL v2's scores
     values = _predictor(head, "cls_predictor_cfg", "NormedLinear")
-    if loss.get("type") == "SeesawLoss":
-        values |= {"p": float(loss.get("p", 0.8)), "q": float(loss.get("q", 2.0))}
-    return values
+    _, keys = LOSSES.get(kind or "", ("", {}))
+    return values | {own: loss.get(theirs, default) for own, (theirs, default) in keys.items()}
+
+
+def classifier_loss(head: Config) -> str | None:
+    """Our name of the classifier's loss; None where none is said."""
+    return LOSSES.get(section(head, "loss_cls").get("type", ""), (None,))[0]
