@@ -27,7 +27,7 @@ EXAMPLES = {
         "ema_backbone_conv1_weight": "moving average",
     },
     "detectron2": {
-        "roi_heads.box_head.1.fc1.weight": "a cascade",
+        "roi_heads.box_head.3.fc1.weight": "a cascade of another number of stages",
         "roi_heads.box_predictor.0.cls_score.zs_weight": "Detic",
         "proposal_generator.centernet_head.bbox_pred.weight": "CenterNet2",
         "sem_seg_head.predictor.weight": "Panoptic FPN",

@@ -42,10 +42,7 @@ PARTS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "detectron2": (
         (r"^proposal_generator\.centernet_head\.", "CenterNet2's proposals"),
         (r"\.(zs_weight|freq_weight)$", "Detic's and CenterNet2's classifier"),
-        (
-            r"^roi_heads\.(box_head|box_predictor)\.\d+\.",
-            "a cascade (detectron2 averages its probabilities)",
-        ),
+        (r"^roi_heads\.(box_head|box_predictor)\.\d+\.", "a cascade of another number of stages than 3"),
         (r"^roi_heads\.(box|mask)_head\..*\.norm\.", "norm in some layers of a head only"),
         (r"^roi_heads\.box_head\.(conv|fc)\d", "another box head than two layers, or convolutions with norm and one"),
         (r"^roi_heads\.(mask_coarse|mask_point|mask_head\.(coarse|point))", "PointRend's mask head"),
