@@ -437,9 +437,7 @@ def test_cascade(published: MaskRCNN, tmp_path: Path, said: bool) -> None:
 def test_a_cascade_of_other_stages_than_configured(published: MaskRCNN, tmp_path: Path) -> None:
     path = save_pth(cascade_of(published), tmp_path)
     save_config(tmp_path, **{"MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": [[10.0, 10.0, 5.0, 5.0]] * 2})
-    with pytest.raises(
-        UserError, match=r"config\.yaml: MODEL\.ROI_BOX_CASCADE_HEAD is for 2 stages, the checkpoint"
-    ):
+    with pytest.raises(UserError, match=r"config\.yaml: MODEL\.ROI_BOX_CASCADE_HEAD is for 2 stages, the checkpoint"):
         converted(path)
 
 

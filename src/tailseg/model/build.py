@@ -29,13 +29,9 @@ from tailseg.recipes.model_section import NeckRecipe, StageRecipe
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import changed
 
-OF_DETECTOR = {
-    "score_threshold",
-    "nms_iou",
-    "max_detections",
-    "stage_average",
-    "min_size",
-}  # keys of a recipe's test section
+OF_WEIGHTS = {"pretrained", "weights"}  # keys of a recipe's backbone that do not shape it
+# Keys of a recipe's test section.
+OF_DETECTOR = {"score_threshold", "nms_iou", "max_detections", "stage_average", "min_size"}
 
 
 def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics | None = None) -> Detector:
@@ -51,7 +47,7 @@ def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics
     """
     _require_tau_norm_applies(recipe)
     model = recipe.model
-    backbone = Backbone(**model.backbone.model_dump(exclude={"pretrained"}))
+    backbone = Backbone(**model.backbone.model_dump(exclude=OF_WEIGHTS))
     channels = model.neck.channels
     context = mask_iou = None
     if model.context.weight > 0:
@@ -94,7 +90,7 @@ def stored_recipe(recipe: Recipe, detector: Detector) -> Recipe:
         return recipe
     stored = changed(recipe, {"model.backbone.name": architecture})
     with torch.device("meta"):
-        same = Backbone(**stored.model.backbone.model_dump(exclude={"pretrained"})).state_dict()
+        same = Backbone(**stored.model.backbone.model_dump(exclude=OF_WEIGHTS)).state_dict()
     own = detector.backbone.state_dict()
     if {key: value.shape for key, value in same.items()} != {key: value.shape for key, value in own.items()}:
         raise UserError(

@@ -21,6 +21,8 @@ class BackboneRecipe(Section):
     """timm model with features at strides 4, 8, 16 and 32."""
     pretrained: bool = True
     """Start from ImageNet weights; false: from random ones, which frozen stages may not have."""
+    weights: str | None = None
+    """File with these weights, under timm's names (.safetensors, .pth, .bin); by default they are looked for."""
     frozen_stages: int = Field(1, ge=-1, le=4)
     """The stem and this many stages are not trained; -1 trains everything."""
     train_norm: bool = False

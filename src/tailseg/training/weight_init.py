@@ -125,7 +125,8 @@ def init_weights(
     if checkpoint is not None:
         return start_from(checkpoint, detector, recipe, categories)
     if recipe.model.backbone.pretrained:
-        return f"backbone {load_pretrained(detector.backbone)}"
+        given = recipe.model.backbone.weights
+        return f"backbone {load_pretrained(detector.backbone, None if given is None else Path(given).expanduser())}"
     return "random weights"
 
 
