@@ -371,6 +371,19 @@ def test_the_order_of_colours(tmp_path: Path, family: str) -> None:
     assert foreign.values["model"]["pixel_mean"] == [123.675, 116.28, 103.53]
 
 
+def test_a_regnet_with_deformable_convolutions(tmp_path: Path) -> None:
+    """In the last three stages; shifts of nothing leave the features as they are."""
+    state, image = regnet(), torch.randn(1, 3, 72, 104)
+    for stage, (count, width) in enumerate(zip(REGNET_DEPTHS[1:], REGNET_WIDTHS[1:], strict=True), start=2):
+        for block in range(count):
+            name = f"layer{stage}.{block}.conv2.conv_offset"
+            state[f"{name}.weight"], state[f"{name}.bias"] = torch.zeros(27, width, 3, 3), torch.zeros(27)
+            state[f"{name}.bias"][18:] = 30.0  # each tap counts 1
+    recipe, detector = model_of(state, REGNET_WIDTHS, tmp_path)
+    assert recipe.model.backbone.deformable_stages == (2, 3, 4)
+    assert_features(detector, regnet_features(state, image), image)
+
+
 def test_a_regnet_of_no_known_size(tmp_path: Path) -> None:
     state = {key: value for key, value in regnet().items() if not key.startswith("layer4.11.")}
     with pytest.raises(UserError, match=r"is a RegNet of \(1, 2, 7, 11\) blocks a stage; RegNetX of 0.4 to 12 GF"):

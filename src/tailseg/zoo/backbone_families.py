@@ -60,7 +60,9 @@ def _regnet(state: State) -> Values:
     depths = tuple(_blocks(state, f"s{stage}.b{{}}.conv1.conv.weight", first=1) for stage in range(1, 5))
     if depths not in REGNETS:
         raise UserError(f"its backbone is a RegNet of {depths} blocks a stage; RegNetX of 0.4 to 12 GF are converted")
-    return {"name": REGNETS[depths], "options": {}}
+    values: Values = {"name": REGNETS[depths], "options": {}}
+    deformable = [s for s in range(1, 5) if f"{PREFIX}s{s}.b1.conv2.conv.conv_offset.weight" in state]
+    return values | ({"deformable_stages": deformable} if deformable else {})
 
 
 def _hrnet(state: State) -> Values:

@@ -79,6 +79,7 @@ def _regnet() -> dict[str, str]:
     for stage in range(1, 5):
         for i in range(MOST_BLOCKS):
             block, own = f"backbone.layer{stage}.{i}", f"{OURS}.s{stage}.b{i + 1}"
+            names[f"{block}.conv2.conv_offset"] = f"{own}.conv2.conv.conv_offset"
             for conv in (1, 2, 3):
                 names |= {f"{block}.conv{conv}": f"{own}.conv{conv}.conv", f"{block}.bn{conv}": f"{own}.conv{conv}.bn"}
             names |= {
