@@ -72,6 +72,9 @@ def options(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo"),
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with different random numbers.")] = 1,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Twenty steps each, in a minute: whether everything runs, not who wins.")
+    ] = False,
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
 ) -> None:
@@ -81,7 +84,7 @@ def demo(
     from tailseg.evaluation.comparison import results_markdown, verdict
 
     results = _stoppable(
-        lambda: run_demo(out, seeds=seeds, device=device, show=not quiet),
+        lambda: run_demo(out, seeds=seeds, quick=quick, device=device, show=not quiet),
         lambda: f"Stopped. Remove {out} before the next demo there.",
     )
     say(results_markdown(results))
