@@ -22,6 +22,7 @@ from tailseg.cli.console import log as _log
 from tailseg.cli.console import print_table as _print
 from tailseg.cli.convert import convert_app
 from tailseg.cli.data import data_app
+from tailseg.cli.hub import hub_app
 from tailseg.cli.recipes import recipes_app
 from tailseg.cli.run_folder import run_folder
 from tailseg.errors import UserError
@@ -42,6 +43,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(convert_app, name="convert")
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(hub_app, name="hub")
 
 DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP)]
 ModelArgument = Annotated[
