@@ -117,6 +117,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self._refused():
             return
+        about = re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/revision/main", urlsplit(self.path).path)
+        if about and about[1] in self.server.files:  # asked by versions of the library before 1
+            self._json({"id": about[1], "sha": COMMIT, "xetEnabled": False})
+            return
         found = re.fullmatch(r"/([\w.-]+/[\w.-]+)/resolve/([\w.-]+)/([\w.-]+)", urlsplit(self.path).path)
         if found is None or found[1] not in self.server.files:
             self._json({"error": "Repository not found"}, 401, X_Error_Code="RepoNotFound")
@@ -128,8 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
             content = self.server.files[found[1]][found[3]]
             size = len(content) if self.server.claimed_size is None else self.server.claimed_size
             digest = hashlib.sha256(content).hexdigest()
-            about = {"X_Repo_Commit": COMMIT, "ETag": f'"{digest}"', "X_Linked_Size": str(size)}
-            self._answer(200, content, **about)
+            self._answer(200, content, X_Repo_Commit=COMMIT, ETag=f'"{digest}"', X_Linked_Size=str(size))
 
     do_HEAD = do_GET
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import TOKEN, Hub, local_hub
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from tiny import SMALL_RECIPE, assert_done, assert_refused
 from tiny import tailseg as command
 
@@ -32,9 +32,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _set_endpoint(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What HF_ENDPOINT and HF_HUB_DISABLE_XET do before the hub's library is loaded."""
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # a protocol of the hub's own, compiled
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)  # a protocol of the hub's own, compiled
     monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    for place in (constants, file_download):  # versions before 1 keep it twice
+        template = url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(place, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 
 import huggingface_hub
 import torch
-from huggingface_hub import errors, utils
+from huggingface_hub import constants, errors, utils
 
 from tailseg.checkpoint import load_model, require_fit
 from tailseg.errors import UserError
@@ -131,6 +131,8 @@ def _require_name(repository: str) -> None:
 @contextmanager
 def _in_a_sentence(repository: str, done: str) -> Iterator[None]:
     """Errors of the hub as `UserError`; its library prints nothing meanwhile, but bars on a terminal."""
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{repository}: could not be {done}: HF_HUB_OFFLINE is set; unset it, or copy the file by hand")
     talkers = [logging.getLogger(name) for name in ("huggingface_hub", "httpx", "httpx2", "urllib3")]
     levels = [talker.level for talker in talkers]
     for talker in talkers:
@@ -164,8 +166,6 @@ def _reason(error: Exception) -> str:
         return "there is no such repository, or you may not see it; check the name, and log in with `hf auth login`"
     if isinstance(error, errors.LocalTokenNotFoundError) or code in (401, 403):
         return "the hub wants a token that allows it; run `hf auth login`, or set HF_TOKEN"
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set; unset it, or copy the file by hand"
     said = " ".join(str(error).split())[:200] or type(error).__name__
     if code is not None:
         return f"the hub answers {code} ({said}); try again later"
