@@ -151,7 +151,9 @@ def test_the_sentences_are_those_of_predict(model: tailseg.Model) -> None:
 def test_files_and_pictures_that_are_too_large(model: tailseg.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "MOST_PIXELS", 64 * 63)
     _, faults = look(model, [("a.png", png(drawn(64, 64, [])))])
-    assert faults == ["a.png: the image is too large (4,096 pixels, the limit is 4,032); shrink it or cut it into pieces"]
+    assert faults == [
+        "a.png: the image is too large (4,096 pixels, the limit is 4,032); shrink it or cut it into pieces"
+    ]
     monkeypatch.setattr(pictures, "MOST_BYTES", 9)
     _, faults = look(model, [("a.png", b"0123456789")])
     assert faults == ["a.png: the file is too large (10 bytes, the limit is 9); shrink the picture"]

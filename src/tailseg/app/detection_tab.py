@@ -27,7 +27,7 @@ from tailseg.app.pictures import (
 from tailseg.app.sessions import Sessions
 from tailseg.data.images import IMAGE_SUFFIXES
 
-KEPT_FOR = 3600  # seconds without a click after which a user's pictures are let go
+KEPT_FOR = 3600  # seconds after which a user's pictures are let go
 DRAWN_AT_ONCE = 4  # pictures
 NOTHING_YET = "Drop pictures to see what is in them."
 GONE = "The pictures were let go, to make room or after an hour; drop them again."
@@ -35,27 +35,15 @@ GONE = "The pictures were let go, to make room or after an hour; drop them again
 Rows = list[list[str | float | int]]
 
 
-class PictureFiles(gr.File):
-    """Files as names and contents; they are read and removed from the disk."""
-
-    is_template = True  # the browser knows it as its base class
-
-    def preprocess(self, payload: ListFiles | FileData | None) -> Any:
-        """Names with contents; None for the content of a file that is too large or gone."""
-        files = [] if payload is None else [payload] if isinstance(payload, FileData) else list(payload)
-        return [_taken(Path(file.path), file.orig_name) for file in files]
+def file_contents(payload: ListFiles | FileData | None) -> list[tuple[str, bytes]]:
+    """Names and contents of uploaded files, of which one byte more than is allowed is read."""
+    files = [] if payload is None else [payload] if isinstance(payload, FileData) else list(payload)
+    return [(file.orig_name or Path(file.path).name, _content_of(Path(file.path))) for file in files]
 
 
-def _taken(path: Path, name: str | None) -> tuple[str, bytes]:
-    """Read an uploaded file and remove it with its folder, which is its own."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        path.unlink()
-        path.parent.rmdir()
-    except OSError:  # of a request that was made twice, or with another's file in the folder
-        content = b""
-    return name or path.name, content
+def _content_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MOST_BYTES + 1)
 
 
 class DetectionTab:
@@ -93,7 +81,9 @@ class DetectionTab:
             return html.note(GONE if key else NOTHING_YET), "", [], ""
         return self._shown(key, seen, position or 0, Choice(score, frozenset(labels or ())))
 
-    def _shown(self, key: str | None, seen: Sequence[Seen], position: int, choice: Choice) -> tuple[str, str, Rows, str]:
+    def _shown(
+        self, key: str | None, seen: Sequence[Seen], position: int, choice: Choice
+    ) -> tuple[str, str, Rows, str]:
         if key is None or not 0 <= position < len(seen):
             return "", "", [], ""
         about = sentence(seen, choice, position)
@@ -105,13 +95,16 @@ class DetectionTab:
         key = gr.State(None, time_to_live=KEPT_FOR, delete_callback=self._sessions.drop)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
-                files = PictureFiles(
+                files = gr.File(
                     label=f"Pictures, up to {MOST_PICTURES}",
                     file_count="multiple",
                     file_types=["image", *IMAGE_SUFFIXES],
                     height=160,
                     elem_id="pictures",
                 )
+                # Whatever their type: it is the reader of pictures that refuses files, in its own words. Of a class
+                # derived from `gr.File`, gradio would write a stub beside this module.
+                files.preprocess = file_contents  # type: ignore[method-assign]
                 faults = gr.HTML(elem_id="faults")
                 position = gr.Dropdown(label="Picture", choices=[], visible=False, elem_id="picture")
             with gr.Column(scale=3, min_width=320):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +20,7 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Response
 
 from tailseg.app import html
-from tailseg.app.detection_tab import DetectionTab
+from tailseg.app.detection_tab import KEPT_FOR, DetectionTab
 from tailseg.app.downloads import DOWNLOADS
 from tailseg.app.gate import Gate
 from tailseg.app.pictures import MOST_BYTES, Choice, Finder
@@ -27,8 +28,8 @@ from tailseg.app.sessions import Sessions
 from tailseg.errors import UserError
 
 MOST_WAITING = 64  # calls in the queue; who comes then is told to try again
-SWEEP, STALE = 60, 600  # seconds between two sweeps of the folder of uploads, and of age of what goes then
-PATIENCE = 2  # seconds that open connections get when the server ends
+SWEEP = 60  # seconds between two looks for uploads that have lain as long as pictures are kept
+PATIENCE = 1  # second that open connections get when the server ends
 _TEMP = "GRADIO_TEMP_DIR"
 
 
@@ -55,7 +56,7 @@ def _application(model: Finder, title: str, uploads: Path) -> FastAPI:
     sessions = Sessions()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _add_downloads(app, sessions)
-    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=(SWEEP, STALE)) as blocks:
+    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=(SWEEP, KEPT_FOR)) as blocks:
         gr.HTML(html.heading(title))
         DetectionTab(model, sessions).build()
     blocks.queue(max_size=MOST_WAITING)
@@ -118,19 +119,30 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         yield opened
 
 
-def server_of(app: FastAPI) -> uvicorn.Server:
-    """A server that logs warnings alone; ``run(sockets=[...])`` serves until it is told to end."""
-    return uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=PATIENCE)
-    )
+class Server(uvicorn.Server):
+    """A server of the page that logs warnings alone; ``run(sockets=[...])`` serves until it is told to end."""
+
+    def __init__(self, app: FastAPI, ready: Callable[[], None] = lambda: None) -> None:
+        super().__init__(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=PATIENCE))
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin; ``ready`` is called when pages can be asked for."""
+        await super().startup(sockets)
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End; that open pages are cut off then, each with a traceback, is no news."""
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await super().shutdown(sockets)
 
 
-def serve(app: FastAPI, opened: socket.socket) -> None:
-    """Serve until Ctrl-C, or until the process is asked to end: its folder is removed then, too."""
+def serve(app: FastAPI, opened: socket.socket, ready: Callable[[], None]) -> None:
+    """Call ``ready``, and serve until Ctrl-C, or until the process is asked to end: its folder is removed then, too."""
     # Uvicorn passes on the signal that ended it, and by itself this one ends a process at once.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        server_of(app).run(sockets=[opened])
+        Server(app, ready).run(sockets=[opened])
     except KeyboardInterrupt:
         return
     finally:

@@ -36,5 +36,5 @@ def app(
     with listening(host, port) as opened, page(loaded, title) as served:
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
         address = f"[{shown}]" if ":" in shown else shown
-        say(f"{model} is at http://{address}:{opened.getsockname()[1]}/ (Ctrl-C ends it)")
-        serve(served, opened)
+        line = f"{model} is at http://{address}:{opened.getsockname()[1]}/ (Ctrl-C ends it)"
+        serve(served, opened, lambda: say(line))
