@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from markupsafe import Markup, escape
@@ -19,6 +20,16 @@ STYLE = """
   color: var(--button-secondary-text-color) }
 .tailseg-links a:hover { background: var(--button-secondary-background-fill-hover) }
 .tailseg-faults { border-left: 4px solid #d55e00; padding: .3rem .8rem; margin: .3rem 0; overflow-wrap: anywhere }
+.tailseg-pair { margin: 0 0 1.5rem }
+.tailseg-pair div { display: flex; flex-wrap: wrap; gap: .5rem }
+.tailseg-pair figure { flex: 1 1 280px; margin: 0; max-width: 560px }
+.tailseg-pair img { width: 100%; height: auto; display: block; border-radius: 4px }
+.tailseg-pair figcaption { font-size: .85em; opacity: .8 }
+.tailseg-pair p, .tailseg-pair ul { margin: .2rem 0; overflow-wrap: anywhere }
+.tailseg-facts { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem }
+.tailseg-facts dt { opacity: .8 }
+.tailseg-facts dd { margin: 0; overflow-wrap: anywhere }
+#class-page svg { max-width: 480px; width: 100%; height: auto }
 .tailseg-note { overflow-wrap: anywhere; margin: .4rem 0 }
 """
 
@@ -55,6 +66,49 @@ def links(key: str, choice: Choice) -> Markup:
         for kind, name in names.items()
     ]
     return Markup('<div class="tailseg-links">{}</div>').format(Markup("").join(parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An image of the validation set."""
+
+    name: str
+    pictures: tuple[str, str] | None  # addresses: with its objects, with the detections; None: it cannot be read
+    lines: Sequence[str]  # findings
+
+
+def pairs(shown: Sequence[Pair]) -> Markup:
+    """Truth beside prediction, one image below the other."""
+    return joined([_pair(one) for one in shown])
+
+
+def _pair(one: Pair) -> Markup:
+    if one.pictures is None:
+        pictures = note("The image cannot be read.")
+    else:
+        figure = Markup('<figure><img src="{}" alt="{}" loading="lazy"><figcaption>{}</figcaption></figure>')
+        sides = zip(one.pictures, ("annotated", "found"), strict=True)
+        pictures = joined([figure.format(address, text(f"{one.name}, {side}"), side) for address, side in sides])
+    lines = joined([Markup("<li>{}</li>").format(text(line)) for line in one.lines])
+    return Markup('<section class="tailseg-pair"><p><b>{}</b></p><div>{}</div><ul>{}</ul></section>').format(
+        text(one.name), pictures, lines
+    )
+
+
+def facts(title: str, rows: Mapping[str, str]) -> Markup:
+    """A heading over names and values."""
+    items = joined([Markup("<dt>{}</dt><dd>{}</dd>").format(name, text(value)) for name, value in rows.items()])
+    return Markup('<h2>{}</h2><dl class="tailseg-facts">{}</dl>').format(text(title), items)
+
+
+def subheading(title: str) -> Markup:
+    """A heading of a part."""
+    return Markup("<h3>{}</h3>").format(text(title))
+
+
+def joined(parts: Sequence[str]) -> Markup:
+    """Parts one after the other."""
+    return Markup("").join(parts)
 
 
 def heading(title: str) -> Markup:

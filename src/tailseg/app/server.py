@@ -20,11 +20,13 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Response
 
 from tailseg.app import html
+from tailseg.app.browser import Browser
 from tailseg.app.detection_tab import KEPT_FOR, DetectionTab
 from tailseg.app.downloads import DOWNLOADS
 from tailseg.app.gate import Gate
 from tailseg.app.pictures import MOST_BYTES, Choice, Finder
 from tailseg.app.sessions import Sessions
+from tailseg.app.validation_tab import ValidationTab
 from tailseg.errors import UserError
 
 MOST_WAITING = 64  # calls in the queue; who comes then is told to try again
@@ -34,31 +36,39 @@ _TEMP = "GRADIO_TEMP_DIR"
 
 
 @contextmanager
-def page(model: Finder, title: str) -> Iterator[FastAPI]:
+def page(model: Finder, title: str, browser: Browser | None = None) -> Iterator[FastAPI]:
     """The page as an ASGI application; uploads lie in a folder of its own until they are read, and end with it.
 
     Args:
         model: finds the objects of pictures.
         title: the page's heading.
+        browser: of the validation set, if there is one.
     """
     before = os.environ.get(_TEMP)
     with tempfile.TemporaryDirectory(prefix="tailseg-app-", ignore_cleanup_errors=True) as folder:
         os.environ[_TEMP] = folder  # gradio asks for it at each upload
         try:
-            yield _application(model, title, Path(folder))
+            yield _application(model, title, browser, Path(folder))
         finally:
             os.environ.pop(_TEMP)
             if before is not None:
                 os.environ[_TEMP] = before
 
 
-def _application(model: Finder, title: str, uploads: Path) -> FastAPI:
+def _application(model: Finder, title: str, browser: Browser | None, uploads: Path) -> FastAPI:
     sessions = Sessions()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _add_downloads(app, sessions)
     with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=(SWEEP, KEPT_FOR)) as blocks:
         gr.HTML(html.heading(title))
-        DetectionTab(model, sessions).build()
+        detection = DetectionTab(model, sessions)
+        if browser is None:
+            detection.build()
+        else:
+            with gr.Tabs():
+                with gr.Tab("Pictures", id="pictures"):
+                    detection.build()
+                ValidationTab(browser).build()
     blocks.queue(max_size=MOST_WAITING)
     app = gr.mount_gradio_app(
         *(app, blocks, "/"),
@@ -98,7 +108,7 @@ def _add_downloads(app: FastAPI, sessions: Sessions) -> None:
 
 @contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that waits for connections; port 0 takes a free one.
+    """A socket of this address, on which nothing is answered yet; port 0 takes a free one.
 
     Raises:
         UserError: the port is in use or not allowed, or the host is none of this machine's addresses.
@@ -111,7 +121,6 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             opened.bind(address)
-            opened.listen()
         except OSError as error:
             raise UserError(
                 f"--port {port}: cannot listen on {host}:{port} ({error.strerror}); choose another port or host"
