@@ -79,7 +79,9 @@ class ValidationTab:
         browser = self._browser
         groups = [("all", ALL), *((name, key) for key, name in GROUPS.items() if key in browser.groups)]
         with gr.Row():
-            kind = gr.Dropdown([(name, key) for key, name in KIND_NAMES.items()], value=MISTAKES, label="Show")
+            kind = gr.Dropdown(
+                [(name, key) for key, name in KIND_NAMES.items()], value=MISTAKES, label="Show", elem_id="kind"
+            )
             group = gr.Dropdown(groups, value=ALL, label="Frequency group", visible=len(groups) > 1)
             category = gr.Dropdown([("all", ALL), *browser.class_choices()], value=ALL, label="Class")
         first = gr.State(0)
