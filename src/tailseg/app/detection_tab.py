@@ -109,9 +109,13 @@ class DetectionTab:
                 position = gr.Dropdown(label="Picture", choices=[], visible=False, elem_id="picture")
             with gr.Column(scale=3, min_width=320):
                 with gr.Row():
-                    score = gr.Slider(0, 1, 0.5, step=0.01, label="Lowest score", elem_id="score")
+                    score = gr.Slider(0, 1, 0.5, step=0.01, label="Lowest score", min_width=300, elem_id="score")
                     labels = gr.Dropdown(
-                        label="Classes (none chosen: all)", choices=[], multiselect=True, elem_id="classes"
+                        label="Classes (none chosen: all)",
+                        choices=[],
+                        multiselect=True,
+                        min_width=300,
+                        elem_id="classes",
                     )
                 about = gr.HTML(html.note(NOTHING_YET), elem_id="about")
                 picture = gr.HTML(elem_id="result")
