@@ -27,11 +27,18 @@ class Inner:
 
 
 def ask(
-    folder: Path, body: bytes = b"", *, path: str = "/gradio_api/queue/join", method: str = "POST", length: object = ...
+    folder: Path,
+    body: bytes = b"",
+    *,
+    path: str = "/gradio_api/queue/join",
+    method: str = "POST",
+    length: object = ...,
+    host: str | None = None,
 ) -> tuple[int, dict[str, str], Inner]:
     inner, sent = Inner(), list[Message]()
     stated = len(body) if length is ... else length
     headers = [] if stated is None else [(b"content-length", str(stated).encode())]
+    headers += [] if host is None else [(b"host", host.encode())]
     parts = [body[:7], body[7:]]
 
     async def receive() -> Message:
@@ -41,7 +48,7 @@ def ask(
         sent.append(message)
 
     scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "headers": headers}
-    asyncio.run(Gate(inner, folder)(scope, receive, send))
+    asyncio.run(Gate(inner, folder, only_here=host is not None)(scope, receive, send))
     answered = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], answered, inner
 
@@ -119,5 +126,25 @@ def test_other_than_json_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_no_request_passes(tmp_path: Path) -> None:
     inner = Inner()
-    asyncio.run(Gate(inner, tmp_path)({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
+    asyncio.run(Gate(inner, tmp_path, only_here=True)({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
     assert inner.body == b"other"
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:7860", 200),
+        ("localhost", 200),
+        ("LOCALHOST:80", 200),
+        ("[::1]:7860", 200),
+        ("evil.example:7860", 403),  # its name was made to point to this machine
+        ("127.0.0.1.evil.example", 403),
+        ("localhost.evil:1", 403),
+        ("", 403),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_page_for_this_machine_is_asked_for_by_its_own_names(
+    tmp_path: Path, host: str, status: int, method: str
+) -> None:
+    assert ask(tmp_path, b"{}", method=method, host=host)[0] == status

@@ -69,7 +69,7 @@ class Browser:
         """(F,) the findings that are asked for; of a class also those of others that lie on its objects."""
         findings = self.findings
         mistakes = query.kind == MISTAKES
-        chosen = findings.kind != RIGHT if mistakes else findings.kind == KINDS.index(query.kind)
+        chosen: NDArray[np.bool_] = findings.kind != RIGHT if mistakes else findings.kind == KINDS.index(query.kind)
         if query.category is not None:
             chosen &= (findings.category == query.category) | (findings.other == query.category)
         if query.group is not None:

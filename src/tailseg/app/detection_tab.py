@@ -69,8 +69,8 @@ class DetectionTab:
         several = len(seen) > 1
         return (
             *(key, None, html.faults(faults)),
-            gr.Dropdown(choices=names, value=0 if seen else None, visible=several),  # type: ignore[arg-type]
-            gr.Dropdown(choices=classes_found(seen), value=[]),  # type: ignore[arg-type]
+            gr.Dropdown(choices=names, value=0 if seen else None, visible=several),
+            gr.Dropdown(choices=classes_found(seen), value=[]),
             *self._shown(key, seen, 0, Choice(score)),
         )
 
@@ -104,7 +104,7 @@ class DetectionTab:
                 )
                 # Whatever their type: it is the reader of pictures that refuses files, in its own words. Of a class
                 # derived from `gr.File`, gradio would write a stub beside this module.
-                files.preprocess = file_contents  # type: ignore[method-assign]
+                files.preprocess = file_contents
                 faults = gr.HTML(elem_id="faults")
                 position = gr.Dropdown(label="Picture", choices=[], visible=False, elem_id="picture")
             with gr.Column(scale=3, min_width=320):

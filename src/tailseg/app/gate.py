@@ -1,12 +1,13 @@
 """The door of the server: limits of what is sent to it, no path but those of uploads, no address but its own.
 
 Gradio takes ``{"path": ...}`` in a request for a file that was uploaded. A path that was not, or an address that the
-server would fetch, ends here.
+server would fetch, ends here. So does the request of a foreign web page whose name was made to point to this machine.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tailseg.app.pictures import MOST_BYTES, MOST_PICTURES
 UPLOAD = "/gradio_api/upload"
 MOST_UPLOADED = MOST_PICTURES * MOST_BYTES + (1 << 20)  # bytes at once
 MOST_SENT = 1 << 20  # bytes of any other request
+HERE = ("127.0.0.1", "localhost", "::1")  # names of this machine
 # The page needs no other server. What it does needs scripts and styles that stand in it.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -35,11 +37,13 @@ class Gate:
     Args:
         app: the server.
         uploads: folder of the files that users have sent.
+        only_here: the server listens on this machine alone; then it is asked for by no other name.
     """
 
-    def __init__(self, app: ASGIApp, uploads: Path) -> None:
+    def __init__(self, app: ASGIApp, uploads: Path, *, only_here: bool) -> None:
         self._app = app
         self._uploads = uploads
+        self._only_here = only_here
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it."""
@@ -55,15 +59,16 @@ class Gate:
                 headers["Referrer-Policy"] = "no-referrer"
             await send(message)
 
-        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            await self._app(scope, receive, send_with_policy)
-            return
+        headers, refusal = Headers(scope=scope), None
         upload = scope["path"].rstrip("/") == UPLOAD
-        refusal = _fault_of_size(Headers(scope=scope), MOST_UPLOADED if upload else MOST_SENT)
-        if refusal is None and not upload:
-            body = await _body_of(receive)
-            refusal = self._fault_of_paths(body)
-            receive = _again(body, receive)
+        if self._only_here and _host_of(headers) not in HERE:
+            refusal = PlainTextResponse("this page is for this machine alone: open it as http://127.0.0.1", 403)
+        elif scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+            refusal = _fault_of_size(headers, MOST_UPLOADED if upload else MOST_SENT)
+            if refusal is None and not upload:
+                body = await _body_of(receive)
+                refusal = self._fault_of_paths(body)
+                receive = _again(body, receive)
         if refusal is None:
             await self._app(scope, receive, send_with_policy)
         else:
@@ -81,6 +86,11 @@ class Gate:
             if not isinstance(path, str) or "\0" in path or not os.path.realpath(path).startswith(top + os.sep):
                 return PlainTextResponse("only files that were uploaded can be looked at", 403)
         return None
+
+
+def _host_of(headers: Headers) -> str:
+    """The name by which the server was asked for, without the port."""
+    return re.sub(r":\d+$", "", headers.get("host", "")).strip("[]").lower()
 
 
 def _fault_of_size(headers: Headers, limit: int) -> PlainTextResponse | None:

@@ -36,26 +36,29 @@ _TEMP = "GRADIO_TEMP_DIR"
 
 
 @contextmanager
-def page(model: Finder, title: str, browser: Browser | None = None) -> Iterator[FastAPI]:
+def page(model: Finder, title: str, browser: Browser | None = None, *, only_here: bool = True) -> Iterator[FastAPI]:
     """The page as an ASGI application; uploads lie in a folder of its own until they are read, and end with it.
 
     Args:
         model: finds the objects of pictures.
         title: the page's heading.
         browser: of the validation set, if there is one.
+        only_here: requests must name this machine as they do from here; see `Gate`.
     """
     before = os.environ.get(_TEMP)
     with tempfile.TemporaryDirectory(prefix="tailseg-app-", ignore_cleanup_errors=True) as folder:
         os.environ[_TEMP] = folder  # gradio asks for it at each upload
         try:
-            yield _application(model, title, browser, Path(folder))
+            app = _application(model, title, browser)
+            app.add_middleware(Gate, uploads=Path(folder), only_here=only_here)
+            yield app
         finally:
             os.environ.pop(_TEMP)
             if before is not None:
                 os.environ[_TEMP] = before
 
 
-def _application(model: Finder, title: str, browser: Browser | None, uploads: Path) -> FastAPI:
+def _application(model: Finder, title: str, browser: Browser | None) -> FastAPI:
     sessions = Sessions()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _add_downloads(app, sessions)
@@ -70,10 +73,10 @@ def _application(model: Finder, title: str, browser: Browser | None, uploads: Pa
                     detection.build()
                 ValidationTab(browser).build()
     blocks.queue(max_size=MOST_WAITING)
-    app = gr.mount_gradio_app(
+    gr.mount_gradio_app(
         *(app, blocks, "/"),
         max_file_size=MOST_BYTES,
-        show_error=True,
+        show_error=False,  # of the unforeseen; the terminal has it
         ssr_mode=False,
         run_history=False,
         footer_links=[],
@@ -83,7 +86,6 @@ def _application(model: Finder, title: str, browser: Browser | None, uploads: Pa
         # Fonts of the machine: none is fetched.
         theme=gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")),
     )
-    app.add_middleware(Gate, uploads=uploads)
     return app
 
 

@@ -36,7 +36,7 @@ class Sessions:
     def get(self, key: str | None) -> tuple[Seen, ...]:
         """The pictures of a key; none if they were let go."""
         with self._lock:
-            if key not in self._kept:
+            if key is None or key not in self._kept:
                 return ()
             self._kept.move_to_end(key)
             return self._kept[key]

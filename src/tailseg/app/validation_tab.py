@@ -90,11 +90,11 @@ class ValidationTab:
         shown = gr.HTML(self.images(MISTAKES, ALL, ALL, 0)[0], elem_id="validation")
         chosen = [kind, group, category]
 
-        def begin(*filters: Any) -> tuple[str, int]:
-            return self.images(*filters, 0)
+        def begin(kind: str, group: str, category: str | int) -> tuple[str, int]:
+            return self.images(kind, group, category, 0)
 
         def move(step: int) -> Any:
-            return lambda *filters: self.images(*filters[:-1], filters[-1] + step)
+            return lambda kind, group, category, first: self.images(kind, group, category, first + step)
 
         gr.on([one.input for one in chosen], begin, chosen, [shown, first], **OPTIONS)
         back.click(move(-ON_A_PAGE), [*chosen, first], [shown, first], **OPTIONS)

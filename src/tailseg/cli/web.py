@@ -46,7 +46,8 @@ def app(
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
         address = f"[{shown}]" if ":" in shown else shown
         line = f"{model} is at http://{address}:{opened.getsockname()[1]}/ (Ctrl-C ends it)"
-        with page(loaded, title, browser) as served:
+        only_here = opened.getsockname()[0] in ("127.0.0.1", "::1")
+        with page(loaded, title, browser, only_here=only_here) as served:
             serve(served, opened, lambda: say(line))
 
 
