@@ -184,9 +184,8 @@ def same_as_textbook(size: tuple[int, int], device: torch.device) -> float:
 
 
 def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
-    print(
-        f"\n{title}\n  {'':20}{'ms/call':>9}{'time ratio (quartiles)':>28}{'processor':>11}{'MiB':>9}{'memory ratio':>15}"
-    )
+    heads = f"{'ms/call':>9}{'time ratio (quartiles)':>28}{'processor':>11}{'MiB':>9}{'memory ratio':>15}"
+    print(f"\n{title}\n  {'':20}{heads}")
     for name, row in rows.items():
         ratio = row["time_ratio"]
         print(
