@@ -25,7 +25,7 @@ ORDER = (
         "checkpoint",
         "hub",
     ),
-    *("evaluation", "visualize", "training", "results", "predict", "zoo", "jobs", "cli", "__main__"),
+    *("evaluation", "visualize", "training", "results", "predict", "zoo", "jobs", "app", "cli", "__main__"),
 )
 LONGEST = 400  # lines of a file
 

@@ -25,6 +25,7 @@ from tailseg.cli.data import data_app
 from tailseg.cli.hub import hub_app
 from tailseg.cli.recipes import recipes_app
 from tailseg.cli.run_folder import run_folder
+from tailseg.cli.web import app as web_app
 from tailseg.errors import UserError
 from tailseg.wording import for_terminal, one_line
 
@@ -308,6 +309,7 @@ def score(
 
 
 app.command()(compare)
+app.command("app")(web_app)
 
 
 def _stoppable(job: Callable[[], T], message: Callable[[], str]) -> T:
