@@ -32,7 +32,7 @@ OF_THE_ROOT = {
     "SECURITY.md": "security.md",
     "CHANGELOG.md": "changelog.md",
 }
-COMING = ("export.md", "app.md")  # named in mkdocs.yml; taken when they are there
+COMING = ("export.md",)  # named in mkdocs.yml; taken when they are there
 
 
 def sources() -> dict[str, Path]:
