@@ -23,6 +23,7 @@ ORDER = (
         "data",
         "model",
         "checkpoint",
+        "hub",
     ),
     *("evaluation", "visualize", "training", "results", "predict", "zoo", "jobs", "app", "cli", "__main__"),
 )

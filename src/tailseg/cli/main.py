@@ -22,6 +22,7 @@ from tailseg.cli.console import log as _log
 from tailseg.cli.console import print_table as _print
 from tailseg.cli.convert import convert_app
 from tailseg.cli.data import data_app
+from tailseg.cli.hub import hub_app
 from tailseg.cli.recipes import recipes_app
 from tailseg.cli.run_folder import run_folder
 from tailseg.cli.web import app as web_app
@@ -43,6 +44,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(convert_app, name="convert")
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(hub_app, name="hub")
 
 DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP)]
 ModelArgument = Annotated[
@@ -73,6 +75,9 @@ def options(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo"),
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with different random numbers.")] = 1,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Twenty steps each, in a minute: whether everything runs, not who wins.")
+    ] = False,
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
 ) -> None:
@@ -82,7 +87,7 @@ def demo(
     from tailseg.evaluation.comparison import results_markdown, verdict
 
     results = _stoppable(
-        lambda: run_demo(out, seeds=seeds, device=device, show=not quiet),
+        lambda: run_demo(out, seeds=seeds, quick=quick, device=device, show=not quiet),
         lambda: f"Stopped. Remove {out} before the next demo there.",
     )
     say(results_markdown(results))
