@@ -21,10 +21,11 @@ ORDER = (
         "layers",
         "losses",
         "data",
+        "runtime",
         "model",
         "checkpoint",
     ),
-    *("evaluation", "visualize", "training", "results", "predict", "zoo", "jobs", "cli", "__main__"),
+    *("evaluation", "visualize", "training", "results", "predict", "export", "zoo", "jobs", "cli", "__main__"),
 )
 LONGEST = 400  # lines of a file
 

@@ -22,6 +22,7 @@ from tailseg.cli.console import log as _log
 from tailseg.cli.console import print_table as _print
 from tailseg.cli.convert import convert_app
 from tailseg.cli.data import data_app
+from tailseg.cli.export import export
 from tailseg.cli.recipes import recipes_app
 from tailseg.cli.run_folder import run_folder
 from tailseg.errors import UserError
@@ -45,7 +46,7 @@ app.add_typer(recipes_app, name="recipes")
 
 DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP)]
 ModelArgument = Annotated[
-    Path, typer.Argument(help="A model file, or a run's folder: its best model, else its last (runs/seesaw).")
+    Path, typer.Argument(help="Model file, a run's folder (its best model, else its last), or exported .onnx.")
 ]
 TtaOption = Annotated[
     bool,
@@ -303,6 +304,7 @@ def score(
 
 
 app.command()(compare)
+app.command()(export)
 
 
 def _stoppable(job: Callable[[], T], message: Callable[[], str]) -> T:
