@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tailseg.model.detector import Detector
 from tailseg.model.traceable import keep_within_classes
@@ -37,9 +38,12 @@ class ExportedDetector(nn.Module):
         boxes, valid = proposals.boxes[0], proposals.valid[0]
         decoded, scores = detector.predict_boxes(features, _rois(boxes), sizes)
         boxes, scores, labels = self._select(decoded, torch.where(valid.unsqueeze(1), scores, -1.0))
-        masks, ious = detector.predict_masks(features, _rois(boxes), labels)
-        found = (boxes, scores, labels, masks)
-        return found if ious is None else (*found, scores * ious)
+        # One RoI more, the whole image: neither tracing nor every runtime bears a batch of none.
+        whole = torch.cat([torch.zeros_like(sizes), sizes.flip(1)], dim=1).to(boxes)
+        rois, count = _rois(torch.cat([boxes, whole])), boxes.shape[0]
+        masks, ious = detector.predict_masks(features, rois, F.pad(labels, (0, 1)))
+        found = (boxes, scores, labels, masks[:count])
+        return found if ious is None else (*found, scores * ious[:count])
 
     def _select(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         detector, num_classes = self.detector, scores.shape[1]

@@ -66,10 +66,11 @@ def export(
     with tempfile.TemporaryDirectory(prefix="tailseg-") as scratch:
         onnx_file = Path(scratch) / "model.onnx"
         write_onnx(program, onnx_file, output_names(detector), about.texts(), half=False)
-        return _write_openvino(onnx_file, out, about, half=half)
+        return write_openvino(onnx_file, out, about, half=half)
 
 
-def _write_openvino(onnx_file: Path, out: Path, about: About, *, half: bool) -> tuple[Path, ...]:
+def write_openvino(onnx_file: Path, out: Path, about: About, *, half: bool) -> tuple[Path, ...]:
+    """Convert an ONNX file of ours to OpenVINO's: ``out`` (.xml) and its weights (.bin)."""
     import openvino
 
     converted = openvino.convert_model(onnx_file)
