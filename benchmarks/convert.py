@@ -37,7 +37,7 @@ CASES = {  # recipe overrides, old file format
     "Mask R-CNN R50, legacy format": ((), True),
     "Cascade Mask R-CNN R101": (("model.backbone.name=resnet101", *CASCADE), False),
 }
-TARGETS = {"seconds": 10.0, "memory": 3.0}
+TARGETS = {"seconds": 10.0, "memory beyond imports": 1.5}
 IMPORTS = "import tailseg.cli.main, tailseg.zoo.mmdet, tailseg.zoo.conversion"
 # A process's largest resident set is never less than that of the process which started it, so a small one does.
 LAUNCH = """
@@ -53,9 +53,10 @@ COPY = "import sys, torch; torch.save(torch.load(sys.argv[1], weights_only=True)
 def write_checkpoint(path: Path, recipe: Recipe, *, legacy: bool) -> None:
     """A checkpoint as mmdetection writes it, with the names of its classes but without its configuration."""
     stages = len(recipe.model.stages)
-    theirs: dict[str, str] = {}
+    theirs = {"backbone.net": "backbone"}
     for name, ours in part_names(stages).items():
-        theirs.setdefault(ours, name)
+        if not name.endswith((".weight", ".bias")):  # of single tensors, as FPG has them
+            theirs.setdefault(ours, name)
     state = {}
     for key, tensor in build_detector(recipe, CLASSES).state_dict().items():
         parts = key.split(".")
@@ -122,7 +123,7 @@ def main() -> None:
     for name in options.cases:
         with tempfile.TemporaryDirectory() as folder:
             result["cases"][name] = measure(name, Path(folder), options.repeats)
-    print(f"targets: {TARGETS['seconds']:.0f} s, {TARGETS['memory']:.0f} x the file")
+    print(f"targets: {TARGETS['seconds']:.0f} s, {TARGETS['memory beyond imports']} x the file beyond imports")
     harness.write_json(options.out, json.loads(json.dumps(result)))
 
 

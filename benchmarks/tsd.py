@@ -35,7 +35,7 @@ from tailseg.model.box_head import ROI_SIZE, BoxHead, RoITargets
 from tailseg.model.roi_features import ImageFeatures, RoIPooler, pyramid_rows, shifted_roi_align
 from tailseg.model.tsd import TsdBoxHead
 from tailseg.recipes.classifiers import CrossEntropyRecipe
-from tailseg.recipes.schema import StageRecipe, TsdRecipe
+from tailseg.recipes.model_section import StageRecipe, TsdRecipe
 
 STRIDES = (4, 8, 16, 32)
 Heads = dict[str, BoxHead | TsdBoxHead]

@@ -24,8 +24,9 @@ ORDER = (
         "runtime",
         "model",
         "checkpoint",
+        "hub",
     ),
-    *("evaluation", "visualize", "training", "results", "predict", "export", "zoo", "jobs", "cli", "__main__"),
+    *("evaluation", "visualize", "training", "results", "predict", "export", "zoo", "jobs", "app", "cli", "__main__"),
 )
 LONGEST = 400  # lines of a file
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tailseg.data.annotations.masks import Segmentation, bitmap_of, into_grid
 from tailseg.evaluation.metrics import Scores, score
 from tailseg.recipes.classifiers import CrossEntropyRecipe, Section
-from tailseg.recipes.schema import (
+from tailseg.recipes.model_section import (
     BackboneRecipe,
     BoxHeadRecipe,
     ContextRecipe,
@@ -37,9 +37,9 @@ from tailseg.recipes.schema import (
     RoiPoolingRecipe,
     RpnRecipe,
     StageRecipe,
-    TestRecipe,
     TsdRecipe,
 )
+from tailseg.recipes.schema import TestRecipe
 from tailseg.structures import Batch
 
 Done = subprocess.CompletedProcess[str]

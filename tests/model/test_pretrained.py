@@ -107,6 +107,37 @@ def test_a_file_in_the_cache_needs_no_hub(monkeypatch, cache):
         load_pretrained(backbone)
 
 
+@pytest.mark.parametrize("form", ["safetensors", "pth", "nested", "without classes"])
+def test_a_file_that_the_recipe_names(tmp_path, monkeypatch, form):
+    """Of another number of classes, as fine-tuned networks on the hub are."""
+    monkeypatch.setattr(pretrained.huggingface_hub, "get_hf_file_metadata", None)
+    torch.manual_seed(4)
+    theirs = timm.create_model("resnet18", num_classes=5).state_dict()
+    file = tmp_path / ("model.safetensors" if form == "safetensors" else "model.bin")
+    if form == "safetensors":
+        save_file(theirs, file)
+    else:
+        kept = {key: value for key, value in theirs.items() if form != "without classes" or not key.startswith("fc.")}
+        torch.save({"state_dict": kept, "epoch": 3} if form == "nested" else kept, file)
+    backbone = made(Backbone, "resnet18")
+    assert load_pretrained(backbone, file) == f"resnet18 with weights from {file}"
+    assert all(torch.equal(value, theirs[key]) for key, value in backbone.net.state_dict().items())
+
+
+def test_a_file_that_does_not_hold_the_network(tmp_path):
+    backbone, file = made(Backbone, "resnet18"), tmp_path / "m.safetensors"
+    with pytest.raises(UserError, match=rf"^model\.backbone\.weights: {file} does not exist; name a file"):
+        load_pretrained(backbone, file)
+    file.write_bytes(b"nothing")
+    with pytest.raises(UserError, match=rf"^model\.backbone\.weights: {file} cannot be read as a file of tensors"):
+        load_pretrained(backbone, file)
+    save_file({"other": torch.zeros(3)}, file)
+    with pytest.raises(
+        UserError, match=rf"^model\.backbone\.weights: {file} does not hold the tensors of timm's 'resnet"
+    ):
+        load_pretrained(backbone, file)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "tf_efficientnet_lite3"])
 def test_weights_that_cannot_be_had_are_told_with_the_ways_out(monkeypatch, caplog, cache, name):
     """At once, and without the retries of the hub's library."""

@@ -9,8 +9,8 @@ import torch
 
 from tailseg.errors import UserError
 from tailseg.recipes.backbone_options import KNOWN, reaches_outside
+from tailseg.recipes.model_section import BackboneRecipe
 from tailseg.recipes.resolve import resolve
-from tailseg.recipes.schema import BackboneRecipe
 
 
 @pytest.mark.parametrize(

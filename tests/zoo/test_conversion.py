@@ -15,16 +15,17 @@ from tailseg.checkpoint import load_model, load_weights
 from tailseg.errors import UserError
 from tailseg.model.build import build_detector
 from tailseg.recipes.classifiers import CrossEntropyRecipe, SeesawRecipe
-from tailseg.recipes.schema import (
+from tailseg.recipes.model_section import (
     BackboneRecipe,
     BoxHeadRecipe,
     MaskHeadRecipe,
     ModelRecipe,
     NeckRecipe,
-    Recipe,
     StageRecipe,
 )
-from tailseg.zoo.architecture import infer_model, infer_resnet
+from tailseg.recipes.schema import Recipe
+from tailseg.zoo.architecture import infer_model
+from tailseg.zoo.backbones import infer_resnet
 from tailseg.zoo.conversion import ForeignModel, change, coco_ids, convert, rename, state_dict_of
 
 State = dict[str, Tensor]

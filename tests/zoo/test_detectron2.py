@@ -341,14 +341,18 @@ def test_an_rpn_of_two_convolutions(tmp_path: Path) -> None:
     assert_same(ours, model, PUBLISHED)
 
 
-def test_batch_norm_and_convolutions_in_the_heads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("group", [False, True], ids=["batch norm", "group norm"])
+def test_norm_and_convolutions_in_the_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: bool) -> None:
     """The baselines of 100 to 400 epochs: norm in neck and heads, four convolutions and one layer in the box head."""
+    kind: Any = (lambda channels: nn.GroupNorm(32, channels)) if group else nn.BatchNorm2d
+    if group:
+        monkeypatch.setitem(globals(), "CHANNELS", 32)
     model = model_of(PUBLISHED)
     widths = [256 // NARROW * 2**i for i in range(4)]
-    model.backbone.fpn = FeaturePyramidNetwork(widths, CHANNELS, LastLevelMaxPool(), norm_layer=nn.BatchNorm2d)
+    model.backbone.fpn = FeaturePyramidNetwork(widths, CHANNELS, LastLevelMaxPool(), norm_layer=kind)
     heads = model.roi_heads
-    heads.box_head = FastRCNNConvFCHead((CHANNELS, 7, 7), [CHANNELS] * 4, [HIDDEN], norm_layer=nn.BatchNorm2d)
-    heads.mask_head = MaskRCNNHeads(CHANNELS, [CHANNELS] * 4, 1, norm_layer=nn.BatchNorm2d)
+    heads.box_head = FastRCNNConvFCHead((CHANNELS, 7, 7), [CHANNELS] * 4, [HIDDEN], norm_layer=kind)
+    heads.mask_head = MaskRCNNHeads(CHANNELS, [CHANNELS] * 4, 1, norm_layer=kind)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for part in (model.backbone.fpn, heads):
@@ -361,9 +365,110 @@ def test_batch_norm_and_convolutions_in_the_heads(tmp_path: Path) -> None:
             layer[0].weight /= 10
     model.eval()
     ours = converted(save_pth(state_of(model), tmp_path))
-    sections = ours.recipe.model
-    assert (sections.neck.norm, sections.box_head.convs, sections.mask_head.norm) == (True, 4, True)
+    sections, norm = ours.recipe.model, "group" if group else True
+    assert (sections.neck.norm, sections.box_head.norm, sections.mask_head.norm) == (norm, norm, norm)
+    assert sections.box_head.convs == 4
     assert_same(ours, model, PUBLISHED)
+
+
+def cascade_of(model: MaskRCNN) -> dict[str, Tensor]:
+    """Its state with three box heads, each with one box a RoI, instead of its own."""
+    generator = torch.Generator().manual_seed(5)
+    state = {key: value for key, value in state_of(model).items() if ".box_head." not in key}
+    state = {key: value for key, value in state.items() if ".box_predictor." not in key}
+    for stage in range(3):
+        for layer, outward, inward, scale in (
+            (f"box_head.{stage}.fc1", HIDDEN, CHANNELS * 49, 0.03),
+            (f"box_head.{stage}.fc2", HIDDEN, HIDDEN, 0.3),
+            (f"box_predictor.{stage}.cls_score", CLASSES + 1, HIDDEN, 0.5),
+            (f"box_predictor.{stage}.bbox_pred", 4, HIDDEN, 0.1),
+        ):
+            state[f"roi_heads.{layer}.weight"] = torch.randn(outward, inward, generator=generator) * scale
+            state[f"roi_heads.{layer}.bias"] = torch.randn(outward, generator=generator) * 0.1
+    return state
+
+
+@pytest.mark.parametrize("said", [False, True], ids=["model zoo", "configuration"])
+def test_cascade(published: MaskRCNN, tmp_path: Path, said: bool) -> None:
+    """Softmax of each stage, then their mean; masks of one head within the last boxes. Against a plain statement."""
+    state = cascade_of(published)
+    path = save_pth(state, tmp_path)
+    weights = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
+    if said:
+        weights = (*weights[:2], (40.0, 40.0, 20.0, 20.0))
+        rows, key = [list(row) for row in weights], "MODEL.ROI_BOX_CASCADE_HEAD"
+        save_config(tmp_path, **{f"{key}.BBOX_REG_WEIGHTS": rows, f"{key}.IOUS": [0.5, 0.6, 0.65]})
+    ours = converted(path)
+    assert [stage.iou for stage in ours.recipe.model.stages] == [0.5, 0.6, 0.65 if said else 0.7]
+    assert [stage.mask_weight > 0 for stage in ours.recipe.model.stages] == [False, False, True]
+    rois = torch.tensor([[5, 7, 90, 130], [60, 20, 300, 120], [200, 100, 230, 140], [0, 0, 384, 256]]).float()
+    labels = torch.tensor([0, 6, 2, 1])
+    with torch.no_grad():
+        features = ours.detector.extract_features(batch_of(picture()))
+        levels = {str(i): maps for i, maps in enumerate(features.pyramid)}
+        boxes, probabilities = rois, []
+        for stage, weight in enumerate(weights):
+            hidden = LevelledPooling(7)(levels, [boxes], None).flatten(1)
+            layers = ("box_head.{}.fc1", "box_head.{}.fc2", "box_predictor.{}.cls_score", "box_predictor.{}.bbox_pred")
+            fc1, fc2, scores, deltas = (
+                [state[f"roi_heads.{layer.format(stage)}.{part}"] for part in ("weight", "bias")] for layer in layers
+            )
+            hidden = nn.functional.linear(nn.functional.linear(hidden, *fc1).relu(), *fc2).relu()
+            probabilities.append(nn.functional.linear(hidden, *scores).softmax(1))
+            moves = nn.functional.linear(hidden, *deltas) / torch.tensor(weight)
+            size, centre = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2
+            centre, half = centre + moves[:, :2] * size, moves[:, 2:].exp() * size / 2
+            boxes = torch.cat([centre - half, centre + half], 1).clamp(min=0)
+            boxes = torch.minimum(boxes, torch.tensor([SIZE[1], SIZE[0]] * 2))
+        heads = published.roi_heads
+        seen = heads.mask_head(LevelledPooling(14)(levels, [boxes], None))
+        masks = heads.mask_predictor(seen)[torch.arange(4), labels + 1].sigmoid()
+        own = torch.cat([torch.zeros(4, 1), rois], 1)
+        found, found_scores = ours.detector.predict_boxes(features, own, torch.tensor([SIZE]))
+        found_masks, _ = ours.detector.predict_masks(features, torch.cat([own[:, :1], found[:, 0]], 1), labels)
+    assert (boxes - rois).abs().max() > 5
+    assert (found[:, 0] - boxes).abs().max() <= PIXELS
+    assert (found_scores - torch.stack(probabilities).mean(0)[:, :-1]).abs().max() <= SCORES
+    logits = torch.stack([p.log() for p in probabilities]).mean(0).softmax(1)
+    assert (found_scores - logits[:, :-1]).abs().max() > 100 * SCORES  # which a mean of logits would show
+    assert (found_masks - masks).abs().max() <= MASKS
+
+
+def test_a_cascade_of_other_stages_than_configured(published: MaskRCNN, tmp_path: Path) -> None:
+    path = save_pth(cascade_of(published), tmp_path)
+    save_config(tmp_path, **{"MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": [[10.0, 10.0, 5.0, 5.0]] * 2})
+    with pytest.raises(UserError, match=r"config\.yaml: MODEL\.ROI_BOX_CASCADE_HEAD is for 2 stages, the checkpoint"):
+        converted(path)
+
+
+@pytest.mark.parametrize("scale", [None, 15.0])
+def test_a_classifier_of_cosines(published: MaskRCNN, tmp_path: Path, scale: float | None) -> None:
+    """TFA's: a row and a feature are compared by direction, times 20 or a scale that was learnt."""
+    state = state_of(published)
+    del state["roi_heads.box_predictor.cls_score.bias"]
+    state |= {} if scale is None else {"roi_heads.box_predictor.scale": torch.tensor([scale])}
+    ours = converted(save_pth(state, tmp_path))
+    weight, hidden = state["roi_heads.box_predictor.cls_score.weight"], torch.randn(9, HIDDEN)
+    expected = (scale or 20) * nn.functional.normalize(hidden) @ nn.functional.normalize(weight).t()
+    with torch.no_grad():
+        assert (ours.detector.stages[0].box_head.classifier(hidden) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("federated", [False, True])
+def test_sigmoids(published: MaskRCNN, tmp_path: Path, federated: bool) -> None:
+    """`USE_SIGMOID_CE`: the last row, of background, plays no part."""
+    path = save_pth(state_of(published), tmp_path)
+    head = {"USE_SIGMOID_CE": True, "USE_FED_LOSS": federated, "FED_LOSS_NUM_CLASSES": 40}
+    save_config(tmp_path, **{f"MODEL.ROI_BOX_HEAD.{key}": value for key, value in head.items()})
+    ours = converted(path)
+    assert ours.recipe.classifier.loss == "federated"
+    assert ours.recipe.classifier.sampled == (40 if federated else 1 << 20)
+    hidden = torch.randn(9, HIDDEN)
+    weight, bias = (state_of(published)[f"roi_heads.box_predictor.cls_score.{part}"] for part in ("weight", "bias"))
+    box_head = ours.detector.stages[0].box_head
+    with torch.no_grad():
+        scores = box_head.classification.scores(box_head.classifier(hidden))
+    assert (scores[:, :-1] - (hidden @ weight.t() + bias)[:, :-1].sigmoid()).abs().max() < 1e-5
 
 
 def test_the_comparison_would_see_each_convention(published: MaskRCNN, tmp_path: Path) -> None:
@@ -546,7 +651,6 @@ def test_every_key_has_its_place(published: MaskRCNN, tmp_path: Path) -> None:
         ("MODEL.ANCHOR_GENERATOR.OFFSET", 0.5),
         ("MODEL.RPN.BBOX_REG_WEIGHTS", [2.0, 2.0, 2.0, 2.0]),
         ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", [20.0, 20.0, 10.0, 10.0]),
-        ("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True),
         ("MODEL.FPN.FUSE_TYPE", "avg"),
     ],
 )
@@ -710,7 +814,9 @@ def test_arrays_of_half_precision(published: MaskRCNN, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("theirs", "shape", "part"),
     [
-        ("roi_heads.box_head.1.fc1.weight", (4, 4), "a cascade (detectron2 averages its probabilities)"),
+        ("roi_heads.box_head.1.fc1.weight", (4, 4), "a cascade of another number of stages than 3"),
+        ("proposal_generator.centernet_head.bbox_pred.weight", (4, 4, 3, 3), "CenterNet2's proposals"),
+        ("roi_heads.box_predictor.cls_score.zs_weight", (4, 4), "Detic's and CenterNet2's classifier"),
         ("sem_seg_head.predictor.weight", (4, 4), "a semantic branch (Panoptic FPN)"),
         ("roi_heads.keypoint_head.conv_fcn1.weight", (4, 4), "a keypoint head"),
         ("backbone.bottom_up.res4.0.se.weight", (18, 4, 3, 3), "another backbone than ResNet and ResNeXt"),
@@ -724,12 +830,6 @@ def test_left_over_tensors_are_named(
     with pytest.raises(UserError) as caught:
         convert(read_detectron2(path), tmp_path / "o.safetensors", categories=class_names(tmp_path))
     assert str(caught.value).startswith(f"{path}: tensors are left over: '{theirs}' of {part};")
-
-
-def test_group_norm_is_refused(published: MaskRCNN, tmp_path: Path) -> None:
-    path = save_pth(state_of(published) | {"backbone.fpn_lateral2.norm.weight": torch.zeros(4)}, tmp_path)
-    with pytest.raises(UserError, match=r"model_final\.pth: '.*fpn_lateral2\.norm\.weight' has no running mean"):
-        convert(read_detectron2(path), tmp_path / "o.safetensors", categories=class_names(tmp_path))
 
 
 def test_missing_tensors_are_named(published: MaskRCNN, tmp_path: Path) -> None:

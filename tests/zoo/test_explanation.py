@@ -67,7 +67,7 @@ def test_left_over_and_missing_tensors(state: dict[str, Tensor]) -> None:
     assert not any("rpn.extra" in line for line in lines)
     assert lines[len(state) - 1 :] == [
         f"theirs/model.pth: {len(state) - 1} tensors with a place, 2 left over, 1 missing.",
-        "Left over, of HTC's semantic branch:",
+        "Left over, of HTC's semantic branch, on no cascade:",
         "  roi_head.semantic_head.x",
         "Left over, of another RPN than that of Faster R-CNN:",
         "  rpn_head.more",

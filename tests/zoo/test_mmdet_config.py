@@ -13,7 +13,8 @@ from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import merge, validate
 from tailseg.zoo.conversion import convert
 from tailseg.zoo.mmdet import read_mmdet
-from tailseg.zoo.mmdet_config import Conventions, conventions, read_config
+from tailseg.zoo.mmdet_config import Conventions, conventions
+from tailseg.zoo.mmdet_text import read_config
 
 
 def config_of(text: str) -> dict[str, Any]:
@@ -389,14 +390,16 @@ REFUSED = {
     "rpn_head=dict(anchor_generator=dict(type='LegacyAnchorGenerator'))": "anchor_generator.type = 'LegacyAnchorG",
     "rpn_head=dict(bbox_coder=dict(target_stds=[0.1, 0.1, 0.2, 0.2]))": "model.rpn_head.bbox_coder.target_stds",
     "roi_head=dict(bbox_head=dict(bbox_coder=dict(type='LegacyDeltaXYWHBBoxCoder')))": "bbox_head.bbox_coder.type",
-    "backbone=dict(type='ResNeSt')": "model.backbone.type = 'ResNeSt'",
+    "backbone=dict(type='TridentResNet')": "model.backbone.type = 'TridentResNet'",
+    "backbone=dict(type='ResNeSt', avg_down_stride=False)": "model.backbone.avg_down_stride = False",
     "backbone=dict(type='ResNet', style='tensorflow')": "model.backbone.style = 'tensorflow'",
-    "backbone=dict(type='ResNet', norm_cfg=dict(type='GN', num_groups=32))": "model.backbone.norm_cfg.type = 'GN'",
-    "neck=dict(type='FPN', norm_cfg=dict(type='GN', num_groups=32))": "model.neck.norm_cfg.type = 'GN'",
+    "backbone=dict(type='ResNet', norm_cfg=dict(type='GN', num_groups=16))": "model.backbone.norm_cfg.num_groups = 16",
+    "neck=dict(type='FPN', norm_cfg=dict(type='IN'))": "model.neck.norm_cfg.type = 'IN'",
     "neck=dict(type='FPN', act_cfg=dict(type='ReLU'))": "model.neck.act_cfg.type = 'ReLU'",
-    "neck=dict(type='FPN_CARAFE', upsample_cfg=dict(type='carafe'))": "model.neck.type = 'FPN_CARAFE'",
-    "roi_head=dict(bbox_head=dict(norm_cfg=dict(type='GN', num_groups=32)))": "bbox_head.norm_cfg.type = 'GN'",
-    "roi_head=dict(mask_head=dict(norm_cfg=dict(type='GN', num_groups=32)))": "mask_head.norm_cfg.type = 'GN'",
+    "neck=dict(type='NASFPN', stack_times=7)": "model.neck.type = 'NASFPN'",
+    "neck=dict(type='FPN_CARAFE', upsample_cfg=dict(type='deconv'))": "model.neck.upsample_cfg.type = 'deconv'",
+    "roi_head=dict(bbox_head=dict(norm_cfg=dict(type='IN')))": "bbox_head.norm_cfg.type = 'IN'",
+    "roi_head=dict(mask_head=dict(norm_cfg=dict(type='GN', num_groups=16)))": "mask_head.norm_cfg.num_groups = 16",
     "roi_head=dict(mask_head=dict(norm_cfg=dict(type='BN', eps=0.001)))": "mask_head.norm_cfg.eps = 0.001,",
     "roi_head=dict(glbctx_head=dict(norm_cfg=dict(type='GN')))": "glbctx_head.norm_cfg.type = 'GN'",
     "roi_head=dict(glbctx_head=dict(type='OwnHead'))": "model.roi_head.glbctx_head.type = 'OwnHead'",
@@ -417,9 +420,10 @@ REFUSED = {
     "roi_head=dict(mask_iou_head=dict(num_convs=4)), train_cfg=dict(rcnn=dict(mask_thr_binary=0.3))": (
         "model.train_cfg.rcnn.mask_thr_binary = 0.3"
     ),
-    "roi_head=dict(semantic_head=dict(type='FusedSemanticHead'))": "roi_head.semantic_head.type = 'FusedSemanticHead'",
+    "roi_head=dict(semantic_head=dict(type='SCNetSemanticHead'))": "semantic_head.type = 'SCNetSemanticHead'",
+    "roi_head=dict(type='PointRendRoIHead')": "model.roi_head.type = 'PointRendRoIHead'",
     "roi_head=dict(feat_relay_head=dict(type='FeatureRelayHead'))": "feat_relay_head.type = 'FeatureRelayHead'",
-    "roi_head=dict(interleaved=True, mask_info_flow=True)": "model.roi_head.mask_info_flow = True",
+    "roi_head=dict(type='HybridTaskCascadeRoIHead', mask_info_flow=False)": "model.roi_head.mask_info_flow = False",
 }
 
 

@@ -11,27 +11,23 @@ EXAMPLES = {
         "roi_head.semantic_head.lateral_convs.0.conv.weight": "HTC's semantic branch",
         "roi_head.mask_head.1.conv_res.conv.bias": "HTC's flow of masks",
         "roi_head.feat_relay_head.fc.weight": "SCNet's feature relay",
-        "roi_head.mask_head.convs.0.gn.weight": "group norm",
-        "backbone.layer1.0.gn1.weight": "group norm",
+        "roi_head.semantic_head.convs.0.bn.weight": "norm in HTC's semantic branch",
+        "backbone.layer1.0.gn4.weight": "group norm in some layers only",
         "neck.upsample_modules.0.channel_compressor.weight": "CARAFE in the neck",
         "neck.fpn_convs.0.bn.running_mean": "norm in some layers of the neck",
         "neck.fpn_convs.4.conv.weight": "further levels",
         "neck.fpn_transitions.0.0.same_up.conv.conv.weight": "FPG",
         "neck.1.refine.g.conv.weight": "chain of necks",
-        "backbone.layer2.0.context_block3.conv_mask.weight": "GCNet",
-        "backbone.layer2.0.conv2.fc1.weight": "ResNeSt",
+        "backbone.layer2.0.context_block.channel_mul_conv.0.weight": "another form than GCNet's",
+        "backbone.absolute_pos_embed": "another backbone",
         "backbone.layer2.0.conv2.weight_diff": "switchable",
-        "backbone.stem.0.weight": "deep stem",
-        "backbone.layer1.0.downsample.2.weight": "avg_down",
-        "backbone.stage2.0.branches.0.0.conv1.weight": "HRNet",
-        "backbone.stages.0.blocks.0.attn.w_msa.qkv.weight": "Swin",
-        "backbone.layer1.0.convs.0.weight": "Res2Net",
+        "backbone.stages.0.blocks.0.attn.w_msa.logit_scale": "Swin",
         "roi_head.bbox_head.cls_fcs.0.weight": "for classes or boxes alone",
         "bbox_head.retina_cls.weight": "another kind of detector",
         "ema_backbone_conv1_weight": "moving average",
     },
     "detectron2": {
-        "roi_heads.box_head.1.fc1.weight": "a cascade",
+        "roi_heads.box_head.3.fc1.weight": "a cascade of another number of stages",
         "roi_heads.box_predictor.0.cls_score.zs_weight": "Detic",
         "proposal_generator.centernet_head.bbox_pred.weight": "CenterNet2",
         "sem_seg_head.predictor.weight": "Panoptic FPN",
@@ -60,7 +56,7 @@ def test_names_stay_in_order_under_their_part() -> None:
     names = ["what.x", "roi_head.semantic_head.b", "else.y", "roi_head.semantic_head.a"]
     assert by_part("mmdet", names) == {
         UNKNOWN: ["what.x", "else.y"],
-        "HTC's semantic branch": ["roi_head.semantic_head.b", "roi_head.semantic_head.a"],
+        "HTC's semantic branch, on no cascade": ["roi_head.semantic_head.b", "roi_head.semantic_head.a"],
     }
     assert by_part("another project", ["roi_head.semantic_head.b"]) == {UNKNOWN: ["roi_head.semantic_head.b"]}
     assert by_part("mmdet", []) == {}

@@ -25,6 +25,7 @@ from tailseg.predict import load
 from tailseg.structures import Batch, Proposals
 from tailseg.zoo.conversion import convert, rename
 from tailseg.zoo.mmdet import part_names, read_mmdet
+from tailseg.zoo.mmdet_backbones import backbone_names
 
 CLASSES = 37
 NAMES = ("model_mask_rcnn", "model_cascade")
@@ -313,7 +314,7 @@ class TestRecordedTrainingStep:
         total.backward()
         parameters = dict(detector.named_parameters())
         theirs = case["settings"]["grad_norms_of"]
-        places, unknown = rename(theirs, part_names(len(detector.stages)))
+        places, unknown = rename(theirs, backbone_names({}) | part_names(len(detector.stages)))
         assert not unknown
         own = {name: place for place, name in places.items()}
         norms = torch.stack([parameters[own[name]].grad.norm() for name in theirs])

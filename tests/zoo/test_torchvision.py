@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import (
     MaskRCNN,
+    MaskRCNN_ResNet50_FPN_V2_Weights,
     MaskRCNN_ResNet50_FPN_Weights,
     maskrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn_v2,
@@ -308,10 +309,9 @@ def test_unnamed_classes_are_asked_for(tmp_path):
 
 
 def test_another_architecture_is_refused_by_name(tmp_path):
-    with pytest.raises(
-        UserError, match=r"maskrcnn_resnet50_fpn_v2: is neither a file.*there is maskrcnn_resnet50_fpn "
-    ):
-        read_torchvision("maskrcnn_resnet50_fpn_v2")
+    names = "maskrcnn_resnet50_fpn and maskrcnn_resnet50_fpn_v2"
+    with pytest.raises(UserError, match=rf"maskrcnn_resnet50_fpn_v3: is neither a file.*there are {names}$"):
+        read_torchvision("maskrcnn_resnet50_fpn_v3")
     state = with_weights(narrow, nn.BatchNorm2d).state_dict()
     state["roi_heads.keypoint_head.0.weight"] = torch.zeros(3)
     torch.save(state, tmp_path / "m.pth")
@@ -345,6 +345,26 @@ def test_published_weights_by_name(as_it_comes, kept_at, tmp_path, monkeypatch):
     assert foreign.values["model"]["backbone"] == {"norm_eps": 0.0}
     recipe, _ = convert(foreign, tmp_path / "m.safetensors")
     assert (recipe.test.score_threshold, recipe.test.max_detections) == (0.05, 100)
+
+
+def test_version_2_by_name(kept_at, tmp_path, monkeypatch):
+    """Its batch norm was trained, with the usual eps."""
+    monkeypatch.setattr(conversion, "save_model", lambda *_, **__: None)  # 180 MB
+    state = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None).state_dict()
+    asked = []
+
+    def download(url: str, **options: object) -> None:
+        asked.append(url)
+        kept_at.parent.mkdir(parents=True)
+        torch.save(state, kept_at.with_name(Path(url).name))
+
+    monkeypatch.setattr(zoo.torch.hub, "load_state_dict_from_url", download)
+    foreign = read_torchvision("maskrcnn_resnet50_fpn_v2")
+    assert asked == [MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1.url]
+    recipe, labels = convert(foreign, tmp_path / "m.safetensors")
+    model = recipe.model
+    assert (model.backbone.norm_eps, model.rpn.convs, model.box_head.convs, model.neck.norm) == (None, 2, 4, True)
+    assert len(labels) == 90
 
 
 @pytest.mark.parametrize(

@@ -45,14 +45,15 @@ def convert_mmdet(
 @convert_app.command("torchvision")
 def convert_torchvision(
     source: Annotated[
-        str, typer.Argument(help="maskrcnn_resnet50_fpn (downloads its weights), or a state dict, .pth.")
+        str,
+        typer.Argument(help="maskrcnn_resnet50_fpn, the same with _v2 (downloaded), or a state dict, .pth."),
     ],
     out: OutModelArgument = None,
     categories: CategoriesOption = None,
     settings: SetOption = None,
     explain: ExplainOption = False,
 ) -> None:
-    """Convert Mask R-CNN R50-FPN of torchvision; version 2 from a state dict."""
+    """Convert Mask R-CNN R50-FPN of torchvision, version 1 or 2."""
     _require_out(out, explain)
     from tailseg.zoo.torchvision import read_torchvision
 

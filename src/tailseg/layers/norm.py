@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,11 @@ from timm.layers import BatchNormAct2d as TimmBatchNormAct2d
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from tailseg.errors import UserError
+
+Norm = bool | Literal["group"]  # none, batch norm, group norm
+GROUPS = 32
 
 
 def batch_norm(
@@ -172,6 +177,30 @@ class BatchNorm2d(nn.BatchNorm2d):
             ValueError: see `batch_norm`.
         """
         return _train(self, x, rows) if _is_special(self, x, rows) else super().forward(x)
+
+
+class GroupNorm(nn.GroupNorm):
+    """`torch.nn.GroupNorm` of 32 groups, which every row has for itself."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(GROUPS, channels)
+
+    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Normalised x (N, C, H, W); ``rows`` makes no difference."""
+        return super().forward(x)
+
+
+def build_norm(norm: Norm, channels: int) -> BatchNorm2d | GroupNorm | nn.Identity:
+    """Batch norm, group norm, or nothing.
+
+    Raises:
+        UserError: channels that do not fall into 32 groups.
+    """
+    if norm == "group" and channels % GROUPS:
+        raise UserError(f"group norm needs a multiple of {GROUPS} channels, got {channels}; choose batch norm (true)")
+    if norm == "group":
+        return GroupNorm(channels)
+    return BatchNorm2d(channels) if norm else nn.Identity()
 
 
 class BatchNormAct2d(TimmBatchNormAct2d):  # type: ignore[misc]

@@ -7,12 +7,19 @@ from itertools import chain, pairwise
 from typing import Any
 
 import timm
-from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
+from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d, LayerNorm2d
 from torch import Tensor, nn
 
 from tailseg.errors import UserError
 from tailseg.layers.activation_checkpointing import recompute
-from tailseg.model.backbone_edits import make_deformable, move_strides, set_stem_channels
+from tailseg.model.backbone_edits import (
+    add_context_blocks,
+    leave_out_first_pool,
+    make_deformable,
+    move_strides,
+    pad_before_shift,
+    set_stem_channels,
+)
 from tailseg.recipes.backbone_options import reaches_outside
 
 STRIDES = (4, 8, 16, 32)
@@ -30,6 +37,10 @@ class Backbone(nn.Module):
         norm_eps: added to the variance of batch norm; None leaves the network's own.
         stem_channels: of a ResNet with a 7x7 stem; None leaves the network's own.
         stride_in_1x1: move a bottleneck's stride from its 3x3 convolution to the 1x1 one before it.
+        res2net_pool: keep the 3x3 average in the first block of a Res2Net's first stage.
+        output_norm: layer norm over the channels of each of the four maps, with the eps of the network's own.
+        context_stages: of the four stages, counted from 1, those whose bottlenecks end with a `ContextBlock`.
+        context_ratio: of these blocks.
         deformable_stages: of the four stages, counted from 1, those whose convolutions larger than 1x1 are modulated
             deformable ones. At the start they compute what the plain ones would, also with `load_pretrained`.
         checkpointing: for the backward pass keep what goes in and out of the blocks of the trained stages, and compute
@@ -50,6 +61,10 @@ class Backbone(nn.Module):
         norm_eps: float | None,
         stem_channels: int | None,
         stride_in_1x1: bool,
+        res2net_pool: bool,
+        output_norm: bool,
+        context_stages: Sequence[int],
+        context_ratio: float,
         deformable_stages: Sequence[int],
         checkpointing: bool,
         options: dict[str, Any] | None,
@@ -75,6 +90,10 @@ class Backbone(nn.Module):
             set_stem_channels(self.net, name, stem_channels)
         if stride_in_1x1:
             move_strides(self.net, name)
+        if not res2net_pool:
+            leave_out_first_pool(self.net, name)
+        add_context_blocks(self.net, name, context_stages, context_ratio)
+        pad_before_shift(self.net)
         if norm_eps is not None:
             for norm in _batch_norms(self.net):
                 norm.eps = norm_eps
@@ -84,6 +103,11 @@ class Backbone(nn.Module):
             str((self.net.pretrained_cfg or {}).get("architecture", "")) if reaches_outside(name) else name
         )
         self.channels: tuple[int, ...] = tuple(self.net.feature_info.channels())
+        self.channels_last = getattr(self.net, "output_fmt", None) == "NHWC"
+        self.output_norms = nn.ModuleList()
+        if output_norm:
+            eps = next((module.eps for module in self.net.modules() if isinstance(module, nn.LayerNorm)), 1e-6)
+            self.output_norms.extend(LayerNorm2d(channels, eps=eps) for channels in self.channels)
         self.train_norm = train_norm
         self._frozen: list[nn.Module] = []
         if frozen_stages < 0 and not deformable_stages and not checkpointing:
@@ -113,7 +137,10 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """C2..C5, (B, channels[i], H / stride, W / stride), of normalised images (B, 3, H, W)."""
-        return list(self.net(images))
+        maps = list(self.net(images))
+        if self.channels_last:
+            maps = [own.permute(0, 3, 1, 2) for own in maps]
+        return [norm(own) for norm, own in zip(self.output_norms, maps, strict=True)] if self.output_norms else maps
 
 
 def _stages(net: nn.Module, name: str, ends: list[str], wanted: tuple[int, ...]) -> list[list[str]]:

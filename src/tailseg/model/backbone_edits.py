@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from timm.models.res2net import Bottle2neck
 from timm.models.resnet import Bottleneck
-from torch import nn
+from timm.models.swin_transformer import SwinTransformerBlock
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tailseg.errors import UserError
+from tailseg.layers.context_block import ContextBlock
 from tailseg.layers.deform_conv import ModulatedDeformConv2d
 
 
@@ -44,6 +48,51 @@ def move_strides(net: nn.Module, name: str) -> None:
         )
     for block in blocks:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+
+
+def leave_out_first_pool(net: nn.Module, name: str) -> None:
+    """Make the first block of a Res2Net's first stage pass on its last part as it is, instead of its 3x3 averages."""
+    first = next((block for block in net.modules() if isinstance(block, Bottle2neck)), None)
+    if first is None:
+        raise UserError(f"model.backbone.res2net_pool: '{name}' is no Res2Net; leave it out")
+    first.pool = nn.Identity()
+
+
+def add_context_blocks(net: nn.Module, name: str, stages: Iterable[int], ratio: float) -> None:
+    """Put a global context block at the end of every bottleneck of these stages, before the shortcut is added.
+
+    Raises:
+        UserError: there is no such stage, or it has other blocks.
+    """
+    key = "model.backbone.context_stages"
+    for stage in sorted(set(stages)):
+        layer = dict(net.named_children()).get(f"layer{stage}")
+        blocks = [] if layer is None else [block for block in layer.children() if isinstance(block, Bottleneck)]
+        if not blocks:
+            raise UserError(f"{key}: '{name}' has no stage {stage} of ResNet's bottlenecks; leave {stage} out")
+        for block in blocks:
+            block.se = ContextBlock(block.conv3.out_channels, ratio)
+
+
+class PaddedSwinBlock(SwinTransformerBlock):  # type: ignore[misc]
+    """A Swin Transformer's block that pads its maps to whole windows before it shifts them, not after.
+
+    So do the detectors that were published with it. Where maps are whole windows, it makes no difference.
+    """
+
+    def _attn(self, x: Tensor) -> Tensor:
+        """Windowed attention of maps (B, h, w, channels)."""
+        height, width = x.shape[1:3]
+        below, right = (-height) % self.window_size[0], (-width) % self.window_size[1]
+        attended: Tensor = super()._attn(F.pad(x, (0, 0, 0, right, 0, below)))
+        return attended[:, :height, :width]
+
+
+def pad_before_shift(net: nn.Module) -> None:
+    """Make every block of a Swin Transformer a `PaddedSwinBlock`; other networks are left as they are."""
+    for module in net.modules():
+        if type(module) is SwinTransformerBlock:
+            module.__class__ = PaddedSwinBlock
 
 
 def make_deformable(net: nn.Module, name: str, stage: int, parts: Iterable[str]) -> None:

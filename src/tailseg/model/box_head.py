@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tailseg.layers.norm import BatchNorm2d
+from tailseg.layers.norm import Norm, build_norm
 from tailseg.layers.normalized import NormalizedLinear
 from tailseg.losses import Classification, tau_normalize
 from tailseg.model.boxes import Stds, constant, decode, encode, smooth_l1
@@ -104,8 +104,9 @@ class BoxHead(nn.Module):
         channels: of the RoI feature.
         classification: owns the number of logits, the loss and the scores.
         width: of the hidden layers.
-        convs: 3x3 convolutions of the feature's width, with batch norm, before the hidden layers; with any, one hidden
-            layer follows instead of two (four are the usual number).
+        convs: 3x3 convolutions of the feature's width before the hidden layers; with any, one hidden layer follows
+            instead of two (four are the usual number).
+        norm: batch norm after each of them, group norm, or none.
         normalized: use a normalised linear classifier (report, Eq. 3).
         temperature: τ of Eq. 3.
         class_agnostic: one box a RoI instead of one a class.
@@ -121,6 +122,7 @@ class BoxHead(nn.Module):
         *,
         width: int,
         convs: int,
+        norm: Norm,
         normalized: bool,
         temperature: float,
         class_agnostic: bool,
@@ -131,11 +133,13 @@ class BoxHead(nn.Module):
         super().__init__()
         self.classification = classification
         self.tau_norm = tau_norm
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(convs))
-        self.norms = nn.ModuleList(BatchNorm2d(channels) for _ in range(convs))
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, bias=not norm) for _ in range(convs))
+        self.norms = nn.ModuleList(build_norm(norm, channels) for _ in range(convs if norm else 0))
         for conv in self.convs:
             assert isinstance(conv, nn.Conv2d)
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
         self.fc1 = nn.Linear(channels * ROI_SIZE**2, width)
         self.fc2 = nn.Linear(width, width) if convs == 0 else None
         self.classifier = build_classifier(width, classification, normalized, temperature)
@@ -151,8 +155,9 @@ class BoxHead(nn.Module):
     def forward(self, pool: Pool, rois: Tensor, live: Tensor | None = None) -> BoxPrediction:
         """Classes and boxes of RoIs (R, 5); rows that are not ``live`` (R,) are left out of batch statistics."""
         maps = pool(rois)
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            maps = F.relu(norm(conv(maps.contiguous(memory_format=torch.channels_last)), live))
+        for number, conv in enumerate(self.convs):
+            maps = conv(maps.contiguous(memory_format=torch.channels_last))
+            maps = F.relu(self.norms[number](maps, live) if self.norms else maps)
         features = maps.flatten(1)
         hidden = F.relu(self.fc1(features))
         if self.fc2 is not None:

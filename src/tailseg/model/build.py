@@ -13,19 +13,25 @@ from tailseg.losses import CLASSIFICATIONS, Classification, ClassStatistics
 from tailseg.model.backbone import Backbone
 from tailseg.model.box_head import ROI_SIZE, BoxHead, ClassBranch, RoISampler
 from tailseg.model.context import ContextEncoder
-from tailseg.model.detector import Detector, Stage
+from tailseg.model.detector import Detector, Neck, Stage
 from tailseg.model.fpg import FPG
 from tailseg.model.fpn import FPN
+from tailseg.model.fpn_carafe import CarafeFPN
+from tailseg.model.hrfpn import HRFPN
 from tailseg.model.mask_head import MaskHead
 from tailseg.model.mask_iou import MaskIouHead
 from tailseg.model.matching import Matcher
 from tailseg.model.rpn import RPN
+from tailseg.model.semantic import SemanticBranch
 from tailseg.model.tsd import TsdBoxHead
 from tailseg.recipes.classifiers import ClassifierRecipe
-from tailseg.recipes.schema import NeckRecipe, Recipe, StageRecipe
+from tailseg.recipes.model_section import NeckRecipe, StageRecipe
+from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import changed
 
-OF_DETECTOR = {"score_threshold", "nms_iou", "max_detections", "min_size"}  # keys of a recipe's test section
+OF_WEIGHTS = {"pretrained", "weights"}  # keys of a recipe's backbone that do not shape it
+# Keys of a recipe's test section.
+OF_DETECTOR = {"score_threshold", "nms_iou", "max_detections", "stage_average", "min_size"}
 
 
 def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics | None = None) -> Detector:
@@ -41,7 +47,7 @@ def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics
     """
     _require_tau_norm_applies(recipe)
     model = recipe.model
-    backbone = Backbone(**model.backbone.model_dump(exclude={"pretrained"}))
+    backbone = Backbone(**model.backbone.model_dump(exclude=OF_WEIGHTS))
     channels = model.neck.channels
     context = mask_iou = None
     if model.context.weight > 0:
@@ -50,6 +56,9 @@ def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics
         agnostic = model.mask_head.class_agnostic
         options = model.mask_iou.model_dump(exclude={"weight"})
         mask_iou = MaskIouHead(channels, num_classes, class_agnostic=agnostic, **options)
+    semantic = None
+    if model.semantic.enabled:
+        semantic = SemanticBranch(channels, channels, convs=model.semantic.convs)
     neck = _build_neck(model.neck, backbone.channels)
     detector = Detector(
         backbone,
@@ -60,6 +69,7 @@ def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics
         context_weight=model.context.weight,
         mask_iou=mask_iou,
         mask_iou_weight=model.mask_iou.weight,
+        semantic=semantic,
         **model.roi_pooling.model_dump(),
         pixel_mean=model.pixel_mean,
         pixel_std=model.pixel_std,
@@ -80,7 +90,7 @@ def stored_recipe(recipe: Recipe, detector: Detector) -> Recipe:
         return recipe
     stored = changed(recipe, {"model.backbone.name": architecture})
     with torch.device("meta"):
-        same = Backbone(**stored.model.backbone.model_dump(exclude={"pretrained"})).state_dict()
+        same = Backbone(**stored.model.backbone.model_dump(exclude=OF_WEIGHTS)).state_dict()
     own = detector.backbone.state_dict()
     if {key: value.shape for key, value in same.items()} != {key: value.shape for key, value in own.items()}:
         raise UserError(
@@ -90,9 +100,13 @@ def stored_recipe(recipe: Recipe, detector: Detector) -> Recipe:
     return stored
 
 
-def _build_neck(neck: NeckRecipe, in_channels: Sequence[int]) -> FPN | FPG:
+def _build_neck(neck: NeckRecipe, in_channels: Sequence[int]) -> Neck:
     if neck.kind == "fpn":
         return FPN(in_channels, neck.channels, norm=neck.norm)
+    if neck.kind == "fpn-carafe":
+        return CarafeFPN(in_channels, neck.channels)
+    if neck.kind == "hrfpn":
+        return HRFPN(in_channels, neck.channels)
     return FPG(in_channels, **neck.model_dump(exclude={"kind", "norm"}))
 
 
@@ -113,10 +127,13 @@ def _build_stage(recipe: Recipe, stage: StageRecipe, num_classes: int, statistic
     if stage.tsd:
         box_head = TsdBoxHead(channels, classification, **options, **recipe.model.tsd.model_dump())
     else:
-        box_head = BoxHead(channels, classification, convs=box.convs, **options)
+        box_head = BoxHead(channels, classification, convs=box.convs, norm=box.norm, **options)
     mask_head = None
     if stage.mask_weight > 0:
-        mask_head = MaskHead(channels, num_classes, **recipe.model.mask_head.model_dump())
+        mask = recipe.model.mask_head
+        flow = mask.flow and stage is not recipe.model.stages[0]
+        keys = mask.model_dump(exclude={"flow", "interleaved"})
+        mask_head = MaskHead(channels, num_classes, flow=flow, **keys)
     second_branch = None
     if recipe.finetune.enabled:
         second_branch = ClassBranch(
@@ -133,6 +150,7 @@ def _build_stage(recipe: Recipe, stage: StageRecipe, num_classes: int, statistic
         second_branch=second_branch,
         weight=stage.weight,
         mask_weight=stage.mask_weight,
+        interleaved=recipe.model.mask_head.interleaved,
     )
 
 

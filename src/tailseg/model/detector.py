@@ -1,7 +1,7 @@
 """One detector composed of parts.
 
 Mask R-CNN is it with one stage, Cascade Mask R-CNN with three, HTC-Lite with three, a context encoder and one mask head
-(report, section 1.2).
+(report, section 1.2), Hybrid Task Cascade (HTC, arXiv 1901.07518) with three whose mask heads are chained.
 
 Training and inference are two entrances with one return type each: `forward` gives losses (distributed wrappers see
 only that), `detect` gives detections. Both read top to bottom.
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tailseg.losses import Classification
 from tailseg.model import box_head as box_heads
 from tailseg.model import mask_head as mask_heads
 from tailseg.model.backbone import Backbone
@@ -25,13 +26,18 @@ from tailseg.model.boxes import clip, multiclass_nms
 from tailseg.model.context import ContextEncoder
 from tailseg.model.fpg import FPG
 from tailseg.model.fpn import FPN
+from tailseg.model.fpn_carafe import CarafeFPN
+from tailseg.model.hrfpn import HRFPN
 from tailseg.model.ignored_regions import IgnoredRegions
-from tailseg.model.mask_head import MaskHead, mask_loss, mask_targets
+from tailseg.model.mask_head import MaskHead, mask_logits, mask_loss, mask_targets
 from tailseg.model.mask_iou import MaskIouHead, mask_iou_loss, mask_iou_targets
 from tailseg.model.roi_features import ImageFeatures, RoIPooler
 from tailseg.model.rpn import RPN
+from tailseg.model.semantic import SemanticBranch
 from tailseg.model.tsd import TsdBoxHead
 from tailseg.structures import Batch, Proposals, RawDetections
+
+Neck = FPN | FPG | CarafeFPN | HRFPN
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,8 @@ class Stage(nn.Module):
         second_branch: another opinion on classes, trained when all else was (report, section 2.2), if there is one.
         weight: of the losses of classes and boxes.
         mask_weight: of the mask loss.
+        interleaved: the mask head learns from boxes that this stage has refined, sampled again, not from those that it
+            was given (HTC, section 3.1).
     """
 
     def __init__(
@@ -73,6 +81,7 @@ class Stage(nn.Module):
         second_branch: ClassBranch | None = None,
         weight: float,
         mask_weight: float,
+        interleaved: bool = False,
     ) -> None:
         super().__init__()
         self.sampler = sampler
@@ -81,6 +90,7 @@ class Stage(nn.Module):
         self.second_branch = second_branch
         self.weight = weight
         self.mask_weight = mask_weight
+        self.interleaved = interleaved
 
 
 class Detector(nn.Module):
@@ -93,18 +103,21 @@ class Detector(nn.Module):
         context_weight: of its loss.
         mask_iou: predicts how good the last stage's masks are, by which they are then ranked; None ranks by box score.
         mask_iou_weight: of its loss.
+        semantic: its features are added to those of RoIs, too; None adds nothing. It has no loss of its own.
         sampling_ratio, aligned: of the RoI pooling (see `RoIPooler`).
         pixel_mean, pixel_std: of RGB in 0..255.
         score_threshold: detections score above this.
         nms_iou: NMS threshold within a class.
         max_detections: of an image, over all classes.
+        stage_average: of several stages, the mean of their ``logits`` is turned into scores, or of each stage's, and
+            their mean taken (``scores``).
         min_size: boxes with a side of at most this many network pixels are dropped; None drops none.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        neck: FPN | FPG,
+        neck: Neck,
         rpn: RPN,
         stages: Sequence[Stage],
         *,
@@ -112,6 +125,7 @@ class Detector(nn.Module):
         context_weight: float,
         mask_iou: MaskIouHead | None = None,
         mask_iou_weight: float,
+        semantic: SemanticBranch | None = None,
         sampling_ratio: int,
         aligned: bool,
         pixel_mean: Sequence[float],
@@ -119,6 +133,7 @@ class Detector(nn.Module):
         score_threshold: float,
         nms_iou: float,
         max_detections: int,
+        stage_average: str,
         min_size: float | None,
     ) -> None:
         super().__init__()
@@ -131,6 +146,7 @@ class Detector(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.mask_iou = mask_iou
         self.mask_iou_weight = mask_iou_weight
+        self.semantic = semantic
         self.box_pooler = RoIPooler(box_heads.ROI_SIZE, sampling_ratio=sampling_ratio, aligned=aligned)
         self.mask_pooler = RoIPooler(mask_heads.ROI_SIZE, sampling_ratio=sampling_ratio, aligned=aligned)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
@@ -140,6 +156,7 @@ class Detector(nn.Module):
         self.score_threshold = score_threshold
         self.nms_iou = nms_iou
         self.max_detections = max_detections
+        self.stage_average = stage_average
         self.min_size = min_size
 
     @property
@@ -159,17 +176,19 @@ class Detector(nn.Module):
             present, context = self.context(pyramid[-1], batch.image_sizes)
             loss = self.context.loss(present, batch.labels, batch.valid, batch.absent)
             losses["context"] = loss * self.context_weight
-        features = ImageFeatures(pyramid, context)
+        features = ImageFeatures(pyramid, context, None if self.semantic is None else self.semantic(pyramid))
         for number, stage in enumerate(self._stages(), start=1):
             last = number == len(self.stages)
             targets = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid, ignored)
             prediction = stage.box_head(features.pool(self.box_pooler), targets.rois, targets.valid)
             own = {k: v * stage.weight for k, v in stage.box_head.loss(prediction, targets).items()}
-            if stage.mask_head is not None:
-                own |= self._mask_losses(stage, stage.mask_head, features, targets, batch, with_mask_iou=last)
-            losses |= own if len(self.stages) == 1 else {f"stage{number}.{k}": v for k, v in own.items()}
-            if not last:
+            if not last or stage.interleaved:
                 proposals = self.refine_proposals(stage, prediction, targets, batch)
+            if stage.mask_head is not None:
+                if stage.interleaved:
+                    targets = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid, ignored)
+                own |= self._mask_losses(number, features, targets, batch, with_mask_iou=last)
+            losses |= own if len(self.stages) == 1 else {f"stage{number}.{k}": v for k, v in own.items()}
         return losses
 
     @torch.no_grad()
@@ -197,14 +216,14 @@ class Detector(nn.Module):
         ]
 
     def extract_features(self, batch: Batch) -> ImageFeatures:
-        """Compute the features that the heads pool from: P2..P6 and, if there is a context encoder, its vectors."""
+        """Compute the features that the heads pool from: P2..P6, and what the context and semantic parts add."""
         return self.image_features(batch.images, batch.image_sizes)
 
     def image_features(self, images: Tensor, image_sizes: Tensor) -> ImageFeatures:
         """The same of images (B, 3, H, W) with sizes (B, 2) before padding."""
         pyramid = self._pyramid(images, image_sizes)
         context = None if self.context is None else self.context(pyramid[-1], image_sizes)[1]
-        return ImageFeatures(pyramid, context)
+        return ImageFeatures(pyramid, context, None if self.semantic is None else self.semantic(pyramid))
 
     def features(self, batch: Batch) -> list[Tensor]:
         """P2..P6 of the batch, channels_last."""
@@ -224,6 +243,10 @@ class Detector(nn.Module):
     def _stages(self) -> Iterator[Stage]:
         return cast("Iterator[Stage]", iter(self.stages))
 
+    def _mask_heads(self, stages: int | None = None) -> list[MaskHead]:
+        """The mask heads of the first so many stages, or of all."""
+        return [stage.mask_head for stage in list(self._stages())[:stages] if stage.mask_head is not None]
+
     @torch.no_grad()
     def refine_proposals(self, stage: Stage, prediction: BoxPrediction, targets: RoITargets, batch: Batch) -> Proposals:
         """The next stage's proposals: this stage's RoIs moved by what it says, without the objects put among them."""
@@ -234,18 +257,18 @@ class Detector(nn.Module):
 
     def _mask_losses(
         self,
-        stage: Stage,
-        mask_head: MaskHead,
+        number: int,
         features: ImageFeatures,
         targets: RoITargets,
         batch: Batch,
         *,
         with_mask_iou: bool,
     ) -> dict[str, Tensor]:
-        """Losses of the positives' own masks and, if ``with_mask_iou``, of what the mask-IoU head thinks of them.
+        """Losses of the positives' masks in stage ``number`` and, ``with_mask_iou``, of their mask IoU.
 
         Positives come first, so only the first rows of an image can hold any.
         """
+        stage = list(self._stages())[number - 1]
         front = min(stage.sampler.max_positive, stage.sampler.num_samples)
         num_samples = targets.positive.shape[0] // len(batch)
         could = targets.positive.clone().view(len(batch), num_samples)[:, :front]
@@ -256,7 +279,8 @@ class Detector(nn.Module):
         labels = torch.where(weights, targets.labels[rows], 0)
         rois = targets.rois[rows]
         seen = features.pool(self.mask_pooler)(rois)
-        logits = mask_head(seen, labels, weights)
+        heads = self._mask_heads(number)
+        *_, logits = mask_logits(heads if heads[-1].flow is not None else heads[-1:], seen, labels, weights)
         objects = targets.objects[rows]
         grids, frames = batch.masks.flatten(0, 1)[objects], batch.mask_frames.flatten(0, 1)[objects]
         goal = mask_targets(rois[:, 1:], grids, frames)
@@ -303,13 +327,16 @@ class Detector(nn.Module):
             decoded = clip(stage.box_head.decode(prediction), image_sizes[image])
             if number < len(self.stages):
                 rois = torch.cat([rois[:, :1], decoded[:, 0]], dim=1)
-        # Not the scores but the logits of the stages are averaged, and turned into scores once; of two branches, the
-        # scores.
-        scores = stage.box_head.classification.scores(torch.stack(all_logits).mean(dim=0))
+        scores = self._mean_scores(stage.box_head.classification, all_logits)
         if stage.second_branch is not None:
-            second = stage.second_branch.classification.scores(torch.stack(second_logits).mean(dim=0))
-            scores = (scores + second) / 2
+            scores = (scores + self._mean_scores(stage.second_branch.classification, second_logits)) / 2
         return decoded, scores[:, :-1]
+
+    def _mean_scores(self, classification: Classification, logits: list[Tensor]) -> Tensor:
+        """Scores (K, C + 1) of the stages' logits (K, num_logits) each."""
+        if self.stage_average == "logits":
+            return classification.scores(torch.stack(logits).mean(dim=0))
+        return torch.stack([classification.scores(own) for own in logits]).mean(dim=0)
 
     def select_detections(
         self, boxes: Tensor, scores: Tensor, *, wanted: Wanted = EVERYTHING
@@ -333,8 +360,7 @@ class Detector(nn.Module):
     def predict_masks(self, features: ImageFeatures, rois: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Probabilities (n, 28, 28) of each RoI's own class, averaged over the mask heads, and their IoU (n,)."""
         seen = features.pool(self.mask_pooler)(rois)
-        heads = [stage.mask_head for stage in self._stages() if stage.mask_head is not None]
-        masks = torch.stack([head(seen, labels).sigmoid() for head in heads]).mean(dim=0)
+        masks = torch.stack([own.sigmoid() for own in mask_logits(self._mask_heads(), seen, labels)]).mean(dim=0)
         return masks, None if self.mask_iou is None else self.mask_iou(seen, masks, labels).clamp(0, 1)
 
 

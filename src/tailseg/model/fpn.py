@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tailseg.layers.norm import BatchNorm2d
+from tailseg.layers.norm import Norm, build_norm
 
 
 class FPN(nn.Module):
@@ -16,21 +16,20 @@ class FPN(nn.Module):
     Args:
         in_channels: channels of C2..C5.
         channels: channels of P2..P6.
-        norm: batch norm over all processes after each convolution, which then has no bias.
+        norm: batch norm over all processes after each convolution, or group norm; the convolution has no bias then.
     """
 
     divisor = 32  # pixels: images are padded to multiples of it
 
-    def __init__(self, in_channels: Sequence[int], channels: int, *, norm: bool) -> None:
+    def __init__(self, in_channels: Sequence[int], channels: int, *, norm: Norm) -> None:
         super().__init__()
         self.channels = channels
         self.lateral_convs = nn.ModuleList(nn.Conv2d(c, channels, 1, bias=not norm) for c in in_channels)
         self.output_convs = nn.ModuleList(
             nn.Conv2d(channels, channels, 3, padding=1, bias=not norm) for _ in in_channels
         )
-        kind = BatchNorm2d if norm else nn.Identity
-        self.lateral_norms = nn.ModuleList(kind(channels) for _ in in_channels)
-        self.output_norms = nn.ModuleList(kind(channels) for _ in in_channels)
+        self.lateral_norms = nn.ModuleList(build_norm(norm, channels) for _ in in_channels)
+        self.output_norms = nn.ModuleList(build_norm(norm, channels) for _ in in_channels)
         for conv in (*self.lateral_convs, *self.output_convs):
             assert isinstance(conv, nn.Conv2d)
             nn.init.xavier_uniform_(conv.weight)

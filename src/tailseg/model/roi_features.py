@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
+from tailseg.model import semantic
 from tailseg.model.box_head import Pool
 from tailseg.model.traceable import roi_align_by_level, shifted_roi_align_by_level
 
@@ -29,16 +30,21 @@ with warnings.catch_warnings(action="ignore"):  # said once, of the first: they 
 
 
 class ImageFeatures:
-    """The pyramid of a batch and, if there is a context encoder, its vectors, which are added to all RoI features.
+    """The pyramid of a batch and what is added to all RoI features: vectors of images, features of stuff and things.
 
     Args:
         pyramid: P2..P6, (B, channels, h, w) each.
-        context: (B, channels), or None.
+        context: of the context encoder, (B, channels), or None.
+        semantic: of the semantic branch, (B, channels, H / 8, W / 8), or None. What is pooled of it at 14 x 14 is
+            averaged where fewer cells are wanted; it cannot be shifted.
     """
 
-    def __init__(self, pyramid: Sequence[Tensor], context: Tensor | None = None) -> None:
+    def __init__(
+        self, pyramid: Sequence[Tensor], context: Tensor | None = None, semantic: Tensor | None = None
+    ) -> None:
         self.pyramid = pyramid
         self.context = context
+        self.semantic = semantic
 
     def pool(self, pooler: RoIPooler) -> Pool:
         """The function that makes features of RoIs with this pooler's size, levels and sampling."""
@@ -51,6 +57,11 @@ class ImageFeatures:
             pooled = shifted_roi_align(self._rows, rois, shifts, pooler.output_size)
         else:
             pooled = pooler(self._rows if pooled_by_table(rois) else self._planar, rois)
+        if self.semantic is not None:
+            own = RoIPooler(
+                semantic.ROI_SIZE, (semantic.STRIDE,), sampling_ratio=pooler.sampling_ratio, aligned=pooler.aligned
+            )
+            pooled = pooled + F.adaptive_avg_pool2d(own([self.semantic], rois), pooler.output_size)
         if self.context is None:
             return pooled
         return pooled + self.context[rois[:, 0].long()][:, :, None, None]
@@ -115,6 +126,8 @@ class RoIPooler(nn.Module):
             pyramid: at least as many maps (B, channels, h, w) as there are strides; on a CPU their table will do.
             rois: (R, 5): image index, x1, y1, x2, y2 in pixels.
         """
+        if torch.compiler.is_exporting() and not isinstance(pyramid, PyramidRows):
+            return self.traced(pyramid, rois, None)
         levels = roi_levels(rois[:, 1:], len(self.strides))
         if isinstance(pyramid, PyramidRows) or pooled_by_table(rois):
             return self._by_table(pyramid, rois, levels)

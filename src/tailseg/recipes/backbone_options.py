@@ -15,7 +15,7 @@ _NUMBERS = {  # the shape of a network, and how it is regularised
     *("drop_rate", "drop_path_rate", "drop_block_rate", "attn_drop_rate", "proj_drop_rate"),
     *("conv_mlp", "conv_bias", "use_grn", "bn_eps", "bn_momentum", "strict_img_size", "always_partition"),
 }
-_NAMES = {"stem_type", "act_layer", "norm_layer", "aa_layer"}  # of kinds that timm knows
+_NAMES = {"stem_type", "act_layer", "norm_layer", "aa_layer", "feature_location"}  # of kinds that timm knows
 KNOWN = _NUMBERS | _NAMES
 LARGEST = 65536
 LONGEST = 16
@@ -42,7 +42,7 @@ def reaches_outside(name: str) -> bool:
 
 
 def _is_name(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and len(value) <= 40 and value.replace("_", "").isalnum())
+    return value is None or (isinstance(value, str) and len(value) <= 40 and f"a{value}".replace("_", "").isalnum())
 
 
 def _is_numbers(value: Any) -> bool:

@@ -160,6 +160,18 @@ def cascade_mask_rcnn() -> Recipe:
     return changed(with_htc_lite(mask_rcnn()), changes)
 
 
+def htc() -> Recipe:
+    """Hybrid Task Cascade (arXiv 1901.07518) without its semantic branch: mask heads are chained and learn in turn."""
+    changes = {
+        "name": "htc",
+        "model.mask_head.flow": True,
+        "model.mask_head.interleaved": True,
+        "schedule.epochs": 20,
+        "schedule.milestones": (16, 19),
+    }
+    return changed(cascade_mask_rcnn(), changes)
+
+
 def _row(table: str, name: str, first: Callable[[], Recipe], steps: Mapping[str, Step]) -> Callable[[], Recipe]:
     def build() -> Recipe:
         recipe = first()

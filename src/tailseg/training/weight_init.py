@@ -42,6 +42,7 @@ SECOND = ".second_branch."
 STATISTICS = (".box_head.classification.", ".second_branch.classification.")  # what a loss knows of the classes
 MEANING = (  # recipe keys, or their beginnings, that change what given weights compute
     *("model.backbone.norm_eps", "model.backbone.stride_in_1x1", "model.backbone.options"),
+    *("model.backbone.res2net_pool", "model.mask_head.flow"),
     *("model.rpn.anchor_scale", "model.rpn.rounded_anchors", "model.rpn.fitted_strides", "model.roi_pooling."),
     *("model.stages.", "model.tsd.gamma", "model.context.residual", "model.pixel_", "classifier.temperature"),
     *("model.mask_head.upsample", "model.mask_head.normalized", "model.mask_head.temperature"),
@@ -71,7 +72,8 @@ def require_sound_start(recipe: Recipe, init: Path | None, *, resume: bool) -> N
     """Check that a run has something to start from, before anything is read.
 
     Raises:
-        UserError: `--resume` has an `--init` too, second branches have no model, or frozen stages would be random.
+        UserError: `--resume` has an `--init` too, second branches have no model, frozen stages would be random, or the
+            model has a semantic branch.
     """
     if resume:
         if init is not None:
@@ -79,6 +81,11 @@ def require_sound_start(recipe: Recipe, init: Path | None, *, resume: bool) -> N
                 f"--init {init}: --resume goes on with the weights of the run itself; leave out one of the two"
             )
         return
+    if recipe.model.semantic.enabled:
+        raise UserError(
+            "model.semantic: HTC's semantic branch is for detection alone, as its training needs maps of stuff, which "
+            "tailseg does not read; set model.semantic.enabled=false, or train recipe htc"
+        )
     backbone = recipe.model.backbone
     if recipe.finetune.enabled and init is None:
         raise UserError(
@@ -118,7 +125,8 @@ def init_weights(
     if checkpoint is not None:
         return start_from(checkpoint, detector, recipe, categories)
     if recipe.model.backbone.pretrained:
-        return f"backbone {load_pretrained(detector.backbone)}"
+        given = recipe.model.backbone.weights
+        return f"backbone {load_pretrained(detector.backbone, None if given is None else Path(given).expanduser())}"
     return "random weights"
 
 

@@ -17,14 +17,21 @@ from tailseg.data.annotations.parsing import category_columns, read_categories
 from tailseg.data.sources import same_name
 from tailseg.errors import UserError
 from tailseg.model.build import build_detector
+from tailseg.recipes.classifiers import GroupSoftmaxRecipe
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import merge, override, validate
 from tailseg.zoo.architecture import infer_model
+from tailseg.zoo.grouped_logits import sort_logits
 from tailseg.zoo.other_parts import by_part
 
 logger = logging.getLogger(__name__)
 
 COUNTS = "box_head.classification.seesaw.counts"
+# Counters, and what a loss knows of its training data, which a training of ours finds out for itself.
+FROM_ZERO = (
+    *("num_batches_tracked", COUNTS, "classification.positive_gradients", "classification.negative_gradients"),
+    *("box_head.classification.spared", "box_head.classification.weights"),
+)
 MOST_NAMED = 8  # names of a list that an error message prints; --explain prints all
 Values = dict[str, Any]
 
@@ -42,6 +49,7 @@ class ForeignModel:
     origins: Mapping[str, str] = field(default_factory=dict)  # our name -> theirs
     unknown: Sequence[str] = ()  # their names for which we have none
     unused: Sequence[str] = ()  # their names of what a model of ours says elsewhere
+    loss: str | None = None  # of the classifier, where its number of logits does not tell
     refusal: str | None = None  # why its configuration cannot be converted
     names: Sequence[str] | None = None  # of the classes by label, if the file has them
     labels_are_ids: bool = False  # label i is the category with id i + 1
@@ -98,7 +106,11 @@ def converted(
     given = None if categories is None else listed_categories(categories)
     plan = plan_of(foreign, len(given) if given else None, settings)
     labels = _labels(foreign, plan.num_classes, given, categories)
-    return plan.recipe, labels, _completed(foreign, plan.wanted)
+    state = dict(foreign.state)
+    if isinstance(plan.recipe.classifier, GroupSoftmaxRecipe):
+        instances, source = [label.instance_count for label in labels], str(categories or "the checkpoint")
+        sort_logits(state, instances, plan.recipe.classifier.thresholds, foreign.path, source)
+    return plan.recipe, labels, _completed(foreign, state, plan.wanted)
 
 
 def plan_of(foreign: ForeignModel, listed: int | None, settings: Sequence[str]) -> Plan:
@@ -114,13 +126,16 @@ def plan_of(foreign: ForeignModel, listed: int | None, settings: Sequence[str]) 
     """
     known = len(foreign.names) if foreign.names and not foreign.labels_are_ids else None
     try:
-        inferred, num_classes = infer_model(foreign.state, known, listed)
+        inferred, num_classes = infer_model(foreign.state, known, listed, foreign.loss)
     except UserError as error:
         unknown = f" (not understood: {_left_over(foreign, foreign.unknown)})" if foreign.unknown else ""
         raise UserError(f"{foreign.path}: {error}{unknown}") from error
     recipe = override(_recipe(foreign, inferred), settings)
-    with torch.device("meta"):  # shapes alone: nothing is allocated
-        wanted = build_detector(recipe, num_classes).state_dict()
+    try:
+        with torch.device("meta"):  # shapes alone: nothing is allocated
+            wanted = build_detector(recipe, num_classes).state_dict()
+    except UserError as error:
+        raise UserError(f"{foreign.path}: {error}") from error
     return Plan(recipe=recipe, num_classes=num_classes, wanted=wanted)
 
 
@@ -144,7 +159,7 @@ def _recipe(foreign: ForeignModel, inferred: Values) -> Recipe:
         for has, says in zip(model["stages"], given, strict=True)
     ]
     backbone = model["backbone"]
-    usual = "channels" not in backbone["options"] and "stem_channels" not in backbone
+    usual = not backbone["options"] and "stem_channels" not in backbone
     values = merge(Recipe(name="").model_dump(mode="json"), inferred)
     values = merge(values, foreign.values)
     values = merge(values, {"classifier": {"loss": loss} | foreign.classifiers.get(loss, {})})
@@ -214,8 +229,10 @@ def state_dict_of(content: Any, path: Path, nests: Sequence[str]) -> dict[str, T
     return tensors
 
 
-def change(state: dict[str, Tensor], path: Path, ending: str, function: Callable[[Tensor], Tensor]) -> None:
-    """Replace every tensor whose name has this ending; ``path`` names the file in errors.
+def change(
+    state: dict[str, Tensor], path: Path, ending: str | tuple[str, ...], function: Callable[[Tensor], Tensor]
+) -> None:
+    """Replace every tensor whose name has this ending, or one of these; ``path`` names the file in errors.
 
     Raises:
         UserError: one of them has no such sides.
@@ -230,11 +247,10 @@ def change(state: dict[str, Tensor], path: Path, ending: str, function: Callable
             ) from error
 
 
-def _completed(foreign: ForeignModel, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The detector's whole state dict; what frozen networks never had is filled in."""
-    state = dict(foreign.state)
+def _completed(foreign: ForeignModel, state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The detector's whole state dict; what frozen networks and other projects' losses never had is filled in."""
     for key, like in wanted.items():
-        if key not in state and (key.endswith("num_batches_tracked") or key.endswith(COUNTS)):
+        if key not in state and key.endswith(FROM_ZERO):
             state[key] = torch.zeros(like.shape, dtype=like.dtype)
     missing = [key for key in wanted if key not in state]
     surplus = left_over(foreign, wanted)
@@ -253,11 +269,15 @@ def _completed(foreign: ForeignModel, wanted: Mapping[str, Tensor]) -> dict[str,
             )
         if state[key].is_complex():
             raise UserError(f"{foreign.path}: '{key}' holds complex numbers; the file is damaged or was edited")
+    storages: set[int] = set()
     for key, like in wanted.items():  # only now: a small file can claim large shapes
         tensor = state[key].float() if state[key].is_floating_point() else state[key]
         if not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{foreign.path}: '{key}' holds values that are not finite; the model had diverged")
-        state[key] = tensor.to(like.dtype)
+        tensor = tensor.to(like.dtype)
+        # Tensors that share memory there get their own here, where each is trained for itself.
+        state[key] = tensor.clone() if tensor.untyped_storage().data_ptr() in storages else tensor
+        storages.add(tensor.untyped_storage().data_ptr())
     return {key: state[key] for key in wanted}
 
 

@@ -1,4 +1,4 @@
-"""Mask R-CNN R50-FPN and R101-FPN of detectron2, for COCO and LVIS."""
+"""Mask R-CNN and Cascade Mask R-CNN of detectron2, for COCO and LVIS."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from typing import Any
 from torch import Tensor
 
 from tailseg.errors import UserError
+from tailseg.losses import CLASSIFICATIONS
 from tailseg.yaml_files import read_yaml
 from tailseg.zoo.checkpoint_files import read_checkpoint
 from tailseg.zoo.conversion import ForeignModel, change, rename, rpn_convs, state_dict_of
 from tailseg.zoo.deformable import modulate
 
+PREDICTOR = "roi_heads.box_predictor"
+STAGES = 3  # of a cascade
+COSINE_SCALE = 20.0  # of TFA, where its configuration says no other
+MOST_CLASSES = 1 << 20  # all of them
 MOST_BLOCKS, MOST_CONVS = 40, 16  # of a stage of the backbone; of the mask head
 IGNORED = ("proposal_generator.anchor_generator.", "pixel_mean", "pixel_std")
 LVIS_CLASSES = (1203, 1230)  # of v1 and v0.5
@@ -23,6 +28,17 @@ RED_FIRST_MEAN = [123.675, 116.28, 103.53]
 VALUES: dict[str, Any] = {
     "model": {"box_head": {"low_quality": False}},
     "test": {"score_threshold": 0.05, "max_detections": 100, "min_size": 0.0},
+}
+IOUS = (0.5, 0.6, 0.7)
+CASCADE: dict[str, Any] = {  # of the model zoo; the scores of the stages are averaged, not their logits
+    "model": {
+        "stages": [
+            {"iou": iou, "stds": [std / 10, std / 10, std / 5, std / 5]}
+            for iou, std in zip(IOUS, (1.0, 0.5, 1 / 3), strict=True)
+        ],
+        "rpn": {"post_nms_train": 2000},
+    },
+    "test": {"stage_average": "scores"},
 }
 KEYS = {  # of config.yaml -> of a recipe
     "MODEL.RESNETS.STRIDE_IN_1X1": "model.backbone.stride_in_1x1",
@@ -49,7 +65,6 @@ FIXED: dict[str, Any] = {  # what a recipe cannot say otherwise
     "MODEL.RPN.BBOX_REG_WEIGHTS": [1.0, 1.0, 1.0, 1.0],
     "MODEL.RPN.BBOX_REG_LOSS_TYPE": "smooth_l1",
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": "smooth_l1",
-    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": False,
     "MODEL.FPN.FUSE_TYPE": "sum",
 }
 NO_CONFIGURATION = (
@@ -71,14 +86,22 @@ def read_detectron2(path: Path) -> ForeignModel:
     tensors = state_dict_of(read_checkpoint(path), path, ("model",))
     source = path.with_name("config.yaml")
     config = _read_config(source)
-    unused = [key for key in tensors if key.startswith(IGNORED)]
-    prefixes = _prefixes() | rpn_convs(tensors, "proposal_generator.rpn_head.conv.conv{}")
+    unused = [key for key in tensors if key.startswith(IGNORED) or key.endswith(".box_predictor.scale")]
+    stages = STAGES if any(key.startswith(f"{PREDICTOR}.{STAGES - 1}.") for key in tensors) else 1
+    prefixes = _prefixes(stages) | rpn_convs(tensors, "proposal_generator.rpn_head.conv.conv{}")
     origins, unknown = rename((key for key in tensors if key not in unused), prefixes)
     state = {ours: tensors[theirs] for ours, theirs in origins.items()}
     modulate(state, origins, path)
-    values, refusal = VALUES, _other_norm(tensors, path)
+    values, refusal, loss, classifier = VALUES, None, None, _cosine(state, tensors, config)
     try:
-        values = _merged(VALUES, _zoo(state, tensors) if config is None else _configured(config, source))
+        values = _merged(VALUES, CASCADE if stages > 1 else {})
+        values = _merged(values, _zoo(state, tensors) if config is None else _configured(config, source, stages))
+        if config is not None and _at(config, "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE"):
+            loss = "federated"
+            classifier |= _federated(config)
+            # Its sigmoids have a row for background, too, which plays no part.
+            for part in ("weight", "bias"):
+                change(state, path, f"box_head.classifier.{part}", lambda rows: rows[:-1])
     except UserError as error:
         refusal = str(error)
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
@@ -92,29 +115,46 @@ def read_detectron2(path: Path) -> ForeignModel:
         origins=origins,
         unknown=unknown,
         unused=unused,
+        loss=loss,
         refusal=refusal,
         values=values,
+        classifiers=dict.fromkeys(CLASSIFICATIONS, classifier),
         remarks=[f"{path} {NO_CONFIGURATION}."] if config is None else [],
     )
 
 
-def _other_norm(tensors: Mapping[str, Tensor], path: Path) -> str | None:
-    """The sentence that refuses norm without running statistics."""
-    for key in tensors:
-        if key.endswith(".norm.weight") and key.removesuffix("weight") + "running_mean" not in tensors:
-            return f"{path}: '{key}' has no running mean beside it, as group norm has none; batch norm is converted"
-    return None
+def _cosine(state: dict[str, Tensor], tensors: Mapping[str, Tensor], config: Any) -> dict[str, Any]:
+    """Values of a classifier without bias, which compares directions (TFA, arXiv 2003.06957); it gets a bias of 0."""
+    values: dict[str, Any] = {}
+    for stage in range(STAGES):
+        key = f"stages.{stage}.box_head.classifier"
+        weight = state.get(f"{key}.weight")
+        if weight is not None and weight.dim() == 2 and f"{key}.bias" not in state:
+            state[f"{key}.bias"] = weight.new_zeros(len(weight))
+            said = _at(config, "MODEL.ROI_HEADS.COSINE_SCALE")
+            learnt = [float(tensor) for name, tensor in tensors.items() if name.endswith(".box_predictor.scale")]
+            values = {"normalized": True, "temperature": learnt[0] if learnt else float(said or COSINE_SCALE)}
+    return values
+
+
+def _federated(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of the federated loss; where it is not used, all classes count."""
+    about = _section(config, "MODEL.ROI_BOX_HEAD")
+    if not about.get("USE_FED_LOSS"):
+        return {"sampled": MOST_CLASSES}
+    return {"sampled": about.get("FED_LOSS_NUM_CLASSES", 50), "power": about.get("FED_LOSS_FREQ_WEIGHT_POWER", 0.5)}
 
 
 def _zoo(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The model zoo's conventions, as recipe values."""
     conv = state.get("backbone.net.layer1.0.conv2.weight")
     plain = conv is None or conv.shape[0] == conv.shape[1]
+    grouped = not any(key.startswith("backbone.net.") and key.endswith("running_mean") for key in state)
     mean, std = RED_FIRST_MEAN, [1.0, 1.0, 1.0] if plain else [58.395, 57.12, 57.375]
     if "pixel_mean" in tensors and "pixel_std" in tensors:  # stored by old versions, in the order B, G, R
         mean, std = (tensors[key].flatten().flip(0).tolist() for key in ("pixel_mean", "pixel_std"))
     values: dict[str, Any] = {
-        "model": {"backbone": {"stride_in_1x1": plain}, "pixel_mean": mean, "pixel_std": std},
+        "model": {"backbone": {"stride_in_1x1": plain and not grouped}, "pixel_mean": mean, "pixel_std": std},
         "test": {},
     }
     logits = state.get("stages.0.box_head.classifier.bias")
@@ -123,7 +163,7 @@ def _zoo(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str
     return values
 
 
-def _configured(config: Mapping[str, Any], source: Path) -> dict[str, Any]:
+def _configured(config: Mapping[str, Any], source: Path, stages: int) -> dict[str, Any]:
     """A configuration's conventions, as recipe values."""
     for key, value in FIXED.items():
         found = _at(config, key)
@@ -137,9 +177,16 @@ def _configured(config: Mapping[str, Any], source: Path) -> dict[str, Any]:
     pooler = _at(config, "MODEL.ROI_BOX_HEAD.POOLER_TYPE")
     if pooler is not None:
         _put(values, "model.roi_pooling.aligned", pooler == "ROIAlignV2")
-    weights = _at(config, "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS")
-    if weights is not None:
-        _put(values, "model.stages", [{"stds": [1 / weight for weight in weights]}])
+    cascade = _section(config, "MODEL.ROI_BOX_CASCADE_HEAD") if stages > 1 else {}
+    weights = [_at(config, "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS")] if stages == 1 else cascade.get("BBOX_REG_WEIGHTS")
+    ious = cascade.get("IOUS", IOUS)[-stages:]
+    if weights and weights[0] is not None:
+        if len(weights) != len(ious) or len(ious) != stages:
+            found = len(weights)
+            raise UserError(f"{source}: MODEL.ROI_BOX_CASCADE_HEAD is for {found} stages, the checkpoint has {stages}")
+        rows: list[dict[str, Any]] = [{"stds": [1 / weight for weight in row]} for row in weights]
+        rows = [row | ({} if stages == 1 else {"iou": iou}) for row, iou in zip(rows, ious, strict=True)]
+        _put(values, "model.stages", rows)
     for name in ("pixel_mean", "pixel_std"):
         value = _at(config, f"MODEL.{name.upper()}")
         if value is not None:
@@ -156,6 +203,11 @@ def _read_config(path: Path) -> dict[str, Any] | None:
         return None
     config = read_yaml(path, fix="fix or remove it", aliases=True)
     return config if isinstance(config, dict) and isinstance(config.get("MODEL"), dict) else None
+
+
+def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = _at(config, key)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _at(config: Any, key: str) -> Any:
@@ -179,7 +231,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _prefixes() -> dict[str, str]:
+def _prefixes(stages: int) -> dict[str, str]:
     """Their names -> ours."""
     names = {
         "backbone.bottom_up.stem.conv1": "backbone.net.conv1",
@@ -187,17 +239,19 @@ def _prefixes() -> dict[str, str]:
         "proposal_generator.rpn_head.conv": "rpn.conv",
         "proposal_generator.rpn_head.objectness_logits": "rpn.objectness",
         "proposal_generator.rpn_head.anchor_deltas": "rpn.deltas",
-        "roi_heads.box_head.fc1": "stages.0.box_head.fc1",
-        "roi_heads.box_head.fc2": "stages.0.box_head.fc2",
-        "roi_heads.box_predictor.cls_score": "stages.0.box_head.classifier",
-        "roi_heads.box_predictor.bbox_pred": "stages.0.box_head.regressor",
-        "roi_heads.mask_head.deconv": "stages.0.mask_head.upsample",
-        "roi_heads.mask_head.predictor": "stages.0.mask_head.predictor",
     }
+    mask = f"stages.{stages - 1}.mask_head"  # a cascade has one, which the last stage's boxes go to
+    names |= {"roi_heads.mask_head.deconv": f"{mask}.upsample", "roi_heads.mask_head.predictor": f"{mask}.predictor"}
     for i in range(MOST_CONVS):
-        for theirs, ours in (("mask_head.mask_fcn", "mask_head"), ("box_head.conv", "box_head")):
-            names[f"roi_heads.{theirs}{i + 1}"] = f"stages.0.{ours}.convs.{i}"
-            names[f"roi_heads.{theirs}{i + 1}.norm"] = f"stages.0.{ours}.norms.{i}"
+        names[f"roi_heads.mask_head.mask_fcn{i + 1}"] = f"{mask}.convs.{i}"
+        names[f"roi_heads.mask_head.mask_fcn{i + 1}.norm"] = f"{mask}.norms.{i}"
+    for stage in range(stages):
+        number, ours = f".{stage}" if stages > 1 else "", f"stages.{stage}.box_head"
+        box, predictor = f"roi_heads.box_head{number}", f"{PREDICTOR}{number}"
+        names |= {f"{box}.fc1": f"{ours}.fc1", f"{box}.fc2": f"{ours}.fc2"}
+        names |= {f"{predictor}.cls_score": f"{ours}.classifier", f"{predictor}.bbox_pred": f"{ours}.regressor"}
+        for i in range(MOST_CONVS):
+            names |= {f"{box}.conv{i + 1}": f"{ours}.convs.{i}", f"{box}.conv{i + 1}.norm": f"{ours}.norms.{i}"}
     for i in range(4):
         for part in ("lateral", "output"):
             names[f"backbone.fpn_{part}{i + 2}"] = f"neck.{part}_convs.{i}"

@@ -1,8 +1,10 @@
-"""Mask R-CNN, Mask Scoring R-CNN and Cascade Mask R-CNN of mmdetection 2.x and 3.x (spec, section 28)."""
+"""Mask R-CNN, Mask Scoring R-CNN, Cascade Mask R-CNN and HTC of mmdetection 2.x and 3.x (spec, section 28)."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,27 @@ import torch
 from torch import Tensor
 
 from tailseg.errors import UserError
+from tailseg.losses import CLASSIFICATIONS
+from tailseg.model.semantic import LEVELS
 from tailseg.zoo.checkpoint_files import read_checkpoint
 from tailseg.zoo.conversion import COUNTS, ForeignModel, change, rename, rpn_convs, state_dict_of
 from tailseg.zoo.deformable import modulate
-from tailseg.zoo.mmdet_config import conventions, read_config
+from tailseg.zoo.mmdet_backbones import (
+    FIRST_CONVOLUTIONS,
+    backbone_conventions,
+    backbone_names,
+    in_timm_s_order,
+    is_index,
+)
+from tailseg.zoo.mmdet_config import conventions
+from tailseg.zoo.mmdet_necks import neck_names
+from tailseg.zoo.mmdet_text import Config, read_config
+from tailseg.zoo.standardized import CONVOLUTIONS, standardize
 
-MOST_BLOCKS, MOST_CONVS = 40, 16  # of a stage of the backbone; of a head
+MOST_CONVS = 16  # of a head
+# Mean and deviation, which the configuration says too; stuff and things of each place, which only a loss reads.
+UNUSED = ("data_preprocessor.", "roi_head.semantic_head.conv_logits.")
+OF_LOSSES = (".loss_cls.pos_neg", ".loss_cls.sample_n", ".loss_cls.detection_cls_weight")  # what others lead to
 CASCADE_STDS = ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])
 CASCADE = {  # what Cascade Mask R-CNN has otherwise than Mask R-CNN (spec, sections 5, 7 and 12)
     "rpn": {"box_beta": 1 / 9, "inside_image": True, "post_nms_train": 2000},
@@ -28,6 +45,14 @@ CASCADE = {  # what Cascade Mask R-CNN has otherwise than Mask R-CNN (spec, sect
 NO_CONFIGURATION = (
     "carries no configuration: what its tensors do not show is taken from mmdetection's published configurations for "
     "LVIS (thresholds, image sizes, pixel mean, normalised layers); fix it with --set where yours differs"
+)
+OF_FORKS = ("eql", "eql-v2", "group-softmax")  # losses that their number of logits need not tell
+MARGIN = (
+    "has the effective class margin loss (ECM): its scores are those of EQL v2, with whose loss a training would go on"
+)
+STANDARDIZED = (
+    "has weight standardisation, which was worked into the weights: detections are the same, but training goes on "
+    "without it"
 )
 
 
@@ -50,34 +75,28 @@ def read_mmdet(path: Path) -> ForeignModel:
             "a pixel wider; convert a checkpoint of 2.x or 3.x"
         )
     tensors = state_dict_of(content, path, ("state_dict",))
-    unused = [key for key in tensors if key.startswith("data_preprocessor.")]  # mean and deviation: see configuration
+    unused = [key for key in tensors if key.startswith(UNUSED) or key.endswith(OF_LOSSES) or is_index(key)]
     cascade = any(key.startswith("roi_head.bbox_head.2.") for key in tensors)
     origins, unknown = rename(
         _without(tensors, unused),
-        part_names(3 if cascade else 1) | rpn_convs(tensors, "rpn_head.rpn_conv.{}.conv"),
+        backbone_names(tensors) | part_names(3 if cascade else 1) | rpn_convs(tensors, "rpn_head.rpn_conv.{}.conv"),
     )
     state = {ours: tensors[theirs] for ours, theirs in origins.items()}
     modulate(state, origins, path)
+    in_timm_s_order(state)
     change(state, path, COUNTS, lambda counts: _whole_counts(counts, path))
     config = read_config(meta)
-    normed_masks = "normed-mask" in path.stem.replace("_", "-")
-    values: dict[str, Any] = {"model": {"mask_head": {"normalized": True}} if normed_masks else {}}
-    classifiers = {"seesaw": {"normalized": True, "q": 2.0}}
-    remarks: list[str] = []
-    refusal = None
-    if config is None:
-        values["model"] |= CASCADE if cascade else {}
-        remarks.append(f"{path} {NO_CONFIGURATION}")
-    else:
-        try:
-            said = conventions(config, 3 if cascade else 1)
-        except UserError as error:
-            refusal = f"{path}: {error}"
-        else:
-            values = said.values
-            classifiers = {"seesaw": said.classifier, "cross-entropy": _without(said.classifier, ("p", "q"))}
-            if said.blue_first:
-                change(state, path, "backbone.net.conv1.weight", lambda weight: weight.flip(1))
+    said = _published(path, state, cascade) if config is None else _configured(path, config, 3 if cascade else 1)
+    values, remarks, loss = said.values, [f"{path} {NO_CONFIGURATION}"] if config is None else [], said.loss
+    if said.blue_first:
+        change(state, path, FIRST_CONVOLUTIONS, lambda weight: weight.flip(1))
+    if any(key.endswith(".loss_cls.sample_n") for key in tensors):
+        loss = "eql-v2"
+        remarks.append(f"{path} {MARGIN}")
+    if said.standardized:
+        standardize(state, said.standardized)
+        remarks.append(f"{path} {STANDARDIZED}")
+    values["model"]["backbone"] = backbone_conventions(tensors) | values["model"].get("backbone", {})
     if "roi_head.glbctx_head.convs.0.conv1.weight" in tensors:
         values["model"].setdefault("context", {})["residual"] = True
     return ForeignModel(
@@ -87,29 +106,61 @@ def read_mmdet(path: Path) -> ForeignModel:
         origins=origins,
         unknown=unknown,
         unused=unused,
-        refusal=refusal,
+        loss=loss,
+        refusal=said.refusal,
         names=_class_names(meta),
         values=values,
-        classifiers=classifiers,
+        classifiers=said.classifiers,
         remarks=remarks,
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Said:
+    """What a configuration says of a checkpoint, or is assumed where there is none."""
+
+    values: dict[str, Any]
+    classifiers: dict[str, dict[str, Any]]  # loss -> recipe values of the classifier
+    loss: str | None = None
+    blue_first: bool = False
+    standardized: tuple[str, ...] = ()
+    refusal: str | None = None
+
+
+def _published(path: Path, state: Mapping[str, Tensor], cascade: bool) -> _Said:
+    """The published configurations for LVIS, as far as tensors and the file's name tell which."""
+    masks: dict[str, Any] = {"normalized": True} if "normed-mask" in path.stem.replace("_", "-") else {}
+    if any(".mask_head.flow." in key for key in state):
+        masks["interleaved"] = True
+    return _Said(
+        values={"model": (CASCADE if cascade else {}) | ({"mask_head": masks} if masks else {})},
+        classifiers={"seesaw": {"normalized": True, "q": 2.0}},
+        standardized=tuple(CONVOLUTIONS) if re.search("gn[-_+]ws", path.stem) else (),
+    )
+
+
+def _configured(path: Path, config: Config, stages: int) -> _Said:
+    try:
+        said = conventions(config, stages)
+    except UserError as error:
+        return _Said(values={"model": {}}, classifiers={}, refusal=f"{path}: {error}")
+    general = {key: said.classifier[key] for key in ("normalized", "temperature") if key in said.classifier}
+    return _Said(
+        values=said.values,
+        classifiers=dict.fromkeys(CLASSIFICATIONS, general) | ({said.loss: said.classifier} if said.loss else {}),
+        loss=said.loss if said.loss in OF_FORKS else None,
+        blue_first=said.blue_first,
+        standardized=said.standardized,
+    )
+
+
 def part_names(stages: int) -> dict[str, str]:
-    """Their names -> ours."""
-    names = {
-        "backbone": "backbone.net",
+    """Their names, without the backbone's -> ours."""
+    names = neck_names() | {
         "rpn_head.rpn_conv": "rpn.conv",
         "rpn_head.rpn_cls": "rpn.objectness",
         "rpn_head.rpn_reg": "rpn.deltas",
     }
-    for stage in range(1, 5):  # of deformable convolutions as the first version of mmcv's layer named them
-        for block in (f"layer{stage}.{i}" for i in range(MOST_BLOCKS)):
-            names[f"backbone.{block}.conv2_offset"] = f"backbone.net.{block}.conv2.conv_offset"
-    for level in range(4):
-        for theirs, ours in (("lateral_convs", "lateral"), ("fpn_convs", "output")):
-            names[f"neck.{theirs}.{level}.conv"] = f"neck.{ours}_convs.{level}"
-            names[f"neck.{theirs}.{level}.bn"] = f"neck.{ours}_norms.{level}"
     for stage in range(stages):
         number = f".{stage}" if stages > 1 else ""
         box, mask = f"roi_head.bbox_head{number}", f"roi_head.mask_head{number}"
@@ -117,7 +168,7 @@ def part_names(stages: int) -> dict[str, str]:
     if stages == 1:
         return names | _mask_iou_head()
     # A single mask head serves the last stage.
-    return names | _heads("", "roi_head.mask_head", stages - 1) | _context_head()
+    return names | _heads("", "roi_head.mask_head", stages - 1) | _context_head() | _semantic_head()
 
 
 def _heads(box: str, mask: str, stage: int) -> dict[str, str]:
@@ -128,6 +179,7 @@ def _heads(box: str, mask: str, stage: int) -> dict[str, str]:
         f"{mask}.upsample.channel_compressor": f"{ours}.mask_head.upsample.compressor",
         f"{mask}.upsample.content_encoder": f"{ours}.mask_head.upsample.encoder",
         f"{mask}.conv_logits": f"{ours}.mask_head.predictor",
+        f"{mask}.conv_res.conv": f"{ours}.mask_head.flow",
     }
     if box:
         names |= _convolutions(f"{box}.shared_convs", f"{ours}.box_head") | {
@@ -136,14 +188,16 @@ def _heads(box: str, mask: str, stage: int) -> dict[str, str]:
             f"{box}.fc_cls": f"{ours}.box_head.classifier",
             f"{box}.fc_reg": f"{ours}.box_head.regressor",
             f"{box}.loss_cls.cum_samples": f"{ours}.{COUNTS}",
+            f"{box}.loss_cls.pos_grad": f"{ours}.box_head.classification.positive_gradients",
+            f"{box}.loss_cls.neg_grad": f"{ours}.box_head.classification.negative_gradients",
         }
     return names
 
 
 def _convolutions(theirs: str, ours: str) -> dict[str, str]:
-    """Convolutions in a row, each with its batch norm if it has one."""
+    """Convolutions in a row, each with its norm if it has one."""
     names = {f"{theirs}.{i}.conv": f"{ours}.convs.{i}" for i in range(MOST_CONVS)}
-    return names | {f"{theirs}.{i}.bn": f"{ours}.norms.{i}" for i in range(MOST_CONVS)}
+    return names | {f"{theirs}.{i}.{norm}": f"{ours}.norms.{i}" for i in range(MOST_CONVS) for norm in ("bn", "gn")}
 
 
 def _mask_iou_head() -> dict[str, str]:
@@ -154,6 +208,14 @@ def _mask_iou_head() -> dict[str, str]:
         f"{theirs}.fcs.1": "mask_iou.fc2",
         f"{theirs}.fc_mask_iou": "mask_iou.predictor",
     }
+
+
+def _semantic_head() -> dict[str, str]:
+    """HTC's, without the prediction that only its own loss reads."""
+    theirs = "roi_head.semantic_head"
+    names = {f"{theirs}.lateral_convs.{level}.conv": f"semantic.lateral_convs.{level}" for level in range(LEVELS)}
+    names |= {f"{theirs}.convs.{i}.conv": f"semantic.convs.{i}" for i in range(MOST_CONVS)}
+    return names | {f"{theirs}.conv_embedding.conv": "semantic.embedding"}
 
 
 def _context_head() -> dict[str, str]:

@@ -9,8 +9,7 @@ from typing import Any
 from urllib.error import URLError
 
 import torch
-from torchvision.models import list_models
-from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
+from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights, MaskRCNN_ResNet50_FPN_Weights
 
 from tailseg.errors import UserError
 from tailseg.zoo.checkpoint_files import read_checkpoint
@@ -19,6 +18,7 @@ from tailseg.zoo.conversion import ForeignModel, change, rename, rpn_convs, stat
 NAME = "maskrcnn_resnet50_fpn"
 CONVS = 4  # of the mask head, and of version 2's box head
 PUBLISHED = MaskRCNN_ResNet50_FPN_Weights.COCO_V1
+BY_NAME = {NAME: PUBLISHED, f"{NAME}_v2": MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1}
 PATIENCE = 30.0  # seconds without an answer after which a download fails
 VALUES: dict[str, Any] = {
     "model": {
@@ -44,18 +44,18 @@ def read_torchvision(source: str) -> ForeignModel:
     """The published weights by their name, or a state dict in a file, under our names.
 
     Args:
-        source: ``maskrcnn_resnet50_fpn``, or the path of a state dict that was saved from such a model.
+        source: ``maskrcnn_resnet50_fpn``, the same with ``_v2``, or the path of a state dict of such a model.
 
     Raises:
         UserError: there is neither, the weights cannot be downloaded, or the file cannot be read safely.
     """
     path = Path(source)
-    published = source == NAME or path.name == Path(PUBLISHED.url).name
+    frozen_with_zero_eps = source == NAME or path.name == Path(PUBLISHED.url).name  # version 2 learnt its batch norm
     if path.exists() or path.suffix:
         content = read_checkpoint(path)
     else:
         _require_known(source)
-        content = read_checkpoint(published_file())
+        content = read_checkpoint(published_file(source))
     tensors = state_dict_of(content, path, ("model", "model_state_dict", "state_dict"))
     origins, unknown = rename(tensors, _prefixes() | rpn_convs(tensors, "rpn.head.conv.{}.0"))
     state = {ours: tensors[theirs] for ours, theirs in origins.items()}
@@ -66,7 +66,7 @@ def read_torchvision(source: str) -> ForeignModel:
         for part in ("weight", "bias"):
             change(state, path, f"{kind}.{part}", lambda rows, first=rows_a_class: rows[first:])  # type: ignore[misc]
     frozen = not any(key.endswith("num_batches_tracked") for key in tensors)
-    backbone = {"norm_eps": 0.0} if published else {}
+    backbone = {"norm_eps": 0.0} if frozen_with_zero_eps else {}
     names = None
     if state.get("stages.0.box_head.classifier.bias", torch.empty(0)).shape[0] == len(PUBLISHED.meta["categories"]):
         listed = enumerate(PUBLISHED.meta["categories"][1:], start=1)
@@ -80,28 +80,32 @@ def read_torchvision(source: str) -> ForeignModel:
         names=names,
         labels_are_ids=True,
         values={**VALUES, "model": {**VALUES["model"], "backbone": backbone}},
-        remarks=[f"{path} {OWN_EPS}."] if frozen and not published else [],
+        remarks=[f"{path} {OWN_EPS}."] if frozen and not frozen_with_zero_eps else [],
     )
 
 
-def published_file() -> Path:
+def published_file(name: str = NAME) -> Path:
     """The file of the published weights where torchvision keeps it; downloaded if it is not there.
+
+    Args:
+        name: of the model.
 
     Raises:
         UserError: it cannot be downloaded. The message says from where, and where to put it.
     """
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(PUBLISHED.url).name
+    url = BY_NAME[name].url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if file.is_file():
         return file
     usual = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)
     try:
         torch.hub.load_state_dict_from_url(
-            PUBLISHED.url, map_location="cpu", weights_only=True, check_hash=True, progress=sys.stderr.isatty()
+            url, map_location="cpu", weights_only=True, check_hash=True, progress=sys.stderr.isatty()
         )
     except (URLError, OSError, RuntimeError) as error:
         raise UserError(
-            f"{NAME}: {PUBLISHED.url} cannot be downloaded ({getattr(error, 'reason', error)}); fetch it elsewhere and "
+            f"{name}: {url} cannot be downloaded ({getattr(error, 'reason', error)}); fetch it elsewhere and "
             f"put it at {file}"
         ) from error
     finally:
@@ -110,11 +114,9 @@ def published_file() -> Path:
 
 
 def _require_known(name: str) -> None:
-    if name != NAME:
-        others = [known for known in list_models(include="maskrcnn*") if known != NAME]
+    if name not in BY_NAME:
         raise UserError(
-            f"{name}: is neither a file nor the name of a model that is converted; there is {NAME} "
-            f"(of {', '.join(others)} give the state dict, saved in a file)"
+            f"{name}: is neither a file nor the name of a model that is converted; there are {' and '.join(BY_NAME)}"
         )
 
 
