@@ -6,7 +6,8 @@ both: with A = `up`, B = `down` (one of them is 1) and r = k div 2,
     out(n, c, Y, X) = Σ_ab K(n, g·k² + a·k + b, Y, X) · x(n, c, Y div A · B + a - r, X div A · B + b - r)
 
 for c in group g, zero outside of x. There are four ways to it: plain, convolved (for traced programs), gathered
-and Triton (CUDA). None of them copies the features k² times, and the last two save nothing for the backward pass but x and K.
+and Triton (CUDA). None of them copies the features k² times, and the last two save nothing for the backward pass but
+x and K.
 """
 
 from __future__ import annotations
