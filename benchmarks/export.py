@@ -62,7 +62,7 @@ def compared(found: Arrays, expected: Arrays) -> dict[str, float]:
 
 
 def timed(run: Callable[[Batch], Arrays], batches: list[Batch]) -> tuple[list[Arrays], float]:
-    """Results for each picture, and the fewest processor seconds after a first run; other programs change them little."""
+    """Results for each picture, and the fewest processor seconds after a first run: other programs hardly count."""
     results, times = [run(batches[0])], []
     for batch in batches:
         start = time.process_time()
