@@ -159,6 +159,11 @@ class Detector(nn.Module):
         self.stage_average = stage_average
         self.min_size = min_size
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the pixels' mean, and with it of all else."""
+        return self.pixel_mean.device
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses of a step; their sum is the objective."""
         pyramid = self.features(batch)
@@ -212,13 +217,20 @@ class Detector(nn.Module):
 
     def extract_features(self, batch: Batch) -> ImageFeatures:
         """Compute the features that the heads pool from: P2..P6, and what the context and semantic parts add."""
-        pyramid = self.features(batch)
-        context = None if self.context is None else self.context(pyramid[-1], batch.image_sizes)[1]
+        return self.image_features(batch.images, batch.image_sizes)
+
+    def image_features(self, images: Tensor, image_sizes: Tensor) -> ImageFeatures:
+        """The same of images (B, 3, H, W) with sizes (B, 2) before padding."""
+        pyramid = self._pyramid(images, image_sizes)
+        context = None if self.context is None else self.context(pyramid[-1], image_sizes)[1]
         return ImageFeatures(pyramid, context, None if self.semantic is None else self.semantic(pyramid))
 
     def features(self, batch: Batch) -> list[Tensor]:
         """P2..P6 of the batch, channels_last."""
-        return list(self.neck(self.backbone(self.normalized(batch.images, batch.image_sizes))))
+        return self._pyramid(batch.images, batch.image_sizes)
+
+    def _pyramid(self, images: Tensor, image_sizes: Tensor) -> list[Tensor]:
+        return list(self.neck(self.backbone(self.normalized(images, image_sizes))))
 
     def normalized(self, images: Tensor, image_sizes: Tensor) -> Tensor:
         """(B, 3, H, W) float32 with mean 0 and deviation 1; 0 in the padding."""
