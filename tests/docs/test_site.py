@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import tailseg
+from tailseg.recipes.model_section import NeckRecipe
 
 ROOT = Path(__file__).parents[2]
 RAW = "https://raw.githubusercontent.com/tailseg/tailseg/main/"
@@ -81,9 +82,8 @@ def test_the_command_line_is_that_of_the_program(pages: Path) -> None:
 
 def test_recipe_keys_have_types_defaults_and_meanings(pages: Path) -> None:
     page = (pages / "recipe-keys.md").read_text()
-    assert re.search(
-        r"^\| `model\.neck\.kind` \| `fpn \| fpg[^`]*` \| `fpn` \| Feature pyramid network", page, re.MULTILINE
-    )
+    kind = NeckRecipe.model_fields["kind"]
+    assert f"` | `{kind.default}` | {kind.description} |\n| `model.neck.channels` | `whole number` | `256` |" in page
     assert "| `model.stages.N.iou` | `number` |" in page
     assert "\n## classifier, seesaw\n" in page
     assert "| `training.precision` | `fp32 | bf16 | auto` | `fp32` |" in page
