@@ -46,7 +46,8 @@ def encode_masks(probs: Values, boxes: Values, image_hw: tuple[int, int]) -> lis
         the code of an empty mask.
     """
     height, width = image_hw
-    if not isinstance(probs, np.ndarray) and len(probs) and probs.is_cuda and has_triton():
+    if len(probs) and not isinstance(probs, np.ndarray) and probs.is_cuda and has_triton():
+        assert not isinstance(boxes, np.ndarray)
         from tailseg.layers.paste_triton import changes
 
         runs = _between(*changes(probs, boxes, image_hw), height * width)
