@@ -44,7 +44,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(params=[1200, 400], ids=lambda width: f"{width} px")
+@pytest.fixture(scope="module", params=[1200, 400], ids=lambda width: f"{width} px")
 def page(chromium: Any, address: str, request: pytest.FixtureRequest) -> Iterator[Any]:
     """The page, loaded; at the end nothing was asked of another server, and no script has failed."""
     opened = chromium.new_page(viewport={"width": request.param, "height": 900}, accept_downloads=True)

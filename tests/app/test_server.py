@@ -65,7 +65,8 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def client(address: str) -> Client:
+@pytest.fixture(scope="module")
+def user(address: str) -> Client:
     return Client(address, verbose=False, analytics_enabled=False)
 
 
@@ -80,8 +81,8 @@ def links(shown: str) -> dict[str, str]:
     return {name: html.unescape(href) for href, name in re.findall(r'<a href="([^"]+)" download>(\w+)</a>', shown)}
 
 
-def test_pictures_are_looked_at_once_and_drawn_often(address: str, model: Watched, photo: Path) -> None:
-    user, calls = client(address), model.calls
+def test_pictures_are_looked_at_once_and_drawn_often(user: Client, model: Watched, photo: Path) -> None:
+    calls = model.calls
     found = detected(user, photo)
     assert "photo.png: 2 objects" in found["about"]
     assert found["image"].startswith('<figure class="tailseg-picture"><img src="data:image/jpeg;base64,')
@@ -95,8 +96,7 @@ def test_pictures_are_looked_at_once_and_drawn_often(address: str, model: Watche
     assert model.calls == calls + 1
 
 
-def test_downloads(address: str, photo: Path) -> None:
-    user = client(address)
+def test_downloads(user: Client, address: str, photo: Path) -> None:
     shown = links(detected(user, photo, score=0.7)["links"])
     assert set(shown) == {"JSON", "COCO", "Pictures"}
     answers = {name: httpx.get(address + path) for name, path in shown.items()}
@@ -112,14 +112,14 @@ def test_downloads(address: str, photo: Path) -> None:
     assert httpx.get(address + shown["JSON"].replace("0.7", "2")).status_code == 422
 
 
-def test_a_hostile_file_is_refused_in_the_words_of_predict(address: str, photo: Path, tmp_path: Path) -> None:
+def test_a_hostile_file_is_refused_in_the_words_of_predict(user: Client, photo: Path, tmp_path: Path) -> None:
     hostile = tmp_path / "<img src=x onerror=alert(1)>.png"
     hostile.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
-    found = detected(client(address), hostile, photo)
+    found = detected(user, hostile, photo)
     assert ".png: not an image that can be read; replace it by a JPEG or PNG file" in found["faults"]
     assert "<img" not in found["faults"]
     assert "photo.png: 2 objects" in found["about"]
-    alone = detected(client(address), hostile)
+    alone = detected(user, hostile)
     assert alone["rows"]["data"] == []
     assert alone["image"] == ""
 
@@ -174,11 +174,13 @@ def test_a_file_that_is_too_large_is_refused_while_it_comes(address: str, monkey
     assert answer.status_code == 413
 
 
-def test_users_queue_and_one_call_of_the_model_runs_at_a_time(address: str, model: Watched, photo: Path) -> None:
-    users = [client(address) for _ in range(4)]  # of which each asks five times at once
+def test_users_queue_and_one_call_of_the_model_runs_at_a_time(
+    user: Client, address: str, model: Watched, photo: Path
+) -> None:
+    users = [user, Client(address, verbose=False, analytics_enabled=False)]  # of which each asks ten times at once
     model.most, calls, started = 0, model.calls, time.monotonic()
     with ThreadPoolExecutor(USERS) as pool:
-        waiting = [pool.submit(detected, users[i % 4], photo) for i in range(USERS)]
+        waiting = [pool.submit(detected, users[i % 2], photo) for i in range(USERS)]
         time.sleep(2 * SLOW)
         answered = time.monotonic()
         assert httpx.get(address).status_code == 200  # while they wait

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,21 +13,30 @@ from tiny import assert_refused, tailseg
 import tailseg as package
 from tailseg.app import validation
 from tailseg.app.browser import Query
-from tailseg.app.validation import open_browser
+from tailseg.app.validation import open_browser, read_browser
+from tailseg.data.annotations.annotations import load_annotations
 from tailseg.errors import UserError
 from tailseg.evaluation.findings import RIGHT
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> package.Model:
-    save_random_model(tmp_path / "m.safetensors")
-    return package.load(tmp_path / "m.safetensors", "cpu")
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, a data set, and an evaluation of it."""
+    folder = tmp_path_factory.mktemp("written")
+    save_random_model(folder / "m.safetensors")
+    write_set(folder / "discs")
+    return folder
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    write_set(tmp_path / "discs")
-    return tmp_path / "discs"
+def place(written: Path, tmp_path: Path) -> Path:
+    """A copy of them that may be changed."""
+    return Path(shutil.copytree(written, tmp_path / "place"))
+
+
+@pytest.fixture
+def model(place: Path) -> package.Model:
+    return package.load(place / "m.safetensors", "cpu")
 
 
 def never(*_: object, **__: object) -> None:
@@ -34,25 +44,19 @@ def never(*_: object, **__: object) -> None:
 
 
 def test_newer_results_beside_the_model_are_taken(
-    model: package.Model, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: package.Model, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (data / "saved").rename(tmp_path / "eval-discs-val")
+    data, scratch = str(place / "discs"), place / "scratch"
+    (place / "discs" / "saved").rename(place / "eval-discs-val")
     with monkeypatch.context() as patched:
         patched.setattr(validation, "evaluate", never)
-        browser = open_browser(model, str(data), tmp_path / "scratch", show=False)
+        browser = open_browser(model, data, scratch, show=False)
     assert [browser.name(image) for image in browser.images(Query()).tolist()] == ["5.png", "9.png"]
-    os.utime(tmp_path / "m.safetensors", (2e9, 2e9))  # the model was trained again
-    browser = open_browser(model, str(data), tmp_path / "scratch", show=False)
-    assert (tmp_path / "scratch" / "analysis.json").is_file()
+    os.utime(place / "m.safetensors", (2e9, 2e9))  # the model was trained again: it is evaluated
+    browser = open_browser(model, data, scratch, show=False)
     assert (browser.findings.kind == RIGHT).sum() == 0  # its weights are random
-
-
-def test_without_results_the_model_is_evaluated(model: package.Model, data: Path, tmp_path: Path) -> None:
-    scratch = tmp_path / "scratch"
-    browser = open_browser(model, str(data), scratch, show=False)
     threshold = json.loads((scratch / "analysis.json").read_text())["segm"]["threshold"]
     assert browser.findings.threshold == (0.5 if threshold is None else threshold["score"])
-    assert not (tmp_path / "eval-discs-val").exists()
 
 
 @pytest.mark.parametrize(
@@ -65,23 +69,22 @@ def test_without_results_the_model_is_evaluated(model: package.Model, data: Path
         ("metrics.json", '{"bbox": {}}'),
     ],
 )
-def test_damaged_results_are_named(model: package.Model, data: Path, tmp_path: Path, name: str, content: str) -> None:
-    folder = tmp_path / "eval-discs-val"
-    (data / "saved").rename(folder)
-    (folder / name).write_text(content)
+def test_damaged_results_are_named(place: Path, name: str, content: str) -> None:
+    data = place / "discs"
+    (data / "saved" / name).write_text(content)
     with pytest.raises(UserError, match=rf"{name}: is not what `tailseg eval --analyse` writes .*; evaluate again"):
-        open_browser(model, str(data), tmp_path / "scratch", show=False)
+        read_browser(load_annotations(data / "val.json", data / "images"), data / "saved")
 
 
-def test_data_without_a_validation_split_is_one_sentence(model: package.Model, data: Path, tmp_path: Path) -> None:
-    about = data / "data.yaml"
+def test_data_without_a_validation_split_is_one_sentence(place: Path) -> None:
+    about = place / "discs" / "data.yaml"
     about.write_text("train: val.json\nimages: images\n")
-    done = tailseg("app", tmp_path / "m.safetensors", "--data", about, "--port", 0, "--device", "cpu")
+    done = tailseg("app", place / "m.safetensors", "--data", about, "--port", 0, "--device", "cpu")
     assert_refused(done, f"{about}: the entry 'val' is missing; add it")
 
 
-def test_a_validation_split_without_annotations(model: package.Model, data: Path, tmp_path: Path) -> None:
-    content = json.loads((data / "val.json").read_text()) | {"annotations": []}
-    (data / "val.json").write_text(json.dumps(content))
+def test_a_validation_split_without_annotations(model: package.Model, place: Path) -> None:
+    val = place / "discs" / "val.json"
+    val.write_text(json.dumps(json.loads(val.read_text()) | {"annotations": []}))
     with pytest.raises(UserError, match=r"val\.json: has no annotations to compare with; give a validation split"):
-        open_browser(model, str(data), tmp_path / "scratch", show=False)
+        open_browser(model, str(place / "discs"), place / "scratch", show=False)
