@@ -8,7 +8,7 @@ M side of a grid, h and w the pixels inside a box.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -47,12 +47,12 @@ def encode_masks(probs: Values, boxes: Values, image_hw: tuple[int, int]) -> lis
         the code of an empty mask.
     """
     height, width = image_hw
-    if not isinstance(probs, np.ndarray) and len(probs) and probs.is_cuda and has_triton():
+    runs: Iterable[list[list[int]]] = _runs_on_cpu(probs, boxes, image_hw)  # nothing is computed yet
+    if not isinstance(probs, np.ndarray) and not isinstance(boxes, np.ndarray) and probs.is_cuda and has_triton():
         from tailseg.layers.paste_triton import changes
 
-        runs = [_between(*changes(probs, boxes, image_hw), height * width)]
-    else:
-        runs = _runs_on_cpu(probs, boxes, image_hw)
+        if len(probs):
+            runs = [_between(*changes(probs, boxes, image_hw), height * width)]
     uncompressed = [{"size": list(image_hw), "counts": counts} for group in runs for counts in group]
     codes = rle_codec.frPyObjects(uncompressed, *image_hw) if uncompressed else []
     return [{"size": list(image_hw), "counts": code["counts"].decode("ascii")} for code in codes]
