@@ -16,6 +16,7 @@ from tailseg.data.images import (
     MAX_PIXELS,
     ImageTooLargeError,
     decode,
+    fitted_size,
     read_content,
     read_header,
     read_image,
@@ -397,3 +398,17 @@ def test_images_are_opened_in_one_place():
     source = images_module.Path(images_module.__file__).parents[1]
     places = [file.name for file in source.rglob("*.py") if re.search(r"Image\.open\(|imread\(", file.read_text())]
     assert places == ["images.py"]
+
+
+@pytest.mark.parametrize(
+    ("image_hw", "within", "expected"),
+    [
+        ((480, 640), None, (600, 800)),
+        ((480, 640), (600, 800), (600, 800)),
+        ((640, 480), (600, 800), (600, 450)),  # turned, it would not fit
+        ((480, 640), (640, 640), (480, 640)),
+        ((10, 1000), (32, 64), (1, 64)),
+    ],
+)
+def test_fitted_within_a_size(image_hw, within, expected):
+    assert fitted_size(image_hw, 600, 1000, within) == expected

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tiny import rasterise
 
 from tailseg.data import transforms
+from tailseg.data.images import fitted_size
 from tailseg.data.transforms import (
     ColourJitter,
     Compose,
@@ -17,7 +18,6 @@ from tailseg.data.transforms import (
     ResizeShortestEdge,
     boxes_from_masks,
     clip_boxes,
-    fitted_size,
     train_transform,
 )
 from tailseg.recipes.data_section import DataRecipe

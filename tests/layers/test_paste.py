@@ -152,3 +152,11 @@ def test_probabilities_that_are_no_numbers_are_below_the_threshold():
     full[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]] = crop
     assert not crop[30, 15]
     assert encode_masks(probs, box, image_hw)[0]["counts"] == coco_mask.encode(full)["counts"].decode()
+
+
+def test_arrays_give_what_tensors_give():
+    probs = torch.rand(3, 7, 7, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[1.5, 2, 30, 20], [0, 0, 5, 5], [3, 3, 3, 9]])
+    expected = encode_masks(probs, boxes, (24, 32))
+    assert encode_masks(probs.numpy(), boxes.numpy(), (24, 32)) == expected
+    assert encode_masks(probs.numpy()[:0], boxes.numpy()[:0], (24, 32)) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -199,14 +199,13 @@ class RPN(nn.Module):
         for size in output.level_sizes:
             stop = start + size
             own, kept = scores[:, start:stop], self.pre_nms[training]
-            is_symbol = isinstance(size, torch.SymInt)
-            if is_symbol:  # traced for pictures of any size: short levels are filled up with what is no proposal
-                own = F.pad(own, (0, kept), value=-1.0)
+            if isinstance(cast("int | torch.SymInt", size), torch.SymInt):
+                # Traced for pictures of any size: short levels are filled up with what is no proposal.
+                best, index = F.pad(own, (0, kept), value=-1.0).topk(kept, dim=1)
+                index = index.clamp(max=size - 1)
             else:
                 kept = min(kept, size)
-            best, index = own.topk(kept, dim=1)
-            if is_symbol:
-                index = index.clamp(max=size - 1)
+                best, index = own.topk(kept, dim=1)
             deltas = output.deltas[:, start:stop].gather(1, index.unsqueeze(2).expand(-1, -1, 4))
             top_boxes.append(decode(output.anchors[start:stop][index], deltas, NO_STDS))
             top_scores.append(best)
