@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 USER_STAMP := $(VENV)/.installed-for-users
 
-.PHONY: demo test unittest lint soak fuzz format clean
+.PHONY: demo test unittest lint docs soak fuzz format clean
 
 demo: $(USER_STAMP)  ## train cross-entropy and Seesaw on the built-in data, score them, write demo/report.html
 	rm -rf demo
@@ -28,6 +28,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks examples docs
 	$(BIN)/ruff format --check src tests benchmarks examples docs
 	$(BIN)/mypy
+
+docs: $(STAMP)  ## the documentation site, in build/site
+	$(BIN)/python docs/site/build.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix src tests benchmarks examples docs

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tailseg import losses, recipes
+    from tailseg import hub, losses, recipes
     from tailseg.errors import UserError
     from tailseg.jobs import Compared, Evaluated, Trained, compare, evaluate, open_data, score, train
     from tailseg.layers.normalized import NormalizedConv2d, NormalizedLinear
@@ -29,6 +29,7 @@ _HOMES = {
     "UserError": "tailseg.errors",
     "compare": "tailseg.jobs",
     "evaluate": "tailseg.jobs",
+    "hub": "tailseg",
     "load": "tailseg.predict",
     "losses": "tailseg",
     "open_data": "tailseg.jobs",
@@ -50,6 +51,7 @@ __all__ = [
     "__version__",
     "compare",
     "evaluate",
+    "hub",
     "load",
     "losses",
     "open_data",

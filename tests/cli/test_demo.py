@@ -1,5 +1,6 @@
 """The demo in this process, on a set of two dozen pictures; that it is worth looking at is seen by running it."""
 
+import html
 import html.parser
 import json
 from pathlib import Path
@@ -92,6 +93,18 @@ def test_results(made: tuple[Path, dict[str, Any]], data: DataSplits) -> None:
         assert [len(found["scores"][group]) for group, ends in found["ends"].items() if any(ends.values())]
     assert "Seesaw" in results_markdown(results)
     assert verdict(results)
+
+
+def test_a_quick_demo_trains_on_few_pictures_and_claims_nothing(
+    data: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "draw_synthetic", lambda settings, show: f"{settings.train_images} drawn")
+    monkeypatch.setattr(demo, "open_source", lambda name, show: data if name == "160 drawn" else None)
+    results = demo.run_demo(tmp_path, quick=True, show=False, settings=SETTINGS)
+    assert results["command"] == "tailseg demo --seeds 1 --quick"
+    sentence = "Everything runs. 3 steps are too few to compare the methods; `tailseg demo` does that."
+    assert verdict(results) == sentence
+    assert html.escape(sentence) in (tmp_path / "report.html").read_text()
 
 
 def test_both_methods_get_the_same(made: tuple[Path, dict[str, Any]]) -> None:

@@ -16,6 +16,7 @@ from tailseg.data.images import (
     MAX_PIXELS,
     ImageTooLargeError,
     decode,
+    read_content,
     read_header,
     read_image,
     to_rgb,
@@ -360,6 +361,16 @@ def test_an_image_of_too_many_pixels(tmp_path, read):
         read(path)
     problem = "the image is too large (182,000,000 pixels, the limit is 178,956,970)"
     assert str(caught.value) == f"{path}: {problem}; shrink it or cut it into pieces"
+
+
+def test_a_caller_may_take_fewer_pixels(tmp_path):
+    bitmap_of_size(tmp_path / "a.bmp", 30, 20)
+    content = (tmp_path / "a.bmp").read_bytes()
+    problem = r"^a: the image is too large \(600 pixels, the limit is 599\); shrink it or cut it into pieces$"
+    with pytest.raises(ImageTooLargeError, match=problem):
+        read_content(content, "a", 599)
+    with pytest.raises(UserError, match="broken or cut off"):  # there are no pixels in it
+        read_content(content, "a", 600)
 
 
 def test_an_image_within_the_limit_is_opened_without_a_warning(tmp_path):

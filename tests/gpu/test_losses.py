@@ -1,10 +1,13 @@
 """The losses on CUDA: equal to the CPU, in every precision, and without waiting for the device."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
 
-from tailseg.losses import CLASSIFICATIONS, ClassStatistics, SeesawLoss
+from tailseg.losses import CLASSIFICATIONS, ClassStatistics, SeesawClassification, SeesawLoss
 from tailseg.losses.seesaw_kernels import plain_seesaw, triton_seesaw
 
 pytestmark = [
@@ -103,3 +106,37 @@ def test_pixels_ignored_and_soft_labels_equal_the_cpu(soft, options):
         expected.backward()
     torch.testing.assert_close(on_device.grad.cpu(), leaf.grad, rtol=1e-4, atol=1e-6)
     assert torch.equal(ours.counts.cpu(), theirs.counts)
+
+
+def test_seesaw_gives_the_same_loss_and_gradient_every_time():
+    ours = SeesawClassification(CLASSES).cuda().eval()
+    logits, labels = (part.cuda() for part in case(512, CLASSES + 2))
+    leaf, labels, valid = logits.requires_grad_(), labels.clamp(max=CLASSES), torch.arange(512).cuda() % 7 > 0
+
+    def step() -> Tensor:
+        total = torch.stack(list(ours.loss(leaf, labels, valid).values())).sum()
+        (grad,) = torch.autograd.grad(total, leaf)
+        return torch.cat([total.detach().view(1), grad.flatten()])
+
+    first = step()
+    same = torch.ones((), dtype=torch.bool, device="cuda")
+    for _ in range(10_000):
+        same &= (step() == first).all()
+    assert same
+
+
+BAD_LABEL = """
+import torch
+from tailseg import SeesawLoss
+loss = SeesawLoss(5).cuda()
+logits = torch.zeros(2, 5, device="cuda", requires_grad=True)
+loss(logits, torch.tensor([0, {label}], device="cuda")).backward()
+torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.parametrize("label", [-1, 5])
+def test_a_label_out_of_range_ends_in_an_assertion_on_the_device(label):
+    done = subprocess.run([sys.executable, "-c", BAD_LABEL.format(label=label)], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "a label that is out of range" in done.stdout + done.stderr

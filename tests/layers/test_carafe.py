@@ -2,12 +2,11 @@
 
 import itertools
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from gpu_code import lines_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,6 +17,7 @@ from tailseg.layers.carafe import (
     Window,
     carafe,
     carafe_down,
+    convolved_carafe,
     gathered_carafe,
     normalized_kernels,
     plain_carafe,
@@ -337,13 +337,18 @@ def test_function_transforms_and_compilers_take_the_plain_way():
 
 @interpreted
 def test_kernels_compile_for_gpus():
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    script = Path(__file__).with_name("compile_carafe.py")
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
+    lines = lines_of(Path(__file__).with_name("compile_carafe.py"))
     assert len(lines) == 6
     assert all(int(size) > 0 for *_, size in lines)
+
+
+@pytest.mark.parametrize(("scale", "kernel_size"), [(2, 5), (3, 3), (1, 5)])
+def test_convolved(scale, kernel_size):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 9, 12)
+    kernels = torch.randn(2, kernel_size**2, -(-9 // scale), -(-12 // scale))
+    window = Window(kernel_size, 1, 1, scale)
+    torch.testing.assert_close(convolved_carafe(x, kernels, window), plain_carafe(x, kernels, window))
 
 
 def test_onnx():

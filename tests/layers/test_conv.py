@@ -9,7 +9,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from tailseg.layers import conv
-from tailseg.layers.conv import Conv3x3, ConvByProducts, by_products, train_fast, weight_gradient
+from tailseg.layers.conv import (
+    Conv3x3,
+    ConvByProducts,
+    ConvTranspose2x2,
+    TransposedByProducts,
+    by_products,
+    train_fast,
+    weight_gradient,
+)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +51,42 @@ def test_gradients_by_differences():
     assert torch.autograd.gradcheck(
         lambda x, w: ConvByProducts.apply(x, w, None, 1), (maps.requires_grad_(), weight.requires_grad_())
     )
+
+
+@pytest.mark.parametrize(
+    ("batch", "inputs", "outputs", "hw"), [(2, 3, 5, (4, 7)), (1, 1, 1, (1, 1)), (3, 4, 2, (1, 9))]
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_transposed_values_and_gradients_are_pytorchs(batch, inputs, outputs, hw, channels_last, with_bias):
+    generator = torch.Generator().manual_seed(0)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    maps = torch.randn(batch, inputs, *hw, generator=generator, dtype=torch.float64).contiguous(memory_format=layout)
+    weight = torch.randn(inputs, outputs, 2, 2, generator=generator, dtype=torch.float64)
+    bias = torch.randn(outputs, generator=generator, dtype=torch.float64) if with_bias else None
+    wanted = [t.clone().requires_grad_() for t in (maps, weight, *([bias] if bias is not None else []))]
+    expected = F.conv_transpose2d(*wanted, stride=2)
+    grad = torch.randn(expected.shape, generator=generator, dtype=torch.float64).contiguous(memory_format=layout)
+    expected.backward(grad)
+    given = [t.clone().requires_grad_() for t in (maps, weight, *([bias] if bias is not None else []))]
+    found = TransposedByProducts.apply(*given, *([] if with_bias else [None]))
+    assert torch.equal(found, expected)
+    found.backward(grad)
+    for ours, theirs in zip(given, wanted, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_transposed_by_hand():
+    # One pixel of two channels becomes four of one; each gradient is a sum over them.
+    maps = torch.tensor([[[[2.0]], [[3.0]]]], requires_grad=True)
+    weight = torch.tensor([[[[1.0, 2], [3, 4]]], [[[5, 6], [7, 8]]]], requires_grad=True)
+    bias = torch.tensor([10.0], requires_grad=True)
+    found = TransposedByProducts.apply(maps, weight, bias)
+    assert found.tolist() == [[[[27, 32], [37, 42]]]]
+    found.backward(torch.tensor([[[[1.0, 10], [100, 1000]]]]))
+    assert maps.grad.flatten().tolist() == [4321, 8765]
+    assert weight.grad.flatten(1).tolist() == [[2, 20, 200, 2000], [3, 30, 300, 3000]]
+    assert bias.grad.tolist() == [1111]
 
 
 def test_float32_is_as_exact_as_pytorchs():
@@ -91,10 +135,15 @@ def test_a_model_is_changed_where_it_fits_and_nowhere_else(monkeypatch):
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
         nn.Conv2d(4, 4, 1),
         nn.Conv2d(4, 4, 3, padding=1, bias=False),
+        nn.ConvTranspose2d(4, 4, 2, stride=2),
+        nn.ConvTranspose2d(4, 4, 2, stride=2, output_padding=1),
+        nn.ConvTranspose2d(4, 4, 2, stride=2, groups=2),
+        nn.ConvTranspose2d(4, 4, 3, stride=2),
     )
     before, state = copy.deepcopy(model), model.state_dict()
     train_fast(model)
-    assert [type(part) is Conv3x3 for part in model] == [True, True, False, False, False, False, True]
+    assert [type(part) is Conv3x3 for part in model] == [True, True, *[False] * 4, True, *[False] * 4]
+    assert [type(part) is ConvTranspose2x2 for part in model] == [*[False] * 7, True, False, False, False]
     assert model.state_dict().keys() == state.keys()
     for name in ("WIDE", "NARROW"):
         monkeypatch.setattr(conv, name, 1)

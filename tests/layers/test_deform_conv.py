@@ -3,12 +3,11 @@
 import itertools
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from gpu_code import lines_of
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -370,11 +369,7 @@ def test_triton_without_images_and_without_numbers():
 
 @interpreted
 def test_kernels_compile_for_gpus():
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    script = Path(__file__).with_name("compile_deform_conv.py")
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
+    lines = lines_of(Path(__file__).with_name("compile_deform_conv.py"))
     assert len(lines) == 8
     assert all(int(size) > 0 for *_, size in lines)
 

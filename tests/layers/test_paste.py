@@ -113,3 +113,42 @@ def test_codes_equal_the_official_encoder_on_random_masks():
     masks = (paint_full(probs, boxes, (48, 64)) >= 0.5).permute(1, 2, 0).to(torch.uint8).numpy()
     official = [code["counts"].decode() for code in coco_mask.encode(np.asfortranarray(masks))]
     assert [code["counts"] for code in encode_masks(probs, boxes, (48, 64))] == official
+
+
+@given(
+    boxes=st.lists(st.tuples(coordinate, coordinate, extent, extent), min_size=1, max_size=6),
+    image_hw=st.tuples(st.integers(1, 90), st.integers(1, 40)),
+    side=st.integers(1, 12),
+    seed=st.integers(0, 1000),
+    scale=st.sampled_from([1.0, 3.0]),
+    group=st.sampled_from([1, 50, 8192]),
+)
+def test_codes_are_those_of_every_sampled_pixel(boxes, image_hw, side, seed, scale, group):
+    xywh = torch.tensor(boxes) * scale
+    xyxy = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)
+    generator = torch.Generator().manual_seed(seed)
+    # Values around the threshold, of which some differ from it by the least that float32 can tell.
+    edge = torch.tensor([0.0, 0.5, 0.5, torch.tensor(0.5).nextafter(torch.tensor(0.0)).item(), 0.50000006, 0.25, 1.0])
+    probs = edge[torch.randint(0, len(edge), (len(boxes), side, side), generator=generator)]
+    probs = probs.where(
+        torch.rand(probs.shape, generator=generator) < 0.8, torch.rand(probs.shape, generator=generator)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tailseg.layers.paste.GROUP", group)
+        codes = encode_masks(probs, xyxy, image_hw)
+    for code, prob, box in zip(codes, probs, xyxy, strict=True):
+        crop, (y0, x0) = mask_crop(prob, box, image_hw)
+        full = np.zeros(image_hw, dtype=np.uint8, order="F")
+        full[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]] = crop
+        assert code == {"size": list(image_hw), "counts": coco_mask.encode(full)["counts"].decode()}
+
+
+def test_probabilities_that_are_no_numbers_are_below_the_threshold():
+    probs = torch.full((1, 5, 5), 0.9)
+    probs[0, 2, 2] = float("nan")
+    box, image_hw = torch.tensor([[1.0, 2.0, 31.0, 62.0]]), (64, 40)
+    crop, (y0, x0) = mask_crop(probs[0], box[0], image_hw)
+    full = np.zeros(image_hw, dtype=np.uint8, order="F")
+    full[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]] = crop
+    assert not crop[30, 15]
+    assert encode_masks(probs, box, image_hw)[0]["counts"] == coco_mask.encode(full)["counts"].decode()

@@ -1,13 +1,12 @@
 """The NMS kernels, run by Triton's interpreter, against torchvision and against a loop in float64."""
 
 import os
-import subprocess
-import sys
 from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from gpu_code import lines_of
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import made
@@ -217,10 +216,6 @@ def test_float32_on_cuda_goes_to_the_kernels_and_nothing_else(monkeypatch):
 
 
 def test_kernels_compile_for_gpus_and_round_each_step():
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    script = Path(__file__).with_name("compile_nms.py")
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
+    lines = lines_of(Path(__file__).with_name("compile_nms.py"))
     assert len(lines) == 6
     assert all(int(size) > 0 and how == "exact" for *_, size, how in lines)

@@ -46,6 +46,7 @@ IN_SENTENCE = {"cross-entropy": "cross-entropy", "seesaw": "Seesaw"}
 PICTURES = 6  # of what only one method found, for each method
 # Smaller than what `--data synthetic` means, and so are the heads: two runs in minutes on two cores.
 DATA = SyntheticSettings(train_images=4000, val_images=300, size=96)
+QUICK_DATA = SyntheticSettings(classes=12, train_images=160, val_images=40, size=96)  # 20 steps: all of it runs
 BUDGET = (
     *("schedule.epochs=1", "training.evaluate_every=1"),
     *(f"data.short_edges=[{DATA.size}]", f"data.test_short_edge={DATA.size}", f"data.long_edge={DATA.size}"),
@@ -56,13 +57,20 @@ BEYOND = 4  # times the limit of detections that the recipes set are kept, to sh
 
 
 def run_demo(
-    out: Path, *, seeds: int = 1, device: str = "auto", show: bool = True, settings: Sequence[str] = ()
+    out: Path,
+    *,
+    seeds: int = 1,
+    quick: bool = False,
+    device: str = "auto",
+    show: bool = True,
+    settings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train both methods with the same seeds and budget; write results.json, report.html and pictures into ``out``.
 
     Args:
         out: folder, which must not hold a demo yet.
         seeds: runs of each method.
+        quick: train on 160 pictures only, to see whether everything runs.
         device: where they train (see `find_device`).
         show: show progress.
         settings: recipe overrides, the same for both methods.
@@ -77,8 +85,9 @@ def run_demo(
     if (out / "results.json").exists() or (out / "runs").exists():
         raise UserError(f"{out}: already holds a demo; remove it or choose another --out")
     started = time.perf_counter()
-    data = replace(open_source(draw_synthetic(DATA, show=show), show=show), name=SYNTHETIC)
-    recipes = {method: resolve(f"demo/{method}", (*BUDGET, *settings)) for method in METHODS}
+    data = replace(open_source(draw_synthetic(QUICK_DATA if quick else DATA, show=show), show=show), name=SYNTHETIC)
+    warmup = ["schedule.warmup_steps=5"] if quick else []
+    recipes = {method: resolve(f"demo/{method}", (*BUDGET, *warmup, *settings)) for method in METHODS}
     limit = recipes["seesaw"].test.max_detections
     recipes = {m: override(recipe, [f"test.max_detections={BEYOND * limit}"]) for m, recipe in recipes.items()}
     methods: dict[str, Any] = {method: {"title": title, "runs": []} for method, title in METHODS.items()}
@@ -89,7 +98,8 @@ def run_demo(
             methods[method]["runs"].append(_run(recipe, data, folder, seed, limit, where, show))
     results = {
         "version": VERSION,
-        "command": f"tailseg demo --seeds {seeds}",
+        "command": f"tailseg demo --seeds {seeds}{' --quick' if quick else ''}",
+        "quick": quick,
         "dataset": _describe(data, recipes["seesaw"]),
         "budget": {},
         "seeds": list(range(seeds)),

@@ -22,8 +22,11 @@ from tailseg.cli.console import log as _log
 from tailseg.cli.console import print_table as _print
 from tailseg.cli.convert import convert_app
 from tailseg.cli.data import data_app
+from tailseg.cli.export import export
+from tailseg.cli.hub import hub_app
 from tailseg.cli.recipes import recipes_app
 from tailseg.cli.run_folder import run_folder
+from tailseg.cli.web import app as web_app
 from tailseg.errors import UserError
 from tailseg.wording import for_terminal, one_line
 
@@ -42,10 +45,11 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(convert_app, name="convert")
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(hub_app, name="hub")
 
 DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP)]
 ModelArgument = Annotated[
-    Path, typer.Argument(help="A model file, or a run's folder: its best model, else its last (runs/seesaw).")
+    Path, typer.Argument(help="Model file, a run's folder (its best model, else its last), or exported .onnx.")
 ]
 TtaOption = Annotated[
     bool,
@@ -72,6 +76,9 @@ def options(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo"),
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with different random numbers.")] = 1,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Twenty steps each, in a minute: whether everything runs, not who wins.")
+    ] = False,
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
 ) -> None:
@@ -81,7 +88,7 @@ def demo(
     from tailseg.evaluation.comparison import results_markdown, verdict
 
     results = _stoppable(
-        lambda: run_demo(out, seeds=seeds, device=device, show=not quiet),
+        lambda: run_demo(out, seeds=seeds, quick=quick, device=device, show=not quiet),
         lambda: f"Stopped. Remove {out} before the next demo there.",
     )
     say(results_markdown(results))
@@ -303,6 +310,8 @@ def score(
 
 
 app.command()(compare)
+app.command()(export)
+app.command("app")(web_app)
 
 
 def _stoppable(job: Callable[[], T], message: Callable[[], str]) -> T:

@@ -160,12 +160,13 @@ def decode(path: Path, reduction: int = 1) -> tuple[Image.Image, int]:
         raise _fault(path, error) from None
 
 
-def read_content(content: bytes, name: str) -> Pixels:
+def read_content(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pixels:
     """The content of an image file as (H, W, 3) uint8 RGB, exactly as `read_image` reads the file.
 
     Args:
         content: the bytes of the file.
         name: opens the sentences of errors.
+        max_pixels: of the image, at most `MAX_PIXELS`; one with more is not decoded.
 
     Raises:
         UserError, ImageTooLargeError: as in `read_image`.
@@ -173,15 +174,17 @@ def read_content(content: bytes, name: str) -> Pixels:
     if not content:
         raise UserError(f"{name}: there are no bytes in it; give those of a JPEG or PNG file")
     try:
-        image, _ = _decoded(BytesIO(content), 1)
+        image, _ = _decoded(BytesIO(content), 1, max_pixels)
     except Exception as error:
-        raise _fault(name, error) from None
+        raise _fault(name, error, max_pixels) from None
     return to_rgb(image, name, upright=True)
 
 
-def _decoded(file: IO[bytes], reduction: int) -> tuple[Image.Image, int]:
+def _decoded(file: IO[bytes], reduction: int, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, int]:
     with Image.open(file, formats=_OPENED) as image:
         width, height = image.size
+        if width * height > max_pixels:
+            raise Image.DecompressionBombError(f"{width * height} pixels")
         if reduction > 1 and width % reduction == 0 and height % reduction == 0:
             image.draft(None, (width // reduction, height // reduction))
         image.load()
@@ -226,6 +229,21 @@ def to_rgb(image: Image.Image, path: Path | str, *, upright: bool) -> Pixels:
     )  # a copy: torch wants memory that can be written to
 
 
+def fitted_size(
+    image_hw: tuple[int, int], short: int, long: int, within: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """The largest (height, width) of the same shape with sides of at most ``short`` and ``long`` pixels.
+
+    factor = min(long / max(h, w), short / min(h, w)); a side becomes int(side · factor + 0.5), at least 1. ``within``
+    is a height and a width that are not exceeded either.
+    """
+    height, width = image_hw
+    factor = min(long / max(height, width), short / min(height, width))
+    if within is not None:
+        factor = min(factor, within[0] / height, within[1] / width)
+    return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
+
+
 def _grey_of_8_bits(image: Image.Image) -> Pixels:
     """Greyscale of more than 8 bits, in whole numbers, as (H, W) uint8."""
     tags = getattr(image, "tag_v2", {})  # of a TIFF
@@ -241,7 +259,7 @@ def _grey_of_8_bits(image: Image.Image) -> Pixels:
     return np.asarray(grey * 255 // max(int(grey.max()), 1), np.uint8)
 
 
-def _fault(path: Path | str, error: Exception) -> Exception:
+def _fault(path: Path | str, error: Exception, max_pixels: int = MAX_PIXELS) -> Exception:
     """The user's error that a failure to open or decode a file stands for; Pillow's decoders raise many types."""
     if isinstance(error, UserError | MemoryError):
         return error
@@ -255,7 +273,7 @@ def _fault(path: Path | str, error: Exception) -> Exception:
         pixels = re.search(r"\d+", str(error))
         found = f"{int(pixels[0]):,} pixels" if pixels else str(error)
         return ImageTooLargeError(
-            f"{path}: the image is too large ({found}, the limit is {MAX_PIXELS:,}); shrink it or cut it into pieces"
+            f"{path}: the image is too large ({found}, the limit is {max_pixels:,}); shrink it or cut it into pieces"
         )
     if isinstance(error, UnidentifiedImageError):
         empty = isinstance(path, Path) and path.is_file() and path.stat().st_size == 0

@@ -141,7 +141,10 @@ def results_markdown(results: Mapping[str, Any]) -> str:
 
 
 def verdict(results: Mapping[str, Any]) -> str:
-    """One sentence on mask AP of rare and of all classes, no stronger than the seeds allow."""
+    """One sentence on mask AP of rare and of all classes, no stronger than the seeds and the budget allow."""
+    if results.get("quick"):
+        steps = results["budget"]["steps"]
+        return f"Everything runs. {steps} steps are too few to compare the methods; `tailseg demo` does that."
     methods = results["methods"]
     if BASELINE not in methods or CONTENDER not in methods:
         titles = ", ".join(method["title"] for method in methods.values())

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,13 +19,29 @@ from tailseg.evaluation.results import ResultsWriter, merge_results
 from tailseg.evaluation.tta import View, detect_views
 from tailseg.model.detector import Detector
 from tailseg.progress import progress_bar
-from tailseg.structures import Batch
+from tailseg.structures import Batch, RawDetections
 
 logger = logging.getLogger(__name__)
 
 
+class Detecting(Protocol):
+    """What is scored: a `Detector`, or something else with these entrances of it."""
+
+    divisor: int
+    training: bool
+
+    def eval(self) -> Any:
+        """Switch to evaluation mode."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch to training mode, or back."""
+
+    def detect(self, batch: Batch) -> list[RawDetections]:
+        """Detections of each image, in pixels of the image file, best score first."""
+
+
 def evaluate(
-    detector: Detector,
+    detector: Detecting,
     dataset: DetectionDataset,
     out: Path,
     *,
@@ -75,7 +92,8 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     part = out / f".detections.{rank}.json"
     labels = dataset.annotations.label_to_category_id.tolist() if category_ids is None else category_ids
-    known = torch.tensor([category_id is not None for category_id in labels])
+    known = torch.tensor([category_id is not None for category_id in labels], device=device)
+    all_known = None not in labels
     ids = [-1 if category_id is None else int(category_id) for category_id in labels]
     was_training = detector.training
     detector.eval()
@@ -90,12 +108,14 @@ def evaluate(
         for batch in loader:
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 if views:
+                    assert isinstance(detector, Detector)  # views are made of its parts
                     found = [detect_views(detector, _whole_picture(batch), views)]
                 else:
                     found = detector.detect(batch.to(device))
             for image_id, detections in zip(batch.image_ids.tolist(), found, strict=True):
-                on_cpu = detections.to("cpu")
-                writer.add(dataset.annotations.stated_id(image_id), on_cpu[known[on_cpu.labels]], ids)
+                # Not moved: the run-length codes are made where the masks are.
+                wanted = detections if all_known else detections[known[detections.labels]]
+                writer.add(dataset.annotations.stated_id(image_id), wanted, ids)
             done += len(batch) * world
             advance(done, f"{done / (time.perf_counter() - started):.1f} images/s")
     detector.train(was_training)

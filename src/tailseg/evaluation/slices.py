@@ -144,22 +144,31 @@ def worst_images(
                     truth.categories[name]["name"]: number
                     for name, number in zip(names.tolist(), numbers.tolist(), strict=True)
                 },
-                "found": [_result_row(matches, truth, found, row, with_masks) for row in of_image.tolist()],
+                "found": [
+                    result_row(truth, found, int(matches.rows[row]), right=bool(matches.right[row]), masks=with_masks)
+                    for row in of_image.tolist()
+                ],
             }
         )
     return rows
 
 
-def _result_row(
-    matches: Matches, truth: GroundTruth, found: ResultColumns, row: int, with_masks: bool
-) -> Mapping[str, Any]:
-    category = truth.categories[int(matches.category[row])]
-    content = {"category_id": category["id"], "name": category["name"], "score": float(matches.scores[row])}
-    content["right"] = bool(matches.right[row])
-    one = found[matches.rows[row : row + 1]]
+def result_row(truth: GroundTruth, found: ResultColumns, row: int, *, right: bool, masks: bool) -> Mapping[str, Any]:
+    """A detection as a row of a results file, with the name of its class and ``right``; with a mask if asked for.
+
+    Args:
+        truth: knows the images and categories.
+        found: detections.
+        row: position of the one among them.
+        right: as it stands in the row.
+        masks: the detections have them.
+    """
+    one = found[np.array([row])]
+    category = truth.categories[int(one.categories[0])]
+    content = {"category_id": category["id"], "name": category["name"], "score": float(one.scores[0]), "right": right}
     if one.boxes is not None:
         content["bbox"] = one.boxes[0].tolist()
-    if with_masks:
+    if masks:
         assert one.counts is not None
         height, width = truth.known.image_sizes[int(one.images[0])].tolist()
         counts = one.counts[0]

@@ -1,4 +1,4 @@
-"""3x3 convolutions whose weight gradient on a CPU is nine matrix products.
+"""Convolutions whose gradients on a CPU are matrix products: 3x3 ones, and transposed 2x2 ones with a stride of 2.
 
 oneDNN computes the gradient of such weights at a fifth to a half of the speed of the forward pass (AVX2); matrix
 products run at nearly that speed. With y and x padded alike to rows of W + 2 pixels, all pixels in one row of memory,
@@ -7,6 +7,9 @@ products run at nearly that speed. With y and x padded alike to rows of W + 2 pi
 
 which is one product of two contiguous slices for each of the nine places (i, j). With a stride of 2 the same holds for
 each of four images that have every second row and column of x.
+
+A transposed 2x2 convolution with a stride of 2 makes four pixels of one, which no other reaches: with each four in a
+row, both of its gradients are a single product, at twice the speed of oneDNN's.
 """
 
 from __future__ import annotations
@@ -33,19 +36,44 @@ class Conv3x3(nn.Conv2d):
         return plain
 
 
+class ConvTranspose2x2(nn.ConvTranspose2d):
+    """`torch.nn.ConvTranspose2d` of 2x2 with stride 2; the same numbers, to rounding, and faster to train."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Upsampled maps (B, O, 2 H, 2 W) of maps (B, C, H, W)."""
+        if output_size is None and _is_trained_here(input, self.weight):
+            found: Tensor = TransposedByProducts.apply(input, self.weight, self.bias)
+            return found
+        plain: Tensor = super().forward(input, output_size)
+        return plain
+
+
 def by_products(maps: Tensor, weight: Tensor) -> bool:
     """Whether the gradient of ``weight`` (O, C, 3, 3) is better computed by products for maps (B, C, H, W)."""
-    if maps.device.type != "cpu" or not weight.requires_grad or not torch.is_grad_enabled():
-        return False
-    if maps.dtype != weight.dtype or torch.is_autocast_enabled("cpu") or maps.dim() != 4 or maps.numel() == 0:
+    if not _is_trained_here(maps, weight):
         return False
     width = weight.shape[0] * weight.shape[1]
     return width >= WIDE or (width >= NARROW and maps.shape[2] * maps.shape[3] >= LARGE_MAP)
 
 
+def _is_trained_here(maps: Tensor, weight: Tensor) -> bool:
+    """Whether weights learn on a CPU, and products take these maps."""
+    if maps.device.type != "cpu" or not weight.requires_grad or not torch.is_grad_enabled():
+        return False
+    return maps.dtype == weight.dtype and not torch.is_autocast_enabled("cpu") and maps.dim() == 4 and maps.numel() > 0
+
+
 def train_fast(model: nn.Module) -> None:
-    """Make every 3x3 convolution of ``model`` with stride 1 or 2 and padding, dilation and groups of 1 a `Conv3x3`."""
+    """Give convolutions of ``model`` their gradients by products, where there are any.
+
+    They are those of 3x3 with stride 1 or 2 and padding, dilation and groups of 1, and transposed ones of 2x2 with
+    stride 2, no padding, and dilation and groups of 1.
+    """
     for module in model.modules():
+        if type(module) is nn.ConvTranspose2d:
+            shape = (module.kernel_size, module.stride, module.padding, module.output_padding, module.dilation)
+            if shape == ((2, 2), (2, 2), (0, 0), (0, 0), (1, 1)) and module.groups == 1:
+                module.__class__ = ConvTranspose2x2
         if type(module) is not nn.Conv2d or module.stride not in ((1, 1), (2, 2)) or module.padding_mode != "zeros":
             continue
         if (module.kernel_size, module.padding, module.dilation, module.groups) == ((3, 3), (1, 1), (1, 1), 1):
@@ -77,6 +105,36 @@ class ConvByProducts(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum((0, 2, 3))
         return grad_maps, grad_weight, grad_bias, None
+
+
+class TransposedByProducts(torch.autograd.Function):
+    """The transposed 2x2 convolution with stride 2, with a product for each of its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Upsample maps (B, C, H, W) with weights (C, O, 2, 2)."""
+        ctx.save_for_backward(maps, weight)
+        return F.conv_transpose2d(maps, weight, bias, stride=2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients of maps, weight and bias."""
+        maps, weight = ctx.saved_tensors
+        batch, channels, height, width = maps.shape
+        outputs = weight.shape[1]
+        pixels = grad.permute(0, 2, 3, 1).view(batch, height, 2, width, 2, outputs)
+        fours = pixels.transpose(2, 3).reshape(-1, 4 * outputs)  # a row for each pixel of the maps
+        grad_maps = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            found = fours @ weight.permute(2, 3, 1, 0).reshape(4 * outputs, channels)
+            grad_maps = found.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        if ctx.needs_input_grad[1]:
+            found = maps.permute(0, 2, 3, 1).reshape(-1, channels).T @ fours
+            grad_weight = found.view(channels, 2, 2, outputs).permute(0, 3, 1, 2)
+        if ctx.needs_input_grad[2]:
+            grad_bias = fours.view(-1, outputs).sum(0)
+        return grad_maps, grad_weight, grad_bias
 
 
 def weight_gradient(maps: Tensor, grad: Tensor, stride: int = 1) -> Tensor:

@@ -18,6 +18,7 @@ from tailseg.losses.classification import (
     mean_over_valid,
     one_hot,
 )
+from tailseg.losses.fused import Entropies, binary_entropies, may_fuse, with_gradient
 
 UNSEEN_RATIO = 100.0  # of a class that has had no gradient yet: it is weighted as one in balance
 
@@ -61,11 +62,21 @@ class EqualizationClassification(Classification):
         """Weighted binary cross-entropies of a RoI, summed over classes; their mean over valid RoIs."""
         self.check_inputs(logits, labels, valid)
         logits = at_least_float32(logits)
+        if may_fuse(logits):
+            ones = torch.ones_like(self.spared)
+            negative, is_foreground = torch.stack([ones, 1 - self.spared]), (labels < self.num_classes).long()
+            found = binary_entropies(logits, labels, negative, ones, valid, is_foreground)
+            losses = with_gradient(logits, found.losses, found.gradient, lambda z: self._losses(z, labels))
+        else:
+            losses = self._losses(logits, labels)
+        return {"classes": mean_over_valid(losses, valid)}
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The definition of the losses (R,)."""
         targets = one_hot(labels, self.num_classes).to(logits.dtype)
         is_foreground = (labels < self.num_classes).unsqueeze(1)
         weights = 1 - is_foreground * self.spared * (1 - targets)
-        losses = F.binary_cross_entropy_with_logits(logits, targets, weights, reduction="none")
-        return {"classes": mean_over_valid(losses.sum(1), valid)}
+        return F.binary_cross_entropy_with_logits(logits, targets, weights, reduction="none").sum(1)
 
     def scores(self, logits: Tensor) -> Tensor:
         """Sigmoid of every logit, then zeros for background."""
@@ -118,21 +129,45 @@ class EqualizationV2Classification(Classification):
         """Weighted binary cross-entropies of a RoI, summed over outputs; their mean over valid RoIs."""
         self.check_inputs(logits, labels, valid)
         logits = at_least_float32(logits)
-        targets = one_hot(labels, self.num_logits).to(logits.dtype)
         share = torch.sigmoid(self.gamma * (self.ratios() - self.mu))
         negative = F.pad(share, (0, 1), value=1.0)  # background: 1, and so 1 as positive too
-        weights = targets * (1 + self.alpha * (1 - negative)) + (1 - targets) * negative
-        losses = F.binary_cross_entropy_with_logits(logits, targets, weights, reduction="none")
-        result = {"classes": mean_over_valid(losses.sum(1), valid)}
-        if self.training:
-            self._collect(logits, targets, weights * valid.unsqueeze(1))
-        return result
+        positive = 1 + self.alpha * (1 - negative)
+        if may_fuse(logits):
+            found = binary_entropies(logits, labels, negative, positive, valid)
+            losses = with_gradient(
+                logits, found.losses, found.gradient, lambda z: self._losses(z, labels, negative, positive)
+            )
+            if self.training:
+                self._collect(self._gained(found, labels, valid))
+        else:
+            losses = self._losses(logits, labels, negative, positive)
+            if self.training:
+                self._collect(self._gradients(logits, labels, negative, positive, valid))
+        return {"classes": mean_over_valid(losses, valid)}
+
+    def _losses(self, logits: Tensor, labels: Tensor, negative: Tensor, positive: Tensor) -> Tensor:
+        """The definition of the losses (R,), by the weights (C + 1,) of negatives and positives."""
+        targets = one_hot(labels, self.num_logits).to(logits.dtype)
+        weights = targets * positive + (1 - targets) * negative
+        return F.binary_cross_entropy_with_logits(logits, targets, weights, reduction="none").sum(1)
 
     @torch.no_grad()
-    def _collect(self, logits: Tensor, targets: Tensor, weights: Tensor) -> None:
-        """Add a batch's weighted |σ - t| to what each class has had; all three are (R, C + 1)."""
+    def _gradients(self, logits: Tensor, labels: Tensor, negative: Tensor, positive: Tensor, valid: Tensor) -> Tensor:
+        """Weighted |σ - t| of a batch, (2, C + 1): those of the classes as positives, and as negatives."""
+        targets = one_hot(labels, self.num_logits).to(logits.dtype)
+        weights = (targets * positive + (1 - targets) * negative) * valid.unsqueeze(1)
         gradients = (logits.sigmoid() - targets).abs() * weights
-        increment = torch.stack([(gradients * targets).sum(0), (gradients * (1 - targets)).sum(0)])
+        return torch.stack([(gradients * targets).sum(0), (gradients * (1 - targets)).sum(0)])
+
+    @torch.no_grad()
+    def _gained(self, found: Entropies, labels: Tensor, valid: Tensor) -> Tensor:
+        """The same of entropies that have it."""
+        own = torch.zeros_like(found.others).index_add_(0, labels, found.own * valid)
+        return torch.stack([own, found.others])
+
+    @torch.no_grad()
+    def _collect(self, increment: Tensor) -> None:
+        """Add a batch's gradients (2, C + 1), of all processes, to what each class has had."""
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(increment)
         self.positive_gradients += increment[0, : self.num_classes]

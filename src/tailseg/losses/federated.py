@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tailseg.losses.classification import Classification, ClassStatistics, at_least_float32, mean_over_valid, one_hot
+from tailseg.losses.fused import binary_entropies, may_fuse, with_gradient
 
 
 class FederatedClassification(Classification):
@@ -76,9 +77,18 @@ class FederatedClassification(Classification):
         """Binary cross-entropies of a RoI, summed over the classes that count; their mean over valid RoIs."""
         self.check_inputs(logits, labels, valid)
         logits = at_least_float32(logits)
+        drawn = self.draw(labels, valid)
+        if may_fuse(logits):
+            found = binary_entropies(logits, labels, drawn, drawn, valid)
+            losses = with_gradient(logits, found.losses, found.gradient, lambda z: self._losses(z, labels, drawn))
+        else:
+            losses = self._losses(logits, labels, drawn)
+        return {"classes": mean_over_valid(losses, valid)}
+
+    def _losses(self, logits: Tensor, labels: Tensor, drawn: Tensor) -> Tensor:
+        """The definition of the losses (R,), by the classes that count (C,)."""
         targets = one_hot(labels, self.num_classes).to(logits.dtype)
-        losses = F.binary_cross_entropy_with_logits(logits, targets, self.draw(labels, valid), reduction="none")
-        return {"classes": mean_over_valid(losses.sum(1), valid)}
+        return F.binary_cross_entropy_with_logits(logits, targets, drawn, reduction="none").sum(1)
 
     def scores(self, logits: Tensor) -> Tensor:
         """Sigmoid of every logit, then zeros for background."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tailseg.losses.classification import Classification, at_least_float32, one_hot
+from tailseg.losses.fused import may_fuse, with_gradient
 
 
 class FocalClassification(Classification):
@@ -42,14 +43,41 @@ class FocalClassification(Classification):
         """
         self.check_inputs(logits, labels, valid)
         logits = at_least_float32(logits)
+        if may_fuse(logits):
+            losses = with_gradient(logits, *self._fused(logits, labels), lambda z: self._losses(z, labels))
+        else:
+            losses = self._losses(logits, labels)
+        foreground = (valid & (labels < self.num_classes)).sum()
+        return {"classes": (losses * valid).sum() / foreground.clamp(min=1)}
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The definition of the losses (R,)."""
         own = one_hot(labels, self.num_classes).bool()
         towards_truth = torch.where(own, logits, -logits)  # its sigmoid is p_t
         # The power is taken of the logarithm: 1 - p_t rounds to 0 for large logits, where a root has no gradient.
         modulation = torch.exp(self.gamma * F.logsigmoid(-towards_truth))
         losses = -modulation * F.logsigmoid(towards_truth)
-        losses = torch.where(own, self.alpha * losses, (1 - self.alpha) * losses).sum(1)
-        foreground = (valid & (labels < self.num_classes)).sum()
-        return {"classes": (losses * valid).sum() / foreground.clamp(min=1)}
+        return torch.where(own, self.alpha * losses, (1 - self.alpha) * losses).sum(1)
+
+    @torch.no_grad()
+    def _fused(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses (R,) and their gradient (R, C): of all as negatives first, then of the label's own."""
+        place = labels.clamp(max=self.num_classes - 1).unsqueeze(1)
+        is_own = (labels < self.num_classes).unsqueeze(1)
+        exponentials = logits.exp()
+        softplus = exponentials.log1p()  # -ln p_t
+        modulation = (logits - softplus).mul_(self.gamma).exp_()  # σ(z)^γ
+        losses = softplus.mul_(modulation)
+        total = exponentials + 1
+        gradient = exponentials.div_(total).mul_(modulation)
+        gradient.add_(total.reciprocal_().mul_(losses), alpha=self.gamma).mul_(1 - self.alpha)
+        for each in (losses, gradient):
+            each.scatter_(1, place, each.gather(1, place).masked_fill_(is_own, 0))
+        own = logits.gather(1, place)
+        log_own, log_other = F.logsigmoid(own), F.logsigmoid(-own)
+        weight = self.alpha * torch.exp(self.gamma * log_other) * is_own
+        gradient.scatter_add_(1, place, weight * (self.gamma * own.sigmoid() * log_own - log_other.exp()))
+        return losses.sum(1) * (1 - self.alpha) - (weight * log_own).squeeze(1), gradient
 
     def scores(self, logits: Tensor) -> Tensor:
         """Sigmoid of every logit, then zeros for background."""

@@ -7,6 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tailseg.losses.classification import Classification, ClassStatistics, at_least_float32, one_hot
+from tailseg.losses.fused import may_fuse, with_gradient
+
+SMALLEST_SUM = 1e-30  # of e^z in a group: float32 holds what matters of it with all digits
 
 
 class GroupSoftmaxClassification(Classification):
@@ -69,12 +72,38 @@ class GroupSoftmaxClassification(Classification):
         self.check_inputs(logits, labels, valid)
         logits = at_least_float32(logits)
         own = self._members()[labels] > 0  # (R, G + 1)
-        others = logits[:, self.num_classes + 1 :]
-        answer = torch.where(own, logits.gather(1, labels.unsqueeze(1)), others)
-        losses = self._normalizers(logits) - answer
         counted = self._counted(own, valid)
+        shares = counted.to(logits.dtype) / counted.sum(0).clamp(min=1)
         # Multiplied and not selected: a loss that is not a number is to be seen.
-        return {"classes": ((losses * counted).sum(0) / counted.sum(0).clamp(min=1)).sum()}
+        fused = self._fused(logits, labels, own, shares) if may_fuse(logits) else None
+        if fused is None:
+            losses = self._losses(logits, labels, own, shares)
+        else:
+            losses = with_gradient(logits, *fused, lambda z: self._losses(z, labels, own, shares))
+        return {"classes": losses.sum()}
+
+    def _losses(self, logits: Tensor, labels: Tensor, own: Tensor, shares: Tensor) -> Tensor:
+        """The definition of the losses (R,), by a RoI's own group and its shares in the groups' means, (R, G + 1)."""
+        return ((self._normalizers(logits) - self._answers(logits, labels, own)) * shares).sum(1)
+
+    def _answers(self, logits: Tensor, labels: Tensor, own: Tensor) -> Tensor:
+        """(R, G + 1): the logit that each group should choose."""
+        return torch.where(own, logits.gather(1, labels.unsqueeze(1)), logits[:, self.num_classes + 1 :])
+
+    @torch.no_grad()
+    def _fused(self, logits: Tensor, labels: Tensor, own: Tensor, shares: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Losses (R,) and their gradient (R, num_logits); None where a group lies too far below for one exponential."""
+        columns = torch.cat([self._members().t(), torch.eye(self.num_groups + 1)], dim=1).to(logits.dtype)
+        exponentials = logits.exp()
+        with torch.autocast("cpu", enabled=False):  # it would sum in half precision
+            sums = torch.stack([exponentials.mv(group) for group in columns], dim=1)  # (R, G + 1)
+            if not float(sums.min()) >= SMALLEST_SUM:
+                return None
+            gradient = exponentials.mul_((shares / sums).mm(columns))
+        losses = ((sums.log() - self._answers(logits, labels, own)) * shares).sum(1)
+        gradient.scatter_add_(1, labels.unsqueeze(1), -(shares * own).sum(1, keepdim=True))
+        gradient[:, self.num_classes + 1 :].sub_(shares * ~own)
+        return losses, gradient
 
     def scores(self, logits: Tensor) -> Tensor:
         """Softmax of a class in its group times the background group's others, then the latter's background."""

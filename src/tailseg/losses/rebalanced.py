@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tailseg.losses.classification import ClassStatistics, at_least_float32, mean_over_valid, one_hot
+from tailseg.losses.classification import ClassStatistics, at_least_float32, mean_over_valid
 from tailseg.losses.cross_entropy import CrossEntropyClassification
 
 
@@ -105,7 +105,7 @@ class LDAMClassification(CrossEntropyClassification):
         self.check_inputs(logits, labels, valid)
         logits = at_least_float32(logits)
         margins = F.pad(self.relative_margins, (0, 1))[labels] * (self.scale * self.max_margin)  # (R,), in logits
-        lowered = logits - one_hot(labels, self.num_logits) * margins.unsqueeze(1)
+        lowered = logits.scatter_add(1, labels.unsqueeze(1), -margins.to(logits.dtype).unsqueeze(1))
         return {"classes": mean_over_valid(F.cross_entropy(lowered, labels, reduction="none"), valid)}
 
 

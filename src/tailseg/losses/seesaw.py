@@ -9,11 +9,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from tailseg.losses.classification import Classification, at_least_float32, mean_over_valid, one_hot
+from tailseg.losses.classification import Classification, one_hot
+from tailseg.losses.fused import is_watched
 from tailseg.losses.inputs import FlatTargets, flat_targets, require_labels
-from tailseg.losses.seesaw_kernels import seesaw_losses, soft_seesaw
+from tailseg.losses.seesaw_kernels import (
+    count_labels,
+    fused_parts,
+    plain_parts,
+    seesaw_losses,
+    soft_seesaw,
+    takes_triton,
+    triton_means,
+)
 
 
 def log_seesaw_factors(
@@ -169,6 +177,10 @@ class SeesawLoss(nn.Module):
             counted = weights != 0 if counted is None else (weights != 0) & counted
         if self.training:
             self._add(flat.labels, counted)
+        plain = flat.soft is None and not self.label_smoothing and self.weight is None and weights is None
+        if self.reduction == "mean" and plain and len(flat.logits) and takes_triton(flat.logits):
+            about = self.counts, self.p, self.q, self.eps
+            return triton_means(flat.logits, flat.labels, counted, *about, select=True)[0]
         losses = self._losses(flat)
         if weights is not None:
             losses = losses * weights
@@ -205,20 +217,30 @@ class SeesawLoss(nn.Module):
         return self._losses(flat).reshape(flat.shape)
 
     @torch.no_grad()
-    def _add(self, labels: Tensor, counted: Tensor | None) -> None:
-        """Add labels (M,) in [0, C) to the counts, where ``counted`` (M,) is True."""
+    def _add(self, labels: Tensor, counted: Tensor | None, *, background: bool = False) -> None:
+        """Add labels (M,) in [0, C) to the counts, where ``counted`` (M,) is True; with ``background`` C is none."""
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() >= 0:
             return  # the backward pass recomputes a checkpointed forward, whose samples were counted then
         synced = self.sync_counts and dist.is_available() and dist.is_initialized()
-        if counted is None and labels.is_cpu and not torch.compiler.is_compiling():
-            increment = torch.bincount(labels, minlength=self.num_classes)
-        else:  # on CUDA bincount waits for the largest label
-            ones = torch.ones_like(labels) if counted is None else counted.to(torch.int64)
-            if not synced and self.counts.dtype == torch.int64:
-                self.counts.index_add_(0, labels, ones)  # two kernels fewer; floats would round one by one
+        at_once = not synced and self.counts.dtype == torch.int64  # floats would round one by one
+        if takes_triton(labels):
+            increment = self.counts if at_once else torch.zeros_like(self.counts, dtype=torch.int64)
+            count_labels(labels, counted, increment, background=background)
+            if at_once:
                 return
-            increment = torch.zeros(self.num_classes, dtype=torch.int64, device=labels.device)
-            increment.index_add_(0, labels, ones)
+        else:
+            if background:
+                known = labels < self.num_classes
+                labels, counted = labels.clamp(max=self.num_classes - 1), known if counted is None else known & counted
+            if counted is None and labels.is_cpu and not torch.compiler.is_compiling():
+                increment = torch.bincount(labels, minlength=self.num_classes)
+            else:  # on other devices bincount waits for the largest label
+                ones = torch.ones_like(labels) if counted is None else counted.to(torch.int64)
+                if at_once:
+                    self.counts.index_add_(0, labels, ones)
+                    return
+                increment = torch.zeros(self.num_classes, dtype=torch.int64, device=labels.device)
+                increment.index_add_(0, labels, ones)
         if synced:
             dist.all_reduce(increment, group=self.process_group)
         self.counts += increment
@@ -287,19 +309,23 @@ class SeesawClassification(Classification):
         Both are divided by the number of all valid RoIs (spec, section 11).
         """
         self.check_inputs(logits, labels, valid)
-        counted = valid & (labels < self.seesaw.num_classes)
-        own = labels.clamp(max=self.seesaw.num_classes - 1)
         if self.training:
-            self.seesaw._add(own, counted)
-        # Split and not sliced: the gradients of the parts are then put together in one go.
-        classes, pair = logits.split([self.seesaw.num_classes, self.num_logits - self.seesaw.num_classes], dim=1)
-        losses = self.seesaw._hard_losses(classes, own)
-        result = {"classes": (losses * counted).sum() / valid.sum().clamp(min=1)}
-        if self.objectness:
-            is_background = (labels == self.num_classes).long()
-            judged = F.cross_entropy(at_least_float32(pair), is_background, reduction="none")
-            result["objectness"] = mean_over_valid(judged, valid)
-        return result
+            self.seesaw._add(labels, valid, background=self.objectness)
+        return {name: mean for name, mean in self._means(logits, labels, valid).items() if mean is not None}
+
+    def _means(self, logits: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor | None]:
+        about = self.seesaw
+        if len(logits) and takes_triton(logits):
+            classes, objectness = triton_means(logits, labels, valid, about.counts, about.p, about.q, about.eps)
+            return {"classes": classes, "objectness": objectness}
+        parts = plain_parts if is_watched() else fused_parts
+        losses, judged = parts(logits, labels, about._strengths(logits), about.q, about.eps)
+        counted, number = valid & (labels < about.num_classes), valid.sum().clamp(min=1)
+        # Weighed and not selected: a loss that is not a number is to be seen, not dropped.
+        return {
+            "classes": losses.dot(counted.to(losses.dtype) / number),
+            "objectness": None if judged is None else judged.dot(valid.to(judged.dtype) / number),
+        }
 
     def scores(self, logits: Tensor) -> Tensor:
         """Class probability times object probability, and the background's own (Eq. 4); rows sum to 1."""

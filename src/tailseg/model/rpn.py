@@ -198,8 +198,15 @@ class RPN(nn.Module):
         start = 0
         for size in output.level_sizes:
             stop = start + size
-            kept = min(self.pre_nms[training], size)
-            best, index = scores[:, start:stop].topk(kept, dim=1)
+            own, kept = scores[:, start:stop], self.pre_nms[training]
+            is_symbol = isinstance(size, torch.SymInt)
+            if is_symbol:  # traced for pictures of any size: short levels are filled up with what is no proposal
+                own = F.pad(own, (0, kept), value=-1.0)
+            else:
+                kept = min(kept, size)
+            best, index = own.topk(kept, dim=1)
+            if is_symbol:
+                index = index.clamp(max=size - 1)
             deltas = output.deltas[:, start:stop].gather(1, index.unsqueeze(2).expand(-1, -1, 4))
             top_boxes.append(decode(output.anchors[start:stop][index], deltas, NO_STDS))
             top_scores.append(best)

@@ -48,16 +48,21 @@ def shown_png(picture: NDArray[np.uint8], raw: RawDetections, categories: Sequen
 
     A larger picture is shrunk before it is drawn on, so that names can be read.
     """
-    height, width = picture.shape[:2]
-    factor = min(1.0, SHOWN_SIDE / max(height, width))
-    hw = (max(1, round(factor * height)), max(1, round(factor * width)))
-    if factor < 1:
-        picture = np.asarray(cv2.resize(picture, hw[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)
-        scale = torch.tensor([hw[1] / width, hw[0] / height] * 2)
-        raw = replace(raw, image_hw=hw, boxes=raw.boxes * scale)
-    image = Image.fromarray(drawn(picture, raw, categories))
+    image = Image.fromarray(drawn(*shrunk(picture, raw, SHOWN_SIDE), categories))
     image.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)  # a small one was enlarged
     return image_bytes(np.asarray(image), "PNG")
+
+
+def shrunk(picture: NDArray[np.uint8], raw: RawDetections, side: int) -> tuple[NDArray[np.uint8], RawDetections]:
+    """A picture, its longer side at most ``side`` pixels, and its objects in the new pixels."""
+    height, width = picture.shape[:2]
+    factor = side / max(height, width)
+    if factor >= 1:
+        return picture, raw
+    hw = (max(1, round(factor * height)), max(1, round(factor * width)))
+    smaller = np.asarray(cv2.resize(picture, hw[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    scale = torch.tensor([hw[1] / width, hw[0] / height] * 2)
+    return smaller, replace(raw, image_hw=hw, boxes=raw.boxes * scale)
 
 
 def drawn(picture: NDArray[np.uint8], raw: RawDetections, categories: Sequence[Category]) -> NDArray[np.uint8]:

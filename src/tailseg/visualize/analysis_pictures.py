@@ -33,12 +33,20 @@ def worst_pictures(annotations: Annotations, worst: Sequence[Mapping[str, Any]])
     """
     labels = {category.id: label for label, category in enumerate(annotations.categories)}
     numbers = {annotations.image_id(image): image for image in range(len(annotations))}
-    return [_pair(annotations, numbers[row["image_id"]], row["found"], labels) for row in worst]
+    return [pair_of_pictures(annotations, numbers[row["image_id"]], row["found"], labels) for row in worst]
 
 
-def _pair(
+def pair_of_pictures(
     annotations: Annotations, image: int, found: Sequence[Mapping[str, Any]], labels: Mapping[int, int]
 ) -> tuple[str, str] | None:
+    """Addresses of a picture with its annotated and one with its found objects; None if the image cannot be read.
+
+    Args:
+        annotations: the split.
+        image: position in it.
+        found: rows of a results file.
+        labels: of category ids.
+    """
     try:
         pixels = read_image(annotations.image_path(image))
     except UserError:
