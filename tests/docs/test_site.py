@@ -20,9 +20,9 @@ RAW = "https://raw.githubusercontent.com/tailseg/tailseg/main/"
 def build() -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "docs" / "site"))
-        import build
+        import make_site
 
-        return build
+        return make_site
 
 
 @pytest.fixture(scope="module")
