@@ -86,14 +86,19 @@ def test_proposals_kept_within_levels():
     assert 5 < int(found.sum()) < 55
 
 
-ROWS = [name for name in names() if name.startswith(("demo-table2/", "small/"))]
+ROWS = [(name, ()) for name in names() if name.startswith(("demo-table2/", "small/"))]
+HTC = ("model.semantic.enabled=true", "model.mask_head={flow: true, interleaved: true, channels: 16}")
+FORKS = ("model.rpn.convs=2", "model.rpn.fitted_strides=true", "test.min_size=1", "test.stage_average=scores")
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_every_row_finds_what_it_finds_untraced(name):
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [*ROWS, ("table2/cascade-mask-rcnn", HTC), ("table2/cascade-mask-rcnn", FORKS), ("table1/eql", ())],
+)
+def test_every_row_finds_what_it_finds_untraced(name, settings):
     """The traced forms of all parts together, run as they are."""
     torch.manual_seed(0)
-    recipe = resolve(name, [*SMALL_RECIPE, "model.backbone.name=resnet10t", "test.tta=false"])
+    recipe = resolve(name, [*SMALL_RECIPE, "model.backbone.name=resnet10t", "test.tta=false", *settings])
     detector = build_detector(recipe, 7).eval()
     batch = noise_batch((128, 128), (120, 100), objects=2, num_classes=7, seed=1)
     expected = detector.detect(batch)[1]

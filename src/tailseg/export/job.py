@@ -54,19 +54,19 @@ def export(
     if model.recipe.test.tta:
         logger.warning("test.tta: views are not exported; the exported model looks at each picture once.")
     program = trace(detector, size)
-    if kind == "torch":
-        plain = program.run_decompositions({keep_within_classes._opoverload: kept_within_classes})
-        with writing(out), torch.no_grad():
-            torch.export.save(plain, out, extra_files=about.texts())
-        return (out,)
-    if kind == "onnx":
-        with writing(out):
-            write_onnx(program, out, output_names(detector), about.texts(), half=half)
-        return (out,)
-    with tempfile.TemporaryDirectory(prefix="tailseg-") as scratch:
-        onnx_file = Path(scratch) / "model.onnx"
-        write_onnx(program, onnx_file, output_names(detector), about.texts(), half=False)
-        return write_openvino(onnx_file, out, about, half=half)
+    names, texts = output_names(detector), about.texts()
+    with writing(out), tempfile.TemporaryDirectory(prefix=".tailseg-", dir=out.parent) as scratch:
+        part = Path(scratch) / out.name
+        written: tuple[Path, ...] = (part,)
+        if kind == "torch":
+            plain = program.run_decompositions({keep_within_classes._opoverload: kept_within_classes})
+            torch.export.save(plain, part, extra_files=texts)
+        elif kind == "onnx":
+            write_onnx(program, part, names, texts, half=half)
+        else:
+            write_onnx(program, part.with_suffix(".onnx"), names, texts, half=False)
+            written = write_openvino(part.with_suffix(".onnx"), part, about, half=half)
+        return tuple(file.replace(out.parent / file.name) for file in written)
 
 
 def write_openvino(onnx_file: Path, out: Path, about: About, *, half: bool) -> tuple[Path, ...]:
@@ -76,8 +76,7 @@ def write_openvino(onnx_file: Path, out: Path, about: About, *, half: bool) -> t
     converted = openvino.convert_model(onnx_file)
     for key, text in about.texts().items():
         converted.set_rt_info(text, ["tailseg", key.partition(".")[2]])
-    with writing(out):
-        openvino.save_model(converted, out, compress_to_fp16=half)
+    openvino.save_model(converted, out, compress_to_fp16=half)
     return out, out.with_suffix(".bin")
 
 

@@ -181,7 +181,8 @@ def _keep_by_kernels(
 def _keep_traced(boxes: Tensor, scores: Tensor, valid: Tensor, level_sizes: list[int], iou: float) -> Tensor:
     levels = torch.cat([torch.full((size,), level, device=boxes.device) for level, size in enumerate(level_sizes)])
     (own_boxes,), (own_scores,) = boxes, torch.where(valid, scores, 0.0)  # of one image
-    return keep_within_classes(own_boxes, own_scores, levels, len(level_sizes), iou).unsqueeze(0)
+    keep: Tensor = keep_within_classes(own_boxes, own_scores, levels, len(level_sizes), iou)
+    return keep.unsqueeze(0)
 
 
 def _keep_list_by_list(boxes: Tensor, scores: Tensor, valid: Tensor, level_sizes: list[int], iou: float) -> Tensor:

@@ -29,7 +29,7 @@ from tailseg.model.fpn import FPN
 from tailseg.model.fpn_carafe import CarafeFPN
 from tailseg.model.hrfpn import HRFPN
 from tailseg.model.ignored_regions import IgnoredRegions
-from tailseg.model.mask_head import MaskHead, mask_logits, mask_loss, mask_targets
+from tailseg.model.mask_head import MaskHead, last_mask_logits, mask_logits, mask_loss, mask_targets
 from tailseg.model.mask_iou import MaskIouHead, mask_iou_loss, mask_iou_targets
 from tailseg.model.roi_features import ImageFeatures, RoIPooler
 from tailseg.model.rpn import RPN
@@ -279,8 +279,7 @@ class Detector(nn.Module):
         labels = torch.where(weights, targets.labels[rows], 0)
         rois = targets.rois[rows]
         seen = features.pool(self.mask_pooler)(rois)
-        heads = self._mask_heads(number)
-        *_, logits = mask_logits(heads if heads[-1].flow is not None else heads[-1:], seen, labels, weights)
+        logits = last_mask_logits(self._mask_heads(number), seen, labels, weights)
         objects = targets.objects[rows]
         grids, frames = batch.masks.flatten(0, 1)[objects], batch.mask_frames.flatten(0, 1)[objects]
         goal = mask_targets(rois[:, 1:], grids, frames)

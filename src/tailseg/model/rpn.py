@@ -199,12 +199,13 @@ class RPN(nn.Module):
         for size in output.level_sizes:
             stop = start + size
             own, kept = scores[:, start:stop], self.pre_nms[training]
-            if isinstance(size, int):
-                kept = min(kept, size)
-            else:  # traced for pictures of any size: short levels are filled up with what is no proposal
+            is_symbol = isinstance(size, torch.SymInt)
+            if is_symbol:  # traced for pictures of any size: short levels are filled up with what is no proposal
                 own = F.pad(own, (0, kept), value=-1.0)
+            else:
+                kept = min(kept, size)
             best, index = own.topk(kept, dim=1)
-            if not isinstance(size, int):
+            if is_symbol:
                 index = index.clamp(max=size - 1)
             deltas = output.deltas[:, start:stop].gather(1, index.unsqueeze(2).expand(-1, -1, 4))
             top_boxes.append(decode(output.anchors[start:stop][index], deltas, NO_STDS))
