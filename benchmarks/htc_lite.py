@@ -5,7 +5,7 @@
 
 The report (section 1.2) gives HTC one mask head instead of three, without interleaved information passing. Compared:
 
-- one mask head: `table2/04-htc-lite`;
+- one mask head: `table2/04-htc-lite`, without batch norm in it, as in HTC;
 - three mask heads: the same with a mask head in every stage;
 - HTC: three mask heads in a chain, each adding a 1x1 convolution of the one before it to its RoI features, trained on
   RoIs drawn again from its stage's refined boxes. HTC's semantic branch is left out, the context encoder left in.
@@ -27,7 +27,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from unittest import mock
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it
@@ -37,17 +37,13 @@ import torch
 from losses import held_memory
 from throughput import LOGIT_DEVIATION, RATE, Settings, count_rows, scene
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision_twin import stages_of
 
-from tailseg.layers.norm import BatchNorm2d
 from tailseg.layers.paste import encode_masks
 from tailseg.model.boxes import clip
-from tailseg.model.build import OF_DETECTOR, build_detector
+from tailseg.model.build import build_detector
 from tailseg.model.context import ContextEncoder
-from tailseg.model.detector import Detector, Stage
-from tailseg.model.mask_head import MaskHead
-from tailseg.model.roi_features import ImageFeatures
+from tailseg.model.detector import Detector
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import changed, override
@@ -55,140 +51,21 @@ from tailseg.structures import Batch, Proposals, RawDetections
 from tailseg.training.optimizer import build_optimizer
 
 ONE, THREE, HTC = "one mask head (HTC-Lite)", "three mask heads", "HTC"
+CHAINED = {"model.mask_head.flow": True, "model.mask_head.interleaved": True}
 TASKS = ("train", "infer")
 JITTER = 0.04  # of a side: the boxes on objects overlap them by 0.7 at least, as stage 3 asks for
 
 
-class ChainedMaskHead(nn.Module):
-    """HTC's mask head: a 1x1 convolution of the previous head's last maps is added to the RoI features.
-
-    Args:
-        num_classes: C.
-        previous: head of the stage before; None for the first.
-        channels: of the RoI feature and of all maps.
-        convs, norm, options: of `MaskHead`.
-    """
-
-    def __init__(
-        self,
-        num_classes: int,
-        previous: ChainedMaskHead | None,
-        *,
-        channels: int,
-        convs: int,
-        norm: bool,
-        **options: Any,
-    ) -> None:
-        super().__init__()
-        self.previous = previous
-        self.flow = None if previous is None else ConvNorm(channels, 1, norm)
-        self.convs = nn.ModuleList(ConvNorm(channels, 3, norm) for _ in range(convs))
-        self.top = MaskHead(channels, num_classes, channels=channels, convs=0, norm=norm, **options)
-
-    def forward(self, features: Tensor, labels: Tensor, live: Tensor | None = None) -> Tensor:
-        """Logits (M, 28, 28) as `MaskHead.forward`; all heads before this one run too."""
-        logits: Tensor = self.top(self._chained(features, live), labels)
-        return logits
-
-    def trunk(self, features: Tensor, last: Tensor | None, live: Tensor | None = None) -> Tensor:
-        """Maps (M, channels, 14, 14) before the upsampling, given the previous head's."""
-        hidden = features.contiguous(memory_format=torch.channels_last)
-        if self.flow is not None:
-            assert last is not None
-            hidden = hidden + self.flow(last, live)
-        for conv in self.convs:
-            hidden = conv(hidden, live)
-        return hidden
-
-    def _chained(self, features: Tensor, live: Tensor | None) -> Tensor:
-        last = None if self.previous is None else self.previous._chained(features, live)
-        return self.trunk(features, last, live)
-
-
-class ConvNorm(nn.Module):
-    """Convolution, batch norm over live rows if asked for, ReLU."""
-
-    def __init__(self, channels: int, side: int, norm: bool) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, side, padding=side // 2, bias=not norm)
-        self.norm = BatchNorm2d(channels) if norm else None
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Tensor, live: Tensor | None = None) -> Tensor:
-        x = self.conv(x)
-        return F.relu(x if self.norm is None else self.norm(x, live), inplace=True)
-
-
-class HtcDetector(Detector):
-    """Hybrid Task Cascade (arXiv 1901.07518) without its semantic branch: stages have a `ChainedMaskHead` each."""
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Named scalar losses; of each stage the boxes come first, then masks of RoIs drawn from its refined boxes."""
-        pyramid = self.features(batch)
-        anchors = self.rpn(pyramid)
-        losses = self.rpn.loss(anchors, batch.image_sizes, batch.boxes, batch.valid)
-        proposals = self.rpn.propose(anchors, batch.image_sizes, training=self.rpn.training)
-        assert self.context is not None
-        present, context = self.context(pyramid[-1], batch.image_sizes)
-        features = ImageFeatures(pyramid, context)
-        loss = self.context.loss(present, batch.labels, batch.valid, batch.absent)
-        losses["context"] = loss * self.context_weight
-        for number, stage in enumerate(stages_of(self), start=1):
-            assert stage.mask_head is not None
-            targets = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid)
-            prediction = stage.box_head(features.pool(self.box_pooler), targets.rois, targets.valid)
-            own = {k: v * stage.weight for k, v in stage.box_head.loss(prediction, targets).items()}
-            proposals = self.refine_proposals(stage, prediction, targets, batch)
-            drawn = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid)
-            own |= self._mask_losses(stage, stage.mask_head, features, drawn, batch, with_mask_iou=False)
-            losses |= {f"stage{number}.{name}": value for name, value in own.items()}
-        return losses
-
-    def predict_masks(self, features: ImageFeatures, rois: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        seen = features.pool(self.mask_pooler)(rois)
-        last, masks = None, []
-        for stage in stages_of(self):
-            head = stage.get_submodule("mask_head")
-            assert isinstance(head, ChainedMaskHead)
-            last = head.trunk(seen, last)
-            masks.append(head.top(last, labels).sigmoid())
-        return torch.stack(masks).mean(dim=0), None
-
-
-def htc_of(recipe: Recipe, classes: int) -> HtcDetector:
-    """The detector of a recipe with HTC's mask heads; stages weigh masks as they weigh boxes."""
-    parts, model = build_detector(recipe, classes), recipe.model
-    stages: list[Stage] = []
-    head: ChainedMaskHead | None = None
-    for stage in stages_of(parts):
-        head = ChainedMaskHead(classes, head, **model.mask_head.model_dump())
-        as_usual = cast("MaskHead", head)  # it is called as one, by `_mask_losses`
-        stages.append(Stage(stage.sampler, stage.box_head, as_usual, weight=stage.weight, mask_weight=stage.weight))
-    return HtcDetector(
-        parts.backbone,
-        parts.neck,
-        parts.rpn,
-        stages,
-        context=parts.context,
-        context_weight=model.context.weight,
-        mask_iou_weight=model.mask_iou.weight,
-        **model.roi_pooling.model_dump(),
-        pixel_mean=model.pixel_mean,
-        pixel_std=model.pixel_std,
-        **recipe.test.model_dump(include=OF_DETECTOR),
-    )
-
-
 def detectors_of(settings: Settings, batch: Batch, positives: int) -> tuple[dict[str, Detector], Recipe]:
     """The three, equal but for their mask heads, with what makes their work that of trained ones."""
-    recipe = override(resolve("table2/04-htc-lite"), settings.overrides)
+    recipe = override(resolve("table2/04-htc-lite", ["model.mask_head.norm=false"]), settings.overrides)
     weights = [stage.weight for stage in recipe.model.stages]
     every_stage = override(recipe, [f"model.stages.{i}.mask_weight={weight}" for i, weight in enumerate(weights)])
     torch.manual_seed(0)
     detectors: dict[str, Detector] = {
         ONE: build_detector(recipe, settings.classes),
         THREE: build_detector(every_stage, settings.classes),
-        HTC: htc_of(recipe, settings.classes),
+        HTC: build_detector(changed(every_stage, CHAINED), settings.classes),
     }
     on_objects = jittered(batch.boxes, positives, batch.image_sizes)
     for detector in detectors.values():
@@ -261,7 +138,7 @@ def shift_classifiers(detector: Detector, batch: Batch, pairs: int) -> None:
 def train_call(detector: Detector, recipe: Recipe, batch: Batch, settings: Settings) -> Callable[[], list[int]]:
     """A training step; returns the RoIs that each mask head has learnt from."""
     optimizer = build_optimizer(detector, changed(recipe, {"optimizer.lr": RATE}).optimizer)
-    rows = [count_rows(stage.mask_head) for stage in stages_of(detector) if stage.mask_head is not None]
+    rows = [count_rows(stage.mask_head.upsample) for stage in stages_of(detector) if stage.mask_head is not None]
     for parameter in (p for p in detector.parameters() if p.requires_grad):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # makes the momentum, which belongs to no step

@@ -37,6 +37,7 @@ class Layout:
     agnostic_masks: bool = False
     neck_norm: bool = False
     rpn_convs: int = 1
+    rpn: int = 0  # channels of its convolutions, if other than the neck's
     deformable: int = 0  # rows that steer a deformable convolution: 18 of DCNv1, 27 of DCNv2; in the last three stages
     box_convs: int = 0  # with batch norm, before a single layer
     mask_norm: bool = False
@@ -124,14 +125,14 @@ class Layout:
         return rows
 
     def _rpn(self) -> list[tuple[str, str, tuple[int, ...]]]:
-        n = self.neck
+        width = self.rpn or self.neck
         rows: list[tuple[str, str, tuple[int, ...]]] = []
         for i in range(self.rpn_convs):
             theirs = f"rpn_head.rpn_conv.{i}.conv" if self.rpn_convs > 1 else "rpn_head.rpn_conv"
             ours = f"rpn.first_convs.{i}" if i < self.rpn_convs - 1 else "rpn.conv"
-            rows += pair(theirs, ours, (n, n, 3, 3))
-        rows += pair("rpn_head.rpn_cls", "rpn.objectness", (3, n, 1, 1))
-        rows += pair("rpn_head.rpn_reg", "rpn.deltas", (12, n, 1, 1))
+            rows += pair(theirs, ours, (width, width if i else self.neck, 3, 3))
+        rows += pair("rpn_head.rpn_cls", "rpn.objectness", (3, width, 1, 1))
+        rows += pair("rpn_head.rpn_reg", "rpn.deltas", (12, width, 1, 1))
         return rows
 
     def _heads(self) -> list[tuple[str, str, tuple[int, ...]]]:

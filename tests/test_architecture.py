@@ -21,11 +21,12 @@ ORDER = (
         "layers",
         "losses",
         "data",
+        "runtime",
         "model",
         "checkpoint",
         "hub",
     ),
-    *("evaluation", "visualize", "training", "results", "predict", "zoo", "jobs", "app", "cli", "__main__"),
+    *("evaluation", "visualize", "training", "results", "predict", "export", "zoo", "jobs", "app", "cli", "__main__"),
 )
 LONGEST = 400  # lines of a file
 

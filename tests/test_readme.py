@@ -13,10 +13,11 @@ import typer
 from tailseg.cli.main import app
 
 ROOT = Path(__file__).parents[1]
+FENCES = re.MULTILINE | re.DOTALL
 OURS = re.compile(
     r"https://(github\.com/tailseg/tailseg/(blob|tree)|raw\.githubusercontent\.com/tailseg/tailseg)/main/"
 )
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(text, language):
@@ -24,21 +25,27 @@ def blocks(text, language):
 
 
 def commands():
+    """Commands in blocks, on lines of their own or given to a container, and in the text."""
     for page in PAGES:
-        for block in blocks(page.read_text(), ""):
+        text = page.read_text()
+        for block in blocks(text, ""):
             for line in block.splitlines():
+                line = re.sub(r"^docker run .* tailseg:\w+ ", "tailseg ", line)
                 if line.startswith("tailseg "):
                     yield pytest.param(line.split("#")[0], id=f"{page.name}: {line[:40]}")
+        for line in sorted(set(re.findall(r"`(tailseg [a-z][^`]*)`", re.sub(r"^```.*?^```", "", text, flags=FENCES)))):
+            line = " ".join(line.split())
+            yield pytest.param(line, id=f"{page.name}: {line[:40]} in the text")
 
 
 @pytest.mark.parametrize("line", list(commands()))
 def test_every_command_in_the_pages_exists_with_its_options(line):
-    words = shlex.split(line.replace("[", " ").replace("]", " ").replace("...", ""))[1:]
+    words = shlex.split(re.sub(r"[\[\]|]|\.\.\.", " ", line))[1:]
     command = typer.main.get_command(app)
-    while getattr(command, "commands", None):
+    while getattr(command, "commands", None) and words and not words[0].isupper():
         assert words[0] in command.commands, line
         command = command.commands[words.pop(0)]
-    known = {option for parameter in command.params for option in parameter.opts}
+    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
     assert {word.split("=")[0] for word in words if word.startswith("--")} <= known, line
 
 

@@ -32,7 +32,7 @@ OF_THE_ROOT = {
     "SECURITY.md": "security.md",
     "CHANGELOG.md": "changelog.md",
 }
-COMING = ("export.md", "app.md")  # named in mkdocs.yml; taken when they are there
+COMING = ("export.md",)  # named in mkdocs.yml; taken when they are there
 
 
 def sources() -> dict[str, Path]:
@@ -55,7 +55,7 @@ def gather(out: Path) -> None:
         text = notebook_text(path) if path.suffix == ".ipynb" else path.read_text()
         write(out / place, page_text(text, path, place, places))
     for place, text in reference.pages().items():
-        write(out / place, text)
+        write(out / place, "\n".join(map(bars_bare, text.splitlines())) + "\n")
 
 
 def write(path: Path, text: str) -> None:
@@ -84,7 +84,9 @@ def page_text(text: str, path: Path, place: str, places: dict[str, str]) -> str:
         places: of all pages, by their files' paths in the repository.
     """
     lines = [
-        line if in_code else re.sub(r"(?<=\]\()[^)\s]+", lambda link: target(link[0], path, place, places), line)
+        line
+        if in_code
+        else re.sub(r"(?<=\]\()[^)\s]+", lambda link: target(link[0], path, place, places), bars_bare(line))
         for in_code, line in marked(text)
     ]
     return "\n".join(spaced(lines)) + "\n"
@@ -103,6 +105,11 @@ def marked(text: str) -> Iterator[tuple[bool, str]]:
             fence = "" if fence else word or "text"
         else:
             yield bool(fence), line
+
+
+def bars_bare(line: str) -> str:
+    """A line of a table with the bars in its code as they are; GitHub wants a backslash before them."""
+    return re.sub(r"`[^`]*`", lambda code: code[0].replace("\\|", "|"), line) if line.startswith("|") else line
 
 
 def spaced(lines: list[str]) -> Iterator[str]:

@@ -193,7 +193,7 @@ def evaluate(
     """Score a model on a split by the LVIS rules, as ``tailseg eval`` does.
 
     Args:
-        model: model file, a run's folder (its best model, else its last), or a model that was loaded.
+        model: model file, exported ONNX file, a run's folder (its best model, else its last), or a loaded model.
         data: as for `open_data`.
         out: folder for metrics.json, classes.csv and detections.json; by default ``eval-DATA-SPLIT`` beside the model.
         split: "train" or "val".
@@ -235,7 +235,7 @@ def evaluate(
         splits = open_data(data, need=(split,), rule=GroupRule.of(recipe), show=show)
         annotations = splits.val if split == "val" else splits.train
         assert annotations is not None
-        dataset = evaluation_dataset(annotations, recipe, resized=not views)
+        dataset = evaluation_dataset(annotations, recipe, resized=not views, within=loaded.size)
         known = known_categories(dataset.annotations, loaded.categories, source)
         tell(dataset.annotations)
         if out is None and loaded.path is None:

@@ -1,4 +1,4 @@
-"""The sessions of the README, in a terminal and in Python, and the Python of the page on training.
+"""The sessions of the README, in a terminal and in Python, of the start page, and the Python of the page on training.
 
 They are run from top to bottom. The data are small, and a recipe that trains in seconds stands in for those of the
 text; all else is as it is written.
@@ -102,3 +102,19 @@ def test_the_python_of_the_page_on_training(
     assert [file.name for file in names["found"].files] == files
     assert set(names["scores"].metrics) == {"bbox", "segm"}
     assert all(isinstance(value, float | None) for value in names["rare"].values())
+
+
+def test_the_session_of_the_start_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    smaller = {"--classes": "4", "--images": "12", "--val-images": "4", "--size": "64"}
+    lines = [line for word in ("data synth", "eval") for line in blocks("docs/start.md", "", word)[0].splitlines()]
+    for line in lines:
+        words = shlex.split(line)[1:]
+        words = [smaller.get(before, word) for before, word in zip(["", *words], words, strict=False)]
+        assert_done(command(*words, *(options(SMALL) if words[0] == "train" else ()), cwd=tmp_path))
+    assert (tmp_path / "runs/first/eval-shapes-val/analysis.html").is_file()
+    assert len(list((tmp_path / "predictions").glob("*.json"))) == 8
+    (block,) = blocks("docs/start.md", "python", "tailseg.load")
+    with contextlib.chdir(tmp_path):
+        exec(block, {})
+    assert "torch.Size([" in capsys.readouterr().out
+    assert (tmp_path / "first.png").is_file()

@@ -17,6 +17,7 @@ from tailseg.layers.carafe import (
     Window,
     carafe,
     carafe_down,
+    convolved_carafe,
     gathered_carafe,
     normalized_kernels,
     plain_carafe,
@@ -339,6 +340,15 @@ def test_kernels_compile_for_gpus():
     lines = lines_of(Path(__file__).with_name("compile_carafe.py"))
     assert len(lines) == 6
     assert all(int(size) > 0 for *_, size in lines)
+
+
+@pytest.mark.parametrize(("scale", "kernel_size"), [(2, 5), (3, 3), (1, 5)])
+def test_convolved(scale, kernel_size):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 9, 12)
+    kernels = torch.randn(2, kernel_size**2, -(-9 // scale), -(-12 // scale))
+    window = Window(kernel_size, 1, 1, scale)
+    torch.testing.assert_close(convolved_carafe(x, kernels, window), plain_carafe(x, kernels, window))
 
 
 def test_onnx():

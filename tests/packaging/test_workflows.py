@@ -8,6 +8,10 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
+RIGHTS = {
+    "release": {"publish": {"id-token": "write"}},
+    "docs": {"publish": {"id-token": "write", "pages": "write"}},
+}
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
@@ -24,7 +28,7 @@ def test_actions_are_pinned_and_rights_are_few(path: Path) -> None:
     workflow = yaml.safe_load(path.read_text())
     assert workflow["permissions"] == {"contents": "read"}
     asked = {name: job["permissions"] for name, job in workflow["jobs"].items() if "permissions" in job}
-    assert asked == ({"publish": {"id-token": "write"}} if path.stem == "release" else {})
+    assert asked == RIGHTS.get(path.stem, {})
     assert all("timeout-minutes" in job for job in workflow["jobs"].values())
 
 
@@ -34,7 +38,7 @@ def test_what_they_run_is_there() -> None:
         for line in "\n".join(step.get("run", "") for step in steps(path)).splitlines():
             for target in re.findall(r"^make (\w+)", line):
                 assert re.search(rf"^{target}:", makefile, re.MULTILINE), line
-            for folder in re.findall(r"\b(tests/\w+)", line):
+            for folder in re.findall(r"\b((?:tests|docs)/[\w/.]+)", line):
                 assert (ROOT / folder).exists(), line
 
 

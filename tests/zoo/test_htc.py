@@ -12,14 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from tailseg.checkpoint import load_weights
+from tailseg.checkpoint import load_model, load_weights
 from tailseg.errors import UserError
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.model.roi_features import ImageFeatures
 from tailseg.recipes.resolve import resolve
+from tailseg.recipes.values import override
 from tailseg.structures import Batch
-from tailseg.training.weight_init import require_sound_start
+from tailseg.training.weight_init import init_weights, require_sound_start
 
 PLAIN = replace(SMALL_CASCADE, flow=True, logits=1, counts=False)
 WITH_SEMANTIC = replace(PLAIN, semantic=True)
@@ -191,6 +192,21 @@ def test_another_configuration(tmp_path: Path, flow: bool, stride: int, named: s
     with pytest.raises(UserError) as caught:
         converted({"state_dict": state_of(WITH_SEMANTIC), **about}, tmp_path)
     assert named in str(caught.value)
+
+
+def test_training_goes_on_without_the_semantic_branch(tmp_path: Path) -> None:
+    """It is left out, and the run says so."""
+    converted({"state_dict": state_of(WITH_SEMANTIC), **meta()}, tmp_path)
+    path = tmp_path / "converted.safetensors"
+    checkpoint = load_model(path)
+    recipe = override(checkpoint.recipe, ("model.semantic.enabled=false",))
+    require_sound_start(recipe, path, resume=False)
+    detector = build_detector(recipe, 5)
+    note = init_weights(detector, recipe, checkpoint.categories, checkpoint)
+    assert "they were trained with model.semantic.enabled = True (here False)" in note
+    own = detector.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in checkpoint.state.items() if key in own)
+    assert {key.split(".")[0] for key in checkpoint.state.keys() - own.keys()} == {"semantic"}
 
 
 def test_its_semantic_branch_is_not_trained() -> None:

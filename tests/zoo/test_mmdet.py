@@ -269,7 +269,9 @@ def test_a_single_mask_head_of_a_cascade_is_the_last_stage_s(tmp_path: Path) -> 
 LATER: dict[str, tuple[Layout, dict[str, dict[str, Any]]]] = {
     "mask scoring": (small(mask_iou=True), {"mask_iou": {"weight": 0.5, "channels": 8, "width": 32}}),
     "norm in the neck": (small(neck_norm=True), {"neck": {"norm": True}}),
-    "an RPN of three convolutions": (small(rpn_convs=3), {"rpn": {"convs": 3}}),
+    "an RPN of three convolutions": (small(rpn_convs=3), {"rpn": {"convs": 3, "width": None}}),
+    "an RPN of more channels than the neck": (small(rpn=12), {"rpn": {"convs": 1, "width": 12}}),
+    "two convolutions of more channels": (small(rpn=12, rpn_convs=2), {"rpn": {"convs": 2, "width": 12}}),
     "mask scoring of one class": (
         small(mask_iou=True, classes=1, counts=False, logits=1),
         {"mask_iou": {"weight": 0.5}},

@@ -22,6 +22,7 @@ from tailseg.cli.console import log as _log
 from tailseg.cli.console import print_table as _print
 from tailseg.cli.convert import convert_app
 from tailseg.cli.data import data_app
+from tailseg.cli.export import export
 from tailseg.cli.hub import hub_app
 from tailseg.cli.recipes import recipes_app
 from tailseg.cli.run_folder import run_folder
@@ -48,7 +49,7 @@ app.add_typer(hub_app, name="hub")
 
 DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP)]
 ModelArgument = Annotated[
-    Path, typer.Argument(help="A model file, or a run's folder: its best model, else its last (runs/seesaw).")
+    Path, typer.Argument(help="Model file, a run's folder (its best model, else its last), or exported .onnx.")
 ]
 TtaOption = Annotated[
     bool,
@@ -309,6 +310,7 @@ def score(
 
 
 app.command()(compare)
+app.command()(export)
 app.command("app")(web_app)
 
 

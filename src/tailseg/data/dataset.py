@@ -261,7 +261,12 @@ def train_dataset(annotations: Annotations, recipe: DataRecipe) -> DetectionData
     )
 
 
-def evaluation_dataset(annotations: Annotations, recipe: DataRecipe, *, resized: bool = True) -> DetectionDataset:
-    """A whole split to detect in, with the recipe's test transform; not ``resized``, as the files are: for views."""
-    transform = fit_transform(recipe.test_short_edge, recipe.long_edge) if resized else Compose(())
+def evaluation_dataset(
+    annotations: Annotations, recipe: DataRecipe, *, resized: bool = True, within: tuple[int, int] | None = None
+) -> DetectionDataset:
+    """A whole split to detect in, with the recipe's test transform; not ``resized``, as the files are: for views.
+
+    ``within`` is a height and a width that are not exceeded either.
+    """
+    transform = fit_transform(recipe.test_short_edge, recipe.long_edge, within) if resized else Compose(())
     return DetectionDataset(annotations, transform, drop_empty=False, with_objects=False)

@@ -229,6 +229,21 @@ def to_rgb(image: Image.Image, path: Path | str, *, upright: bool) -> Pixels:
     )  # a copy: torch wants memory that can be written to
 
 
+def fitted_size(
+    image_hw: tuple[int, int], short: int, long: int, within: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """The largest (height, width) of the same shape with sides of at most ``short`` and ``long`` pixels.
+
+    factor = min(long / max(h, w), short / min(h, w)); a side becomes int(side · factor + 0.5), at least 1. ``within``
+    is a height and a width that are not exceeded either.
+    """
+    height, width = image_hw
+    factor = min(long / max(height, width), short / min(height, width))
+    if within is not None:
+        factor = min(factor, within[0] / height, within[1] / width)
+    return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
+
+
 def _grey_of_8_bits(image: Image.Image) -> Pixels:
     """Greyscale of more than 8 bits, in whole numbers, as (H, W) uint8."""
     tags = getattr(image, "tag_v2", {})  # of a TIFF

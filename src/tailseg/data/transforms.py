@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tailseg.data.images import fitted_size
 from tailseg.recipes.data_section import DataRecipe
 from tailseg.structures import Instances
 
@@ -29,16 +30,6 @@ def clip_boxes(boxes: Tensor, image_hw: tuple[int, int]) -> Tensor:
     return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
 
 
-def fitted_size(image_hw: tuple[int, int], short: int, long: int) -> tuple[int, int]:
-    """The largest (height, width) of the same shape with sides of at most ``short`` and ``long`` pixels.
-
-    factor = min(long / max(h, w), short / min(h, w)); a side becomes int(side · factor + 0.5), at least 1.
-    """
-    height, width = image_hw
-    factor = min(long / max(height, width), short / min(height, width))
-    return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
-
-
 @dataclass(frozen=True, slots=True)
 class ResizeShortestEdge:
     """Fit the image into a size drawn from ``short`` (pixels, one value: no chance) by ``long``, bilinear.
@@ -51,6 +42,7 @@ class ResizeShortestEdge:
     short: tuple[int, ...]
     long: int
     from_reduced: bool = False
+    within: tuple[int, int] | None = None  # height and width that are not exceeded either
 
     def __post_init__(self) -> None:
         if not self.short or min(*self.short, self.long) < 1:
@@ -59,7 +51,7 @@ class ResizeShortestEdge:
     def size(self, image_hw: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
         """The size that an image is given: all chance there is in resizing it."""
         short = self.short[rng.integers(len(self.short))] if len(self.short) > 1 else self.short[0]
-        return fitted_size(image_hw, short, self.long)
+        return fitted_size(image_hw, short, self.long, self.within)
 
     def __call__(self, image: Image, instances: Instances, rng: np.random.Generator) -> tuple[Image, Instances]:
         """The resized image; boxes and frames scaled by the true ratio of each axis, boxes clipped."""
@@ -214,9 +206,9 @@ class Compose:
         return image, instances
 
 
-def fit_transform(short: int, long: int) -> Compose:
+def fit_transform(short: int, long: int, within: tuple[int, int] | None = None) -> Compose:
     """Transform of evaluation and prediction: fit the image, nothing by chance."""
-    return Compose((ResizeShortestEdge((short,), long),))
+    return Compose((ResizeShortestEdge((short,), long, within=within),))
 
 
 def train_transform(recipe: DataRecipe) -> Compose:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,13 +19,29 @@ from tailseg.evaluation.results import ResultsWriter, merge_results
 from tailseg.evaluation.tta import View, detect_views
 from tailseg.model.detector import Detector
 from tailseg.progress import progress_bar
-from tailseg.structures import Batch
+from tailseg.structures import Batch, RawDetections
 
 logger = logging.getLogger(__name__)
 
 
+class Detecting(Protocol):
+    """What is scored: a `Detector`, or something else with these entrances of it."""
+
+    divisor: int
+    training: bool
+
+    def eval(self) -> Any:
+        """Switch to evaluation mode."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch to training mode, or back."""
+
+    def detect(self, batch: Batch) -> list[RawDetections]:
+        """Detections of each image, in pixels of the image file, best score first."""
+
+
 def evaluate(
-    detector: Detector,
+    detector: Detecting,
     dataset: DetectionDataset,
     out: Path,
     *,
@@ -91,6 +108,7 @@ def evaluate(
         for batch in loader:
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 if views:
+                    assert isinstance(detector, Detector)  # views are made of its parts
                     found = [detect_views(detector, _whole_picture(batch), views)]
                 else:
                     found = detector.detect(batch.to(device))

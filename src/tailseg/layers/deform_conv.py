@@ -177,7 +177,7 @@ class ModulatedDeformConv2d(nn.Module):
         sides = []
         for axis in (1, 0):
             size, stride = image_hw[axis], self.stride[axis]
-            reach = (math.ceil(size / stride) - 1) * stride + (self.kernel_size[axis] - 1) * self.dilation[axis] + 1
+            reach = (-(-size // stride) - 1) * stride + (self.kernel_size[axis] - 1) * self.dilation[axis] + 1
             missing = max(reach - size, 0)
             sides += [missing // 2, missing - missing // 2]
         return sides
@@ -230,7 +230,7 @@ def triton_deform_conv2d(
 
 def _way(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
     """The fastest of the three ways that will do."""
-    if device.type == "cpu":
+    if device.type == "cpu" and not torch.compiler.is_exporting():
         return gathered_deform_conv2d
     transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if device.type == "cuda" and dtype == torch.float32 and has_triton() and not transformed:

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from tailseg.errors import UserError
+from tailseg.layers.triton_support import has_triton
 
 Norm = bool | Literal["group"]  # none, batch norm, group norm
 GROUPS = 32
@@ -62,8 +63,14 @@ def batch_norm(
     if rows is not None and (rows.dtype != torch.bool or rows.shape != x.shape[:1]):
         raise ValueError(f"rows must be bool of shape ({x.shape[0]},), got {rows.dtype} of {tuple(rows.shape)}")
     joined = over_processes and several_processes()
-    y: Tensor = _BatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps, rows, joined)
+    way = _TritonBatchNorm if takes_triton(x) else _BatchNorm
+    y: Tensor = way.apply(x, weight, bias, running_mean, running_var, momentum, eps, rows, joined)
     return y
+
+
+def takes_triton(x: Tensor) -> bool:
+    """Return whether Triton's kernels are the way for x."""
+    return bool(x.is_cuda and x.ndim == 4 and x.numel() and x.dtype != torch.float64 and has_triton())
 
 
 def several_processes() -> bool:
@@ -124,6 +131,63 @@ class _BatchNorm(torch.autograd.Function):
         grad_weight = sums[1] if ctx.needs_input_grad[1] else None
         grad_bias = sums[0] if ctx.needs_input_grad[2] else None
         return grad_x, grad_weight, grad_bias, None, None, None, None, None, None
+
+
+class _TritonBatchNorm(torch.autograd.Function):
+    """The same in four launches; over processes a few more."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+        rows: Tensor | None,
+        joined: bool,
+    ) -> Tensor:
+        from tailseg.layers import norm_triton
+
+        x = _dense(x)
+        shares = norm_triton.statistics(x, rows)
+        if joined:
+            count, mean, squares = shares.unbind(1)
+            totals = torch.cat([count.sum(0), (count * mean).sum(0), (squares + count * mean.square()).sum(0)])
+            dist.all_reduce(totals)
+            count, total, square = totals.chunk(3)
+            mean = total / count.clamp(min=1)
+            shares = torch.stack([count, mean, (square - count * mean.square()).clamp(min=0)]).unsqueeze(0)
+        y, kept = norm_triton.values(x, shares, weight, bias, running_mean, running_var, momentum, eps)
+        ctx.save_for_backward(x, weight, kept, rows)
+        ctx.joined = joined
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        from tailseg.layers import norm_triton
+
+        x, weight, kept, rows = ctx.saved_tensors
+        last = norm_triton.is_channels_last(x)
+        grad = grad.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        shares = norm_triton.sums(grad, x, kept)
+        own = None
+        if ctx.joined:
+            own = shares.sum(0)
+            shares = own.clone().unsqueeze(0)
+            dist.all_reduce(shares)
+        grad_x, total = norm_triton.gradient(grad, x, rows, kept, weight, shares)
+        of_bias, of_weight = (total if own is None else own.to(total.dtype)).unbind(0)
+        wanted = ctx.needs_input_grad
+        return grad_x, of_weight if wanted[1] else None, of_bias if wanted[2] else None, *[None] * 6
+
+
+def _dense(x: Tensor) -> Tensor:
+    """X without gaps, as it is where it is so in either memory format."""
+    return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
 
 
 def _statistics(x: Tensor, rows: Tensor | None, joined: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torchvision.ops import nms
 
 from tailseg.layers.triton_support import has_triton
+from tailseg.model.traceable import keep_within_classes
 
 MAX_LOG_SCALE = math.log(1000 / 16)  # |dw|, |dh| beyond this would overflow exp and are clamped
 
@@ -25,9 +26,15 @@ FIRST_CANDIDATES = 4096  # prefix tried first; a busy LVIS image needs a few tho
 Stds = tuple[float, float, float, float]
 
 
-@functools.cache
 def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """A tensor of these values, made once for each device: every copy to a device waits for all of its work."""
+    if torch.compiler.is_exporting():  # what is traced must not be kept
+        return torch.tensor(values, device=device, dtype=dtype)
+    return _kept_constant(values, device, dtype)
+
+
+@functools.cache
+def _kept_constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):  # so that it can take part in training later on
         return torch.tensor(values, device=device, dtype=dtype)
 
@@ -153,6 +160,8 @@ def keep_within_levels(boxes: Tensor, scores: Tensor, valid: Tensor, level_sizes
     Returns:
         (B, N) bool.
     """
+    if torch.compiler.is_exporting():
+        return _keep_traced(boxes, scores, valid, level_sizes, iou)
     if has_kernels(boxes):
         return _keep_by_kernels(boxes, valid, level_sizes, iou)
     # On CPU many short lists are cheaper than a long one, and their lengths are free to know.
@@ -167,6 +176,13 @@ def _keep_by_kernels(
 
     starts = constant((0, *itertools.accumulate(level_sizes)), boxes.device, torch.int32)
     return keep_sorted(boxes, valid, starts, level_sizes, iou, labels)
+
+
+def _keep_traced(boxes: Tensor, scores: Tensor, valid: Tensor, level_sizes: list[int], iou: float) -> Tensor:
+    levels = torch.cat([torch.full((size,), level, device=boxes.device) for level, size in enumerate(level_sizes)])
+    (own_boxes,), (own_scores,) = boxes, torch.where(valid, scores, 0.0)  # of one image
+    keep: Tensor = keep_within_classes(own_boxes, own_scores, levels, len(level_sizes), iou)
+    return keep.unsqueeze(0)
 
 
 def _keep_list_by_list(boxes: Tensor, scores: Tensor, valid: Tensor, level_sizes: list[int], iou: float) -> Tensor:

@@ -29,7 +29,7 @@ from tailseg.model.fpn import FPN
 from tailseg.model.fpn_carafe import CarafeFPN
 from tailseg.model.hrfpn import HRFPN
 from tailseg.model.ignored_regions import IgnoredRegions
-from tailseg.model.mask_head import MaskHead, mask_logits, mask_loss, mask_targets
+from tailseg.model.mask_head import MaskHead, last_mask_logits, mask_logits, mask_loss, mask_targets
 from tailseg.model.mask_iou import MaskIouHead, mask_iou_loss, mask_iou_targets
 from tailseg.model.roi_features import ImageFeatures, RoIPooler
 from tailseg.model.rpn import RPN
@@ -159,6 +159,11 @@ class Detector(nn.Module):
         self.stage_average = stage_average
         self.min_size = min_size
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the pixels' mean, and with it of all else."""
+        return self.pixel_mean.device
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses of a step; their sum is the objective."""
         pyramid = self.features(batch)
@@ -212,13 +217,20 @@ class Detector(nn.Module):
 
     def extract_features(self, batch: Batch) -> ImageFeatures:
         """Compute the features that the heads pool from: P2..P6, and what the context and semantic parts add."""
-        pyramid = self.features(batch)
-        context = None if self.context is None else self.context(pyramid[-1], batch.image_sizes)[1]
+        return self.image_features(batch.images, batch.image_sizes)
+
+    def image_features(self, images: Tensor, image_sizes: Tensor) -> ImageFeatures:
+        """The same of images (B, 3, H, W) with sizes (B, 2) before padding."""
+        pyramid = self._pyramid(images, image_sizes)
+        context = None if self.context is None else self.context(pyramid[-1], image_sizes)[1]
         return ImageFeatures(pyramid, context, None if self.semantic is None else self.semantic(pyramid))
 
     def features(self, batch: Batch) -> list[Tensor]:
         """P2..P6 of the batch, channels_last."""
-        return list(self.neck(self.backbone(self.normalized(batch.images, batch.image_sizes))))
+        return self._pyramid(batch.images, batch.image_sizes)
+
+    def _pyramid(self, images: Tensor, image_sizes: Tensor) -> list[Tensor]:
+        return list(self.neck(self.backbone(self.normalized(images, image_sizes))))
 
     def normalized(self, images: Tensor, image_sizes: Tensor) -> Tensor:
         """(B, 3, H, W) float32 with mean 0 and deviation 1; 0 in the padding."""
@@ -267,8 +279,7 @@ class Detector(nn.Module):
         labels = torch.where(weights, targets.labels[rows], 0)
         rois = targets.rois[rows]
         seen = features.pool(self.mask_pooler)(rois)
-        heads = self._mask_heads(number)
-        *_, logits = mask_logits(heads if heads[-1].flow is not None else heads[-1:], seen, labels, weights)
+        logits = last_mask_logits(self._mask_heads(number), seen, labels, weights)
         objects = targets.objects[rows]
         grids, frames = batch.masks.flatten(0, 1)[objects], batch.mask_frames.flatten(0, 1)[objects]
         goal = mask_targets(rois[:, 1:], grids, frames)

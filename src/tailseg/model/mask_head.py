@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -124,12 +125,23 @@ def mask_logits(
     """
     if all(head.flow is None for head in heads):
         return [head(features, labels, live) for head in heads]
-    logits: list[Tensor] = []
-    hidden = None
+    return [head.logits(maps, labels) for head, maps in zip(heads, _chained(heads, features, live), strict=True)]
+
+
+def last_mask_logits(heads: Sequence[MaskHead], features: Tensor, labels: Tensor, live: Tensor | None = None) -> Tensor:
+    """The last of `mask_logits`, without the others."""
+    last = heads[-1]
+    if last.flow is None:
+        return cast("Tensor", last(features, labels, live))
+    return last.logits(_chained(heads, features, live)[-1], labels)
+
+
+def _chained(heads: Sequence[MaskHead], features: Tensor, live: Tensor | None) -> list[Tensor]:
+    """Hidden maps of each head, given those of the one before it."""
+    maps: list[Tensor] = []
     for head in heads:
-        hidden = head.hidden_maps(features, live, hidden)
-        logits.append(head.logits(hidden, labels))
-    return logits
+        maps.append(head.hidden_maps(features, live, maps[-1] if maps else None))
+    return maps
 
 
 def _init_kaiming(layer: nn.Module) -> None:

@@ -22,6 +22,7 @@ from torchvision.ops import roi_align
 
 from tailseg.model import semantic
 from tailseg.model.box_head import Pool
+from tailseg.model.traceable import roi_align_by_level, shifted_roi_align_by_level
 
 MOST_WEIGHTS = 1 << 22  # of pixels that are pooled at once
 with warnings.catch_warnings(action="ignore"):  # said once, of the first: they are a beta; here they sort indices
@@ -50,7 +51,9 @@ class ImageFeatures:
         return partial(self._pooled, pooler)
 
     def _pooled(self, pooler: RoIPooler, rois: Tensor, shifts: Tensor | None = None) -> Tensor:
-        if shifts is not None:
+        if torch.compiler.is_exporting():
+            pooled = pooler.traced(self.pyramid, rois, shifts)
+        elif shifts is not None:
             pooled = shifted_roi_align(self._rows, rois, shifts, pooler.output_size)
         else:
             pooled = pooler(self._rows if pooled_by_table(rois) else self._planar, rois)
@@ -123,10 +126,21 @@ class RoIPooler(nn.Module):
             pyramid: at least as many maps (B, channels, h, w) as there are strides; on a CPU their table will do.
             rois: (R, 5): image index, x1, y1, x2, y2 in pixels.
         """
+        if torch.compiler.is_exporting() and not isinstance(pyramid, PyramidRows):
+            return self.traced(pyramid, rois, None)
         levels = roi_levels(rois[:, 1:], len(self.strides))
         if isinstance(pyramid, PyramidRows) or pooled_by_table(rois):
             return self._by_table(pyramid, rois, levels)
         return self._at_every_level(pyramid, rois, levels)
+
+    def traced(self, pyramid: Sequence[Tensor], rois: Tensor, shifts: Tensor | None) -> Tensor:
+        """The same for `torch.export`, with ``shifts`` as `shifted_roi_align`."""
+        levels = roi_levels(rois[:, 1:], len(self.strides))
+        if shifts is not None:
+            return shifted_roi_align_by_level(pyramid, rois, shifts, levels, self.strides, self.output_size)
+        return roi_align_by_level(
+            pyramid, rois, levels, self.strides, self.output_size, self.sampling_ratio, aligned=self.aligned
+        )
 
     def _by_table(self, pyramid: Sequence[Tensor] | PyramidRows, rois: Tensor, levels: Tensor) -> Tensor:
         rows = pyramid if isinstance(pyramid, PyramidRows) else pyramid_rows(pyramid, self.strides)

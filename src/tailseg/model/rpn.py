@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class RPN(nn.Module):
     Args:
         channels: width of the pyramid.
         convs: 3x3 convolutions, each with ReLU, before objectness and deltas.
+        width: channels of these convolutions; None for those of the pyramid.
         anchor_scale: an anchor's side is this many strides.
         pre_nms_train, pre_nms_test: anchors kept of each level before NMS.
         post_nms_train, post_nms_test: proposals of an image.
@@ -55,6 +57,7 @@ class RPN(nn.Module):
         channels: int,
         *,
         convs: int,
+        width: int | None,
         anchor_scale: float,
         pre_nms_train: int,
         pre_nms_test: int,
@@ -68,10 +71,11 @@ class RPN(nn.Module):
         size_divisor: int,
     ) -> None:
         super().__init__()
-        self.first_convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(convs - 1))
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.objectness = nn.Conv2d(channels, len(RATIOS), 1)
-        self.deltas = nn.Conv2d(channels, len(RATIOS) * 4, 1)
+        widths = [channels, *[width or channels] * convs]
+        *first, self.conv = (nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
+        self.first_convs = nn.ModuleList(first)
+        self.objectness = nn.Conv2d(widths[-1], len(RATIOS), 1)
+        self.deltas = nn.Conv2d(widths[-1], len(RATIOS) * 4, 1)
         for layer in (*self.first_convs, self.conv, self.objectness, self.deltas):
             assert isinstance(layer, nn.Conv2d)
             nn.init.normal_(layer.weight, std=0.01)
@@ -194,8 +198,15 @@ class RPN(nn.Module):
         start = 0
         for size in output.level_sizes:
             stop = start + size
-            kept = min(self.pre_nms[training], size)
-            best, index = scores[:, start:stop].topk(kept, dim=1)
+            own, kept = scores[:, start:stop], self.pre_nms[training]
+            is_symbol = isinstance(size, torch.SymInt)
+            if is_symbol:  # traced for pictures of any size: short levels are filled up with what is no proposal
+                own = F.pad(own, (0, kept), value=-1.0)
+            else:
+                kept = min(kept, size)
+            best, index = own.topk(kept, dim=1)
+            if is_symbol:
+                index = index.clamp(max=size - 1)
             deltas = output.deltas[:, start:stop].gather(1, index.unsqueeze(2).expand(-1, -1, 4))
             top_boxes.append(decode(output.anchors[start:stop][index], deltas, NO_STDS))
             top_scores.append(best)

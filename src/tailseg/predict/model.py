@@ -27,6 +27,7 @@ from tailseg.errors import UserError
 from tailseg.evaluation.tta import detect_views, views_of
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector, Wanted
+from tailseg.predict.exported import ExportedModel, load_exported
 from tailseg.predict.slices import detect_slices
 from tailseg.predict.sources import Item, open_source
 from tailseg.predict.thresholds import Thresholds, class_scores
@@ -91,14 +92,18 @@ class Model:
     """A detector with its recipe and categories, ready to predict.
 
     Args:
-        detector: trained, in evaluation mode.
+        detector: trained, in evaluation mode; or an exported one.
         recipe: it was built from.
         categories: label -> category.
         path: of the file that it was read from, if any.
     """
 
     def __init__(
-        self, detector: Detector, recipe: Recipe, categories: tuple[Category, ...], path: Path | None = None
+        self,
+        detector: Detector | ExportedModel,
+        recipe: Recipe,
+        categories: tuple[Category, ...],
+        path: Path | None = None,
     ) -> None:
         self.detector = detector
         self.recipe = recipe
@@ -113,7 +118,12 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Device of the detector."""
-        return self.detector.pixel_mean.device
+        return self.detector.device
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width that an exported model's pictures are fitted into, if it was exported for one size."""
+        return self.detector.size if isinstance(self.detector, ExportedModel) else None
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # bytes are iterable too
@@ -222,10 +232,11 @@ class Model:
 
     def _detect(self, pictures: Sequence[Picture], wanted: Wanted) -> list[RawDetections]:
         """Detections of each picture, on the CPU. Pictures of one padded size share a batch, which changes nothing."""
-        if self.recipe.test.tta:
+        if self.recipe.test.tta and isinstance(self.detector, Detector):
             views = views_of(self.recipe.test)
             return [detect_views(self.detector, picture, views, wanted).to("cpu") for picture in pictures]
-        transform = fit_transform(self.recipe.data.test_short_edge, self.recipe.data.long_edge)
+        data = self.recipe.data
+        transform = fit_transform(data.test_short_edge, data.long_edge, self.size)
         alike: dict[tuple[int, ...], list[int]] = {}
         batches = [batch_of(picture, transform, self.detector.divisor) for picture in pictures]
         for i, batch in enumerate(batches):
@@ -307,7 +318,8 @@ def load(path: str | Path, device: str | int | torch.device | None = None, setti
     """Read a model file, onto the GPU if there is one.
 
     Args:
-        path: of a model that `tailseg train` saved, or of its run's folder: then the best model, else the last.
+        path: of a model that `tailseg train` saved, or of its run's folder: then the best model, else the last; or of
+            an ONNX file that `tailseg export` wrote, which runs on the CPU and keeps its settings.
         device: where it shall run (see `find_device`).
         settings: recipe overrides that a trained model allows, such as ``test.nms_iou=0.6``.
 
@@ -316,6 +328,12 @@ def load(path: str | Path, device: str | int | torch.device | None = None, setti
             not of the test or idle.
     """
     target = find_device(device)
+    if Path(path).suffix.lower() == ".onnx":
+        if settings:
+            raise UserError(f"--set {settings[0]}: {path} has the settings of its export; export it again with others")
+        if device not in (None, "auto") and target.type != "cpu":
+            raise UserError(f"device '{device}': {path} is an exported model and runs on the CPU; choose cpu")
+        return Model(*load_exported(Path(path)), Path(path))
     checkpoint = load_model(Path(path))
     for setting in settings:
         if not setting.startswith(AT_TEST_TIME):

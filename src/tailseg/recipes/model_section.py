@@ -83,6 +83,8 @@ class RpnRecipe(Section):
 
     convs: int = Field(1, ge=1, le=DEEPEST)
     """Number of 3x3 convolutions before objectness and deltas."""
+    width: int | None = Field(None, ge=1, le=WIDEST)
+    """Channels of these convolutions; by default the neck's."""
     anchor_scale: float = Field(8.0, gt=0)
     """An anchor's side, in strides of its level."""
     pre_nms_train: int = Field(2000, ge=1, le=MOST_BOXES)

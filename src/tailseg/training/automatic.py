@@ -12,8 +12,8 @@ import torch
 from lightning_fabric import Fabric
 
 from tailseg.data.annotations.annotations import Annotations
+from tailseg.data.images import fitted_size
 from tailseg.data.sources import DataSplits
-from tailseg.data.transforms import fitted_size
 from tailseg.errors import UserError
 from tailseg.model.build import build_detector
 from tailseg.recipes.data_section import DataRecipe

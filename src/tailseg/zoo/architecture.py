@@ -49,7 +49,7 @@ def infer_model(
     model: Values = {
         "backbone": infer_backbone(state),
         "neck": _neck(state),
-        "rpn": {"convs": 1 + count_tensors(state, "rpn.first_convs.{}.weight")},
+        "rpn": _rpn(state),
         "box_head": {
             "width": tensor_shape(state, "stages.0.box_head.fc1.weight", 2)[0],
             **_box_convolutions(state),
@@ -79,6 +79,13 @@ def _neck(state: State) -> Values:
     if any(key.startswith("neck.upsamplers.") for key in state):
         return values | {"kind": "fpn-carafe"}
     return values | {"norm": _norm(state, "neck.output_norms.")}
+
+
+def _rpn(state: State) -> Values:
+    first = "rpn.first_convs.0.weight" if "rpn.first_convs.0.weight" in state else "rpn.conv.weight"
+    width, channels = tensor_shape(state, first, 4)[:2]
+    values: Values = {"convs": 1 + count_tensors(state, "rpn.first_convs.{}.weight")}
+    return values if width == channels else values | {"width": width}
 
 
 def _norm(state: State, beginning: str) -> bool | str:

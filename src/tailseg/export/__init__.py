@@ -1,0 +1,1 @@
+"""Models for other runtimes: ONNX, PyTorch's own exported programs, OpenVINO."""
