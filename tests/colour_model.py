@@ -47,7 +47,7 @@ def drawn(height: int, width: int, discs: list[Disc]) -> NDArray[np.uint8]:
 class ColourDetector:
     """Stands for a `Detector`; a whole object scores 0.9, one that touches the edge of a picture 0.6."""
 
-    pixel_mean = torch.zeros(3)
+    device = torch.device("cpu")
     divisor, max_detections, nms_iou = 32, 300, 0.5
 
     def detect(self, batch: Batch, wanted: Wanted) -> list[RawDetections]:
