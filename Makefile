@@ -30,7 +30,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 docs: $(STAMP)  ## the documentation site, in build/site
-	$(BIN)/python docs/site/build.py
+	$(BIN)/python docs/site/make_site.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix src tests benchmarks examples docs

@@ -160,7 +160,8 @@ def _by_group(logits: Tensor, present: Tensor, counted: Tensor, members: dict[st
 def measure(path: Path, data: str, split: str) -> dict[str, Any]:
     """All that is to be known of one model."""
     model: Model = load(path)
-    if model.detector.context is None:
+    detector = model.detector
+    if not isinstance(detector, Detector) or detector.context is None:
         sys.exit(f"{path}: has no context encoder; give a model of table2/04-htc-lite or a later row.")
     recipe = model.recipe.data
     splits = open_source(data, need=(split,), rule=GroupRule.of(recipe), show=False)
@@ -189,12 +190,12 @@ def measure(path: Path, data: str, split: str) -> dict[str, Any]:
         assert found is not None
         return found.metrics
 
-    own = WithContext(model.detector)
+    own = WithContext(detector)
     metrics = {"own": scores(own)}
     vectors = own.seen.vectors
     zeros = {image_id: torch.zeros_like(vector) for image_id, vector in vectors.items()}
-    metrics["zeroed"] = scores(WithContext(model.detector, zeros))
-    metrics["shuffled"] = scores(WithContext(model.detector, others(vectors)))
+    metrics["zeroed"] = scores(WithContext(detector, zeros))
+    metrics["shuffled"] = scores(WithContext(detector, others(vectors)))
     groups = ["" if category_id is None else frequencies.get(category_id, "") for category_id in known]
     return {"classification": classification(own.seen, dataset, known, groups), "detection": metrics}
 

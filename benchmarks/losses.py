@@ -7,7 +7,8 @@ Ours is `tailseg.SeesawLoss` in training mode, counting included. Also timed: Se
 with a C x C matrix and loops over labels; and every classification of `tailseg.losses`, for information.
 
 Cases take turns, and a turn repeats a case until it takes about 10 ms; a time ratio is the median of the ratios within
-the turns, its spread their quartiles. Memory is the most that a call holds at once beyond what was there before it
+the turns, its spread their quartiles; the ratio of processor times beside it hardly minds that others use the machine.
+Memory is the most that a call holds at once beyond what was there before it
 (inputs and counts), the gradient that it returns included: on CUDA by torch.cuda.max_memory_allocated, on CPU by
 torch.profiler, which records every allocation and release.
 """
@@ -122,6 +123,7 @@ def compare(steps: dict[str, Step], repeats: int, device: torch.device) -> dict[
     turns = {name: repeated(step, number[name]) for name, step in steps.items()}
     times = harness.in_turn(turns, repeats, device)
     seconds = {name: [t.clock / number[name] for t in own] for name, own in times.items()}
+    processor = {name: [t.processor / number[name] for t in own] for name, own in times.items()}
     held = {name: held_memory(step, device) for name, step in steps.items()}
     first = next(iter(steps))
     return {
@@ -129,6 +131,7 @@ def compare(steps: dict[str, Step], repeats: int, device: torch.device) -> dict[
             "seconds": spread(seconds[name]),
             "calls_a_turn": number[name],
             "time_ratio": spread([a / b for a, b in zip(seconds[name], seconds[first], strict=True)]),
+            "processor_ratio": spread([a / b for a, b in zip(processor[name], processor[first], strict=True)]),
             "bytes": held[name],
             "memory_ratio": held[name] / held[first],
         }
@@ -181,12 +184,14 @@ def same_as_textbook(size: tuple[int, int], device: torch.device) -> float:
 
 
 def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
-    print(f"\n{title}\n  {'':20}{'ms/call':>9}{'time ratio (quartiles)':>28}{'MiB':>9}{'memory ratio':>15}")
+    heads = f"{'ms/call':>9}{'time ratio (quartiles)':>28}{'processor':>11}{'MiB':>9}{'memory ratio':>15}"
+    print(f"\n{title}\n  {'':20}{heads}")
     for name, row in rows.items():
         ratio = row["time_ratio"]
         print(
             f"  {name:20}{row['seconds']['median'] * 1e3:9.3f}"
             f"{ratio['median']:12.3f} ({ratio['lower']:.3f}-{ratio['upper']:.3f})"
+            f"{row['processor_ratio']['median']:11.3f}"
             f"{row['bytes'] / 2**20:9.2f}{row['memory_ratio']:15.3f}",
             flush=True,
         )

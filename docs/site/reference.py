@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Annotated, Any, Literal, Union
 
 import typer
@@ -26,7 +27,7 @@ API = {
         "Training and scoring",
         ("train", "Trained", "evaluate", "Evaluated", "score", "compare", "Compared", "open_data", "UserError"),
     ),
-    "api/others.md": ("Recipes and the hub", ("recipes", "hub")),
+    "api/others.md": ("Recipes, exported models and the hub", ("recipes", "runtime", "hub")),
 }
 
 
@@ -202,8 +203,8 @@ def api_page(title: str, names: tuple[str, ...]) -> str:
         if name == "losses":
             parts += ["## tailseg.losses", "The classifications of a recipe, each also a criterion for any model."]
             parts += [f"::: {_path(kind)}" for kind in CLASSIFICATIONS.values()]
-        elif name in ("recipes", "hub"):
-            module = getattr(tailseg, name)
+        elif name in ("recipes", "runtime", "hub"):
+            module = import_module(f"tailseg.{name}")
             public = [part for part in module.__all__ if callable(getattr(module, part))]
             parts += [f"## tailseg.{name}", str(module.__doc__).splitlines()[0]]
             parts += [f"::: {_path(getattr(module, part))}" for part in public]

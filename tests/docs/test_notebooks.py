@@ -50,8 +50,8 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("commands")
 def test_own_data(tmp_path: Path) -> None:
     drawn, classes, metrics, picture, shapes = run("own_data", tmp_path)
-    assert drawn.startswith("24 training and 6 validation images of 4 classes")
-    assert classes.count(" images ") == 4
+    assert drawn.startswith("16 training and 4 validation images of 4 classes")
+    assert len(re.findall(r" [rcf] +\d+ images$", classes, re.MULTILINE)) == 4
     assert "'APr'" in metrics
     assert picture.endswith("<picture>")
     assert re.search(r"\(torch.Size\(\[\d+, 64, 64\]\), torch.Size\(\[\d+, 4\]\)\)", shapes)

@@ -92,6 +92,7 @@ def test_what_rows_left_out_hold_does_not_matter_to_the_others():
     one, other = (batch_norm(each, None, None, None, None, momentum=0.1, eps=EPS, rows=rows) for each in (x, bad))
     assert torch.equal(one[rows], other[rows])
     assert other[1].isnan().all()
+    assert batch_norm(bad, None, None, torch.zeros(2), torch.ones(2), momentum=0.1, eps=EPS).isnan().all()
 
 
 def test_a_large_offset_does_not_cancel():

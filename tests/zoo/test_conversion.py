@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tailseg.recipes.model_section import (
     StageRecipe,
 )
 from tailseg.recipes.schema import Recipe
+from tailseg.zoo import conversion
 from tailseg.zoo.architecture import infer_model
 from tailseg.zoo.backbones import infer_resnet
 from tailseg.zoo.conversion import ForeignModel, change, coco_ids, convert, rename, state_dict_of
@@ -460,3 +462,21 @@ def test_weights_that_overflow_are_not_taken(state: State, tmp_path: Path) -> No
     assert math.isinf(wide["rpn.conv.bias"].float()[0].item())
     with pytest.raises(UserError, match=r"theirs/model\.pth: 'rpn\.conv\.bias' holds values that are not finite"):
         convert(replace(foreign_of(state), state=wide), tmp_path / "m.safetensors")
+
+
+def test_converting_needs_no_training() -> None:
+    """No module that the converters import, at any distance, is of the training stack."""
+    package = Path(conversion.__file__).parents[1]
+    waiting, seen = ["zoo.mmdet", "zoo.detectron2", "zoo.torchvision", "zoo.explanation"], set()
+    while waiting:
+        module = waiting.pop()
+        file = package.joinpath(*module.split(".")).with_suffix(".py")
+        if module in seen or not file.is_file():
+            continue
+        seen.add(module)
+        text = file.read_text()
+        waiting += re.findall(r"^ *(?:from|import) tailseg\.([\w.]+)", text, re.MULTILINE)
+        waiting += [f"{base}.{name}" for base, name in re.findall(r"^from tailseg\.([\w.]+) import (\w+)", text, re.M)]
+        assert not re.search(r"^(from|import) (lightning_fabric|tensorboard|matplotlib|pandas)", text, re.MULTILINE)
+    assert len(seen) > 30
+    assert not {module for module in seen if module.startswith(("training", "predict", "evaluation", "jobs"))}

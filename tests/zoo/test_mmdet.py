@@ -810,7 +810,7 @@ def test_weights_that_are_no_numbers(tmp_path: Path, theirs: str, value: float, 
 
 
 def test_a_softmax_of_no_known_width(tmp_path: Path) -> None:
-    for logits in (0, 3, 7):
+    for logits in (-1, 3, 7):
         state = state_of(small(logits=logits))
         with pytest.raises(UserError, match=rf"model\.pth: its classifier has {5 + logits} logits for 5 classes"):
             converted({"state_dict": state, **meta()}, tmp_path)

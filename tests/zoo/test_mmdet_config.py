@@ -377,7 +377,7 @@ REFUSED = {
     "rpn_head=dict(anchor_generator=dict(octave_base_scale=4))": "anchor_generator.octave_base_scale = 4",
     "rpn_head=dict(loss_cls=dict(use_sigmoid=False))": "model.rpn_head.loss_cls.use_sigmoid = False",
     "roi_head=dict(bbox_head=dict(loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True)))": "use_sigmoid = True",
-    "roi_head=dict(bbox_head=dict(loss_cls=dict(type='EQLv2')))": "model.roi_head.bbox_head.loss_cls.type = 'EQLv2'",
+    "roi_head=dict(bbox_head=dict(loss_cls=dict(type='GHMC')))": "model.roi_head.bbox_head.loss_cls.type = 'GHMC'",
     "roi_head=dict(bbox_head=dict(bbox_coder=dict(target_means=[0.5, 0, 0, 0])))": "bbox_coder.target_means",
     "roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(type='RoIPool')))": "roi_layer.type = 'RoIPool'",
     "roi_head=dict(mask_roi_extractor=dict(featmap_strides=[4, 8, 16]))": "mask_roi_extractor.featmap_strides",

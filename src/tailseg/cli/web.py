@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def app(
     model: Annotated[
-        Path, typer.Argument(help="A model file, or a run's folder: its best model, else its last (runs/seesaw).")
+        Path, typer.Argument(help="Model file, a run's folder (its best model, else its last), or exported .onnx.")
     ],
     data: Annotated[
         str | None, typer.Option("--data", help=f"Show its validation set, too: truth beside prediction. {DATA_HELP}")

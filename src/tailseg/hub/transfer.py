@@ -14,7 +14,8 @@ from typing import Any
 
 import huggingface_hub
 import torch
-from huggingface_hub import constants, errors, utils
+from huggingface_hub import constants, errors
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from tailseg.checkpoint import load_model, require_fit
 from tailseg.errors import UserError
@@ -137,9 +138,9 @@ def _in_a_sentence(repository: str, done: str) -> Iterator[None]:
     levels = [talker.level for talker in talkers]
     for talker in talkers:
         talker.setLevel(logging.CRITICAL)
-    silent = utils.are_progress_bars_disabled()
+    silent = are_progress_bars_disabled()
     if not sys.stderr.isatty():
-        utils.disable_progress_bars()
+        disable_progress_bars()
     try:
         yield
     except UserError:
@@ -150,7 +151,7 @@ def _in_a_sentence(repository: str, done: str) -> Iterator[None]:
         for talker, level in zip(talkers, levels, strict=True):
             talker.setLevel(level)
         if not silent:
-            utils.enable_progress_bars()
+            enable_progress_bars()
 
 
 def _reason(error: Exception) -> str:

@@ -20,18 +20,31 @@ TILES = {False: (256, 4), True: (16, 64)}  # places and channels looked at toget
 
 
 @triton.jit
+def _beside_places(values, last: tl.constexpr):
+    """One value a channel, shaped to go with a tile: its last dimension is the one that lies side by side."""
+    return values[None, :] if last else values[:, None]
+
+
+@triton.jit
+def _beside_channels(values, last: tl.constexpr):
+    """One value a place, shaped to go with a tile."""
+    return values[:, None] if last else values[None, :]
+
+
+@triton.jit
 def _tile(start, stop, first_channel, places, channels, last: tl.constexpr, tile: tl.constexpr, width: tl.constexpr):
     """Offsets of a tile of values, their rows of the batch, and which of them there are."""
     place = start + tl.arange(0, tile)
     channel = first_channel + tl.arange(0, width)
     row = place // places
-    inside = (place < stop)[:, None] & (channel < channels)[None, :]
+    there = place < stop
+    inside = _beside_channels(there, last) & _beside_places(channel < channels, last)
     base = row.to(tl.int64) * channels * places
     if last:
         offsets = (base + (place - row * places) * channels)[:, None] + channel[None, :]
     else:
-        offsets = (base + (place - row * places))[:, None] + (channel * places)[None, :]
-    return offsets, row, place < stop, inside
+        offsets = (base + (place - row * places))[None, :] + (channel * places)[:, None]
+    return offsets, row, there, inside
 
 
 @triton.jit
@@ -43,29 +56,35 @@ def _statistics_kernel(
     begin = tl.program_id(1) * share
     stop = tl.minimum(begin + share, total)
     amount = tl.zeros((tile,), tl.float32)
-    sums = tl.zeros((tile, width), tl.float32)
+    sums = tl.zeros((tile, width) if last else (width, tile), tl.float32)
     for start in range(begin, stop, tile):
         offsets, row, there, inside = _tile(start, stop, first_channel, places, channels, last, tile, width)
         if masked:
             there = there & (tl.load(rows + row, there, 0) != 0)
-            inside = inside & there[:, None]
+            inside = inside & _beside_channels(there, last)
         amount += there.to(tl.float32)
         sums += tl.load(x + offsets, inside, 0.0).to(tl.float32)
     count = tl.sum(amount, 0)
-    mean = tl.sum(sums, 0) / tl.maximum(count, 1.0)
-    squares = tl.zeros((tile, width), tl.float32)
+    mean = tl.sum(sums, 0 if last else 1) / tl.maximum(count, 1.0)
+    mean_ = _beside_places(mean, last)
+    rests = tl.zeros((tile, width) if last else (width, tile), tl.float32)
+    squares = tl.zeros((tile, width) if last else (width, tile), tl.float32)
     for start in range(begin, stop, tile):
         offsets, row, there, inside = _tile(start, stop, first_channel, places, channels, last, tile, width)
         if masked:
-            inside = inside & (tl.load(rows + row, there, 0) != 0)[:, None]
-        deviation = tl.load(x + offsets, inside, 0.0).to(tl.float32) - mean[None, :]
-        squares += tl.where(inside, deviation * deviation, 0.0)
+            inside = inside & _beside_channels(tl.load(rows + row, there, 0) != 0, last)
+        deviation = tl.where(inside, tl.load(x + offsets, inside, 0.0).to(tl.float32) - mean_, 0.0)
+        rests += deviation
+        squares += deviation * deviation
+    # What float32 has rounded off the mean is what the deviations from it leave.
+    rest = tl.sum(rests, 0 if last else 1).to(tl.float64) / tl.maximum(count, 1.0).to(tl.float64)
+    spread = tl.sum(squares, 0 if last else 1).to(tl.float64) - rest * rest * count.to(tl.float64)
     channel = first_channel + tl.arange(0, width)
     here = channel < channels
     out = shares + tl.program_id(1) * 3 * channels + channel
-    tl.store(out, (mean * 0 + count).to(tl.float64), here)
-    tl.store(out + channels, mean.to(tl.float64), here)
-    tl.store(out + 2 * channels, tl.sum(squares, 0).to(tl.float64), here)
+    tl.store(out, tl.zeros((width,), tl.float64) + count.to(tl.float64), here)
+    tl.store(out + channels, mean.to(tl.float64) + rest, here)
+    tl.store(out + 2 * channels, tl.where(spread < 0, 0.0, spread), here)  # NaN stays
 
 
 @triton.jit
@@ -115,11 +134,12 @@ def _values_kernel(
             tl.store(running_var + channel, new_var.to(running_var.dtype.element_ty), here)
     if scaled:
         scale = scale * tl.load(weight + channel, here, 0.0).to(tl.float32)
+    center_, scale_ = _beside_places(center, last), _beside_places(scale, last)
     for start in range(begin, stop, tile):
         offsets, _, _, inside = _tile(start, stop, first_channel, places, channels, last, tile, width)
-        value = (tl.load(x + offsets, inside, 0.0).to(tl.float32) - center[None, :]) * scale[None, :]
+        value = (tl.load(x + offsets, inside, 0.0).to(tl.float32) - center_) * scale_
         if shifted:
-            value += tl.load(bias + channel, here, 0.0).to(tl.float32)[None, :]
+            value += _beside_places(tl.load(bias + channel, here, 0.0).to(tl.float32), last)
         tl.store(y + offsets, value.to(y.dtype.element_ty), inside)
 
 
@@ -135,17 +155,18 @@ def _sums_kernel(
     here = channel < channels
     center = tl.load(kept + channel, here, 0.0)
     scale = tl.load(kept + channels + channel, here, 0.0)
-    plain = tl.zeros((tile, width), tl.float32)
-    product = tl.zeros((tile, width), tl.float32)
+    center_, scale_ = _beside_places(center, last), _beside_places(scale, last)
+    plain = tl.zeros((tile, width) if last else (width, tile), tl.float32)
+    product = tl.zeros((tile, width) if last else (width, tile), tl.float32)
     for start in range(begin, stop, tile):
         offsets, _, _, inside = _tile(start, stop, first_channel, places, channels, last, tile, width)
         upstream = tl.load(grad + offsets, inside, 0.0).to(tl.float32)
         plain += upstream
-        normalized = (tl.load(x + offsets, inside, 0.0).to(tl.float32) - center[None, :]) * scale[None, :]
+        normalized = (tl.load(x + offsets, inside, 0.0).to(tl.float32) - center_) * scale_
         product += tl.where(inside, upstream * normalized, 0.0)
     out = shares + tl.program_id(1) * 2 * channels + channel
-    tl.store(out, tl.sum(plain, 0).to(tl.float64), here)
-    tl.store(out + channels, tl.sum(product, 0).to(tl.float64), here)
+    tl.store(out, tl.sum(plain, 0 if last else 1).to(tl.float64), here)
+    tl.store(out + channels, tl.sum(product, 0 if last else 1).to(tl.float64), here)
 
 
 @triton.jit
@@ -174,14 +195,16 @@ def _gradient_kernel(
     factor = scale
     if scaled:
         factor = scale * tl.load(weight + channel, here, 0.0).to(tl.float32)
+    center_, scale_, factor_ = _beside_places(center, last), _beside_places(scale, last), _beside_places(factor, last)
+    from_mean_, from_var_ = _beside_places(from_mean, last), _beside_places(from_var, last)
     for start in range(begin, stop, tile):
         offsets, row, there, inside = _tile(start, stop, first_channel, places, channels, last, tile, width)
-        normalized = (tl.load(x + offsets, inside, 0.0).to(tl.float32) - center[None, :]) * scale[None, :]
+        normalized = (tl.load(x + offsets, inside, 0.0).to(tl.float32) - center_) * scale_
         # All rows feel the statistics; only those that made them get something back.
-        back = from_mean[None, :] + normalized * from_var[None, :]
+        back = from_mean_ + normalized * from_var_
         if masked:
-            back = tl.where((tl.load(rows + row, there, 0) != 0)[:, None], back, 0.0)
-        value = (tl.load(grad + offsets, inside, 0.0).to(tl.float32) - back) * factor[None, :]
+            back = tl.where(_beside_channels(tl.load(rows + row, there, 0) != 0, last), back, 0.0)
+        value = (tl.load(grad + offsets, inside, 0.0).to(tl.float32) - back) * factor_
         tl.store(result + offsets, value.to(result.dtype.element_ty), inside)
 
 

@@ -8,7 +8,6 @@ M side of a grid, h and w the pixels inside a box.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -47,27 +46,31 @@ def encode_masks(probs: Values, boxes: Values, image_hw: tuple[int, int]) -> lis
         the code of an empty mask.
     """
     height, width = image_hw
-    runs: Iterable[list[list[int]]] = _runs_on_cpu(probs, boxes, image_hw)  # nothing is computed yet
-    if not isinstance(probs, np.ndarray) and not isinstance(boxes, np.ndarray) and probs.is_cuda and has_triton():
+    if len(probs) and not isinstance(probs, np.ndarray) and probs.is_cuda and has_triton():
+        assert not isinstance(boxes, np.ndarray)
         from tailseg.layers.paste_triton import changes
 
-        if len(probs):
-            runs = [_between(*changes(probs, boxes, image_hw), height * width)]
-    uncompressed = [{"size": list(image_hw), "counts": counts} for group in runs for counts in group]
+        runs = _between(*changes(probs, boxes, image_hw), height * width)
+    else:
+        runs = _runs_on_cpu(probs, boxes, image_hw)
+    uncompressed = [{"size": list(image_hw), "counts": counts} for counts in runs]
     codes = rle_codec.frPyObjects(uncompressed, *image_hw) if uncompressed else []
     return [{"size": list(image_hw), "counts": code["counts"].decode("ascii")} for code in codes]
 
 
-def _runs_on_cpu(probs: Values, boxes: Values, image_hw: tuple[int, int]) -> Iterator[list[list[int]]]:
-    """Run lengths of the masks, some together."""
+def _runs_on_cpu(probs: Values, boxes: Values, image_hw: tuple[int, int]) -> list[list[int]]:
+    """Run lengths of each mask."""
     height, width = image_hw
     grids, corners = _padded(probs), _to_float64(boxes)
-    sound = np.isfinite(corners).all(axis=1) & (corners[:, :2] < corners[:, 2:]).all(axis=1)
+    sound = np.all(np.isfinite(corners), axis=1) & np.all(corners[:, :2] < corners[:, 2:], axis=1)
     corners = np.where(sound[:, None], corners, [-2.0, -2.0, -1.0, -1.0])  # outside of any image
     across = _axis_samples(corners[:, 0], corners[:, 2], width, grids.shape[1] - 2)
     down = _axis_samples(corners[:, 1], corners[:, 3], height, grids.shape[1] - 2)
-    for group in _groups(across.numbers):
-        yield _run_lengths(grids[group], across.of(group), down.of(group), image_hw)
+    return [
+        runs
+        for group in _groups(across.numbers)
+        for runs in _run_lengths(grids[group], across.of(group), down.of(group), image_hw)
+    ]
 
 
 def mask_crop(probs: Values, box: Values, image_hw: tuple[int, int]) -> tuple[Pixels, tuple[int, int]]:
@@ -89,7 +92,8 @@ def mask_crop(probs: Values, box: Values, image_hw: tuple[int, int]) -> tuple[Pi
     down = _axis_samples(np.array([y1]), np.array([y2]), height, len(grid) - 2)
     along_x = _mix(grid[across.cells], grid[across.cells + 1], across.shares[:, None])  # (w, M + 2)
     sampled = _mix(along_x[:, down.cells], along_x[:, down.cells + 1], down.shares)  # (w, h)
-    return np.ascontiguousarray((sampled >= 0.5).T), (int(down.first[0]), int(across.first[0]))
+    pixels: Pixels = np.asarray(sampled >= 0.5)
+    return np.ascontiguousarray(pixels.T), (int(down.first[0]), int(across.first[0]))
 
 
 class _Samples(NamedTuple):

@@ -202,7 +202,7 @@ class _TritonMeans(torch.autograd.Function):
             from tailseg.losses import seesaw_triton
 
             known = logits, labels, valid, strengths, kept, divisor, *ctx.options
-            result = seesaw_triton.backward(*grads, *known, mean=True)
+            result = seesaw_triton.backward(grads[0], grads[1], *known, mean=True)
         return result, *[None] * 7
 
 

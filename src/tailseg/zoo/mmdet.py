@@ -144,7 +144,9 @@ def _configured(path: Path, config: Config, stages: int) -> _Said:
         said = conventions(config, stages)
     except UserError as error:
         return _Said(values={"model": {}}, classifiers={}, refusal=f"{path}: {error}")
-    general = {key: said.classifier[key] for key in ("normalized", "temperature") if key in said.classifier}
+    general: dict[str, Any] = {
+        key: said.classifier[key] for key in ("normalized", "temperature") if key in said.classifier
+    }
     return _Said(
         values=said.values,
         classifiers=dict.fromkeys(CLASSIFICATIONS, general) | ({said.loss: said.classifier} if said.loss else {}),

@@ -28,8 +28,10 @@ from tailseg.zoo.mmdet_text import Config, known, per_stage, require, section
 ROI_HEADS = ("StandardRoIHead", "CascadeRoIHead", "MaskScoringRoIHead", "HybridTaskCascadeRoIHead", "SCNetRoIHead")
 NECKS = ("FPN", "FPN_CARAFE", "FPG", "HRFPN")
 ROI_LEVELS = STRIDES[:4]
-BACKBONES = ("ResNet", "ResNeXt", "ResNetV1d", "ResNeSt", "Res2Net", "RegNet", "HRNet", "SwinTransformer")
-BACKBONES += ("mmdet.SwinTransformer", "mmcls.ConvNeXt", "mmpretrain.ConvNeXt")
+BACKBONES = (
+    *("ResNet", "ResNeXt", "ResNetV1d", "ResNeSt", "Res2Net", "RegNet", "HRNet", "SwinTransformer"),
+    *("mmdet.SwinTransformer", "mmcls.ConvNeXt", "mmpretrain.ConvNeXt"),
+)
 GRID = {  # kinds of FPG's transitions
     "same_up_trans": "conv",
     "across_lateral_trans": "conv",

@@ -32,7 +32,6 @@ OF_THE_ROOT = {
     "SECURITY.md": "security.md",
     "CHANGELOG.md": "changelog.md",
 }
-COMING = ("export.md",)  # named in mkdocs.yml; taken when they are there
 
 
 def sources() -> dict[str, Path]:
@@ -143,28 +142,12 @@ def target(link: str, path: Path, place: str, places: dict[str, str]) -> str:
     return os.path.relpath(aim, Path(place).parent) + mark + anchor
 
 
-def navigation(entries: list[object], out: Path) -> list[object]:
-    """The navigation of mkdocs.yml without the pages that are still to come."""
-    kept: list[object] = []
-    for entry in entries:
-        assert isinstance(entry, dict)
-        ((title, inside),) = entry.items()
-        if isinstance(inside, list):
-            kept.append({title: navigation(inside, out)})
-        elif inside not in COMING or (out / inside).is_file():
-            kept.append({title: inside})
-    return kept
-
-
 def configure(out: Path) -> Path:
     """Write the configuration of the site of the pages ``out`` beside them; returns its file."""
-    entries = re.search(r"^nav:\n(?:[ -].*\n|\n)*", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
-    assert entries is not None
     config = {
         "INHERIT": os.path.relpath(ROOT / "mkdocs.yml", out.parent),
         "docs_dir": out.name,
         "site_dir": "site",
-        "nav": navigation(yaml.safe_load(entries[0])["nav"], out),
     }
     path = out.parent / "mkdocs.yml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
