@@ -26,6 +26,7 @@ from tailseg.data.annotations.annotations import Category
 from tailseg.data.images import IMAGE_SUFFIXES, read_image
 from tailseg.data.loading import batch_of
 from tailseg.data.transforms import fit_transform
+from tailseg.errors import UserError
 from tailseg.export.job import about_model, export, write_openvino
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
@@ -98,7 +99,10 @@ def measure(
         row["onnxruntime"] = _worst([compared(*pair) for pair in zip(found, expected, strict=True)])
         import openvino
 
-        write_openvino(out, out.with_suffix(".xml"), about_model(model, size), half=False)
+        try:
+            write_openvino(out, out.with_suffix(".xml"), about_model(model, size), half=False)
+        except UserError as error:
+            return row | {"openvino": str(error)}
         compiled = openvino.Core().compile_model(
             out.with_suffix(".xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         )

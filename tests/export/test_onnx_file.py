@@ -11,6 +11,7 @@ from tiny import assert_done, tailseg
 
 import tailseg as package
 from tailseg.errors import UserError
+from tailseg.export.job import about_model, write_openvino
 from tailseg.results.detections import Detections
 
 
@@ -62,6 +63,9 @@ def test_many_parts_at_one_size_in_16_bits(folder: Path) -> None:
         assert expected.mask_scores is not None
         assert len(expected) > 3
         assert_same(exported.predict(picture), expected)
+    pytest.importorskip("openvino")
+    with pytest.raises(UserError, match=r"OpenVINO cannot read this model's DeformConv.*--format onnx"):
+        write_openvino(out, folder / "all.xml", about_model(ours, (128, 128)), half=False)
 
 
 def test_what_the_file_says(onnx_file: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 import tempfile
 from dataclasses import asdict
 from importlib.metadata import version
@@ -70,10 +71,22 @@ def export(
 
 
 def write_openvino(onnx_file: Path, out: Path, about: About, *, half: bool) -> tuple[Path, ...]:
-    """Convert an ONNX file of ours to OpenVINO's: ``out`` (.xml) and its weights (.bin)."""
+    """Convert an ONNX file of ours to OpenVINO's: ``out`` (.xml) and its weights (.bin).
+
+    Raises:
+        UserError: OpenVINO lacks an operator, as that of deformable convolutions.
+    """
     import openvino
 
-    converted = openvino.convert_model(onnx_file)
+    try:
+        converted = openvino.convert_model(onnx_file)
+    except Exception as error:  # OpenVINO raises types of its own
+        lacking = re.search(r"No conversion rule found for operations: (.*)", str(error))
+        if lacking is None:
+            raise
+        raise UserError(
+            f"--format openvino: OpenVINO cannot read this model's {lacking[1].strip()}; export it with --format onnx"
+        ) from error
     for key, text in about.texts().items():
         converted.set_rt_info(text, ["tailseg", key.partition(".")[2]])
     openvino.save_model(converted, out, compress_to_fp16=half)
