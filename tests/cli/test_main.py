@@ -301,10 +301,10 @@ from tailseg.training.loop import Run
 mine = torch.zeros(4, dtype=torch.int64)
 count, save = SeesawLoss._add, Run.save
 
-def counted(self, labels, valid=None):
+def counted(self, labels, valid=None, **options):
     kept = labels if valid is None else labels[valid]
-    mine.add_(torch.bincount(kept, minlength=4))
-    count(self, labels, valid)
+    mine.add_(torch.bincount(kept[kept < 4], minlength=4))  # 4 is background, which is not counted
+    count(self, labels, valid, **options)
 
 def saved(self):
     state = {key: value for key, value in self.detector.state_dict().items()}
