@@ -83,7 +83,7 @@ def heads_of(channels: int, classes: int, width: int, device: torch.device) -> H
         "temperature": classifier.temperature,
         "tau_norm": 0.0,
     }
-    plain = BoxHead(channels, CrossEntropyClassification(classes), convs=0, **options)
+    plain = BoxHead(channels, CrossEntropyClassification(classes), convs=0, norm=False, **options)
     tsd = TsdBoxHead(channels, CrossEntropyClassification(classes), **options, **TsdRecipe().model_dump())
     return {"box head": plain.to(device), "TSD": tsd.to(device)}
 

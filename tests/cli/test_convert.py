@@ -160,8 +160,8 @@ def test_cascade_with_a_setting(shared: Path, tmp_path: Path) -> None:
     shown = tailseg("recipes", "show", out, *options(("test.nms_iou=0.4",)))
     assert_done(shown)
     assert yaml.safe_load(shown.stdout)["test"] == {
-        "score_threshold": 0.05, "nms_iou": 0.4, "max_detections": 300, "min_size": None, "tau_norm": 0.0,
-        "tta": False, "tta_long_edges": [1200, 1400, 1600, 1800, 2000], "tta_flip": True,
+        "score_threshold": 0.05, "nms_iou": 0.4, "max_detections": 300, "stage_average": "logits", "min_size": None,
+        "tau_norm": 0.0, "tta": False, "tta_long_edges": [1200, 1400, 1600, 1800, 2000], "tta_flip": True,
     }  # fmt: skip
 
 
@@ -240,11 +240,12 @@ def test_explain_prints_the_map_and_writes_nothing(shared: Path, tmp_path: Path)
     assert lines[0].split() == ["backbone.conv1.weight", "->", "backbone.net.conv1.weight", "(8,", "3,", "7,", "7)"]
     assert f"{len(state['state_dict'])} tensors with a place, 0 left over, 0 missing" in done.stdout
     assert lines[-1] == "It can be converted: resnet50, 37 classes, loss seesaw."
-    torch.save(state | {"state_dict": state["state_dict"] | {"neck.fpn_convs.0.bn.weight": torch.ones(8)}}, checkpoint)
+    more = {"roi_head.semantic_head.x": torch.zeros(1)}
+    torch.save(state | {"state_dict": state["state_dict"] | more}, checkpoint)
     done = tailseg("convert", "mmdet", checkpoint, "--explain")
     assert done.returncode == 1
-    assert "Left over, of norm in some layers of the neck only:\n  neck.fpn_convs.0.bn.weight\n" in done.stdout
-    assert "left over: 'neck.fpn_convs.0.bn.weight' of norm in some layers of the neck only" in done.stderr
+    assert "Left over, of HTC's semantic branch, on no cascade:\n  roi_head.semantic_head.x\n" in done.stdout
+    assert "left over: 'roi_head.semantic_head.x' of HTC's semantic branch, on no cascade" in done.stderr
     assert list(tmp_path.iterdir()) == [checkpoint]
 
 

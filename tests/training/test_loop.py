@@ -908,8 +908,8 @@ def test_a_killed_loader_process_in_the_middle_of_an_accumulated_step(
     out, count, calls = tmp_path / "run", SeesawLoss._add, []
     train(tiny(*settings), data, tmp_path / "whole", show=False)
 
-    def kills(self: SeesawLoss, *arguments: Any) -> None:
-        count(self, *arguments)
+    def kills(self: SeesawLoss, *arguments: Any, **options: Any) -> None:
+        count(self, *arguments, **options)
         calls.append(self.counts.sum().item())
         if len(calls) == 5:  # the first of the two batches of step 3
             for child in multiprocessing.active_children():

@@ -455,7 +455,7 @@ def test_resuming_asks_for_no_weights_of_imagenet(
 ) -> None:
     """Where the run goes on, there may be no network."""
     asked = []
-    monkeypatch.setattr(weight_init, "load_pretrained", lambda backbone: str(asked.append(backbone)))
+    monkeypatch.setattr(weight_init, "load_pretrained", lambda backbone, _: str(asked.append(backbone)))
     out, pretrained = tmp_path / "run", small("model.backbone.pretrained=true", "model.backbone.frozen_stages=1")
     train(pretrained, data, out, show=False)
     assert len(asked) == 1

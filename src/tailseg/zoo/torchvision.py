@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import socket
 import sys
 from pathlib import Path
@@ -100,9 +102,10 @@ def published_file(name: str = NAME) -> Path:
     usual = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)
     try:
-        torch.hub.load_state_dict_from_url(
-            url, map_location="cpu", weights_only=True, check_hash=True, progress=sys.stderr.isatty()
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # it would say that it begins
+            torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", weights_only=True, check_hash=True, progress=sys.stderr.isatty()
+            )
     except (URLError, OSError, RuntimeError) as error:
         raise UserError(
             f"{name}: {url} cannot be downloaded ({getattr(error, 'reason', error)}); fetch it elsewhere and "
