@@ -78,6 +78,8 @@ def write_openvino(onnx_file: Path, out: Path, about: About, *, half: bool) -> t
     """
     import openvino
 
+    root = logging.getLogger()
+    level = root.level
     try:
         converted = openvino.convert_model(onnx_file)
     except Exception as error:  # OpenVINO raises types of its own
@@ -87,6 +89,8 @@ def write_openvino(onnx_file: Path, out: Path, about: About, *, half: bool) -> t
         raise UserError(
             f"--format openvino: OpenVINO cannot read this model's {lacking[1].strip()}; export it with --format onnx"
         ) from error
+    finally:
+        root.setLevel(level)  # OpenVINO silences everyone's warnings
     for key, text in about.texts().items():
         converted.set_rt_info(text, ["tailseg", key.partition(".")[2]])
     openvino.save_model(converted, out, compress_to_fp16=half)
