@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 USER_STAMP := $(VENV)/.installed-for-users
 
-.PHONY: demo test unittest lint docs soak fuzz format clean
+.PHONY: demo test unittest lint docs nightly soak fuzz format clean
 
 demo: $(USER_STAMP)  ## train cross-entropy and Seesaw on the built-in data, score them, write demo/report.html
 	rm -rf demo
@@ -16,6 +16,9 @@ test: $(STAMP)  ## all checks and tests, at the same time
 
 unittest: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+nightly: $(STAMP)  ## the tests that are too long for every change
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m nightly
 
 soak: $(STAMP)  ## runs killed, stopped and cut off from their disk at 100 points, 10^5 damaged files: half an hour
 	FAULTS=soak $(BIN)/python -m pytest -n 2 --dist worksteal tests/faults

@@ -46,7 +46,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAILSEG_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("commands")
 def test_own_data(tmp_path: Path) -> None:
     drawn, classes, metrics, picture, shapes = run("own_data", tmp_path)

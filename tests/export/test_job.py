@@ -49,6 +49,7 @@ def test_eval_scores_the_same(onnx_file: Path, model: Path, tmp_path: Path) -> N
     assert metrics[0] == metrics[1]
 
 
+@pytest.mark.nightly
 def test_torch_program(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.pt2"
     assert_done(tailseg("export", model, "--format", "torch", "--size", 64, 64, "--out", out))

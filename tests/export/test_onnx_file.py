@@ -42,7 +42,7 @@ ALL_PARTS = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_many_parts_at_one_size_in_16_bits(folder: Path) -> None:
     """Context encoder, TSD, CARAFE, deformable convolution, mask scoring and two classifiers."""
     pytest.importorskip("onnxscript")
