@@ -96,12 +96,12 @@ def test_the_picture_shows_the_chosen_objects_alone(seen: Seen) -> None:
 def test_nothing_is_computed_when_the_choice_changes(
     model: tailseg.Model, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(*_: object) -> None:
-        raise AssertionError("the model was asked again")
-
-    monkeypatch.setattr(model.detector, "detect", never)
-    picture_shown(seen, Choice(0.2))
-    table(seen, Choice(0.2))
+    asked: list[object] = []
+    monkeypatch.setattr(model.detector, "detect", lambda *arguments: asked.append(arguments))
+    few, many = table(seen, Choice(1.0)), table(seen, Choice(0.0))
+    assert len(few) < len(many)
+    assert picture_shown(seen, Choice(1.0)) != picture_shown(seen, Choice(0.0))
+    assert asked == []
 
 
 def test_a_large_picture_is_shown_smaller_with_its_objects_in_place(model: tailseg.Model) -> None:
