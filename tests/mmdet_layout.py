@@ -46,6 +46,7 @@ class Layout:
     one_mask_head: bool = False  # of a cascade
     flow: bool = False  # of masks through a cascade
     semantic: bool = False  # branch
+    scnet: bool = False  # pairs of convolutions in mask head and semantic branch, and a feature relay
     neck_kind: str = "FPN"  # or "FPN_CARAFE", or "FPG" of three pathways
     group_norm: bool = False  # instead of batch norm
     context: str = ""  # "plain", "norm", "residual" or "residual norm"
@@ -54,6 +55,8 @@ class Layout:
         """(their name, our name, shape) of every tensor."""
         rows = [*self._backbone(), *self._neck(), *self._rpn(), *self._heads(), *self._mask_iou(), *self._context()]
         rows += self._semantic()
+        if self.scnet:
+            rows += pair("roi_head.feat_relay_head.fc", "relay.fc", (self.neck * 49, self.hidden))
         if not self.group_norm:
             return rows
         statistics = ("running_mean", "running_var", "num_batches_tracked")
@@ -158,9 +161,9 @@ class Layout:
                 mask = "roi_head.mask_head"
                 if t < 2:
                     continue
-            for i in range(4):
+            for i in range(6 if self.scnet else 4):
                 shape = (self.mask, self.mask if i else self.neck, 3, 3)
-                rows += convolution(f"{mask}.convs.{i}", ours, i, shape, norm=self.mask_norm)
+                rows += self._convolution(f"{mask}.convs", ours, i, shape, norm=self.mask_norm, pairs=self.scnet)
             if self.flow and t > 0:
                 rows += pair(f"{mask}.conv_res.conv", f"{ours}.flow", (self.mask, self.mask, 1, 1))
             if self.carafe:
@@ -194,7 +197,7 @@ class Layout:
         for i in range(5):
             rows += pair(f"{theirs}.lateral_convs.{i}.conv", f"semantic.lateral_convs.{i}", (n, n, 1, 1))
         for i in range(4):
-            rows += pair(f"{theirs}.convs.{i}.conv", f"semantic.convs.{i}", (n, n, 3, 3))
+            rows += self._convolution(f"{theirs}.convs", "semantic", i, (n, n, 3, 3), norm=False, pairs=self.scnet)
         return rows
 
     def _context(self) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -203,11 +206,16 @@ class Layout:
         theirs, shape, norm = "roi_head.glbctx_head", (self.neck, self.neck, 3, 3), "norm" in self.context
         rows = pair(f"{theirs}.fc", "context.classifier", (self.classes, self.neck))
         for i in range(4):
-            block, number = (
-                (f"{theirs}.convs.{i // 2}", i % 2 + 1) if "residual" in self.context else (f"{theirs}.convs.{i}", "")
+            rows += self._convolution(
+                f"{theirs}.convs", "context", i, shape, norm=norm, pairs="residual" in self.context
             )
-            rows += convolution(block, "context", i, shape, norm=norm, number=str(number))
         return rows
+
+    def _convolution(
+        self, theirs: str, ours: str, i: int, shape: tuple[int, ...], *, norm: bool, pairs: bool
+    ) -> list[Any]:
+        block, number = (f"{theirs}.{i // 2}", str(i % 2 + 1)) if pairs else (f"{theirs}.{i}", "")
+        return convolution(block, ours, i, shape, norm=norm, number=number)
 
 
 def pair(theirs: str, ours: str, shape: tuple[int, ...], out: int | None = None) -> list[Any]:

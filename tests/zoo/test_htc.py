@@ -180,7 +180,7 @@ def test_a_configuration(tmp_path: Path, interleaved: bool) -> None:
     recipe, _ = converted({"state_dict": state_of(WITH_SEMANTIC), **about}, tmp_path)
     assert recipe.model.mask_head.interleaved is interleaved
     assert recipe.model.mask_head.flow
-    assert recipe.model.semantic.model_dump() == {"enabled": True, "convs": 4}
+    assert recipe.model.semantic.model_dump() == {"enabled": True, "convs": 4, "residual": False}
 
 
 @pytest.mark.parametrize(

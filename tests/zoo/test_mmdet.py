@@ -675,7 +675,7 @@ LEFT_OVER = {
     "a mask IoU head of another form": (SMALL_CASCADE, "roi_head.mask_iou_head.fc_mask_iou.weight", (5, 16)),
     "deformable convolutions outside": (SMALL, "backbone.layer2.0.conv3.conv_offset.weight", (27, 8, 1, 1)),
     "a global context of another form": (SMALL, "roi_head.glbctx_head.fc.weight", (5, 8)),
-    "SCNet's feature relay": (SMALL, "roi_head.feat_relay_head.fc.weight", (8, 8)),
+    "SCNet's feature relay, on no cascade": (SMALL, "roi_head.feat_relay_head.fc.weight", (8, 8)),
     "norm in HTC's semantic branch": (SMALL_CASCADE, "roi_head.semantic_head.convs.0.bn.weight", (8,)),
     "HTC's flow of masks": (SMALL_CASCADE, "roi_head.mask_head.0.conv_res.bn.weight", (8,)),
     "group norm in some layers only": (SMALL, "roi_head.bbox_head.fc_cls.gn.weight", (8,)),

@@ -94,6 +94,7 @@ class BoxPrediction:
     deltas: Tensor  # (R, 1 or C, 4) float32
     boxes: Tensor  # (R, 4) pixels: the boxes that the deltas refine
     class_features: Tensor  # (R, F): what the classes were read off, by hidden layers and a classifier
+    hidden: Tensor | None = None  # (R, width): what the last hidden layer says; TSD has no such features
     sibling: BoxPrediction | None = None  # of a head that is trained beside this one (TSD)
 
 
@@ -169,6 +170,7 @@ class BoxHead(nn.Module):
             deltas=float_deltas(self.regressor(hidden)),
             boxes=rois[:, 1:],
             class_features=features,
+            hidden=hidden,
         )
 
     @property

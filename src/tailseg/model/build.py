@@ -21,6 +21,7 @@ from tailseg.model.hrfpn import HRFPN
 from tailseg.model.mask_head import MaskHead
 from tailseg.model.mask_iou import MaskIouHead
 from tailseg.model.matching import Matcher
+from tailseg.model.relay import FeatureRelay
 from tailseg.model.rpn import RPN
 from tailseg.model.semantic import SemanticBranch
 from tailseg.model.tsd import TsdBoxHead
@@ -58,7 +59,7 @@ def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics
         mask_iou = MaskIouHead(channels, num_classes, class_agnostic=agnostic, **options)
     semantic = None
     if model.semantic.enabled:
-        semantic = SemanticBranch(channels, channels, convs=model.semantic.convs)
+        semantic = SemanticBranch(channels, channels, **model.semantic.model_dump(exclude={"enabled"}))
     neck = _build_neck(model.neck, backbone.channels)
     detector = Detector(
         backbone,
@@ -70,6 +71,7 @@ def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics
         mask_iou=mask_iou,
         mask_iou_weight=model.mask_iou.weight,
         semantic=semantic,
+        relay=FeatureRelay(model.box_head.width, channels) if model.relay.enabled else None,
         **model.roi_pooling.model_dump(),
         pixel_mean=model.pixel_mean,
         pixel_std=model.pixel_std,

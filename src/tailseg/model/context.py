@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tailseg.layers.norm import BatchNorm2d
+from tailseg.layers.residual import require_pairs, residual_pairs
 
 RARE_PRIOR = math.log(0.01 / 0.99)  # an image holds few of the classes: starting at 1/2, they would be unlearnt first
 Unlabelled = Literal["negative", "ignored"]
@@ -42,8 +43,8 @@ class ContextEncoder(nn.Module):
         unlabelled: Unlabelled,
     ) -> None:
         super().__init__()
-        if residual and convs % 2:
-            raise ValueError(f"residual pairs need an even number of convolutions, received {convs}")
+        if residual:
+            require_pairs(convs)
         self.residual = residual
         self.unlabelled = unlabelled
         self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, bias=not norm) for _ in range(convs))
@@ -70,8 +71,7 @@ class ContextEncoder(nn.Module):
         """
         hidden = coarsest.contiguous(memory_format=torch.channels_last)
         if self.residual:
-            for first in range(0, len(self.convs), 2):
-                hidden = hidden + self._convolve(first + 1, F.relu(self._convolve(first, hidden), inplace=True))
+            hidden = residual_pairs(hidden, len(self.convs), self._convolve)
         else:
             for number in range(len(self.convs)):
                 hidden = F.relu(self._convolve(number, hidden), inplace=True)

@@ -1,7 +1,8 @@
 """One detector composed of parts.
 
 Mask R-CNN is it with one stage, Cascade Mask R-CNN with three, HTC-Lite with three, a context encoder and one mask head
-(report, section 1.2), Hybrid Task Cascade (HTC, arXiv 1901.07518) with three whose mask heads are chained.
+(report, section 1.2), Hybrid Task Cascade (HTC, arXiv 1901.07518) with three whose mask heads are chained,
+SCNet (arXiv 2012.10150) with three, a context encoder, one mask head and a feature relay.
 
 Training and inference are two entrances with one return type each: `forward` gives losses (distributed wrappers see
 only that), `detect` gives detections. Both read top to bottom.
@@ -31,6 +32,7 @@ from tailseg.model.hrfpn import HRFPN
 from tailseg.model.ignored_regions import IgnoredRegions
 from tailseg.model.mask_head import MaskHead, last_mask_logits, mask_logits, mask_loss, mask_targets
 from tailseg.model.mask_iou import MaskIouHead, mask_iou_loss, mask_iou_targets
+from tailseg.model.relay import FeatureRelay
 from tailseg.model.roi_features import ImageFeatures, RoIPooler
 from tailseg.model.rpn import RPN
 from tailseg.model.semantic import SemanticBranch
@@ -104,6 +106,7 @@ class Detector(nn.Module):
         mask_iou: predicts how good the last stage's masks are, by which they are then ranked; None ranks by box score.
         mask_iou_weight: of its loss.
         semantic: its features are added to those of RoIs, too; None adds nothing. It has no loss of its own.
+        relay: adds what the last stage's box head sees in a RoI to the feature that its mask is made of; None: nothing.
         sampling_ratio, aligned: of the RoI pooling (see `RoIPooler`).
         pixel_mean, pixel_std: of RGB in 0..255.
         score_threshold: detections score above this.
@@ -126,6 +129,7 @@ class Detector(nn.Module):
         mask_iou: MaskIouHead | None = None,
         mask_iou_weight: float,
         semantic: SemanticBranch | None = None,
+        relay: FeatureRelay | None = None,
         sampling_ratio: int,
         aligned: bool,
         pixel_mean: Sequence[float],
@@ -147,6 +151,7 @@ class Detector(nn.Module):
         self.mask_iou = mask_iou
         self.mask_iou_weight = mask_iou_weight
         self.semantic = semantic
+        self.relay = relay
         self.box_pooler = RoIPooler(box_heads.ROI_SIZE, sampling_ratio=sampling_ratio, aligned=aligned)
         self.mask_pooler = RoIPooler(mask_heads.ROI_SIZE, sampling_ratio=sampling_ratio, aligned=aligned)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
@@ -187,7 +192,7 @@ class Detector(nn.Module):
             if stage.mask_head is not None:
                 if stage.interleaved:
                     targets = stage.sampler(proposals, batch.boxes, batch.labels, batch.valid, ignored)
-                own |= self._mask_losses(number, features, targets, batch, with_mask_iou=last)
+                own |= self._mask_losses(number, features, targets, prediction.hidden, batch, with_mask_iou=last)
             losses |= own if len(self.stages) == 1 else {f"stage{number}.{k}": v for k, v in own.items()}
         return losses
 
@@ -260,11 +265,14 @@ class Detector(nn.Module):
         number: int,
         features: ImageFeatures,
         targets: RoITargets,
+        hidden: Tensor | None,
         batch: Batch,
         *,
         with_mask_iou: bool,
     ) -> dict[str, Tensor]:
         """Losses of the positives' masks in stage ``number`` and, ``with_mask_iou``, of their mask IoU.
+
+        A relay reads ``hidden`` (R, width), the box head's features of the same RoIs.
 
         Positives come first, so only the first rows of an image can hold any.
         """
@@ -279,6 +287,8 @@ class Detector(nn.Module):
         labels = torch.where(weights, targets.labels[rows], 0)
         rois = targets.rois[rows]
         seen = features.pool(self.mask_pooler)(rois)
+        if self.relay is not None and hidden is not None:
+            seen = seen + self.relay(hidden[rows])
         logits = last_mask_logits(self._mask_heads(number), seen, labels, weights)
         objects = targets.objects[rows]
         grids, frames = batch.masks.flatten(0, 1)[objects], batch.mask_frames.flatten(0, 1)[objects]
@@ -359,6 +369,9 @@ class Detector(nn.Module):
     def predict_masks(self, features: ImageFeatures, rois: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Probabilities (n, 28, 28) of each RoI's own class, averaged over the mask heads, and their IoU (n,)."""
         seen = features.pool(self.mask_pooler)(rois)
+        if self.relay is not None:
+            last = list(self._stages())[-1].box_head(features.pool(self.box_pooler), rois)
+            seen = seen + self.relay(last.hidden)
         masks = torch.stack([own.sigmoid() for own in mask_logits(self._mask_heads(), seen, labels)]).mean(dim=0)
         return masks, None if self.mask_iou is None else self.mask_iou(seen, masks, labels).clamp(0, 1)
 

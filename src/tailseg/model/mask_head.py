@@ -14,6 +14,7 @@ from torchvision.ops import roi_align
 from tailseg.layers.carafe import CarafeUpsample
 from tailseg.layers.norm import Norm, build_norm
 from tailseg.layers.normalized import normalize
+from tailseg.layers.residual import require_pairs, residual_pairs
 
 ROI_SIZE = 14
 MASK_SIZE = 28
@@ -21,7 +22,7 @@ EPS = 1e-6  # added to the norms of a normalised predictor
 
 
 class MaskHead(nn.Module):
-    """Four 3x3 convolutions, upsampling by two, and a 1x1 convolution whose rows belong to classes.
+    """3x3 convolutions, upsampling by two, and a 1x1 convolution whose rows belong to classes.
 
     Only the row of the class that is asked for is evaluated: with 1203 classes and 300 boxes, the full output would
     take 1.1 GB.
@@ -31,6 +32,8 @@ class MaskHead(nn.Module):
         num_classes: C.
         channels: of the hidden maps.
         convs: number of 3x3 convolutions.
+        residual: pairs of them with a shortcut, as `tailseg.layers.residual`, instead of a ReLU after each (SCNet);
+            then ``channels`` are ``in_channels``.
         norm: batch norm after each of them, or group norm.
         upsample: ``deconv`` (transposed convolution) or ``carafe`` (content-aware reassembly, without a ReLU after it).
         class_agnostic: one row for all classes.
@@ -38,6 +41,9 @@ class MaskHead(nn.Module):
         temperature: τ of a normalised one.
         flow: the hidden maps of the stage before, through a 1x1 convolution and ReLU, are added to the RoI feature
             (HTC, arXiv 1901.07518, section 3.2), which has as many channels.
+
+    Raises:
+        ValueError: residual pairs of an odd number of convolutions.
     """
 
     def __init__(
@@ -48,6 +54,7 @@ class MaskHead(nn.Module):
         flow: bool = False,
         channels: int,
         convs: int,
+        residual: bool,
         norm: Norm,
         upsample: str,
         class_agnostic: bool,
@@ -55,6 +62,9 @@ class MaskHead(nn.Module):
         temperature: float,
     ) -> None:
         super().__init__()
+        if residual:
+            require_pairs(convs)
+        self.residual = residual
         widths = [in_channels, *[channels] * convs]
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=not norm) for a, b in pairwise(widths))
         self.norms = nn.ModuleList(build_norm(norm, channels) for _ in range(convs if norm else 0))
@@ -85,11 +95,15 @@ class MaskHead(nn.Module):
         hidden = features.contiguous(memory_format=torch.channels_last)
         if self.flow is not None and before is not None:
             hidden = hidden + F.relu(self.flow(before))
-        for number, conv in enumerate(self.convs):
-            hidden = conv(hidden)
-            if self.norms:
-                hidden = self.norms[number](hidden, live)
-            hidden = F.relu(hidden, inplace=True)
+
+        def convolve(number: int, maps: Tensor) -> Tensor:
+            maps = self.convs[number](maps)
+            return self.norms[number](maps, live) if self.norms else maps
+
+        if self.residual:
+            return residual_pairs(hidden, len(self.convs), convolve)
+        for number in range(len(self.convs)):
+            hidden = F.relu(convolve(number, hidden), inplace=True)
         return hidden
 
     def logits(self, hidden: Tensor, labels: Tensor) -> Tensor:

@@ -14,6 +14,11 @@ from tailseg.recipes.classifiers import Section
 Norm = bool | Literal["group"]
 
 
+def _require_pairs(residual: bool, convs: int) -> None:
+    if residual and convs % 2:
+        raise ValueError(f"residual needs an even number of convs, received {convs}")
+
+
 class BackboneRecipe(Section):
     """`tailseg.model.backbone.Backbone`."""
 
@@ -144,6 +149,8 @@ class MaskHeadRecipe(Section):
     """Channels of the hidden maps."""
     convs: int = Field(4, ge=1, le=DEEPEST)
     """Number of 3x3 convolutions."""
+    residual: bool = False
+    """They come in pairs, each with a shortcut (SCNet)."""
     norm: Norm = False
     """After each of them: batch norm over all processes (true), or group norm (group)."""
     upsample: Literal["deconv", "carafe"] = "deconv"
@@ -160,18 +167,33 @@ class MaskHeadRecipe(Section):
     """Mask heads learn from boxes that their own stage has refined, sampled again (HTC)."""
 
     @model_validator(mode="after")
-    def _flow_without_norm(self) -> MaskHeadRecipe:
+    def _flow_without_norm_and_pairs(self) -> MaskHeadRecipe:
+        _require_pairs(self.residual, self.convs)
         if self.flow and self.norm:
             raise ValueError("mask heads that are chained have no norm; set model.mask_head.norm=false, or no flow")
         return self
 
 
 class SemanticRecipe(Section):
-    """`tailseg.model.semantic.SemanticBranch` (HTC), of published models: for detection alone, as it is not trained."""
+    """`tailseg.model.semantic.SemanticBranch` (HTC, SCNet), of published models: for detection alone, untrained."""
 
     enabled: bool = False
     convs: int = Field(4, ge=1, le=DEEPEST)
     """Number of 3x3 convolutions."""
+    residual: bool = False
+    """They come in pairs, each with a shortcut (SCNet)."""
+
+    @model_validator(mode="after")
+    def _pairs(self) -> SemanticRecipe:
+        _require_pairs(self.residual, self.convs)
+        return self
+
+
+class RelayRecipe(Section):
+    """`tailseg.model.relay.FeatureRelay` (SCNet): for a mask head in the last stage alone."""
+
+    enabled: bool = False
+    """What the last box head saw in a RoI is added to the feature that its mask is made of."""
 
 
 class ContextRecipe(Section):
@@ -190,8 +212,7 @@ class ContextRecipe(Section):
 
     @model_validator(mode="after")
     def _pairs(self) -> ContextRecipe:
-        if self.residual and self.convs % 2:
-            raise ValueError(f"residual needs an even number of convs, received {self.convs}")
+        _require_pairs(self.residual, self.convs)
         return self
 
 
@@ -251,6 +272,7 @@ class ModelRecipe(Section):
     mask_head: MaskHeadRecipe = MaskHeadRecipe()
     mask_iou: MaskIouRecipe = MaskIouRecipe()
     semantic: SemanticRecipe = SemanticRecipe()
+    relay: RelayRecipe = RelayRecipe()
     context: ContextRecipe = ContextRecipe()
     tsd: TsdRecipe = TsdRecipe()
     stages: tuple[StageRecipe, ...] = Field((StageRecipe(),), min_length=1, max_length=16)
@@ -283,5 +305,17 @@ class ModelRecipe(Section):
             raise ValueError(
                 f"chained mask heads need the neck's {self.neck.channels} channels, and model.mask_head.channels is "
                 f"{self.mask_head.channels}; set one to the other"
+            )
+        if self.mask_head.residual and self.mask_head.channels != self.neck.channels:
+            raise ValueError(
+                f"a residual mask head needs the neck's {self.neck.channels} channels, and model.mask_head.channels is "
+                f"{self.mask_head.channels}; set one to the other"
+            )
+        if self.relay.enabled and any(stage.mask_weight > 0 for stage in self.stages[:-1]):
+            raise ValueError("a feature relay serves the last mask head alone; set the others' mask_weight to 0")
+        if self.relay.enabled and (self.stages[-1].tsd or self.mask_head.interleaved):
+            raise ValueError(
+                "a feature relay needs a plain box head of the mask's own RoIs in the last stage; set no tsd there and "
+                "model.mask_head.interleaved=false"
             )
         return self

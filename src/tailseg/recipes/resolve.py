@@ -26,6 +26,7 @@ BUILT_IN: dict[str, Callable[[], Recipe]] = {
     **table2.rows("table2", table2.mask_rcnn),
     "table2/cascade-mask-rcnn": table2.cascade_mask_rcnn,
     "htc": table2.htc,
+    "scnet": table2.scnet,
     "own/fast": own.fast,
     "own/accurate": own.accurate,
     "small/cross-entropy": small.cross_entropy,

@@ -172,6 +172,24 @@ def htc() -> Recipe:
     return changed(cascade_mask_rcnn(), changes)
 
 
+def scnet() -> Recipe:
+    """SCNet (arXiv 2012.10150) without its semantic branch: one deep mask head, a context encoder, a feature relay."""
+    stages = [{**stage, "mask_weight": 0.0} for stage in CASCADE]
+    stages[-1]["mask_weight"] = 1.75  # the sum of the stages' weights
+    changes = {
+        "name": "scnet",
+        "model.stages": stages,
+        "model.mask_head.convs": 12,
+        "model.mask_head.residual": True,
+        "model.context.weight": 3.0,
+        "model.context.residual": True,
+        "model.relay.enabled": True,
+        "schedule.epochs": 20,
+        "schedule.milestones": (16, 19),
+    }
+    return changed(cascade_mask_rcnn(), changes)
+
+
 def _row(table: str, name: str, first: Callable[[], Recipe], steps: Mapping[str, Step]) -> Callable[[], Recipe]:
     def build() -> Recipe:
         recipe = first()

@@ -42,7 +42,8 @@ SECOND = ".second_branch."
 STATISTICS = (".box_head.classification.", ".second_branch.classification.")  # what a loss knows of the classes
 MEANING = (  # recipe keys, or their beginnings, that change what given weights compute
     *("model.backbone.norm_eps", "model.backbone.stride_in_1x1", "model.backbone.options"),
-    *("model.backbone.res2net_pool", "model.mask_head.flow", "model.semantic.enabled"),
+    *("model.backbone.res2net_pool", "model.mask_head.flow", "model.mask_head.residual"),
+    "model.semantic.enabled",
     *("model.rpn.anchor_scale", "model.rpn.rounded_anchors", "model.rpn.fitted_strides", "model.roi_pooling."),
     *("model.stages.", "model.tsd.gamma", "model.context.residual", "model.pixel_", "classifier.temperature"),
     *("model.mask_head.upsample", "model.mask_head.normalized", "model.mask_head.temperature"),
@@ -83,8 +84,8 @@ def require_sound_start(recipe: Recipe, init: Path | None, *, resume: bool) -> N
         return
     if recipe.model.semantic.enabled:
         raise UserError(
-            "model.semantic: HTC's semantic branch is for detection alone, as its training needs maps of stuff, which "
-            "tailseg does not read; set model.semantic.enabled=false, or train recipe htc"
+            "model.semantic: the semantic branch is for detection alone, as its training needs maps of stuff, which "
+            "tailseg does not read; set model.semantic.enabled=false, or train recipe htc or scnet"
         )
     backbone = recipe.model.backbone
     if recipe.finetune.enabled and init is None:
@@ -203,7 +204,7 @@ def _filled(
             require_type(key, value, theirs[key], path)
             rows = 0 if same or agnostic.get(part) else CLASS_ROWS.get(part, 0)
             filled[key] = _with_rows(path, key, value, theirs[key], source, len(checkpoint.categories), rows)
-    # HTC's semantic branch is not trained, so models that have it are trained on without.
+    # A semantic branch is not trained, so models that have it are trained on without.
     left = [key for key in theirs if key not in own and not _of_statistics(key) and not key.startswith("semantic.")]
     if left:
         raise _other_architecture(path, left[0], "has no place")

@@ -102,7 +102,7 @@ def _box_convolutions(state: State) -> Values:
 
 
 def _further_heads(state: State) -> Values:
-    """Recipe values of mask-IoU head, semantic branch and context encoder, of those that there are."""
+    """Recipe values of mask-IoU head, semantic branch, relay and context encoder, of those that there are."""
     model: Values = {}
     if "mask_iou.predictor.weight" in state:
         model["mask_iou"] = {
@@ -112,6 +112,8 @@ def _further_heads(state: State) -> Values:
         }
     if "semantic.embedding.weight" in state:
         model["semantic"] = {"enabled": True, "convs": max(count_tensors(state, "semantic.convs.{}.weight"), 1)}
+    if "relay.fc.weight" in state:
+        model["relay"] = {"enabled": True}
     if "context.classifier.weight" in state:
         model["context"] = {
             "weight": CONTEXT_WEIGHT,

@@ -1,4 +1,4 @@
-"""Mask R-CNN, Mask Scoring R-CNN, Cascade Mask R-CNN and HTC of mmdetection 2.x and 3.x (spec, section 28)."""
+"""Mask R-CNN, Mask Scoring R-CNN, Cascade Mask R-CNN, HTC and SCNet of mmdetection 2.x and 3.x (spec, section 28)."""
 
 from __future__ import annotations
 
@@ -50,6 +50,11 @@ OF_FORKS = ("eql", "eql-v2", "group-softmax")  # losses that their number of log
 MARGIN = (
     "has the effective class margin loss (ECM): its scores are those of EQL v2, with whose loss a training would go on"
 )
+RESIDUAL = {"mask_head": "mask_head", "semantic_head": "semantic", "glbctx_head": "context"}  # parts with pairs
+EXTRA_CLASS = (
+    "has a global context of one class more than the model, which no object is of, as SCNet was published; its row of "
+    "the context's classifier was left out, which plays no part in detection"
+)
 STANDARDIZED = (
     "has weight standardisation, which was worked into the weights: detections are the same, but training goes on "
     "without it"
@@ -97,8 +102,11 @@ def read_mmdet(path: Path) -> ForeignModel:
         standardize(state, said.standardized)
         remarks.append(f"{path} {STANDARDIZED}")
     values["model"]["backbone"] = backbone_conventions(tensors) | values["model"].get("backbone", {})
-    if "roi_head.glbctx_head.convs.0.conv1.weight" in tensors:
-        values["model"].setdefault("context", {})["residual"] = True
+    for theirs, ours in RESIDUAL.items():
+        if f"roi_head.{theirs}.convs.0.conv1.weight" in tensors:
+            values["model"].setdefault(ours, {})["residual"] = True
+    if _without_extra_class(state, path):
+        remarks.append(f"{path} {EXTRA_CLASS}")
     return ForeignModel(
         project="mmdet",
         path=path,
@@ -132,8 +140,11 @@ def _published(path: Path, state: Mapping[str, Tensor], cascade: bool) -> _Said:
     masks: dict[str, Any] = {"normalized": True} if "normed-mask" in path.stem.replace("_", "-") else {}
     if any(".mask_head.flow." in key for key in state):
         masks["interleaved"] = True
+    model = (CASCADE if cascade else {}) | ({"mask_head": masks} if masks else {})
+    if "relay.fc.weight" in state:  # SCNet, whose one mask head has the weights of all stages
+        model["stages"] = [{**row, "mask_weight": 1.75} for row in CASCADE["stages"]]
     return _Said(
-        values={"model": (CASCADE if cascade else {}) | ({"mask_head": masks} if masks else {})},
+        values={"model": model},
         classifiers={"seesaw": {"normalized": True, "q": 2.0}},
         standardized=tuple(CONVOLUTIONS) if re.search("gn[-_+]ws", path.stem) else (),
     )
@@ -170,13 +181,15 @@ def part_names(stages: int) -> dict[str, str]:
     if stages == 1:
         return names | _mask_iou_head()
     # A single mask head serves the last stage.
-    return names | _heads("", "roi_head.mask_head", stages - 1) | _context_head() | _semantic_head()
+    names |= _heads("", "roi_head.mask_head", stages - 1) | _context_head() | _semantic_head()
+    return names | {"roi_head.feat_relay_head.fc": "relay.fc"}
 
 
 def _heads(box: str, mask: str, stage: int) -> dict[str, str]:
     ours = f"stages.{stage}"
     names = {
         **_convolutions(f"{mask}.convs", f"{ours}.mask_head"),
+        **_pairs(f"{mask}.convs", f"{ours}.mask_head"),
         f"{mask}.upsample": f"{ours}.mask_head.upsample",
         f"{mask}.upsample.channel_compressor": f"{ours}.mask_head.upsample.compressor",
         f"{mask}.upsample.content_encoder": f"{ours}.mask_head.upsample.encoder",
@@ -202,6 +215,15 @@ def _convolutions(theirs: str, ours: str) -> dict[str, str]:
     return names | {f"{theirs}.{i}.{norm}": f"{ours}.norms.{i}" for i in range(MOST_CONVS) for norm in ("bn", "gn")}
 
 
+def _pairs(theirs: str, ours: str) -> dict[str, str]:
+    """Convolutions in residual pairs (SCNet), each with batch norm if it has one."""
+    names = {}
+    for i in range(MOST_CONVS):
+        block, place = f"{theirs}.{i // 2}", i % 2 + 1
+        names |= {f"{block}.conv{place}": f"{ours}.convs.{i}", f"{block}.bn{place}": f"{ours}.norms.{i}"}
+    return names
+
+
 def _mask_iou_head() -> dict[str, str]:
     theirs = "roi_head.mask_iou_head"
     return {
@@ -213,21 +235,28 @@ def _mask_iou_head() -> dict[str, str]:
 
 
 def _semantic_head() -> dict[str, str]:
-    """HTC's, without the prediction that only its own loss reads."""
+    """That of HTC and SCNet, without the prediction that only its own loss reads."""
     theirs = "roi_head.semantic_head"
     names = {f"{theirs}.lateral_convs.{level}.conv": f"semantic.lateral_convs.{level}" for level in range(LEVELS)}
     names |= {f"{theirs}.convs.{i}.conv": f"semantic.convs.{i}" for i in range(MOST_CONVS)}
+    names |= {k: v for k, v in _pairs(f"{theirs}.convs", "semantic").items() if ".convs." in v}
     return names | {f"{theirs}.conv_embedding.conv": "semantic.embedding"}
 
 
 def _context_head() -> dict[str, str]:
     """SCNet's, whose convolutions stand one by one or in residual pairs."""
     theirs = "roi_head.glbctx_head"
-    names = _convolutions(f"{theirs}.convs", "context") | {f"{theirs}.fc": "context.classifier"}
-    for i in range(MOST_CONVS):
-        block, place = f"{theirs}.convs.{i // 2}", i % 2 + 1
-        names |= {f"{block}.conv{place}": f"context.convs.{i}", f"{block}.bn{place}": f"context.norms.{i}"}
-    return names
+    names = _convolutions(f"{theirs}.convs", "context") | _pairs(f"{theirs}.convs", "context")
+    return names | {f"{theirs}.fc": "context.classifier"}
+
+
+def _without_extra_class(state: dict[str, Tensor], path: Path) -> bool:
+    """Cut the context's classifier to the model's classes where it has one more; whether it had."""
+    classes = {len(tensor) for key, tensor in state.items() if key.endswith("mask_head.predictor.bias")}
+    if {len(state.get("context.classifier.bias", ())) - 1} != classes:
+        return False
+    change(state, path, ("context.classifier.weight", "context.classifier.bias"), lambda rows: rows[:-1])
+    return True
 
 
 def _whole_counts(counts: Tensor, path: Path) -> Tensor:

@@ -19,6 +19,7 @@ from tailseg.zoo.mmdet_config_heads import (
     mask_head,
     mask_iou,
     refuse_other_norms,
+    refuse_other_relays,
     refuse_other_semantics,
     refuse_other_upsampling,
     stage_rows,
@@ -124,7 +125,7 @@ def _refuse_other_parts(model: Config, roi: Config) -> None:
     require("model.neck.type", section(model, "neck").get("type"), NECKS)
     require("model.roi_head.type", roi.get("type"), ROI_HEADS)
     refuse_other_semantics(roi)
-    require("model.roi_head.feat_relay_head.type", section(roi, "feat_relay_head").get("type"), ())  # SCNet's
+    refuse_other_relays(section(roi, "feat_relay_head"))
 
 
 def _neck(neck: Config) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tailseg.layers.norm import GROUPS
+from tailseg.model.box_head import ROI_SIZE as BOX_ROI_SIZE
 from tailseg.model.semantic import FUSED, ROI_SIZE, STRIDE
 from tailseg.zoo.mmdet_text import Config, known, require, section
 
@@ -93,16 +94,24 @@ def mask_iou(head: Config, train: Config) -> dict[str, Any]:
 
 
 def refuse_other_semantics(roi: Config) -> None:
-    """Refuse another semantic branch than HTC's."""
+    """Refuse another semantic branch than that of HTC and SCNet."""
     head, extractor = section(roi, "semantic_head"), section(roi, "semantic_roi_extractor")
     where = "model.roi_head.semantic"
-    require(f"{where}_head.type", head.get("type"), ("FusedSemanticHead",))
+    require(f"{where}_head.type", head.get("type"), ("FusedSemanticHead", "SCNetSemanticHead"))
     require(f"{where}_head.fusion_level", head.get("fusion_level"), (FUSED,))
     require(f"{where}_fusion", roi.get("semantic_fusion"), (["bbox", "mask"],))
     require(f"{where}_roi_extractor.type", extractor.get("type"), ("SingleRoIExtractor",))
     require(f"{where}_roi_extractor.featmap_strides", extractor.get("featmap_strides"), ([STRIDE],))
     layer = section(extractor, "roi_layer")
     require(f"{where}_roi_extractor.roi_layer.output_size", layer.get("output_size"), (ROI_SIZE,))
+
+
+def refuse_other_relays(head: Config) -> None:
+    """Refuse another feature relay than SCNet's."""
+    where = "model.roi_head.feat_relay_head"
+    require(f"{where}.type", head.get("type"), ("FeatureRelayHead",))
+    require(f"{where}.roi_feat_size", head.get("roi_feat_size"), (BOX_ROI_SIZE,))
+    require(f"{where}.scale_factor", head.get("scale_factor"), (ROI_SIZE // BOX_ROI_SIZE,))
 
 
 def context(head: Config) -> dict[str, Any]:

@@ -13,7 +13,7 @@ PARTS: Mapping[str, tuple[tuple[str, str], ...]] = {
         (r"^roi_head\.semantic_head\.", "HTC's semantic branch, on no cascade"),
         (r"\.gn\d?\.", "group norm in some layers only"),
         (r"^roi_head\.mask_head\.\d+\.conv_res\.", "HTC's flow of masks from stage to stage"),
-        (r"^roi_head\.feat_relay_head\.", "SCNet's feature relay"),
+        (r"^roi_head\.feat_relay_head\.", "SCNet's feature relay, on no cascade"),
         (r"^roi_head\.glbctx_head\.", "a global context of another form than SCNet's on a cascade"),
         (r"^roi_head\.mask_iou_head\.", "a mask IoU head of another form than that of Mask Scoring R-CNN"),
         (r"^roi_head\.point_head\.", "PointRend's point head"),
