@@ -47,7 +47,7 @@ class Layout:
     flow: bool = False  # of masks through a cascade
     semantic: bool = False  # branch
     scnet: bool = False  # pairs of convolutions in mask head and semantic branch, and a feature relay
-    neck_kind: str = "FPN"  # or "FPN_CARAFE", or "FPG" of three pathways
+    neck_kind: str = "FPN"  # or "PAFPN", "FPN_CARAFE", or "FPG" of three pathways
     group_norm: bool = False  # instead of batch norm
     context: str = ""  # "plain", "norm", "residual" or "residual norm"
 
@@ -99,6 +99,11 @@ class Layout:
         rows: list[tuple[str, str, tuple[int, ...]]] = []
         if self.neck_kind == "FPG":
             return self._grid()
+        path = [("downsample_convs", "down"), ("pafpn_convs", "path")]
+        for i, (part, ours) in ((i, names) for i in range(3 if self.neck_kind == "PAFPN" else 0) for names in path):
+            own = pair(f"neck.{part}.{i}.conv", f"neck.{ours}_convs.{i}", (n, n, 3, 3))
+            norm = norm_rows(f"neck.{part}.{i}.bn", f"neck.{ours}_norms.{i}", n)
+            rows += own[:1] + norm if self.neck_norm else own
         for i in range(5 if self.neck_kind == "FPN_CARAFE" else 4):
             shape = (n, self.base * 4 * 2**i, 1, 1) if i < 4 else (n, self.base * 32, 3, 3)
             for part, ours, size in (("lateral_convs", "lateral", shape), ("fpn_convs", "output", (n, n, 3, 3))):

@@ -117,7 +117,7 @@ NO_CONVOLUTIONS = "model: a TSD head has no convolutions; set model.box_head.con
             ["model.neck.carafe=true", "model.neck.pathways=3"],
             "model.neck: an FPN has no pathways, carafe; set model.neck.kind=fpg, or leave out pathways, carafe",
         ),
-        ("table2/08-neck", ["model.neck.kind=pafpn"], "'fpg', received 'pafpn'"),
+        ("table2/08-neck", ["model.neck.kind=bifpn"], "'fpg', received 'bifpn'"),
         ("table2/11-finetune", ["finetune.cache=true"], "cannot be cached; set finetune.views, for example to 1"),
         ("table2/12-tta", ["test.tta_long_edges=[]"], "test.tta_long_edges: tuple should have at least 1 item"),
         ("table2/12-tta", ["test.tta_long_edges=[1200, 8]"], "greater than or equal to 32, received 8"),

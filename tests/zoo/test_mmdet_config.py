@@ -420,9 +420,9 @@ REFUSED = {
     "roi_head=dict(mask_iou_head=dict(num_convs=4)), train_cfg=dict(rcnn=dict(mask_thr_binary=0.3))": (
         "model.train_cfg.rcnn.mask_thr_binary = 0.3"
     ),
-    "roi_head=dict(semantic_head=dict(type='PanopticFPNHead'))": "semantic_head.type = 'SCNetSemanticHead'",
+    "roi_head=dict(semantic_head=dict(type='PanopticFPNHead'))": "semantic_head.type = 'PanopticFPNHead'",
     "roi_head=dict(type='PointRendRoIHead')": "model.roi_head.type = 'PointRendRoIHead'",
-    "roi_head=dict(feat_relay_head=dict(scale_factor=1))": "feat_relay_head.type = 'FeatureRelayHead'",
+    "roi_head=dict(feat_relay_head=dict(scale_factor=1))": "feat_relay_head.scale_factor = 1",
     "roi_head=dict(type='HybridTaskCascadeRoIHead', mask_info_flow=False)": "model.roi_head.mask_info_flow = False",
 }
 

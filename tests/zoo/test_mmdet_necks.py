@@ -1,4 +1,4 @@
-"""Necks of mmdetection: FPN with CARAFE against a plain statement, FPG against the recording, group norm."""
+"""Necks of mmdetection: FPN with CARAFE and PAFPN against plain statements, FPG against the recording, group norm."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ def model_of(layout: Layout, folder: Path) -> tuple[State, Detector]:
     for key, tensor in state.items():
         if key.endswith("weight") and tensor.dim() > 1:
             tensor *= (2 / tensor[0].numel()) ** 0.5
+        if "running_var" in key:
+            tensor.abs_().add_(0.5)
     recipe, ours = converted({"state_dict": state, **meta()}, folder)
     assert_same(layout, state, ours)
     detector = build_detector(recipe, 5)
@@ -69,6 +71,31 @@ def test_fpn_with_carafe(tmp_path: Path, size: tuple[int, int]) -> None:
     with torch.no_grad():
         found = detector.neck(features)
     assert detector.divisor == 64
+    for own, theirs in zip(found, expected, strict=True):
+        assert (own - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_pafpn(tmp_path: Path, norm: bool) -> None:
+    """On sides that no power of two divides."""
+    state, detector = model_of(small(neck_kind="PAFPN", neck_norm=norm), tmp_path)
+
+    def normed(x: Tensor, name: str, stride: int = 1) -> Tensor:
+        x = conv(state, x, f"{name}.conv", stride)
+        parts = (state.get(f"{name}.bn.{part}") for part in ("running_mean", "running_var", "weight", "bias"))
+        return F.batch_norm(x, *parts, eps=1e-5) if norm else x  # type: ignore[arg-type]
+
+    features = maps(26, 35)
+    levels = [normed(x, f"neck.lateral_convs.{i}") for i, x in enumerate(features)]
+    for i in (2, 1, 0):
+        levels[i] = levels[i] + F.interpolate(levels[i + 1], levels[i].shape[2:])
+    levels = [normed(x, f"neck.fpn_convs.{i}") for i, x in enumerate(levels)]
+    for i in (0, 1, 2):
+        levels[i + 1] = levels[i + 1] + normed(levels[i], f"neck.downsample_convs.{i}", 2)
+    expected = [levels[0], *(normed(levels[i + 1], f"neck.pafpn_convs.{i}") for i in (0, 1, 2))]
+    expected.append(expected[3][:, :, ::2, ::2])
+    with torch.no_grad():
+        found = detector.neck(features)
     for own, theirs in zip(found, expected, strict=True):
         assert (own - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 

@@ -21,6 +21,7 @@ from tailseg.model.hrfpn import HRFPN
 from tailseg.model.mask_head import MaskHead
 from tailseg.model.mask_iou import MaskIouHead
 from tailseg.model.matching import Matcher
+from tailseg.model.pafpn import PAFPN
 from tailseg.model.relay import FeatureRelay
 from tailseg.model.rpn import RPN
 from tailseg.model.semantic import SemanticBranch
@@ -103,8 +104,9 @@ def stored_recipe(recipe: Recipe, detector: Detector) -> Recipe:
 
 
 def _build_neck(neck: NeckRecipe, in_channels: Sequence[int]) -> Neck:
-    if neck.kind == "fpn":
-        return FPN(in_channels, neck.channels, norm=neck.norm)
+    if neck.kind in ("fpn", "pafpn"):
+        kind = FPN if neck.kind == "fpn" else PAFPN
+        return kind(in_channels, neck.channels, norm=neck.norm)
     if neck.kind == "fpn-carafe":
         return CarafeFPN(in_channels, neck.channels)
     if neck.kind == "hrfpn":

@@ -55,14 +55,15 @@ class BackboneRecipe(Section):
 
 
 class NeckRecipe(Section):
-    """`tailseg.model.fpn.FPN`, `fpn_carafe.CarafeFPN`, `hrfpn.HRFPN` or `fpg.FPG`."""
+    """`tailseg.model.fpn.FPN`, `pafpn.PAFPN`, `fpn_carafe.CarafeFPN`, `hrfpn.HRFPN` or `fpg.FPG`."""
 
-    kind: Literal["fpn", "fpn-carafe", "hrfpn", "fpg"] = "fpn"
-    """Feature pyramid network, the same with CARAFE between its levels, HRNet's pyramid, or feature pyramid grid."""
+    kind: Literal["fpn", "pafpn", "fpn-carafe", "hrfpn", "fpg"] = "fpn"
+    """Feature pyramid network, the same with PANet's path from fine to coarse or with CARAFE between its levels,
+    HRNet's pyramid, or feature pyramid grid."""
     channels: int = Field(256, ge=1, le=WIDEST)
     """Channels of P2..P6."""
     norm: Norm = False
-    """FPN: true for batch norm after each convolution, over all processes; group for group norm."""
+    """FPN, PAFPN: true for batch norm after each convolution, over all processes; group for group norm."""
     pathways: int = Field(9, ge=1, le=DEEPEST)
     """FPG: pyramids beside each other."""
     deformable: bool = False

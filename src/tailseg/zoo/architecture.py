@@ -78,6 +78,8 @@ def _neck(state: State) -> Values:
         return values | {"kind": "fpg", "pathways": max(pathways) + 1}
     if any(key.startswith("neck.upsamplers.") for key in state):
         return values | {"kind": "fpn-carafe"}
+    if "neck.down_convs.0.weight" in state:
+        values["kind"] = "pafpn"
     return values | {"norm": _norm(state, "neck.output_norms.")}
 
 

@@ -27,7 +27,7 @@ from tailseg.zoo.mmdet_config_heads import (
 from tailseg.zoo.mmdet_text import Config, known, per_stage, require, section
 
 ROI_HEADS = ("StandardRoIHead", "CascadeRoIHead", "MaskScoringRoIHead", "HybridTaskCascadeRoIHead", "SCNetRoIHead")
-NECKS = ("FPN", "FPN_CARAFE", "FPG", "HRFPN")
+NECKS = ("FPN", "PAFPN", "FPN_CARAFE", "FPG", "HRFPN")
 ROI_LEVELS = STRIDES[:4]
 BACKBONES = (
     *("ResNet", "ResNeXt", "ResNetV1d", "ResNeSt", "Res2Net", "RegNet", "HRNet", "SwinTransformer"),

@@ -1,16 +1,17 @@
-"""mmdetection's names of necks -> ours: FPN, FPN with CARAFE, HRFPN, FPG."""
+"""mmdetection's names of necks -> ours: FPN, PAFPN, FPN with CARAFE, HRFPN, FPG."""
 
 from __future__ import annotations
 
 LEVELS = 5
 MOST_PATHWAYS = 16
+PARTS = {"lateral_convs": "lateral", "fpn_convs": "output", "downsample_convs": "down", "pafpn_convs": "path"}
 
 
 def neck_names() -> dict[str, str]:
     """Their names, or beginnings up to a dot -> ours."""
     names: dict[str, str] = {"neck.reduction_conv.conv": "neck.reduction"}  # HRFPN's
     for level in range(LEVELS):
-        for theirs, ours in (("lateral_convs", "lateral"), ("fpn_convs", "output")):
+        for theirs, ours in PARTS.items():
             names[f"neck.{theirs}.{level}.conv"] = f"neck.{ours}_convs.{level}"
             for norm in ("bn", "gn"):
                 names[f"neck.{theirs}.{level}.{norm}"] = f"neck.{ours}_norms.{level}"
