@@ -34,6 +34,7 @@ class Layout:
     counts: bool = True
     cascade: bool = False
     agnostic_boxes: bool = False
+    specific_boxes: bool = False  # of a cascade: one a class
     agnostic_masks: bool = False
     neck_norm: bool = False
     rpn_convs: int = 1
@@ -145,7 +146,8 @@ class Layout:
 
     def _heads(self) -> list[tuple[str, str, tuple[int, ...]]]:
         rows: list[tuple[str, str, tuple[int, ...]]] = []
-        boxes = 4 if self.cascade or self.agnostic_boxes else 4 * self.classes
+        agnostic = self.agnostic_boxes or (self.cascade and not self.specific_boxes)
+        boxes = 4 if agnostic else 4 * self.classes
         for t in range(3 if self.cascade else 1):
             number = f".{t}" if self.cascade else ""
             box, mask = f"roi_head.bbox_head{number}", f"roi_head.mask_head{number}"

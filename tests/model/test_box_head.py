@@ -9,7 +9,7 @@ from tiny import made
 from tailseg.layers.normalized import NormalizedLinear
 from tailseg.losses import CrossEntropyClassification, EqualizationV2Classification, SeesawClassification
 from tailseg.losses.classification import PRIOR_001
-from tailseg.model.box_head import BoxHead, BoxPrediction, Pool, RoISampler, RoITargets
+from tailseg.model.box_head import BoxHead, BoxPrediction, Pool, RoISampler, RoITargets, boxes_to_refine
 from tailseg.model.boxes import encode
 from tailseg.model.matching import Matcher
 from tailseg.structures import Proposals
@@ -261,3 +261,14 @@ def test_no_live_row_leaves_the_statistics_alone(rows):
     assert all(torch.equal(norm.running_var, old) for norm, old in zip(head.norms, before, strict=True))
     (prediction.logits.sum() * 0 + prediction.deltas.sum() * 0).backward()
     assert all((p.grad == 0).all() for p in head.parameters())
+
+
+def test_the_box_that_the_next_stage_refines() -> None:
+    """That of the RoI's own class where one is known, else of the likeliest, which background is not."""
+    boxes = torch.arange(24.0).view(3, 2, 4)
+    classification = CrossEntropyClassification(2)
+    logits = torch.tensor([[0.0, 1, 9], [2, 1, 0], [2, 1, 0]])
+    assert boxes_to_refine(boxes, logits, classification)[:, 0].tolist() == [4, 8, 16]
+    labels = torch.tensor([2, 1, 0])  # 2: background
+    assert boxes_to_refine(boxes, logits, classification, labels)[:, 0].tolist() == [4, 12, 16]
+    assert torch.equal(boxes_to_refine(boxes[:, :1], logits, classification), boxes[:, 0])

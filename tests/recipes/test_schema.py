@@ -54,10 +54,6 @@ def test_mistakes_about_losses_are_named(setting: str, sentence: str) -> None:
         ("model: {stages: [{}, 3]}", "model.stages.1: input should be "),
         ("model: {stages: [{}, {iou: 0}]}", "model.stages.1.iou: input should be greater than 0, received 0"),
         (
-            "model: {stages: [{}, {}], box_head: {class_agnostic: false}}",
-            "2 stages refine one box a RoI; set model.box_head.class_agnostic=true, or leave one",
-        ),
-        (
             "model: {stages: [{mask_weight: 0}, {mask_weight: 0}]}",
             "no stage has a mask head; set the mask_weight of one, such as model.stages.0.mask_weight=1",
         ),
@@ -73,13 +69,10 @@ def test_stages_of_a_file_at_fault(text: str, sentence: str, tmp_path: Path) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_one_stage_needs_no_class_agnostic_boxes_but_a_mask_head() -> None:
-    assert not resolve("table1/seesaw").model.box_head.class_agnostic
+def test_one_stage_needs_a_mask_head() -> None:
     assert len(resolve("table1/seesaw").model.stages) == 1
     with pytest.raises(UserError, match="no stage has a mask head"):
         resolve("table1/seesaw", ["model.stages.0.mask_weight=0"])
-    with pytest.raises(UserError, match="3 stages refine one box a RoI"):
-        resolve("table1/seesaw", ["model.stages=[{}, {}, {}]"])
 
 
 NO_CONVOLUTIONS = "model: a TSD head has no convolutions; set model.box_head.convs=0, or no stage's tsd"
@@ -100,11 +93,6 @@ NO_CONVOLUTIONS = "model: a TSD head has no convolutions; set model.box_head.con
             "table2/04-htc-lite",
             ["model.context={residual: true, convs: 3}"],
             "model.context: residual needs an even number of convs, received 3",
-        ),
-        (
-            "table2/04-htc-lite",
-            ["model.box_head.class_agnostic=false"],
-            "model: 3 stages refine one box a RoI; set model.box_head.class_agnostic=true, or leave one",
         ),
         ("table2/04-htc-lite", ["model.context.weight=-1"], "greater than or equal to 0, received -1"),
         ("table2/04-htc-lite", ["model.context.unlabelled=absent"], "'negative' or 'ignored', received 'absent'"),

@@ -838,7 +838,7 @@ def test_odd_meta_is_as_good_as_none(tmp_path: Path, about: Any) -> None:
 
 
 CONFIGURED = {
-    "GIoU loss": ("bbox_head=dict(loss_bbox=dict(type='GIoULoss'))", "roi_head.bbox_head.loss_bbox.type = 'GIoULoss'"),
+    "box loss": ("bbox_head=dict(loss_bbox=dict(type='MyLoss'))", "roi_head.bbox_head.loss_bbox.type = 'MyLoss'"),
     "sigmoid": (
         "bbox_head=dict(loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True))",
         "loss_cls.use_sigmoid = True",

@@ -368,9 +368,8 @@ def test_an_empty_configuration_leaves_our_defaults() -> None:
 # What we have not
 
 REFUSED = {
-    "rpn_head=dict(loss_bbox=dict(type='GIoULoss'))": "model.rpn_head.loss_bbox.type = 'GIoULoss'",
-    "roi_head=dict(bbox_head=dict(loss_bbox=dict(type='GIoULoss')))": "model.roi_head.bbox_head.loss_bbox.type",
-    "roi_head=dict(bbox_head=dict(reg_decoded_bbox=True))": "model.roi_head.bbox_head.reg_decoded_bbox = True",
+    "rpn_head=dict(loss_bbox=dict(type='DistanceLoss'))": "model.rpn_head.loss_bbox.type = 'DistanceLoss'",
+    "roi_head=dict(bbox_head=dict(loss_bbox=dict(type='DistanceLoss')))": "model.roi_head.bbox_head.loss_bbox.type",
     "rpn_head=dict(anchor_generator=dict(ratios=[0.5, 1.0]))": "model.rpn_head.anchor_generator.ratios = [0.5, 1.0]",
     "rpn_head=dict(anchor_generator=dict(strides=[8, 16, 32, 64, 128]))": "model.rpn_head.anchor_generator.strides",
     "rpn_head=dict(anchor_generator=dict(scales=[2, 4, 8]))": "model.rpn_head.anchor_generator.scales = [2, 4, 8]",
@@ -433,6 +432,22 @@ def test_refused_by_the_name_of_the_key(part: str) -> None:
         said(f"model = dict({part})")
     assert REFUSED[part] in str(caught.value)
     assert "which tailseg has not" in str(caught.value)
+
+
+def test_what_only_a_training_has_is_no_obstacle() -> None:
+    losses = "rpn_head=dict(loss_bbox=dict(type='CIoULoss'), reg_decoded_bbox=True)"
+    heads = "bbox_head=dict(loss_bbox=dict(type='BalancedL1Loss', beta=1.0))"
+    found = said(f"model = dict({losses}, roi_head=dict(type='PISARoIHead', {heads}))")
+    assert found.trained_otherwise == (
+        "CIoULoss of boxes in the RPN (here L1 of deltas)",
+        "BalancedL1Loss of deltas in the box heads (here L1 of deltas)",
+        "prime sample attention (PISA; here random samples)",
+    )
+    assert found.values["model"]["rpn"] == {"box_beta": 0.0}
+    assert found.values["model"]["box_head"] == {"box_beta": 0.0}
+    usual = said("model = dict(rpn_head=dict(loss_bbox=dict(type='SmoothL1Loss', beta=0.5), reg_decoded_bbox=False))")
+    assert usual.trained_otherwise == ()
+    assert usual.values["model"]["rpn"] == {"box_beta": 0.5}
 
 
 def test_whole_numbers_are_as_good_as_others() -> None:

@@ -281,6 +281,25 @@ def box_loss(prediction: BoxPrediction, targets: RoITargets, stds: Stds, beta: f
     return (distance * targets.positive).sum() / targets.valid.sum().clamp(min=1)
 
 
+def boxes_to_refine(
+    boxes: Tensor, logits: Tensor, classification: Classification, labels: Tensor | None = None
+) -> Tensor:
+    """A box (R, 4) of each RoI for the next stage: its only one, or that of its likeliest class.
+
+    Args:
+        boxes: (R, 1 or C, 4).
+        logits: (R, num_logits) of the same RoIs.
+        classification: whose logits they are.
+        labels: (R,) int64 in [0, C], C = background: where it is a class, its box is taken instead.
+    """
+    if boxes.shape[1] == 1:
+        return boxes[:, 0]
+    own = classification.scores(logits)[:, :-1].argmax(dim=1)
+    if labels is not None:
+        own = torch.where(labels < boxes.shape[1], labels, own)
+    return boxes.gather(1, own[:, None, None].expand(-1, 1, 4)).squeeze(1)
+
+
 def own_deltas(deltas: Tensor, targets: RoITargets) -> Tensor:
     """Deltas (R, 4) of each positive's own class out of (R, 1 or C, 4)."""
     if deltas.shape[1] == 1:

@@ -22,7 +22,7 @@ from tailseg.losses import Classification
 from tailseg.model import box_head as box_heads
 from tailseg.model import mask_head as mask_heads
 from tailseg.model.backbone import Backbone
-from tailseg.model.box_head import BoxHead, BoxPrediction, ClassBranch, RoISampler, RoITargets
+from tailseg.model.box_head import BoxHead, BoxPrediction, ClassBranch, RoISampler, RoITargets, boxes_to_refine
 from tailseg.model.boxes import clip, multiclass_nms
 from tailseg.model.context import ContextEncoder
 from tailseg.model.fpg import FPG
@@ -256,7 +256,9 @@ class Detector(nn.Module):
     def refine_proposals(self, stage: Stage, prediction: BoxPrediction, targets: RoITargets, batch: Batch) -> Proposals:
         """The next stage's proposals: this stage's RoIs moved by what it says, without the objects put among them."""
         shape = (len(batch), -1)
-        boxes = clip(stage.box_head.decode(prediction).view(*shape, 4), batch.image_sizes)
+        decoded, classification = stage.box_head.decode(prediction), stage.box_head.classification
+        boxes = boxes_to_refine(decoded, prediction.logits, classification, targets.labels)
+        boxes = clip(boxes.view(*shape, 4), batch.image_sizes)
         valid = (targets.valid & ~targets.is_ground_truth).view(shape)
         return Proposals(boxes=boxes, scores=torch.zeros_like(boxes[..., 0]), valid=valid)
 
@@ -335,7 +337,8 @@ class Detector(nn.Module):
                 second_logits.append(stage.second_branch(prediction.class_features))
             decoded = clip(stage.box_head.decode(prediction), image_sizes[image])
             if number < len(self.stages):
-                rois = torch.cat([rois[:, :1], decoded[:, 0]], dim=1)
+                own = boxes_to_refine(decoded, prediction.logits, stage.box_head.classification)
+                rois = torch.cat([rois[:, :1], own], dim=1)
         scores = self._mean_scores(stage.box_head.classification, all_logits)
         if stage.second_branch is not None:
             scores = (scores + self._mean_scores(stage.second_branch.classification, second_logits)) / 2

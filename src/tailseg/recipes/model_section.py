@@ -132,7 +132,7 @@ class BoxHeadRecipe(Section):
     norm: Norm = True
     """After each of these convolutions: batch norm over all processes, group norm (group), or none (false)."""
     class_agnostic: bool = False
-    """One box a RoI instead of one a class."""
+    """One box a RoI instead of one a class, of which a further stage refines the likeliest class's."""
     box_beta: float = Field(0.0, ge=0)
     """Beta of the Smooth-L1 box loss; 0 is L1."""
     low_quality: bool = True
@@ -285,10 +285,6 @@ class ModelRecipe(Section):
 
     @model_validator(mode="after")
     def _stages_fit_the_heads(self) -> ModelRecipe:
-        if len(self.stages) > 1 and not self.box_head.class_agnostic:
-            raise ValueError(
-                f"{len(self.stages)} stages refine one box a RoI; set model.box_head.class_agnostic=true, or leave one"
-            )
         if all(stage.mask_weight == 0 for stage in self.stages):
             raise ValueError(
                 "no stage has a mask head; set the mask_weight of one, such as model.stages.0.mask_weight=1"

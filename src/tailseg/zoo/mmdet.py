@@ -55,6 +55,7 @@ EXTRA_CLASS = (
     "has a global context of one class more than the model, which no object is of, as SCNet was published; its row of "
     "the context's classifier was left out, which plays no part in detection"
 )
+OTHERWISE = "detections are the same, a training that goes on is not"
 STANDARDIZED = (
     "has weight standardisation, which was worked into the weights: detections are the same, but training goes on "
     "without it"
@@ -101,6 +102,8 @@ def read_mmdet(path: Path) -> ForeignModel:
     if said.standardized:
         standardize(state, said.standardized)
         remarks.append(f"{path} {STANDARDIZED}")
+    if said.trained_otherwise:
+        remarks.append(f"{path} was trained with {' and '.join(said.trained_otherwise)}; {OTHERWISE}")
     values["model"]["backbone"] = backbone_conventions(tensors) | values["model"].get("backbone", {})
     for theirs, ours in RESIDUAL.items():
         if f"roi_head.{theirs}.convs.0.conv1.weight" in tensors:
@@ -132,6 +135,7 @@ class _Said:
     loss: str | None = None
     blue_first: bool = False
     standardized: tuple[str, ...] = ()
+    trained_otherwise: tuple[str, ...] = ()
     refusal: str | None = None
 
 
@@ -164,6 +168,7 @@ def _configured(path: Path, config: Config, stages: int) -> _Said:
         loss=said.loss if said.loss in OF_FORKS else None,
         blue_first=said.blue_first,
         standardized=said.standardized,
+        trained_otherwise=said.trained_otherwise,
     )
 
 

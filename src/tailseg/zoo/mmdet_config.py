@@ -23,10 +23,14 @@ from tailseg.zoo.mmdet_config_heads import (
     refuse_other_semantics,
     refuse_other_upsampling,
     stage_rows,
+    trained_otherwise,
 )
 from tailseg.zoo.mmdet_text import Config, known, per_stage, require, section
 
-ROI_HEADS = ("StandardRoIHead", "CascadeRoIHead", "MaskScoringRoIHead", "HybridTaskCascadeRoIHead", "SCNetRoIHead")
+ROI_HEADS = (
+    *("StandardRoIHead", "CascadeRoIHead", "MaskScoringRoIHead", "HybridTaskCascadeRoIHead", "SCNetRoIHead"),
+    "PISARoIHead",  # the standard one, which samples otherwise
+)
 NECKS = ("FPN", "PAFPN", "FPN_CARAFE", "FPG", "HRFPN")
 ROI_LEVELS = STRIDES[:4]
 BACKBONES = (
@@ -51,6 +55,7 @@ class Conventions:
     loss: str | None  # of the classifier, in our words
     blue_first: bool  # the network takes B, G, R
     standardized: tuple[str, ...]  # parts whose convolutions' weights are standardised
+    trained_otherwise: tuple[str, ...]  # what its training has and ours has not, in words
 
 
 def conventions(config: Config, stages: int) -> Conventions:
@@ -104,6 +109,7 @@ def _conventions(config: Config, stages: int) -> Conventions:
         loss=classifier_loss(box_heads[0]),
         blue_first=blue_first,
         standardized=_standardized(model, box_heads[0], mask_heads[0]),
+        trained_otherwise=trained_otherwise(rpn, box_heads[0], roi),
     )
 
 

@@ -20,6 +20,10 @@ UPSAMPLING = {  # what a mask head's transposed convolution or CARAFE, or a neck
     "encoder_dilation": 1,
     "compressed_channels": 64,
 }
+BOX_LOSSES = (
+    *("L1Loss", "SmoothL1Loss", "IoULoss", "BoundedIoULoss", "GIoULoss", "DIoULoss", "CIoULoss", "EIoULoss"),
+    *("SIoULoss", "BalancedL1Loss"),
+)
 # Their loss -> ours, and of our keys their name and default. EQL, EQL v2 and group softmax are those of
 # tztztztztz/eqlv2; the effective class margin loss (ECM) has EQL v2's scores.
 LOSSES: dict[str, tuple[str, dict[str, tuple[str, Any]]]] = {
@@ -41,13 +45,25 @@ def refuse_other_norms(part: Config, where: str, norms: Sequence[str] = NORMS) -
 
 
 def box_loss_beta(head: Config, where: str) -> float | None:
-    """Beta of a head's box loss; 0 is L1."""
+    """Beta of a head's box loss; 0 is L1, with which a training would go on where theirs is another."""
     loss = section(head, "loss_bbox")
-    require(f"{where}.loss_bbox.type", loss.get("type"), ("L1Loss", "SmoothL1Loss"))
-    require(f"{where}.reg_decoded_bbox", head.get("reg_decoded_bbox"), (False,))
+    require(f"{where}.loss_bbox.type", loss.get("type"), BOX_LOSSES)
     if "type" not in loss:
         return None
-    return 0.0 if loss["type"] == "L1Loss" else float(loss.get("beta", 1.0))
+    return float(loss.get("beta", 1.0)) if loss["type"] == "SmoothL1Loss" and not head.get("reg_decoded_bbox") else 0.0
+
+
+def trained_otherwise(rpn: Config, head: Config, roi: Config) -> tuple[str, ...]:
+    """What a training has that ours has not, and detection does not need, in words."""
+    found = []
+    for config, where in ((rpn, "RPN"), (head, "box heads")):
+        kind, decoded = section(config, "loss_bbox").get("type"), config.get("reg_decoded_bbox")
+        if decoded or kind not in (None, "L1Loss", "SmoothL1Loss"):
+            what = "boxes" if decoded else "deltas"
+            found.append(f"{kind or 'a loss'} of {what} in the {where} (here L1 of deltas)")
+    if roi.get("type") == "PISARoIHead":
+        found.append("prime sample attention (PISA; here random samples)")
+    return tuple(found)
 
 
 def box_head(head: Config, train: Sequence[Config]) -> dict[str, Any]:
