@@ -20,6 +20,7 @@ from tailseg.data.annotations.cache import cache_folder
 from tailseg.errors import UserError
 from tailseg.layers.deform_conv import ModulatedDeformConv2d
 from tailseg.model.backbone import Backbone
+from tailseg.model.transformers_names import in_timm_s_names
 from tailseg.recipes.backbone_options import reaches_outside
 
 # Where the hub cannot be reached, small networks on PyPI can.
@@ -37,13 +38,14 @@ def load_pretrained(backbone: Backbone, given: Path | None = None) -> str:
 
     Args:
         backbone: filled in place.
-        given: a file of timm's or the hub's with the network's tensors under timm's names; its classes do not matter.
+        given: a file of timm's or the hub's with the network's tensors under timm's or transformers' names; its classes
+            do not matter.
 
     Raises:
         UserError: none of them has the weights, or they do not fit the network's options. It names the ways out.
     """
     if given is not None:
-        _copy_by_name(backbone, _from_state(backbone, _state_in(given), given).state_dict())
+        _copy_by_name(backbone, _from_state(backbone, in_timm_s_names(_state_in(given)), given).state_dict())
         return f"{backbone.name} with weights from {given}"
     package = WEIGHT_PACKAGES.get(backbone.name)
     file = None if package is None else _file_of_package(package)
@@ -102,7 +104,11 @@ def _from_state(backbone: Backbone, state: dict[str, Tensor], file: Path) -> Any
     last = plain.pretrained_cfg["classifier"]
     beginnings = tuple(f"{name}." for name in ((last,) if isinstance(last, str) else last))
     state = {key: value for key, value in state.items() if not key.startswith(beginnings)}
-    state |= {key: value for key, value in plain.state_dict().items() if key.startswith(beginnings)}
+    own = plain.state_dict()
+    state |= {key: value for key, value in own.items() if key.startswith(beginnings)}
+    for key, value in state.items():  # timm has 1x1 convolutions in some ConvNeXts where others have linear layers
+        if key in own and own[key].shape == (*value.shape, 1, 1):
+            state[key] = value[:, :, None, None]
     try:
         return timm.create_model(backbone.name, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
     except Exception as error:  # timm raises many kinds

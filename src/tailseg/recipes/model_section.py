@@ -27,7 +27,7 @@ class BackboneRecipe(Section):
     pretrained: bool = True
     """Start from ImageNet weights; false: from random ones, which frozen stages may not have."""
     weights: str | None = None
-    """File with these weights, under timm's names (.safetensors, .pth, .bin); by default they are looked for."""
+    """File (.safetensors, .pth, .bin) with these weights, in timm's or transformers' names; else they are looked for."""
     frozen_stages: int = Field(1, ge=-1, le=4)
     """The stem and this many stages are not trained; -1 trains everything."""
     train_norm: bool = False
@@ -58,8 +58,7 @@ class NeckRecipe(Section):
     """`tailseg.model.fpn.FPN`, `pafpn.PAFPN`, `fpn_carafe.CarafeFPN`, `hrfpn.HRFPN` or `fpg.FPG`."""
 
     kind: Literal["fpn", "pafpn", "fpn-carafe", "hrfpn", "fpg"] = "fpn"
-    """Feature pyramid network, the same with PANet's path from fine to coarse or with CARAFE between its levels,
-    HRNet's pyramid, or feature pyramid grid."""
+    """Feature pyramid network, alone, with PANet's path or with CARAFE; HRNet's pyramid, or feature pyramid grid."""
     channels: int = Field(256, ge=1, le=WIDEST)
     """Channels of P2..P6."""
     norm: Norm = False
