@@ -27,7 +27,7 @@ class BackboneRecipe(Section):
     pretrained: bool = True
     """Start from ImageNet weights; false: from random ones, which frozen stages may not have."""
     weights: str | None = None
-    """File (.safetensors, .pth, .bin) with these weights, in timm's or transformers' names; else they are looked for."""
+    """File (.safetensors, .pth, .bin) with these, in timm's or transformers' names; by default they are looked for."""
     frozen_stages: int = Field(1, ge=-1, le=4)
     """The stem and this many stages are not trained; -1 trains everything."""
     train_norm: bool = False

@@ -34,7 +34,7 @@ MOST_CONVS = 16  # of a head
 UNUSED = ("data_preprocessor.", "roi_head.semantic_head.conv_logits.")
 OF_LOSSES = (".loss_cls.pos_neg", ".loss_cls.sample_n", ".loss_cls.detection_cls_weight")  # what others lead to
 CASCADE_STDS = ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])
-CASCADE = {  # what Cascade Mask R-CNN has otherwise than Mask R-CNN (spec, sections 5, 7 and 12)
+CASCADE: dict[str, Any] = {  # what Cascade Mask R-CNN has otherwise than Mask R-CNN (spec, sections 5, 7 and 12)
     "rpn": {"box_beta": 1 / 9, "inside_image": True, "post_nms_train": 2000},
     "box_head": {"box_beta": 1.0, "low_quality": False},
     "stages": [
@@ -144,9 +144,9 @@ def _published(path: Path, state: Mapping[str, Tensor], cascade: bool) -> _Said:
     masks: dict[str, Any] = {"normalized": True} if "normed-mask" in path.stem.replace("_", "-") else {}
     if any(".mask_head.flow." in key for key in state):
         masks["interleaved"] = True
-    model = (CASCADE if cascade else {}) | ({"mask_head": masks} if masks else {})
+    model: dict[str, Any] = (CASCADE if cascade else {}) | ({"mask_head": masks} if masks else {})
     if "relay.fc.weight" in state:  # SCNet, whose one mask head has the weights of all stages
-        model["stages"] = [{**row, "mask_weight": 1.75} for row in CASCADE["stages"]]
+        model = model | {"stages": [{**row, "mask_weight": 1.75} for row in CASCADE["stages"]]}
     return _Said(
         values={"model": model},
         classifiers={"seesaw": {"normalized": True, "q": 2.0}},
@@ -222,7 +222,7 @@ def _convolutions(theirs: str, ours: str) -> dict[str, str]:
 
 def _pairs(theirs: str, ours: str) -> dict[str, str]:
     """Convolutions in residual pairs (SCNet), each with batch norm if it has one."""
-    names = {}
+    names: dict[str, str] = {}
     for i in range(MOST_CONVS):
         block, place = f"{theirs}.{i // 2}", i % 2 + 1
         names |= {f"{block}.conv{place}": f"{ours}.convs.{i}", f"{block}.bn{place}": f"{ours}.norms.{i}"}
@@ -257,8 +257,9 @@ def _context_head() -> dict[str, str]:
 
 def _without_extra_class(state: dict[str, Tensor], path: Path) -> bool:
     """Cut the context's classifier to the model's classes where it has one more; whether it had."""
-    classes = {len(tensor) for key, tensor in state.items() if key.endswith("mask_head.predictor.bias")}
-    if {len(state.get("context.classifier.bias", ())) - 1} != classes:
+    classes = {tensor.numel() for key, tensor in state.items() if key.endswith("mask_head.predictor.bias")}
+    bias = state.get("context.classifier.bias")
+    if bias is None or {bias.numel() - 1} != classes:
         return False
     change(state, path, ("context.classifier.weight", "context.classifier.bias"), lambda rows: rows[:-1])
     return True
