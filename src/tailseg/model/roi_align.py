@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from tailseg.layers.triton_support import has_triton
 
-LEVELS = 4  # maps that the kernel takes at most
+LEVELS = 4  # maps that the kernel takes at most: P2..P5
 
 
 class Sampling(NamedTuple):
@@ -122,7 +122,10 @@ class _Pooled(torch.autograd.Function):
         rois = rois.contiguous()
         ctx.save_for_backward(rois)
         ctx.sums, ctx.how = sums, how
-        return roi_align_triton.pool(maps, rois, how, dtype)
+        shape = (len(rois), maps[0].shape[1], how.output_size, how.output_size)
+        pooled = torch.empty(shape, dtype=dtype, device=rois.device, memory_format=torch.channels_last)
+        roi_align_triton.launch(maps, rois, pooled, **how._asdict(), backward=False)
+        return pooled
 
     @staticmethod
     @once_differentiable
@@ -130,5 +133,6 @@ class _Pooled(torch.autograd.Function):
         from tailseg.model import roi_align_triton
 
         (rois,) = ctx.saved_tensors
-        roi_align_triton.add_gradient(grad, ctx.sums.so_far(grad.device), rois, ctx.how)
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        roi_align_triton.launch(ctx.sums.so_far(grad.device), rois, grad, **ctx.how._asdict(), backward=True)
         return (None,) * 6

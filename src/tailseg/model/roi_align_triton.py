@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from tailseg.layers.triton_support import Launcher
-from tailseg.model.roi_align import LEVELS, Sampling
 
 CELL_BLOCK = 4  # cells of a program, which is a single warp: it need not wait for others
 CHANNEL_BLOCK = 256  # and its channels at most
 NUMBERS = ("h0", "w0", "h1", "w1", "h2", "w2", "h3", "w3", "cells")
-TENSORS = ("x0", "x1", "x2", "x3", "rois", "pooled")
+MAPS = ("x0", "x1", "x2", "x3")
+TENSORS = (*MAPS, "rois", "pooled")
 
 
 @triton.jit
@@ -166,39 +165,40 @@ def _roi_align_kernel(
 _roi_align = Launcher(_roi_align_kernel)
 
 
-def _launch(maps: Sequence[Tensor], rois: Tensor, pooled: Tensor, how: Sampling, *, backward: bool) -> None:
-    levels, (count, channels) = len(how.strides), pooled.shape[:2]
-    if not pooled.numel():
-        return
-    own = [*maps[:levels], *[maps[0]] * (LEVELS - levels)]  # the last are not read
-    strides = (*how.strides, *[1] * (LEVELS - levels))
-    sizes = [size for each in own for size in each.shape[2:]]
-    block = min(triton.next_power_of_2(channels), CHANNEL_BLOCK)
-    cells = how.output_size**2
-    programs = count * triton.cdiv(cells, CELL_BLOCK) * triton.cdiv(channels, block)
-    vectors = not backward and channels % 8 == 0 and all(each.data_ptr() % 16 == 0 for each in (*own, pooled))
-    about = (levels, *how[:1], *how[2:], channels, vectors, backward, CELL_BLOCK, block)
-    _roi_align((programs,), (*own, rois, pooled, *sizes, cells), (*strides, *about), 1)
+def launch(
+    maps: Sequence[Tensor],
+    rois: Tensor,
+    pooled: Tensor,
+    *,
+    output_size: int,
+    strides: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+    backward: bool,
+) -> None:
+    """Fill ``pooled``, every RoI from the level of its size; backward, add what its gradient makes of them to the maps.
 
-
-def pool(maps: Sequence[Tensor], rois: Tensor, how: Sampling, dtype: torch.dtype) -> Tensor:
-    """Features (R, channels, S, S), channels_last; every RoI from the level of its size.
+    Those sums are made in any order, so that their last bits differ from run to run.
 
     Args:
-        maps: of each stride (B, channels, h, w), channels_last, of one dtype; summed up in float32.
+        maps: of each stride (B, channels, h, w), channels_last, of one dtype; backward their gradients, float32.
         rois: (R, 5) float32, contiguous.
-        how: size, strides (as many as `LEVELS` at most) and points.
-        dtype: of the features.
+        pooled: (R, channels, S, S), channels_last, float; backward its gradient.
+        output_size: S.
+        strides: four at most.
+        sampling_ratio: as in `RoIPooler`.
+        aligned: as in `RoIPooler`.
+        backward: which of the two.
     """
-    shape = (len(rois), maps[0].shape[1], how.output_size, how.output_size)
-    pooled = torch.empty(shape, dtype=dtype, device=rois.device, memory_format=torch.channels_last)
-    _launch(maps, rois, pooled, how, backward=False)
-    return pooled
-
-
-def add_gradient(grad: Tensor, grads: Sequence[Tensor], rois: Tensor, how: Sampling) -> None:
-    """Add to ``grads``, float32 and otherwise like the maps, what the gradient of `pool`'s features makes of them.
-
-    The sums are made in any order, so that their last bits differ from run to run.
-    """
-    _launch(grads, rois, grad.contiguous(memory_format=torch.channels_last), how, backward=True)
+    levels, (count, channels) = len(strides), pooled.shape[:2]
+    if not pooled.numel():
+        return
+    more = len(MAPS) - levels
+    own = [*maps[:levels], *[maps[0]] * more]  # the last are not read
+    sizes = [size for each in own for size in each.shape[2:]]
+    block = min(triton.next_power_of_2(channels), CHANNEL_BLOCK)
+    cells = output_size**2
+    programs = count * triton.cdiv(cells, CELL_BLOCK) * triton.cdiv(channels, block)
+    vectors = not backward and channels % 8 == 0 and all(each.data_ptr() % 16 == 0 for each in (*own, pooled))
+    constants = (*strides, *[1] * more, levels, output_size, sampling_ratio, aligned, channels, vectors, backward)
+    _roi_align((programs,), (*own, rois, pooled, *sizes, cells), (*constants, CELL_BLOCK, block), 1)
