@@ -7,6 +7,7 @@ their parameters, and the keys of their state dict.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.models.resnet import BasicBlock, Bottleneck
@@ -23,6 +24,7 @@ def fuse_blocks(net: nn.Module) -> None:
     Args:
         net: of timm; changed in place.
     """
+    block: Any
     for block in net.modules():
         if type(block) is Bottleneck and _is_plain(block, [block.act1, block.act2, block.act3]):
             block.__class__ = FusedBottleneck
@@ -30,7 +32,7 @@ def fuse_blocks(net: nn.Module) -> None:
             block.__class__ = FusedBasicBlock
 
 
-def _is_plain(block: nn.Module, activations: Sequence[nn.Module]) -> bool:
+def _is_plain(block: Any, activations: Sequence[nn.Module]) -> bool:
     between = (block.aa, block.drop_block)
     return (
         all(type(act) is nn.ReLU for act in activations)
