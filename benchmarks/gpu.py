@@ -39,6 +39,7 @@ RUNS = {  # name in the JSON -> script and arguments; --out is added
     "fpg": ("fpg.py", "--device", "cuda", "--precision", "bf16", "--size", "1280", "1280"),
     "losses": ("losses.py", "--device", "cuda"),
     "nms": ("nms.py", "--device", "cuda", "--repeats", "50"),
+    "roi_align": ("roi_align.py", "--device", "cuda", "--precision", "bf16", "--stages", "3", "--repeats", "30"),
     "rle": ("rle.py", "--device", "cuda", "--detections", "600", "--size", "960", "1280"),
     "carafe-fp32": ("carafe.py", "--device", "cuda", "--precision", "fp32"),
     "carafe-bf16": ("carafe.py", "--device", "cuda", "--precision", "bf16"),

@@ -326,6 +326,15 @@ def test_nms(run, tmp_path):
     assert "waits" not in result
 
 
+def test_roi_align(run, tmp_path):
+    options = ["--size", "64", "96", "--rois=6", "--channels=4", "--stages=2", "--repeats=1", "--threads=1"]
+    run("roi_align", *options, "--out", str(tmp_path / "r.json"))
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["largest_difference"] < 1e-3
+    assert result["cases"].keys() == {"ours", "level by level", "torchvision"}
+    assert "launches" not in result["cases"]["ours"]
+
+
 @pytest.mark.usefixtures("one_process")
 def test_carafe(run, tmp_path):
     options = ["--rois=2", "--channels=8", "--repeats=1", "--threads=1", "--out", str(tmp_path / "c.json")]
