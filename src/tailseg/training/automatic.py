@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.images import fitted_size
+from tailseg.data.loading import coarser, rounded_rows
 from tailseg.data.sources import DataSplits
 from tailseg.errors import UserError
 from tailseg.model.build import build_detector
@@ -23,6 +24,7 @@ from tailseg.recipes.values import changed
 from tailseg.structures import Batch
 from tailseg.training.class_statistics import class_statistics
 from tailseg.training.distributed import worst
+from tailseg.training.graphs import has_graphs
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +75,9 @@ def settled(recipe: Recipe, fabric: Fabric, data: DataSplits, out: Path, *, resu
         batch = min(ON_A_CPU, most)
         if on_gpu:
             free = torch.cuda.mem_get_info(fabric.device)[0]
-            with_one = StepMemory(recipe, data.train, fabric.device)
-            batch = -worst(fabric, -largest_batch(with_one, most, int(SHARE * free), with_one.place))
+            with_one = StepMemory(recipe, data.train, fabric.device, few_shapes=has_graphs(recipe, fabric))
+            budget = int(SHARE * free / (2 if with_one.few_shapes else 1))  # graphs keep memory beside that of steps
+            batch = -worst(fabric, -largest_batch(with_one, most, budget, with_one.place))
         recipe = changed(recipe, {"data.batch_per_device": batch})
         if speaks:
             how = ", the largest that fits" if on_gpu and batch < most else ""
@@ -121,16 +124,19 @@ class StepMemory:
         recipe: of the run.
         train: the training split.
         device: a CUDA GPU.
+        few_shapes: of batches, see `tailseg.data.loading.collate`.
     """
 
-    def __init__(self, recipe: Recipe, train: Annotations, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, train: Annotations, device: torch.device, *, few_shapes: bool = False) -> None:
         self.recipe = recipe
         self.device = device
         self.place = recipe.name
         self.classes = len(train.categories)
         self.statistics = class_statistics(train)
         starts = np.concatenate([[0], np.cumsum(train.trained)])[train.first_annotation]
-        self.objects = int(np.diff(starts).max(initial=1))
+        objects = int(np.diff(starts).max(initial=1))
+        self.objects = rounded_rows(objects) if few_shapes else objects
+        self.few_shapes = few_shapes
         self.image_hw = largest_hw(train, recipe.data)
 
     def __call__(self, number: int) -> int | None:
@@ -152,7 +158,8 @@ class StepMemory:
         trained = [p for p in detector.parameters() if p.requires_grad]
         copies = STATES[self.recipe.optimizer.name] + (self.recipe.training.ema is not None)
         kept = [torch.empty_like(p) for p in trained for _ in range(copies)]
-        batch = full_batch(number, self.image_hw, detector.divisor, self.objects, self.classes, self.recipe.data)
+        divisor = coarser(detector.divisor) if self.few_shapes else detector.divisor
+        batch = full_batch(number, self.image_hw, divisor, self.objects, self.classes, self.recipe.data)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.training.precision == "bf16"):
             losses = detector(batch.to(self.device))
         torch.stack(list(losses.values())).sum().backward()
