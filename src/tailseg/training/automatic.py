@@ -75,9 +75,8 @@ def settled(recipe: Recipe, fabric: Fabric, data: DataSplits, out: Path, *, resu
         batch = min(ON_A_CPU, most)
         if on_gpu:
             free = torch.cuda.mem_get_info(fabric.device)[0]
-            with_one = StepMemory(recipe, data.train, fabric.device, few_shapes=has_graphs(recipe, fabric))
-            budget = int(SHARE * free / (2 if with_one.few_shapes else 1))  # graphs keep memory beside that of steps
-            batch = -worst(fabric, -largest_batch(with_one, most, budget, with_one.place))
+            with_one = StepMemory(recipe, data.train, fabric.device, graphs=has_graphs(recipe, fabric))
+            batch = -worst(fabric, -largest_batch(with_one, most, int(SHARE * free), with_one.place))
         recipe = changed(recipe, {"data.batch_per_device": batch})
         if speaks:
             how = ", the largest that fits" if on_gpu and batch < most else ""
@@ -124,10 +123,10 @@ class StepMemory:
         recipe: of the run.
         train: the training split.
         device: a CUDA GPU.
-        few_shapes: of batches, see `tailseg.data.loading.collate`.
+        graphs: batches have the few shapes of CUDA graphs, whose memory lies beside that of a step without.
     """
 
-    def __init__(self, recipe: Recipe, train: Annotations, device: torch.device, *, few_shapes: bool = False) -> None:
+    def __init__(self, recipe: Recipe, train: Annotations, device: torch.device, *, graphs: bool = False) -> None:
         self.recipe = recipe
         self.device = device
         self.place = recipe.name
@@ -135,8 +134,8 @@ class StepMemory:
         self.statistics = class_statistics(train)
         starts = np.concatenate([[0], np.cumsum(train.trained)])[train.first_annotation]
         objects = int(np.diff(starts).max(initial=1))
-        self.objects = rounded_rows(objects) if few_shapes else objects
-        self.few_shapes = few_shapes
+        self.objects = rounded_rows(objects) if graphs else objects
+        self.graphs = graphs
         self.image_hw = largest_hw(train, recipe.data)
 
     def __call__(self, number: int) -> int | None:
@@ -145,7 +144,8 @@ class StepMemory:
         before = torch.cuda.memory_allocated(self.device)
         try:
             self._step(number)
-            return torch.cuda.max_memory_allocated(self.device) - before
+            taken = torch.cuda.max_memory_allocated(self.device) - before
+            return 2 * taken if self.graphs else taken
         except torch.OutOfMemoryError:
             return None
         finally:
@@ -158,7 +158,7 @@ class StepMemory:
         trained = [p for p in detector.parameters() if p.requires_grad]
         copies = STATES[self.recipe.optimizer.name] + (self.recipe.training.ema is not None)
         kept = [torch.empty_like(p) for p in trained for _ in range(copies)]
-        divisor = coarser(detector.divisor) if self.few_shapes else detector.divisor
+        divisor = coarser(detector.divisor) if self.graphs else detector.divisor
         batch = full_batch(number, self.image_hw, divisor, self.objects, self.classes, self.recipe.data)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.training.precision == "bf16"):
             losses = detector(batch.to(self.device))
