@@ -213,6 +213,24 @@ def test_rows(run, tmp_path):
 
 
 @pytest.mark.usefixtures("benchmarks")
+def test_graphs(run, tmp_path):
+    """Without a device there are none; steps without equal each other."""
+    from graphs import measured
+    from throughput import Settings
+
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit, match="no CUDA device"):
+            run("graphs", "--out", str(tmp_path / "g.json"))
+    narrow = ("model.backbone.name=resnet18", "model.neck.channels=16", "model.box_head={width: 16, rois: 16}")
+    narrow += ("model.mask_head.channels=8", "model.rpn.post_nms_train=50")
+    made = {"device": "cpu", "batch": 1, "size": (64, 64), "classes": 5, "precision": "fp32", "threads": 1}
+    settings = Settings(**made, pairs=0, objects=2, overrides=narrow)
+    found = measured("01-mask-rcnn", settings, 1, None)
+    assert found["largest_relative_difference_of_losses"] == 0
+    assert found["with graphs"]["images_per_second"] == pytest.approx(1 / found["with graphs"]["seconds"]["median"])
+
+
+@pytest.mark.usefixtures("benchmarks")
 @pytest.mark.parametrize("found", [0, 2, 3, 4, 21, 32])
 @pytest.mark.parametrize("bend", [0, 1, -1])  # memory grows a little faster, or slower, than two points tell
 def test_the_largest_batch_is_found(found, bend):

@@ -96,9 +96,9 @@ def sample(hw: tuple[int, int], objects: int, generator: torch.Generator) -> Sam
 
 
 def batches() -> list[Batch]:
-    """Six, of different sizes and numbers of objects, and of two shapes."""
+    """Five, of different sizes and numbers of objects, and of two shapes."""
     generator = torch.Generator().manual_seed(0)
-    hws = [(50, 64), (64, 40), (60, 60), (40, 70), (64, 96), (48, 56)]
+    hws = [(50, 64), (64, 40), (40, 70), (64, 96), (48, 56)]
     return [collate([sample(hw, n % 4, generator)], 32, few_shapes=True) for n, hw in enumerate(hws)]
 
 
@@ -144,9 +144,10 @@ def test_replayed_steps_equal_steps_as_ever(name, settings, monkeypatch):
     model = detector(name, *settings)
     twin = copy.deepcopy(model)
     replayed = GraphedStep(work_of(model), CPU, lambda: CalledAgain(model))
+    replayed.watched = True  # nothing waits for a CPU
     found = trained(model, replayed, batches())
     expected = trained(twin, GraphedStep(work_of(twin), CPU, None), batches())
-    assert sorted(replayed.counts.values()) == [2, 4]
+    assert sorted(replayed.counts.values()) == [2, 3]
     assert len(replayed.recorded) == 2
     for (own, own_gradients, own_buffers), (outcome, gradients, buffers) in zip(found, expected, strict=True):
         for values, wanted in zip(own, outcome, strict=True):
@@ -298,7 +299,7 @@ def test_runs_have_graphs_if_they_are_asked_for(monkeypatch, caplog):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataSplits:
-    settings = SyntheticSettings(classes=4, train_images=12, val_images=2, size=64, rarest=3)
+    settings = SyntheticSettings(classes=4, train_images=8, val_images=2, size=64, rarest=3)
     return open_source(str(write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)))
 
 
@@ -330,7 +331,7 @@ def test_a_run_with_graphs_equals_one_in_which_none_can_be_recorded(data, tmp_pa
         train(resolve("demo/seesaw", list(settings)), data, tmp_path / name, show=False)
     replayed, refused = runs
     assert len(replayed.forward_backward.recorded) == 1
-    assert sum(replayed.forward_backward.counts.values()) == 12
+    assert sum(replayed.forward_backward.counts.values()) == 8
     assert "none from here on" in caplog.text
     assert refused.forward_backward.recorded == {}
     one, other = tmp_path / "replayed", tmp_path / "refused"
