@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ def training_step(row: str, settings: Settings, new_graph: NewGraph | None) -> C
     return step
 
 
+def several(step: Callable[[int], object], seeds: Iterable[int]) -> None:
+    for seed in seeds:
+        step(seed)
+
+
 def measured(row: str, settings: Settings, repeats: int, new_graph: NewGraph | None) -> dict[str, Any]:
     """Times of both in turn, memory that each adds at its peak, and by how much their losses differ."""
     device = torch.device(settings.device)
@@ -62,7 +68,7 @@ def measured(row: str, settings: Settings, repeats: int, new_graph: NewGraph | N
     for name, maker in (("without", None), ("with graphs", new_graph)):
         steps[name] = training_step(row, settings, maker)
         started = time.perf_counter()
-        peaks[name] = harness.peak_memory(lambda step=steps[name]: [step(seed) for seed in range(3)], device)
+        peaks[name] = harness.peak_memory(partial(several, steps[name], range(3)), device)
         seconds[name] = time.perf_counter() - started
     pairs = [[step(seed) for step in steps.values()] for seed in (3, 4)]
     differences = [
@@ -70,8 +76,7 @@ def measured(row: str, settings: Settings, repeats: int, new_graph: NewGraph | N
         for one, other in pairs
         for name, value in one.items()
     ]
-    seed = iter(range(5, 10**6))
-    times = harness.in_turn({name: lambda s=step: s(next(seed)) for name, step in steps.items()}, repeats, device)
+    times = harness.in_turn({name: partial(step, 5) for name, step in steps.items()}, repeats, device)
     found = {
         name: harness.summary(times[name], settings.batch)
         | {"peak_bytes": peaks[name], "seconds_of_first_three": seconds[name]}

@@ -13,7 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import fields
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
@@ -52,7 +52,7 @@ class CudaGraph:
             but what was copied out.
     """
 
-    def __init__(self, pool: tuple[int, int]) -> None:
+    def __init__(self, pool: Any) -> None:  # of a type that PyTorch keeps to itself
         self.pool = pool
         self.graph = torch.cuda.CUDAGraph()
 
