@@ -75,6 +75,7 @@ def no_device() -> None:
         pytest.skip("there is a CUDA device")
 
 
+@pytest.mark.nightly
 def test_predicting(run, one_process, tmp_path):
     out = tmp_path / "p.json"
     small = ["--set=model.neck.channels=16", "--set=model.box_head.width=32", "--set=model.mask_head.channels=8"]
@@ -89,6 +90,7 @@ def test_predicting(run, one_process, tmp_path):
     assert result["time"]["speedup"]["clock"]["of_medians"] > 0
 
 
+@pytest.mark.nightly
 def test_throughput(run, tmp_path):
     run("throughput", *TINY, "--tasks", "infer", "--out", str(tmp_path / "t.json"))
     result = json.loads((tmp_path / "t.json").read_text())
@@ -192,6 +194,7 @@ def test_gpu_runs_every_benchmark():
     assert scripts - elsewhere == {arguments[0] for arguments in RUNS.values()}
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("one_process")
 def test_rows(run, tmp_path):
     narrow = ("model.backbone.name=resnet18", "model.backbone.pretrained=false", "model.neck.channels=16")
@@ -270,6 +273,7 @@ def test_operations_of_the_ladder():
         assert recorded[row].teraflops == pytest.approx(flops / 1e12, abs=1e-3)
 
 
+@pytest.mark.nightly
 def test_instaboost(run, photographs, tmp_path):
     options = ["--images=0", "--data", str(photographs), "--sheet", str(tmp_path / "sheet.png")]
     run("instaboost", *options, "--out", str(tmp_path / "i.json"))
@@ -287,6 +291,7 @@ def test_fpg(run, tmp_path):
     assert json.loads((tmp_path / "f.json").read_text())["machine"]["threads"] == 1
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("one_process")
 def test_tta(run, tmp_path):
     narrow = (
@@ -315,6 +320,7 @@ def test_tta(run, tmp_path):
     assert result["time_ratio"].keys() == {"clock", "processor"}
 
 
+@pytest.mark.nightly
 def test_finetune(run, tmp_path):
     options = ["--repeats=1", "--images=8", "--size=64", "--epochs=2", "--batch=2", "--threads=1"]
     options += ["--set=model.neck.channels=16", "--set=model.box_head.width=32", "--set=model.mask_head.channels=16"]
@@ -364,6 +370,7 @@ def test_tsd(run, tmp_path):
     assert result["train"]["operations_ratio"] > result["infer"]["operations_ratio"] > 1.5
 
 
+@pytest.mark.nightly
 def test_htc_lite(run, tmp_path):
     options = [option for option in TINY if option not in ("--models", "table1/seesaw")]
     options += ["--positives=8", "--set=model.rpn.post_nms_test=50", "--set=model.box_head.rois=32"]
@@ -375,6 +382,7 @@ def test_htc_lite(run, tmp_path):
     assert len(result["train"]) == len(result["infer"]) == 3
 
 
+@pytest.mark.nightly
 def test_context(run, tmp_path):
     """Of a random encoder: detections with its vector, without it, and with another image's."""
     data = write_synthetic(
@@ -397,6 +405,7 @@ def test_rle(run, tmp_path):
     assert result["speedup"]["painted and encoded"]["clock"]["of_medians"] > 0
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("one_process")
 def test_scoring(run, monkeypatch, tmp_path):
     """Of the five commands only the measured one, scoring all detections, is a process of its own."""

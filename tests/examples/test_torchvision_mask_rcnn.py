@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 LOSSES = {
     "loss_box_reg",
@@ -42,6 +43,8 @@ def build(example, num_classes: int, **settings) -> MaskRCNN:
     model = example.maskrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=1 + num_classes, rpn_post_nms_top_n_test=50, **small
     )
+    heads = model.roi_heads  # narrow masks, whose four layers take most of the time
+    heads.mask_head, heads.mask_predictor = MaskRCNNHeads(256, (32,), 1), MaskRCNNPredictor(32, 32, 1 + num_classes)
     return example.use_seesaw(model, num_classes)
 
 

@@ -1,9 +1,11 @@
 """A tiny model, its ONNX file for pictures of any size, and the folder of both."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from exported import made_model
 from PIL import Image
 from tiny import assert_done, tailseg
@@ -15,8 +17,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def model(folder: Path) -> Path:
-    return made_model(folder / "model.safetensors", "demo-table2/01-mask-rcnn")
+def between_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same folder in all of pytest's processes: exporting takes too long to be done in each."""
+    own = tmp_path_factory.getbasetemp()
+    found = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "exported"
+    found.mkdir(exist_ok=True)
+    return found
+
+
+@pytest.fixture(scope="session")
+def model(between_workers: Path) -> Path:
+    out = between_workers / "model.safetensors"
+    with FileLock(between_workers / "model.lock"):
+        return out if out.is_file() else made_model(out, "demo-table2/01-mask-rcnn")
 
 
 @pytest.fixture(scope="session")
@@ -24,9 +37,11 @@ def onnx_file(model: Path) -> Path:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     out = model.with_name("model.onnx")
-    done = tailseg("export", model, "--format", "onnx", "--dynamic", "--out", out)
-    assert_done(done)
-    assert f"Written: {out} (" in done.stdout
+    with FileLock(model.with_name("onnx.lock")):
+        if not out.is_file():
+            done = tailseg("export", model, "--format", "onnx", "--dynamic", "--out", out)
+            assert_done(done)
+            assert f"Written: {out} (" in done.stdout
     return out
 
 
