@@ -37,6 +37,7 @@ RUNS = {  # name in the JSON -> script and arguments; --out is added
     "throughput-fp32": ("throughput.py", "--device", "cuda", "--precision", "fp32", "--repeats", "10"),
     "profile-fp32": ("throughput.py", "--device", "cuda", "--profile", "--repeats", "10"),
     "fpg": ("fpg.py", "--device", "cuda", "--precision", "bf16", "--size", "1280", "1280"),
+    "graphs": ("graphs.py",),
     "losses": ("losses.py", "--device", "cuda"),
     "nms": ("nms.py", "--device", "cuda", "--repeats", "50"),
     "roi_align": ("roi_align.py", "--device", "cuda", "--precision", "bf16", "--stages", "3", "--repeats", "30"),
