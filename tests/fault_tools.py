@@ -18,7 +18,7 @@ import torch
 from run_faults import happens
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from tiny import SMALL_RECIPE
+from tiny import PRELOADED, SMALL_RECIPE
 
 SOAK = os.environ.get("FAULTS") == "soak"  # `make soak`
 TINY = (
@@ -45,7 +45,7 @@ def run(out: Path, data: Path, **options: Any) -> int | None:
     said. Options are those of `_train`.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tailseg.layers.norm", "tailseg.training.loop", "tailseg.cli.main", "rich.console"])
+    context.set_forkserver_preload(PRELOADED)
     ours, its = context.Pipe(duplex=False)
     process = context.Process(target=_train, args=(out, data, its), kwargs=options)
     process.start()

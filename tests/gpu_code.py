@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 
+@cache
 def lines_of(script: Path) -> list[list[str]]:
     """Words of what a script beside a test prints; it compiles kernels, for which no GPU is needed."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -180,26 +181,39 @@ def meta_without_values() -> Iterator[None]:
         yield
 
 
-def run_together(file: str, *calls: tuple[object, ...]) -> list[int | None]:
+# Imported before the forkserver forks: it is started once in each of pytest's processes.
+PRELOADED = ["tailseg.layers.norm", "tailseg.training.loop", "tailseg.cli.main", "rich.console"]
+
+
+def run_together(file: str, *calls: tuple[object, ...], linked: bool = False) -> list[int | None]:
     """Run a Python file in one process for each tuple of arguments, at once; exit codes, None for one that hung.
 
-    The processes are forked from one that has imported PyTorch for all, which takes longer than their work.
+    The processes are forked from one that has imported PyTorch for all, which takes longer than their work. With
+    ``linked`` they are the ranks of a run, as torchrun starts them.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tailseg.layers.norm"])
-    running = [context.Process(target=_as_main, args=(file, list(map(str, arguments)))) for arguments in calls]
+    context.set_forkserver_preload(PRELOADED)
+    running = []
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for rank, arguments in enumerate(calls):
+        surroundings = {"LOCAL_RANK": rank, "RANK": rank, "WORLD_SIZE": len(calls), "LOCAL_WORLD_SIZE": len(calls)}
+        surroundings |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "tests"}
+        args = (file, list(map(str, arguments)), surroundings if linked else {})
+        running.append(context.Process(target=_as_main, args=args))
     for process in running:
         process.start()
     for process in running:
-        process.join(timeout=120)
+        process.join(timeout=240)
     codes = [process.exitcode for process in running]
     for process in running:
         process.kill()
     return codes
 
 
-def _as_main(file: str, arguments: list[str]) -> None:
+def _as_main(file: str, arguments: list[str], surroundings: dict[str, object]) -> None:
     sys.argv = [file, *arguments]
+    os.environ |= {name: str(value) for name, value in surroundings.items()}
     runpy.run_path(file, run_name="__main__")
 
 

@@ -215,6 +215,32 @@ def test_rows(run, tmp_path):
         assert found["images_per_second"] == pytest.approx(found["batch"] / found["seconds"]["median"])
 
 
+@pytest.mark.usefixtures("no_device")
+def test_graphs_without_a_device(run, tmp_path):
+    with pytest.raises(SystemExit, match="no CUDA device"):
+        run("graphs", "--out", str(tmp_path / "g.json"))
+
+
+@pytest.mark.nightly
+@pytest.mark.usefixtures("benchmarks")
+def test_graphs_measures_two_equal_models():
+    from graphs import measured
+    from throughput import Settings
+
+    narrow = (
+        "model.backbone.name=tf_efficientnet_lite0",
+        "model.backbone.pretrained=false",
+        "model.neck.channels=16",
+        "model.box_head={width: 16, rois: 16}",
+    )
+    narrow += ("model.mask_head.channels=8", "model.rpn.post_nms_train=50")
+    made = {"device": "cpu", "batch": 1, "size": (64, 64), "classes": 5, "precision": "fp32", "threads": 1}
+    settings = Settings(**made, pairs=0, objects=2, overrides=narrow)
+    found = measured("01-mask-rcnn", settings, 1, None)
+    assert found["largest_relative_difference_of_losses"] == 0
+    assert found["with graphs"]["images_per_second"] == pytest.approx(1 / found["with graphs"]["seconds"]["median"])
+
+
 @pytest.mark.usefixtures("benchmarks")
 @pytest.mark.parametrize("found", [0, 2, 3, 4, 21, 32])
 @pytest.mark.parametrize("bend", [0, 1, -1])  # memory grows a little faster, or slower, than two points tell
@@ -324,6 +350,15 @@ def test_nms(run, tmp_path):
     assert result["proposals"].keys() == {"ours", "torchvision", "float64"}
     assert result["detections"].keys() == {"ours", "torchvision"}
     assert "waits" not in result
+
+
+def test_roi_align(run, tmp_path):
+    options = ["--size", "64", "96", "--rois=6", "--channels=4", "--stages=2", "--repeats=1", "--threads=1"]
+    run("roi_align", *options, "--out", str(tmp_path / "r.json"))
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["largest_difference"] < 1e-3
+    assert result["cases"].keys() == {"ours", "level by level", "torchvision"}
+    assert "launches" not in result["cases"]["ours"]
 
 
 @pytest.mark.usefixtures("one_process")

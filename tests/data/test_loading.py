@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from tailseg.data.annotations.annotations import load_annotations
 from tailseg.data.dataset import DetectionDataset
-from tailseg.data.loading import LoaderKilledError, collate, eval_loader, plan_loader, train_loader
+from tailseg.data.loading import LoaderKilledError, collate, eval_loader, plan_loader, rounded_rows, train_loader
 from tailseg.data.sampling import ClassAware, RepeatFactors, TrainSampler
 from tailseg.data.transforms import Compose, HorizontalFlip, ResizeShortestEdge
 from tailseg.errors import UserError
@@ -89,6 +89,24 @@ def test_collate_without_any_object_keeps_one_row():
     assert batch.boxes.shape == batch.mask_frames.shape == (1, 1, 4)
     assert batch.masks.shape == (1, 1, 6, 6)
     assert not batch.valid.any()
+
+
+def test_few_shapes():
+    """Sides of 128 pixels, rows of 32 and 128: what is in a batch stays, what is added is padding."""
+    samples = [sample(40, 50, 2, image_id=7), sample(33, 170, 40, image_id=9)]
+    plain, batch = collate(samples, 64), collate(samples, 64, few_shapes=True)
+    assert plain.images.shape == (2, 3, 64, 192)
+    assert batch.images.shape == (2, 3, 128, 256)
+    assert plain.boxes.shape[1] == 40
+    assert batch.boxes.shape[1] == batch.masks.shape[1] == 128
+    assert torch.equal(batch.images[:, :, :64, :192], plain.images)
+    assert batch.images.sum() == plain.images.sum()
+    assert not batch.valid[:, 40:].any()
+    for name in ("boxes", "labels", "valid", "masks", "mask_frames"):
+        assert torch.equal(getattr(batch, name)[:, :40], getattr(plain, name)), name
+    for name in ("image_sizes", "original_sizes", "image_ids", "absent"):
+        assert torch.equal(getattr(batch, name), getattr(plain, name)), name
+    assert [rounded_rows(rows) for rows in (0, 32, 33, 128, 129, 600)] == [32, 32, 128, 128, 512, 2048]
 
 
 def test_training_batches_do_not_depend_on_workers_and_go_on_exactly(dataset):

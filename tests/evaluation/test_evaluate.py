@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import orjson
 import pytest
@@ -20,6 +21,8 @@ from tailseg.data.sources import open_source
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.data.transforms import Compose, fit_transform
 from tailseg.errors import UserError
+from tailseg.evaluation import evaluate as evaluation
+from tailseg.evaluation.behind import behind
 from tailseg.evaluation.evaluate import evaluate
 from tailseg.evaluation.metrics import ScoreOptions, score
 from tailseg.evaluation.results import ResultsWriter
@@ -361,6 +364,67 @@ def test_masks_with_scores_of_their_own(dataset: DetectionDataset, tmp_path: Pat
     assert runs["both"].metrics["segm"]["AP"] < runs["plain"].metrics["segm"]["AP"]
     again = score(dataset.annotations.path, tmp_path / "both" / "detections.json", mask_areas=True)
     assert again.metrics == runs["both"].metrics
+
+
+@pytest.fixture
+def rows_behind_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are written as with detections on CUDA; streams are stood for."""
+    for name in ("Stream", "stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(evaluation, "behind", lambda work, _: behind(work, torch.device("cuda")))
+
+
+class TestRowsBehindTheLoop:
+    def test_the_next_batch_is_issued_first_and_the_file_is_the_same(
+        self, dataset: DetectionDataset, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        options: dict[str, Any] = {"device": CPU, "batch_size": 2, "show": False}
+        evaluate(Oracle(dataset), dataset, tmp_path / "plain", **options)  # type: ignore[arg-type]
+        request.getfixturevalue("rows_behind_the_loop")
+        second, plain_add = threading.Event(), ResultsWriter.add
+
+        class Announcing(Oracle):
+            def detect(self, batch: Batch) -> list[RawDetections]:
+                found = super().detect(batch)
+                if len(self.sizes) == 2:
+                    second.set()
+                return found
+
+        def add(writer: ResultsWriter, *arguments: Any) -> None:
+            assert second.wait(10)
+            plain_add(writer, *arguments)
+
+        monkeypatch.setattr(ResultsWriter, "add", add)
+        evaluate(Announcing(dataset), dataset, tmp_path / "behind", **options)  # type: ignore[arg-type]
+        files = [tmp_path / name / "detections.json" for name in ("plain", "behind")]
+        monkeypatch.undo()
+        assert files[0].read_bytes() == files[1].read_bytes()
+        assert len(orjson.loads(files[0].read_bytes())) > 5
+
+    @pytest.mark.usefixtures("rows_behind_the_loop")
+    def test_a_full_disk_is_told_as_ever_and_leaves_no_file(
+        self, dataset: DetectionDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise UserError("detections.json: the disk is full; make room and run it again")
+
+        monkeypatch.setattr(ResultsWriter, "add", full)
+        with pytest.raises(UserError, match=r"^detections\.json: the disk is full"):
+            evaluate(Oracle(dataset), dataset, tmp_path, device=CPU, show=False)  # type: ignore[arg-type]
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.usefixtures("rows_behind_the_loop")
+    def test_ctrl_c_ends_it_and_leaves_no_file(self, dataset: DetectionDataset, tmp_path: Path) -> None:
+        class Stopped(Oracle):
+            def detect(self, batch: Batch) -> list[RawDetections]:
+                if len(self.sizes) == 3:
+                    raise KeyboardInterrupt
+                return super().detect(batch)
+
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(Stopped(dataset), dataset, tmp_path, device=CPU, show=False)  # type: ignore[arg-type]
+        assert list(tmp_path.iterdir()) == []
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("behind")]
 
 
 def test_batches_are_padded_to_what_the_neck_asks_for(dataset: DetectionDataset, tmp_path: Path) -> None:

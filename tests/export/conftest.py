@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from filelock import FileLock
 from exported import made_model
+from filelock import FileLock
 from PIL import Image
 from tiny import assert_done, tailseg
 

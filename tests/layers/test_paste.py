@@ -143,6 +143,21 @@ def test_codes_are_those_of_every_sampled_pixel(boxes, image_hw, side, seed, sca
         assert code == {"size": list(image_hw), "counts": coco_mask.encode(full)["counts"].decode()}
 
 
+def test_runs_of_many_digits():
+    """Of an image with more pixels than fit into five digits; what is told of a run may be far below zero."""
+    image_hw = (1 << 13, 1 << 12)
+    boxes = [(0, 0, 4096, 8192), (4000, 8000, 4090, 8190), (0, 0, 1, 1), (17, 0, 18, 9000), (9, 9, 9, 9)]
+    probs = torch.ones(len(boxes), 2, 2)
+    probs[3] = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+    codes = encode_masks(probs, torch.tensor(boxes, dtype=torch.float32), image_hw)
+    for code in codes:
+        assert coco_mask.encode(coco_mask.decode(code))["counts"].decode() == code["counts"]
+    areas = coco_mask.area(codes).tolist()
+    assert areas[0] > 1 << 24
+    assert [area > 0 for area in areas] == [True] * 4 + [False]
+    assert max(len(code["counts"]) for code in codes) > 100
+
+
 def test_probabilities_that_are_no_numbers_are_below_the_threshold():
     probs = torch.full((1, 5, 5), 0.9)
     probs[0, 2, 2] = float("nan")

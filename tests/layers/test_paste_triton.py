@@ -41,7 +41,7 @@ def test_codes_are_those_of_the_cpu(monkeypatch):
     probs[-1] = 0.9
     boxes, image_hw = torch.tensor(BOXES), (6, 5)
     expected = encode_masks(probs, boxes, image_hw)
-    monkeypatch.setattr(paste, "_runs_on_cpu", None)
+    monkeypatch.setattr(paste, "_codes_on_cpu", None)
     assert encode_masks(probs.as_subclass(OnDevice), boxes, image_hw) == expected
     assert len({code["counts"] for code in expected}) >= 4
 

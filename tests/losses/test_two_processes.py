@@ -1,12 +1,11 @@
 """Two processes with half a batch each learn what one process learns with the whole (gloo)."""
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tiny import run_together
 
 SCRIPT = Path(__file__).with_name("half_a_batch.py")
 
@@ -22,10 +21,8 @@ def half_a_batch():
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, str(SCRIPT)]
     outs = [folder / f"{rank}.pt" for rank in range(2)]
-    running = [subprocess.Popen([*command, str(r), str(folder / "meet"), str(out)]) for r, out in enumerate(outs)]
-    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    assert run_together(str(SCRIPT), *((rank, folder / "meet", out) for rank, out in enumerate(outs))) == [0, 0]
     return [torch.load(out, weights_only=True) for out in outs]
 
 

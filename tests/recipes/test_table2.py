@@ -275,9 +275,9 @@ def test_the_ladder_tells_the_parameters() -> None:
 # A step and an inference
 
 # Two rows have all layers at their full size, and between them every layer that there is but the second branches, whose
-# sizes are counted above; the others have fewer channels. All of them look at less: 32 RoIs an image instead of 512, 100 proposals instead of 1000 or 2000, 20
-# detections instead of 300, two views instead of ten, small images. Without weights of ImageNet, timm would have every
-# residual block begin as the identity, in which nothing has a gradient.
+# sizes are counted above; the others have fewer channels. All of them look at less: 32 RoIs an image instead of 512,
+# 100 proposals instead of 1000 or 2000, 20 detections instead of 300, two views instead of ten, small images. Without
+# weights of ImageNet, timm would have every residual block begin as the identity, in which nothing has a gradient.
 FULL_SIZE = ("01-mask-rcnn", "10-seesaw")
 FEWER = (
     "test.tta_long_edges=[96]",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from lightning_fabric import Fabric
-from tiny import finished
+from tiny import run_together
 
 from tailseg.errors import UserError
 from tailseg.training.agreement import attempt
@@ -34,8 +34,7 @@ def outcomes(fabric: Fabric) -> dict[str, tuple[str | None, str]]:
 
 
 def test_two_processes_agree(tmp_path: Path) -> None:
-    done = finished([sys.executable, __file__, str(tmp_path)])
-    assert done.returncode == 0, done.stderr
+    assert run_together(__file__, (tmp_path,), (tmp_path,), linked=True) == [0, 0]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     planted = "MemoryError: planted"
     assert first == {

@@ -124,6 +124,21 @@ def test_on_a_gpu_of_known_memory(data, tmp_path, monkeypatch):
     assert (found.data.batch_per_device, found.training.precision) == (8, "bf16")  # 82 of 85 bytes
 
 
+def test_graphs_take_as_much_memory_beside_a_step(data, monkeypatch):
+    """A GPU is made up on which a step takes 70 bytes."""
+    for name, value in (("memory_allocated", 30), ("max_memory_allocated", 100)):
+        monkeypatch.setattr(torch.cuda, name, lambda _device, value=value: value)
+    for name in ("reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(automatic.StepMemory, "_step", lambda self, number: None)
+    recipe = resolve("demo/seesaw", list(SMALL_RECIPE))
+    plain, with_graphs = (automatic.StepMemory(recipe, data.train, GPU, graphs=graphs) for graphs in (False, True))
+    assert plain(2) == 70
+    assert plain.objects < 32
+    assert with_graphs(2) == 140
+    assert with_graphs.objects == 32
+
+
 def test_a_run_goes_on_with_what_it_began_with(data, tmp_path, monkeypatch):
     auto = ("data.batch_per_device=auto", "training.precision=auto", "data.workers=auto")
     recipe = resolve("demo/seesaw", [*SMALL_RECIPE, *auto, "schedule={epochs: 1, milestones: [], warmup_steps: 1}"])

@@ -27,9 +27,17 @@ def look(head: BoxHead, rois: int = 10) -> None:
     head(lambda _rois, _shifts=None: maps, torch.zeros(rois, 5))
 
 
+def of(head: BoxHead, *, speaks: bool) -> Health:
+    """Health that was given the signs of the last forward pass."""
+    health = Health(torch.nn.Sequential(head), speaks=speaks)
+    health.add(health.taken())
+    assert head.silent is None
+    return health
+
+
 def test_a_sound_head_is_not_silent(head: BoxHead, caplog: pytest.LogCaptureFixture) -> None:
     look(head)
-    assert Health(torch.nn.Sequential(head), speaks=True).row(1) == {"silent": 0.0}
+    assert of(head, speaks=True).row(1) == {"silent": 0.0}
     assert caplog.text == ""
 
 
@@ -37,7 +45,7 @@ def test_a_head_whose_last_hidden_layer_is_zero_is_told_once(head: BoxHead, capl
     assert head.fc2 is not None
     torch.nn.init.constant_(head.fc2.bias, -100.0)
     look(head)
-    health = Health(torch.nn.Sequential(head), speaks=True)
+    health = of(head, speaks=True)
     assert health.row(160) == {"silent": 1.0}
     assert health.row(180) == {"silent": 1.0}
     (told,) = caplog.records
@@ -65,7 +73,7 @@ def test_only_one_process_speaks_and_evaluation_leaves_no_trace(
     look(head.eval())
     assert head.silent is None
     look(head.train())
-    assert Health(torch.nn.Sequential(head), speaks=False).row(1) == {"silent": 1.0}
+    assert of(head, speaks=False).row(1) == {"silent": 1.0}
     assert caplog.text == ""
 
 
@@ -113,6 +121,7 @@ def test_no_positive_rois_are_told_once_with_the_sizes(side: float, fix: str, ca
     health = Health(model, speaks=True)
     for step in range(1, 300):
         model.batch(side, found=False)
+        health.add(health.taken())
         if step % 20 == 0:
             health.row(step)
     (told,) = caplog.records
@@ -127,6 +136,7 @@ def test_a_single_proposal_that_meets_an_object_is_enough(caplog: pytest.LogCapt
     health = Health(model, speaks=True)
     for step in range(1, 180):
         model.batch(20.0, found=step == 90)
+        health.add(health.taken())
         if step % 10 == 0:
             health.row(step)
     assert caplog.text == ""
@@ -137,11 +147,13 @@ def test_proposals_are_watched_in_training_and_by_one_process(caplog: pytest.Log
     silent = Health(model, speaks=False)
     for _ in range(120):
         model.batch(6.0, found=False)
+        silent.add(silent.taken())
     silent.row(120)
     model.eval()
     watching = Health(model, speaks=True)
     for _ in range(120):
         model.batch(6.0, found=False)
+        watching.add(watching.taken())
     watching.row(240)
     assert caplog.text == ""
 

@@ -60,10 +60,11 @@ def test_a_run_goes_on_with_what_it_began_with(tmp_path, changes, sentence):
 
 def test_what_may_change_with_a_warning(tmp_path):
     old = resolve("demo/seesaw", ["optimizer.lr=0.5", "optimizer.clip=null"])
-    new = resolve("demo/seesaw", ["optimizer.lr=0.25", "optimizer.clip=3"])
+    new = resolve("demo/seesaw", ["optimizer.lr=0.25", "optimizer.clip=3", "training.cuda_graphs=true"])
     assert require_same_run(about_run(old), tmp_path, new, NAMES, 1, 1, DATA) == [
         f"{tmp_path}: goes on with optimizer.clip = 3.0 instead of None: no longer the run that it began as.",
         f"{tmp_path}: goes on with optimizer.lr = 0.25 instead of 0.5: no longer the run that it began as.",
+        f"{tmp_path}: goes on with training.cuda_graphs = True instead of False: no longer the run that it began as.",
     ]
 
 

@@ -1,6 +1,6 @@
 """A row of Table 2 in two processes (gloo): whole runs, and steps equal to those of one process with the joint batch.
 
-Run as ``python test_sync_bn.py FOLDER DATA start`` this file is two processes that take a few steps, and then train a
+Run with the arguments FOLDER DATA start this file is one of two processes that take a few steps, and then train a
 row with the real command; with ``resume`` another two go on with these runs. What each of them has computed and said
 is left in FOLDER. Few processes do it all: to start one takes longer than its work.
 """
@@ -15,7 +15,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
-from tiny import SMALL_RECIPE, Done, finished, options, tailseg
+from tiny import SMALL_RECIPE, Done, options, run_together, tailseg
 from torch import Tensor
 
 from tailseg.data.sources import open_source
@@ -224,8 +224,8 @@ def launched(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two processes, and then another two, have left all that they do in these tests."""
     folder = tmp_path_factory.mktemp("of-2")
     for what in ("start", "resume"):
-        done = finished([sys.executable, __file__, str(folder), str(data), what])
-        assert done.returncode == 0, done.stderr
+        arguments = (folder, data, what)
+        assert run_together(__file__, arguments, arguments, linked=True) == [0, 0]
     return folder
 
 

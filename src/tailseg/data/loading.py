@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import multiprocessing
 import os
 import signal
@@ -26,19 +27,28 @@ from tailseg.data.transforms import Compose, Image
 from tailseg.errors import UserError
 from tailseg.structures import IGNORED_CELL, Batch, Instances, Sample
 
+FEW_SHAPES_DIVISOR = 128  # pixels
+FEW_SHAPES_ROWS, FEW_SHAPES_FACTOR = 32, 4
 
-def collate(samples: list[Sample], divisor: int = 32) -> Batch:
+
+def collate(samples: list[Sample], divisor: int = 32, *, few_shapes: bool = False) -> Batch:
     """One batch of at least one sample.
 
     Images are padded right and bottom with 0 to the largest height and width, rounded up to multiples of
     ``divisor``. Objects are padded with zero rows to those of the fullest image, at least one row.
+
+    With ``few_shapes`` a data set makes batches of few shapes: sides are multiples of 128, too, and rows of objects 32,
+    128, 512 and so on.
     """
+    if few_shapes:
+        divisor = coarser(divisor)
     hws = [(int(s.image.shape[1]), int(s.image.shape[2])) for s in samples]
     height, width = (-(-max(side) // divisor) * divisor for side in zip(*hws, strict=True))
     images = torch.zeros((len(samples), 3, height, width), dtype=torch.uint8)
     for image, sample, (h, w) in zip(images, samples, hws, strict=True):
         image[:, :h, :w] = sample.image
     rows = max(1, *(len(s.instances) for s in samples))
+    rows = rounded_rows(rows) if few_shapes else rows
     valid = torch.zeros((len(samples), rows), dtype=torch.bool)
     for flags, sample in zip(valid, samples, strict=True):
         flags[: len(sample.instances)] = True
@@ -55,6 +65,19 @@ def collate(samples: list[Sample], divisor: int = 32) -> Batch:
         absent=torch.stack([s.absent for s in samples]),
         ignored=_ignored([s.ignored for s in samples], (height, width)),
     )
+
+
+def coarser(divisor: int) -> int:
+    """Multiple of a divisor that sides are padded to where shapes shall be few, in pixels."""
+    return math.lcm(divisor, FEW_SHAPES_DIVISOR)
+
+
+def rounded_rows(rows: int) -> int:
+    """Rows of objects where shapes shall be few: 32, 128, 512, ..."""
+    rounded = FEW_SHAPES_ROWS
+    while rounded < rows:
+        rounded *= FEW_SHAPES_FACTOR
+    return rounded
 
 
 def _ignored(parts: list[Tensor], image_hw: tuple[int, int]) -> Tensor:
@@ -284,12 +307,15 @@ def train_loader(
     workers: int = 0,
     pin_memory: bool = False,
     divisor: int = 32,
+    *,
+    few_shapes: bool = False,
 ) -> BatchLoader[Batch]:
-    """The training batches of this process, without end, from ``start_step``.
+    """The training batches of this process, without end, from ``start_step``; ``few_shapes`` as of `collate`.
 
     They are the same for any number of workers.
     """
-    return plan_loader(dataset, TrainPlan(sampler, start_step), partial(collate, divisor=divisor), workers, pin_memory)
+    join = partial(collate, divisor=divisor, few_shapes=few_shapes)
+    return plan_loader(dataset, TrainPlan(sampler, start_step), join, workers, pin_memory)
 
 
 def eval_loader(

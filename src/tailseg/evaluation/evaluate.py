@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tailseg.data.dataset import DetectionDataset
 from tailseg.data.loading import eval_loader
 from tailseg.data.transforms import Image
+from tailseg.evaluation.behind import behind
 from tailseg.evaluation.metrics import DEFAULT, ScoreOptions, Scores, score, write_scores
 from tailseg.evaluation.results import ResultsWriter, merge_results
 from tailseg.evaluation.tta import View, detect_views
@@ -93,7 +96,6 @@ def evaluate(
     part = out / f".detections.{rank}.json"
     labels = dataset.annotations.label_to_category_id.tolist() if category_ids is None else category_ids
     known = torch.tensor([category_id is not None for category_id in labels], device=device)
-    all_known = None not in labels
     ids = [-1 if category_id is None else int(category_id) for category_id in labels]
     was_training = detector.training
     detector.eval()
@@ -104,7 +106,11 @@ def evaluate(
     else:
         loader = eval_loader(dataset, batch_size, rank, world, workers, detector.divisor)
     done, started = 0, time.perf_counter()
-    with ResultsWriter(part) as writer, progress_bar("evaluating", len(dataset), show=show) as advance:
+    with (
+        ResultsWriter(part) as writer,
+        progress_bar("evaluating", len(dataset), show=show) as advance,
+        behind(partial(_write, writer, None if None not in labels else known, ids), device) as write,
+    ):
         for batch in loader:
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 if views:
@@ -113,9 +119,7 @@ def evaluate(
                 else:
                     found = detector.detect(batch.to(device))
             for image_id, detections in zip(batch.image_ids.tolist(), found, strict=True):
-                # Not moved: the run-length codes are made where the masks are.
-                wanted = detections if all_known else detections[known[detections.labels]]
-                writer.add(dataset.annotations.stated_id(image_id), wanted, ids)
+                write(dataset.annotations.stated_id(image_id), detections)
             done += len(batch) * world
             advance(done, f"{done / (time.perf_counter() - started):.1f} images/s")
     detector.train(was_training)
@@ -143,6 +147,14 @@ def evaluate(
     )
     write_scores(scores, out / "metrics.json")
     return scores
+
+
+def _write(
+    writer: ResultsWriter, known: Tensor | None, ids: Sequence[int], image_id: int, detections: RawDetections
+) -> None:
+    """Write the detections whose label is ``known`` (C,), or all."""
+    # Not moved: the run-length codes are made where the masks are.
+    writer.add(image_id, detections if known is None else detections[known[detections.labels]], ids)
 
 
 def _whole_picture(batch: Batch) -> Image:

@@ -11,7 +11,6 @@ import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from hotcoco import mask as rle_codec
 from numpy.typing import NDArray
 
 from tailseg.layers.triton_support import has_triton
@@ -50,16 +49,14 @@ def encode_masks(probs: Values, boxes: Values, image_hw: tuple[int, int]) -> lis
         assert not isinstance(boxes, np.ndarray)
         from tailseg.layers.paste_triton import changes
 
-        runs = _between(*changes(probs, boxes, image_hw), height * width)
+        codes = _compressed(*changes(probs, boxes, image_hw), height * width)
     else:
-        runs = _runs_on_cpu(probs, boxes, image_hw)
-    uncompressed = [{"size": list(image_hw), "counts": counts} for counts in runs]
-    codes = rle_codec.frPyObjects(uncompressed, *image_hw) if uncompressed else []
-    return [{"size": list(image_hw), "counts": code["counts"].decode("ascii")} for code in codes]
+        codes = _codes_on_cpu(probs, boxes, image_hw)
+    return [{"size": list(image_hw), "counts": code} for code in codes]
 
 
-def _runs_on_cpu(probs: Values, boxes: Values, image_hw: tuple[int, int]) -> list[list[int]]:
-    """Run lengths of each mask."""
+def _codes_on_cpu(probs: Values, boxes: Values, image_hw: tuple[int, int]) -> list[str]:
+    """Compressed run lengths of each mask."""
     height, width = image_hw
     grids, corners = _padded(probs), _to_float64(boxes)
     sound = np.all(np.isfinite(corners), axis=1) & np.all(corners[:, :2] < corners[:, 2:], axis=1)
@@ -67,9 +64,9 @@ def _runs_on_cpu(probs: Values, boxes: Values, image_hw: tuple[int, int]) -> lis
     across = _axis_samples(corners[:, 0], corners[:, 2], width, grids.shape[1] - 2)
     down = _axis_samples(corners[:, 1], corners[:, 3], height, grids.shape[1] - 2)
     return [
-        runs
+        code
         for group in _groups(across.numbers)
-        for runs in _run_lengths(grids[group], across.of(group), down.of(group), image_hw)
+        for code in _run_lengths(grids[group], across.of(group), down.of(group), image_hw)
     ]
 
 
@@ -159,9 +156,7 @@ def _groups(numbers: NDArray[np.int64]) -> list[slice]:
     return [slice(*pair) for pair in itertools.pairwise(edges) if pair[0] < pair[1]]
 
 
-def _run_lengths(
-    grids: NDArray[np.float32], across: _Samples, down: _Samples, image_hw: tuple[int, int]
-) -> list[list[int]]:
+def _run_lengths(grids: NDArray[np.float32], across: _Samples, down: _Samples, image_hw: tuple[int, int]) -> list[str]:
     """Lengths of the alternating runs 0, 1, 0, ... of whole images, down their columns; only the first may be 0.
 
     Between two values of the grid a column's samples rise or fall, rounding included: low + share * (high - low)
@@ -175,7 +170,7 @@ def _run_lengths(
         image_hw: (height, width) of the image in pixels.
 
     Returns:
-        The runs of each of the N masks; they sum to the number of pixels.
+        The runs of each of the N masks, compressed; they sum to the number of pixels.
     """
     height, width = image_hw
     count, side, _ = grids.shape
@@ -218,7 +213,7 @@ def _run_lengths(
     twice = np.flatnonzero((places[1:] == places[:-1]) & (boxes[1:] == boxes[:-1]))
     if len(twice):
         places, boxes = (np.delete(each, np.concatenate([twice, twice + 1])) for each in (places, boxes))
-    return _between(places, np.bincount(boxes, minlength=count), height * width)
+    return _compressed(places, np.bincount(boxes, minlength=count), height * width)
 
 
 def _columns_side_by_side(table: Pixels) -> Pixels:
@@ -253,14 +248,35 @@ def _first_row(
     return top
 
 
-def _between(places: NDArray[np.int64], numbers: NDArray[np.int64], pixels: int) -> list[list[int]]:
-    """Run lengths of masks whose pixels change at these places, so many in each mask, rising there."""
-    steps, at = np.diff(places).tolist(), places.tolist()
-    runs = []
-    for begin, end in itertools.pairwise([0, *np.cumsum(numbers).tolist()]):
-        if begin == end:
-            runs.append([pixels])
-            continue
-        rest = pixels - at[end - 1]
-        runs.append([at[begin], *steps[begin : end - 1], *([rest] if rest else [])])
-    return runs
+def _compressed(places: NDArray[np.int64], numbers: NDArray[np.int64], pixels: int) -> list[str]:
+    """COCO's strings of run lengths of masks whose pixels change at these places, so many in each mask, rising there.
+
+    A run from the fourth on is told as its difference from the one before the last, and each number in base 32, the
+    lowest digit first: a character of 5 bits, the last one's highest of which is the sign, and a bit for "more follow".
+    """
+    # Each mask's places, and the image's end.
+    ends = np.insert(places, np.cumsum(numbers), pixels)
+    amounts = numbers + 1
+    first = np.cumsum(amounts) - amounts
+    runs = np.diff(ends, prepend=0)
+    runs[first] = ends[first]
+    place = np.arange(len(runs)) - np.repeat(first, amounts)
+    told = runs.copy()
+    late = np.flatnonzero(place > 2)
+    told[late] -= runs[late - 2]
+    left = (runs > 0) | (place == 0)  # an end where the last change is has no run
+    digits = np.ones(len(told), np.int64)
+    for bits in range(4, 64, 5):
+        longer = (told >> bits != 0) & (told >> bits != -1)
+        if not longer.any():
+            break
+        digits += longer
+    digits *= left
+    stops = np.cumsum(digits)
+    text = np.empty(stops[-1] if len(stops) else 0, np.uint8)
+    for digit in range(digits.max(initial=0)):
+        own = np.flatnonzero(digits > digit)
+        more = digits[own] > digit + 1
+        text[stops[own] - digits[own] + digit] = (told[own] >> 5 * digit & 31) + 32 * more + 48
+    whole, after = text.tobytes().decode("ascii"), [0, *stops[first + numbers].tolist()]
+    return [whole[begin:end] for begin, end in itertools.pairwise(after)]

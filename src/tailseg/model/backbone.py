@@ -20,6 +20,7 @@ from tailseg.model.backbone_edits import (
     pad_before_shift,
     set_stem_channels,
 )
+from tailseg.model.fused_blocks import fuse_blocks
 from tailseg.recipes.backbone_options import reaches_outside
 
 STRIDES = (4, 8, 16, 32)
@@ -94,6 +95,7 @@ class Backbone(nn.Module):
             leave_out_first_pool(self.net, name)
         add_context_blocks(self.net, name, context_stages, context_ratio)
         pad_before_shift(self.net)
+        fuse_blocks(self.net)
         if norm_eps is not None:
             for norm in _batch_norms(self.net):
                 norm.eps = norm_eps

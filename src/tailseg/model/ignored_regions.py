@@ -41,18 +41,11 @@ class IgnoredRegions:
         """
         assert self.sums is not None
         height, width = self.sums.shape[2] - 1, self.sums.shape[3] - 1
-        last = boxes.new_tensor([width, height]) * IGNORED_CELL
-        low, high = boxes[..., :2].clamp(min=0).minimum(last), boxes[..., 2:].clamp(min=0).minimum(last)
-        corners = torch.stack([
-            torch.stack([x, y], dim=-1)
-            for x, y in (
-                (high[..., 0], high[..., 1]),
-                (low[..., 0], high[..., 1]),
-                (high[..., 0], low[..., 1]),
-                (low[..., 0], low[..., 1]),
-            )
-        ], dim=1)  # fmt: skip
-        places = corners / last * 2 - 1
+        # Side by side and not by a tensor of both: that would be copied to the device, and waited for.
+        x1, x2 = (boxes[..., i].clamp(0, width * IGNORED_CELL) / (width * IGNORED_CELL) * 2 - 1 for i in (0, 2))
+        y1, y2 = (boxes[..., i].clamp(0, height * IGNORED_CELL) / (height * IGNORED_CELL) * 2 - 1 for i in (1, 3))
+        corners = (x2, y2), (x1, y2), (x2, y1), (x1, y1)
+        places = torch.stack([torch.stack(corner, dim=-1) for corner in corners], dim=1)
         sums = F.grid_sample(self.sums, places, mode="bilinear", padding_mode="border", align_corners=True).squeeze(1)
         covered = (sums[:, 0] - sums[:, 1] - sums[:, 2] + sums[:, 3]) * IGNORED_CELL**2
         area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])

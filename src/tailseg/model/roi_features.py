@@ -22,6 +22,7 @@ from torchvision.ops import roi_align
 
 from tailseg.model import semantic
 from tailseg.model.box_head import Pool
+from tailseg.model.roi_align import Sampling, SharedMaps, takes_triton
 from tailseg.model.traceable import roi_align_by_level, shifted_roi_align_by_level
 
 MOST_WEIGHTS = 1 << 22  # of pixels that are pooled at once
@@ -56,7 +57,7 @@ class ImageFeatures:
         elif shifts is not None:
             pooled = shifted_roi_align(self._rows, rois, shifts, pooler.output_size)
         else:
-            pooled = pooler(self._rows if pooled_by_table(rois) else self._planar, rois)
+            pooled = pooler(self._rows if pooled_by_table(rois) else self._maps, rois)
         if self.semantic is not None:
             own = RoIPooler(
                 semantic.ROI_SIZE, (semantic.STRIDE,), sampling_ratio=pooler.sampling_ratio, aligned=pooler.aligned
@@ -67,8 +68,8 @@ class ImageFeatures:
         return pooled + self.context[rois[:, 0].long()][:, :, None, None]
 
     @cached_property
-    def _planar(self) -> list[Tensor]:
-        return planar(self.pyramid)
+    def _maps(self) -> SharedMaps | list[Tensor]:
+        return SharedMaps(self.pyramid) if takes_triton(self.pyramid) else planar(self.pyramid)
 
     @cached_property
     def _rows(self) -> PyramidRows:
@@ -119,15 +120,23 @@ class RoIPooler(nn.Module):
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
 
-    def forward(self, pyramid: Sequence[Tensor] | PyramidRows, rois: Tensor) -> Tensor:
-        """Features (R, channels, S, S).
+    def forward(self, pyramid: Sequence[Tensor] | PyramidRows | SharedMaps, rois: Tensor) -> Tensor:
+        """Features (R, channels, S, S), float32; on CUDA under autocast in the dtype of the maps.
 
         Args:
-            pyramid: at least as many maps (B, channels, h, w) as there are strides; on a CPU their table will do.
+            pyramid: at least as many maps (B, channels, h, w) as there are strides; on a CPU their table will do, on
+                CUDA what several poolings share.
             rois: (R, 5): image index, x1, y1, x2, y2 in pixels.
         """
-        if torch.compiler.is_exporting() and not isinstance(pyramid, PyramidRows):
-            return self.traced(pyramid, rois, None)
+        if not isinstance(pyramid, PyramidRows | SharedMaps):
+            if torch.compiler.is_exporting():
+                return self.traced(pyramid, rois, None)
+            if takes_triton(pyramid):
+                pyramid = SharedMaps(pyramid)
+        if isinstance(pyramid, SharedMaps):
+            return pyramid.pool(
+                rois, Sampling(self.output_size, self.strides, self.sampling_ratio, aligned=self.aligned)
+            )
         levels = roi_levels(rois[:, 1:], len(self.strides))
         if isinstance(pyramid, PyramidRows) or pooled_by_table(rois):
             return self._by_table(pyramid, rois, levels)

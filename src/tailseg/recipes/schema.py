@@ -82,6 +82,8 @@ class TrainingRecipe(Section):
     """After each evaluation, compute the losses on the validation split, without augmentation."""
     patience: int | None = Field(None, ge=1)
     """The run ends once so many evaluations one after the other did not beat the best segm AP; by default never."""
+    cuda_graphs: bool = False
+    """Record the launches of a step by shape of batch and send them in one go: for a single GPU (see docs/speed.md)."""
     freeze: tuple[Part, ...] = ()
     """Parts of the detector that stay as they are at the start; batch norm in them keeps its statistics."""
 

@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.images import fitted_size
+from tailseg.data.loading import coarser, rounded_rows
 from tailseg.data.sources import DataSplits
 from tailseg.errors import UserError
 from tailseg.model.build import build_detector
@@ -23,6 +24,7 @@ from tailseg.recipes.values import changed
 from tailseg.structures import Batch
 from tailseg.training.class_statistics import class_statistics
 from tailseg.training.distributed import worst
+from tailseg.training.graphs import has_graphs
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +75,7 @@ def settled(recipe: Recipe, fabric: Fabric, data: DataSplits, out: Path, *, resu
         batch = min(ON_A_CPU, most)
         if on_gpu:
             free = torch.cuda.mem_get_info(fabric.device)[0]
-            with_one = StepMemory(recipe, data.train, fabric.device)
+            with_one = StepMemory(recipe, data.train, fabric.device, graphs=has_graphs(recipe, fabric))
             batch = -worst(fabric, -largest_batch(with_one, most, int(SHARE * free), with_one.place))
         recipe = changed(recipe, {"data.batch_per_device": batch})
         if speaks:
@@ -121,16 +123,19 @@ class StepMemory:
         recipe: of the run.
         train: the training split.
         device: a CUDA GPU.
+        graphs: batches have the few shapes of CUDA graphs, whose memory lies beside that of a step without.
     """
 
-    def __init__(self, recipe: Recipe, train: Annotations, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, train: Annotations, device: torch.device, *, graphs: bool = False) -> None:
         self.recipe = recipe
         self.device = device
         self.place = recipe.name
         self.classes = len(train.categories)
         self.statistics = class_statistics(train)
         starts = np.concatenate([[0], np.cumsum(train.trained)])[train.first_annotation]
-        self.objects = int(np.diff(starts).max(initial=1))
+        objects = int(np.diff(starts).max(initial=1))
+        self.objects = rounded_rows(objects) if graphs else objects
+        self.graphs = graphs
         self.image_hw = largest_hw(train, recipe.data)
 
     def __call__(self, number: int) -> int | None:
@@ -139,7 +144,8 @@ class StepMemory:
         before = torch.cuda.memory_allocated(self.device)
         try:
             self._step(number)
-            return torch.cuda.max_memory_allocated(self.device) - before
+            taken = torch.cuda.max_memory_allocated(self.device) - before
+            return 2 * taken if self.graphs else taken
         except torch.OutOfMemoryError:
             return None
         finally:
@@ -152,7 +158,8 @@ class StepMemory:
         trained = [p for p in detector.parameters() if p.requires_grad]
         copies = STATES[self.recipe.optimizer.name] + (self.recipe.training.ema is not None)
         kept = [torch.empty_like(p) for p in trained for _ in range(copies)]
-        batch = full_batch(number, self.image_hw, detector.divisor, self.objects, self.classes, self.recipe.data)
+        divisor = coarser(detector.divisor) if self.graphs else detector.divisor
+        batch = full_batch(number, self.image_hw, divisor, self.objects, self.classes, self.recipe.data)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.training.precision == "bf16"):
             losses = detector(batch.to(self.device))
         torch.stack(list(losses.values())).sum().backward()

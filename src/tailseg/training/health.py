@@ -22,6 +22,7 @@ ROI_STEPS = 100  # without a proposal that meets an object, from which on it is 
 LOSS_STEPS = 100  # before which nothing is said of losses
 SHARE = 0.1  # of these steps, compared at their beginning and their end
 FALLEN = 0.95  # of what it was: a loss below it has fallen
+SIGNS = ("positives proposed", "objects", "sum of their sides")  # of a batch
 RISEN = 1.2  # of what it was: the loss of a run from a trained model, which need not fall
 
 
@@ -39,6 +40,26 @@ class Health:
         self.speaks = speaks
         self.warned = False
         self._norms: list[Tensor] = []
+        self._silent: Tensor | None = None
+
+    def clear(self) -> None:
+        """Forget what forward passes have left behind."""
+        for head in self.heads:
+            head.silent = None
+        self.proposals.left.clear()
+
+    def taken(self) -> dict[str, Tensor]:
+        """Signs of the forward pass that was just made, named scalars, for `add`; it leaves none behind."""
+        silent = [head.silent for head in self.heads if head.silent is not None]
+        signs = {"silent": torch.stack(silent).max()} if silent else {}
+        signs |= self.proposals.taken()
+        self.clear()
+        return signs
+
+    def add(self, signs: dict[str, Tensor]) -> None:
+        """Add the signs of one batch."""
+        self._silent = signs.get("silent", self._silent)
+        self.proposals.add(signs)
 
     def collect(self, norm: Tensor) -> None:
         """Add the length of one step's gradient, before it was clipped."""
@@ -48,9 +69,8 @@ class Health:
         """For the log: ``gradient`` (mean length) and ``silent`` (share of RoIs); may warn."""
         row = {"gradient": float(torch.stack(self._norms).mean())} if self._norms else {}
         self._norms = []
-        silent = [head.silent for head in self.heads if head.silent is not None]
-        if silent:
-            row["silent"] = float(torch.stack(silent).max())
+        if self._silent is not None:
+            row["silent"] = float(self._silent)
             self._warn(step, row["silent"])
         trouble = self.proposals.trouble(step)
         if trouble and self.speaks:
@@ -79,7 +99,8 @@ class Proposals:
         self.sampler = next((module for module in model.modules() if isinstance(module, RoISampler)), None)
         self.rpn = next((module for module in model.modules() if isinstance(module, RPN)), None)
         self.told = False
-        self._batches: list[Tensor] = []  # (3,) each: positives that were proposed, objects, sum of the objects' sides
+        self.left: list[Tensor] = []  # (3,) each, of `SIGNS`, of calls of a forward pass
+        self._batches: list[Tensor] = []  # (3,) each, of batches
         self._steps, self._sums = 0, torch.zeros(3, dtype=torch.float64)
         if self.sampler is not None:
             self.sampler.register_forward_hook(self._collect)
@@ -90,7 +111,16 @@ class Proposals:
         width, height = (targets.boxes[:, 2:] - targets.boxes[:, :2]).clamp(min=0).unbind(1)
         own = targets.positive & targets.is_ground_truth
         found = (targets.positive & ~targets.is_ground_truth).sum()
-        self._batches.append(torch.stack([found.float(), own.sum().float(), ((width * height).sqrt() * own).sum()]))
+        self.left.append(torch.stack([found.float(), own.sum().float(), ((width * height).sqrt() * own).sum()]))
+
+    def taken(self) -> dict[str, Tensor]:
+        """`SIGNS` of the forward pass that was just made."""
+        return dict(zip(SIGNS, torch.stack(self.left).sum(0).unbind(), strict=True)) if self.left else {}
+
+    def add(self, signs: dict[str, Tensor]) -> None:
+        """Add those of one batch, if it has them."""
+        if not self.told and SIGNS[0] in signs:
+            self._batches.append(torch.stack([signs[name] for name in SIGNS]))
 
     def trouble(self, step: int) -> str:
         """A sentence if no proposal met an object for many batches; empty otherwise, and once it was told."""

@@ -53,17 +53,20 @@ class WholeDetector:
         detector: to train.
         recipe, dataset, sampler: of the run.
         pin_memory: put batches into page-locked memory.
+        few_shapes: of batches, see `tailseg.data.loading.collate`.
     """
 
     def __init__(
-        self, detector: Detector, recipe: Recipe, dataset: DetectionDataset, sampler: TrainSampler, *, pin_memory: bool
-    ) -> None:
+        self, detector: Detector, recipe: Recipe, dataset: DetectionDataset, sampler: TrainSampler, *,
+        pin_memory: bool, few_shapes: bool = False,
+    ) -> None:  # fmt: skip
         self.detector = detector
         self.trained: nn.Module = detector
         self.recipe = recipe
         self.dataset = dataset
         self.sampler = sampler
         self.pin_memory = pin_memory
+        self.few_shapes = few_shapes
 
     def prepare(self, epochs: range, fabric: Fabric, stop: Sequence[int], *, show: bool) -> bool:
         """There is nothing to make."""
@@ -71,11 +74,11 @@ class WholeDetector:
 
     def batches(self, start_step: int) -> Generator[Any, None, None]:
         """The training batches of this process from a step of the sampler on, without end."""
-        divisor = self.detector.divisor
         workers = worker_count(self.recipe.data.workers, self.detector.pixel_mean.device, self.sampler.world)
         loader = train_loader(
-            self.dataset, self.sampler, start_step, workers, pin_memory=self.pin_memory, divisor=divisor
-        )
+            self.dataset, self.sampler, start_step, workers, pin_memory=self.pin_memory, divisor=self.detector.divisor,
+            few_shapes=self.few_shapes,
+        )  # fmt: skip
         return iter(loader)
 
     def detector_with(self, trained: nn.Module) -> Detector:

@@ -32,6 +32,7 @@ from tailseg.training.class_statistics import class_statistics
 from tailseg.training.distributed import batch_norm_note, first_trouble, launch, processes_here, worst
 from tailseg.training.evaluations import Evaluated, Evaluations
 from tailseg.training.finetune import Finetuning
+from tailseg.training.graphs import GraphedStep, Outcome, cuda_graphs, has_graphs
 from tailseg.training.health import Health, LossWatch
 from tailseg.training.interrupts import interrupts
 from tailseg.training.learner import Learner, WholeDetector, copy_values, losses_of, seed_of_step
@@ -170,6 +171,7 @@ class Run:
             fabric.device, worker_count(recipe.data.workers, fabric.device, fabric.world_size), processes_here(fabric),
             speaks=self.is_main_process, measures=not recipe.finetune.enabled,
         )  # fmt: skip
+        self.forward_backward = GraphedStep(self._forward_backward, fabric.device, cuda_graphs(recipe, fabric))
         self.step = self.saved_step = 0
         self.state = BETWEEN_STEPS
         self.buffers = list(trained.buffers())  # counts and batch statistics, which the forward passes of a step change
@@ -181,7 +183,10 @@ class Run:
             detector = self.detector.to(self.fabric.device)  # Fabric moves what is trained, and nothing else
             return Finetuning(detector, self.recipe, self.dataset, self.sampler, self.out)
         pin_memory = self.fabric.device.type == "cuda"
-        return WholeDetector(self.detector, self.recipe, self.dataset, self.sampler, pin_memory=pin_memory)
+        few_shapes = has_graphs(self.recipe, self.fabric)
+        return WholeDetector(
+            self.detector, self.recipe, self.dataset, self.sampler, pin_memory=pin_memory, few_shapes=few_shapes
+        )
 
     def start(self, resume: bool) -> None:
         """Make the folder, or take up the run that it holds; says what is about to happen."""
@@ -258,15 +263,11 @@ class Run:
         copy_values(self.buffers, self.buffers_before)
         self.state = COLLECTING
         for micro in range(accumulate):
-            batch = self.loader_watch.next(batches).to(self.fabric.device)
+            batch = self.loader_watch.next(batches)
             with self.fabric.no_backward_sync(self.model, enabled=micro < accumulate - 1):
-                # Not Fabric's own mixed precision: it would convert the batch as well, boxes included.
-                with torch.autocast(
-                    self.fabric.device.type, torch.bfloat16, enabled=recipe.training.precision == "bf16"
-                ):
-                    losses = losses_of(self.model, batch, recipe.data.batch)
-                self.fabric.backward(torch.stack(list(losses.values())).sum() / accumulate)
+                losses, signs = self.forward_backward(batch)
             collected.append(losses)
+            self.health.add(signs)
         if recipe.optimizer.clip is not None:
             # Divergence is found when losses are read, so that this does not have to wait for the norm.
             norm = self.fabric.clip_gradients(
@@ -277,7 +278,7 @@ class Run:
         self.health.collect(norm)
         self.state = UPDATING
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=not self.forward_backward.keeps_gradients)
         if self.average is not None:
             self.average.update_parameters(self.learner.trained)
         for losses in collected:
@@ -286,6 +287,16 @@ class Run:
         self.state = BETWEEN_STEPS
         if self.step % recipe.training.log_steps == 0:
             self.log()
+
+    def _forward_backward(self, batch: Any) -> Outcome:
+        """The losses of a batch on the device, whose gradients are added to those there are, and signs of trouble."""
+        recipe, device = self.recipe, self.fabric.device
+        self.health.clear()
+        # Not Fabric's own mixed precision: it would convert the batch as well, boxes included.
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.training.precision == "bf16"):
+            losses = losses_of(self.model, batch, recipe.data.batch)
+        self.fabric.backward(torch.stack(list(losses.values())).sum() / recipe.training.accumulate)
+        return {name: loss.detach() for name, loss in losses.items()}, self.health.taken()
 
     def log(self, *, alone: bool = False) -> None:
         """Write the mean losses since the last line; this is where the device is waited for.

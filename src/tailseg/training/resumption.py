@@ -34,7 +34,7 @@ ABOUT: dict[str, type | tuple[type, ...]] = {
 # Keys that may change, without and with a word about it.
 FREE = {"data.workers", "schedule.epochs", "schedule.milestones", "training.patience"}
 FREE |= {"training.loggers", "training.validation_loss"}
-FREE_WITH_WARNING = {"optimizer.lr", "optimizer.clip"}
+FREE_WITH_WARNING = {"optimizer.lr", "optimizer.clip", "training.cuda_graphs"}
 OF_A_STEP = ("data.batch_per_device", "training.accumulate")  # free where images a step stay the same
 
 
