@@ -10,12 +10,12 @@ import logging
 import multiprocessing
 import os
 import runpy
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest.mock import patch
@@ -71,6 +71,9 @@ ENVIRONMENT = {
 }
 
 
+COMMAND = str(files("tailseg") / "__main__.py")  # the same, as a file
+
+
 def command(*arguments: object) -> list[str]:
     """The real command, for a process of its own."""
     return [sys.executable, "-m", "tailseg", *map(str, arguments)]
@@ -119,18 +122,6 @@ def _logging_restored() -> Iterator[None]:
     finally:
         root.handlers = handlers
         root.setLevel(level)
-
-
-def finished(line: list[str]) -> Done:
-    """Run a process to its end; one that waits for another that does not come is ended, with all that it started."""
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT, start_new_session=True)
-    try:
-        out, errors = process.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    return Done(line, process.returncode, out, errors)
 
 
 # Where the defaults of a part's arguments stand: sections of the recipe, and what has no key of that name there.
@@ -185,11 +176,13 @@ def meta_without_values() -> Iterator[None]:
 PRELOADED = ["tailseg.layers.norm", "tailseg.training.loop", "tailseg.cli.main", "rich.console"]
 
 
-def run_together(file: str, *calls: tuple[object, ...], linked: bool = False) -> list[int | None]:
+def run_together(
+    file: str, *calls: tuple[object, ...], linked: bool = False, stderr: Path | None = None
+) -> list[int | None]:
     """Run a Python file in one process for each tuple of arguments, at once; exit codes, None for one that hung.
 
     The processes are forked from one that has imported PyTorch for all, which takes longer than their work. With
-    ``linked`` they are the ranks of a run, as torchrun starts them.
+    ``linked`` they are the ranks of a run, as torchrun starts them. What they say goes to the file ``stderr``.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -199,7 +192,7 @@ def run_together(file: str, *calls: tuple[object, ...], linked: bool = False) ->
     for rank, arguments in enumerate(calls):
         surroundings = {"LOCAL_RANK": rank, "RANK": rank, "WORLD_SIZE": len(calls), "LOCAL_WORLD_SIZE": len(calls)}
         surroundings |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "tests"}
-        args = (file, list(map(str, arguments)), surroundings if linked else {})
+        args = (file, list(map(str, arguments)), surroundings if linked else {}, stderr)
         running.append(context.Process(target=_as_main, args=args))
     for process in running:
         process.start()
@@ -211,7 +204,9 @@ def run_together(file: str, *calls: tuple[object, ...], linked: bool = False) ->
     return codes
 
 
-def _as_main(file: str, arguments: list[str], surroundings: dict[str, object]) -> None:
+def _as_main(file: str, arguments: list[str], surroundings: dict[str, object], stderr: Path | None) -> None:
+    if stderr is not None:
+        os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     sys.argv = [file, *arguments]
     os.environ |= {name: str(value) for name, value in surroundings.items()}
     runpy.run_path(file, run_name="__main__")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ENVIRONMENT, SMALL_RECIPE, assert_done, assert_refused, command, options, tailseg
+from tiny import ENVIRONMENT, SMALL_RECIPE, assert_done, assert_refused, options, tailseg
 
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.predict import load
@@ -97,13 +97,6 @@ def test_a_second_run_gets_a_folder_of_its_own(trained: str, folder: Path) -> No
     assert "Models: runs/demo-seesaw-2/best.safetensors" in more.stdout
     for name, epochs in (("demo-seesaw", 1), ("demo-seesaw-2", 2)):
         assert f"epochs: {epochs}" in tailseg("recipes", "show", folder / "runs" / name / "last.safetensors").stdout
-
-
-def test_two_processes_share_a_folder_that_nobody_named(folder: Path) -> None:
-    line = command("train", "demo/cross-entropy", "--data", "data", "--devices", 2, "--quiet", *SETTINGS)
-    done = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, cwd=folder, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert [path.name for path in (folder / "runs").glob("demo-cross*")] == ["demo-cross-entropy"]
 
 
 def test_a_run_s_folder_is_a_model(trained: str, folder: Path) -> None:

@@ -315,17 +315,17 @@ SeesawLoss._add, Run.save = counted, saved
 main()
 """
     )
-    out = tmp_path / "run"
-    settings = ("--set", "training.log_steps=1")
-    arguments = [script, "train", recipe, "--data", data, "--out", out, "--devices", 2, *settings]
+    arguments = [script, "train", recipe, "--data", data, "--devices", 2, "--set", "training.log_steps=1"]
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**ENVIRONMENT, "OBSERVED": str(tmp_path)},
+        cwd=tmp_path,
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
+    (out,) = (tmp_path / "runs").iterdir()  # nobody named a folder, and both took the same
     assert done.stderr.count("Learning rate 0.0005 = 0.001 x 4 / 8") == 1
     assert done.stdout.count("Models:") == 1
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))

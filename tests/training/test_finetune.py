@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import assert_done, assert_refused, command, finished, options, tailseg
+from tiny import COMMAND, assert_refused, options, run_together, tailseg
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -713,13 +713,23 @@ def test_views_are_all_that_an_image_shows(data: DataSplits, model: Model, tmp_p
 
 
 def in_processes(devices: int, folder: Path, init: Path, out: Path, *settings: str) -> None:
-    """The real command with row 6, until its end; processes that wait for each other for ever are ended."""
+    """The command with row 6, until its end; processes that wait for each other for ever are ended."""
     name, own = KINDS["row-6-seesaw"]
-    more = ("--devices", devices, *options((*TINY, *own, *FINETUNE, *settings)))
-    line = command("train", name, "--data", folder, "--init", init, "--out", out, *more)
-    done = finished(line)
-    assert_done(done)
-    assert "Batch norm" not in done.stderr  # none learns
+    line = (
+        "train",
+        name,
+        "--data",
+        folder,
+        "--init",
+        init,
+        "--out",
+        out,
+        *options((*TINY, *own, *FINETUNE, *settings)),
+    )
+    said = out.with_suffix(".stderr")
+    codes = run_together(COMMAND, *[line] * devices, linked=True, stderr=said)
+    assert codes == [0] * devices, said.read_text()
+    assert "Batch norm" not in said.read_text()  # none learns
 
 
 @pytest.mark.slow
