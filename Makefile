@@ -14,8 +14,8 @@ demo: $(USER_STAMP)  ## train cross-entropy and Seesaw on the built-in data, sco
 test: $(STAMP)  ## all checks and tests, at the same time
 	$(MAKE) --no-print-directory --jobs 2 lint unittest
 
-unittest: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+unittest: $(STAMP)  # three processes on two cores: tests wait for programs that they start
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 nightly: $(STAMP)  ## the tests that are too long for every change
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m nightly
@@ -39,16 +39,17 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix src tests benchmarks examples docs
 	$(BIN)/ruff format src tests benchmarks examples docs
 
-# Made again whenever the project file changes; an environment that is current is used as it is.
+# Made again whenever the project file changes; an environment that is current is used as it is. Modules are compiled when
+# they are first imported: most of the largest packages never are.
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
 	touch $(STAMP) $(USER_STAMP)
 
 # What a user needs, and the ImageNet weights of the small recipes; the developers' environment has that too.
 $(USER_STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[backbones]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[backbones]'
 	touch $(USER_STAMP)
 
 clean:
