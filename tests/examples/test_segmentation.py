@@ -61,7 +61,7 @@ def test_equal_losses_give_equal_results(example, monkeypatch):
     torch.testing.assert_close(plain, without_mitigation, rtol=0, atol=1.0)  # percent: sums round differently
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_seesaw_finds_more_of_the_few(example, monkeypatch):
     monkeypatch.setattr(example, "STEPS", 120)
     plain = example.result(torch.nn.CrossEntropyLoss(ignore_index=255), seed=0)

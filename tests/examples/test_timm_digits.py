@@ -46,7 +46,7 @@ def test_without_mitigation_it_is_timms_loss(example):
     torch.testing.assert_close(ours, example.SoftTargetCrossEntropy()(logits, soft))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_seesaw_finds_more_of_the_few_and_loses_little_of_the_many(example, monkeypatch):
     monkeypatch.setattr(example, "STEPS", 100)
     plain = example.accuracy(example.SoftTargetCrossEntropy(), seed=0)
