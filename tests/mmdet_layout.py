@@ -268,6 +268,20 @@ def state_of(layout: Layout) -> State:
     return state
 
 
+def lively(layout: Layout, slower: dict[str, float] | None = None) -> State:
+    """Weights whose responses keep their size from layer to layer, but for those whose keys end as in ``slower``."""
+    state = state_of(layout)
+    for key, tensor in state.items():
+        if key.endswith("weight") and tensor.dim() > 1:
+            tensor *= (2 / tensor[0].numel()) ** 0.5
+        if "running_var" in key:
+            tensor.abs_().add_(0.5)
+        for end, factor in (slower or {}).items():
+            if key.endswith(end):
+                tensor *= factor
+    return state
+
+
 def constants_of(layout: Layout) -> State:
     """A constant for each tensor, which takes no room whatever its shape."""
     rows = enumerate(layout.rows(), start=1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmdet_layout import SMALL_CASCADE, Layout, State, assert_same, converted, meta, state_of
+from mmdet_layout import SMALL_CASCADE, Layout, State, assert_same, converted, lively, meta, state_of
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
@@ -28,21 +28,8 @@ STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.06
 IMAGE = (96, 128)
 
 
-def lively(layout: Layout) -> State:
-    """Weights whose responses keep their size from layer to layer."""
-    state = state_of(layout)
-    for key, tensor in state.items():
-        if key.endswith("weight") and tensor.dim() > 1:
-            tensor *= (2 / tensor[0].numel()) ** 0.5
-        if "running_var" in key:
-            tensor.abs_().add_(0.5)
-        if key.endswith("fc_reg.weight"):
-            tensor *= 0.3
-    return state
-
-
 def model_of(layout: Layout, folder: Path) -> tuple[State, Detector]:
-    state = lively(layout)
+    state = lively(layout, {"fc_reg.weight": 0.3})
     content = {"state_dict": state, **meta()}
     recipe, ours = converted(content, folder)
     assert_same(layout, state, ours)

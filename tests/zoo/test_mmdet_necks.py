@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from mmdet_layout import Layout, State, assert_same, converted, meta, save, small, state_of
+from mmdet_layout import Layout, State, assert_same, converted, lively, meta, save, small, state_of
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,12 +25,7 @@ WIDTHS = (16, 32, 64, 128)
 
 
 def model_of(layout: Layout, folder: Path) -> tuple[State, Detector]:
-    state = state_of(layout)
-    for key, tensor in state.items():
-        if key.endswith("weight") and tensor.dim() > 1:
-            tensor *= (2 / tensor[0].numel()) ** 0.5
-        if "running_var" in key:
-            tensor.abs_().add_(0.5)
+    state = lively(layout)
     recipe, ours = converted({"state_dict": state, **meta()}, folder)
     assert_same(layout, state, ours)
     detector = build_detector(recipe, 5)
