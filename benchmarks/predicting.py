@@ -2,6 +2,7 @@
 
     python benchmarks/predicting.py                       # CPU, some minutes of two cores
     python benchmarks/predicting.py --device cuda
+    python benchmarks/predicting.py --photos ../shared/data/coco128-lvis/images      # files, too
 
 Memory: a generator hands `Model.predict` ten thousand small pictures, one after the other, and looks at every result.
 The resident set is read at each tenth of the way; what it grew from the first tenth to the highest later reading is
@@ -9,6 +10,9 @@ what the stream keeps. Beside it stands what a list of the same results would ke
 
 Time: batches of ``--batch`` pictures against one at a time, through `Model.predict` in both cases, in turn, on pictures
 of one size.
+
+Files: the drawn pictures and the JSON of ``--timed`` photographs, as `tailseg predict` writes them, against a loop that
+saves each result of `Model.predict` before it asks for the next one.
 
 The model is `demo/seesaw` with random weights; its threshold is 0, so that every picture has ``--detections`` objects.
 """
@@ -32,7 +36,9 @@ from numpy.typing import NDArray
 import tailseg
 from tailseg.checkpoint import save_model
 from tailseg.data.annotations.annotations import Category
+from tailseg.data.images import IMAGE_SUFFIXES
 from tailseg.model.build import build_detector
+from tailseg.predict.writing import Request, predict_files
 from tailseg.recipes.resolve import resolve
 
 CLASSES = 20
@@ -96,6 +102,34 @@ def batch_times(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def file_times(options: argparse.Namespace) -> dict[str, Any]:
+    model, device = random_model(options), torch.device(options.device)
+    photos = sorted(str(f) for f in options.photos.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)[: options.timed]
+    with tempfile.TemporaryDirectory() as folder:
+        one_by_one, at_once = Path(folder) / "loop", Path(folder) / "files"
+        one_by_one.mkdir()
+
+        def loop() -> None:
+            for found in model.predict(iter(photos), batch=options.batch):
+                stem = one_by_one / Path(str(found.source)).stem
+                found.save(stem.with_suffix(".png"))
+                found.save(stem.with_suffix(".json"))
+
+        def files() -> None:
+            predict_files(model, Request(photos, min_score=0, show=False), at_once)
+
+        cases = {"tailseg predict": files, "a loop that saves": loop}
+        harness.in_turn(cases, 1, device)
+        differ = [f.name for f in at_once.iterdir() if f.read_bytes() != (one_by_one / f.name).read_bytes()]
+        times = harness.in_turn(cases, options.repeats, device)
+    return {
+        "photos": len(photos),
+        "files_that_differ": len(differ),
+        **{name: harness.summary(each, len(photos)) for name, each in times.items()},
+        "speedup": harness.speedup(times["tailseg predict"], times["a loop that saves"]),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -106,6 +140,7 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=64, help="pictures of a timed call")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--set", action="append", default=["data={test_short_edge: 64, long_edge: 64}"])
+    parser.add_argument("--photos", type=Path, help="folder of pictures; without one no files are timed")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     device = harness.require_device(options.device)
@@ -121,8 +156,16 @@ def main() -> None:
         f"batches of {options.batch}: x {ratio['of_medians']:.2f} ({ratio['smallest']:.2f}-{ratio['largest']:.2f}) "
         f"as fast as one at a time ({times['one at a time']['images_per_second']:.1f} pictures/s)"
     )
-    settings = {name: value for name, value in vars(options).items() if name != "out"}
+    settings = {name: value for name, value in vars(options).items() if name not in ("out", "photos")}
     content = {"machine": harness.machine(device), "settings": settings, "memory": memory, "time": times}
+    if options.photos is not None:
+        content["files"] = files = file_times(options)
+        ratio = files["speedup"]["clock"]
+        print(
+            f"files of {files['photos']} photographs: x {ratio['of_medians']:.2f} ({ratio['smallest']:.2f}-"
+            f"{ratio['largest']:.2f}) as fast as a loop that saves each result "
+            f"({files['tailseg predict']['images_per_second']:.1f} pictures/s; {files['files_that_differ']} differ)"
+        )
     harness.write_json(options.out or harness.RESULTS / f"predicting-{device.type}.json", content)
 
 

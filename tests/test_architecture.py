@@ -15,6 +15,7 @@ ORDER = (
         "wording",
         "yaml_files",
         "devices",
+        "threads",
         "progress",
         "structures",
         "recipes",

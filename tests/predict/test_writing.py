@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import tailseg
 from tailseg.data.importers.convert import READERS
 from tailseg.errors import UserError
 from tailseg.predict import Model
+from tailseg.predict.video import VideoFile
 from tailseg.predict.writing import Request, Tally, export_predictions, predict_files
 
 
@@ -44,6 +46,42 @@ def test_files(model: Model, picture: np.ndarray, tmp_path: Path) -> None:
     assert json.loads((out / "p.json").read_text())["detections"] == []
     with pytest.raises(UserError, match=r"p\.json: the folder cannot be made"):
         predict_files(model, Request(images), out / "p.json")
+
+
+def test_threads_write_what_one_writes(
+    model: Model, picture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures of one name and the frames of a video between them, in their order."""
+    inputs = [tmp_path / name for name in ("a/p.png", "b/p.png", "clip.mp4", "c/p.png")]
+    for i, path in enumerate(inputs):
+        path.parent.mkdir(exist_ok=True)
+        if path.suffix == ".png":
+            Image.fromarray(np.roll(picture, 20 * i, axis=1)).save(path)
+    with VideoFile(inputs[2], 5) as video:
+        for i in range(20):
+            video.add(np.roll(picture, 3 * i, axis=0))
+    written = []
+    for cores in (1, 4):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: range(cores), raising=False)
+        out = tmp_path / f"out-{cores}"
+        tally = predict_files(model, Request(inputs, min_score=0, show=False), out)
+        assert (tally.pictures, tally.faults) == (23, [])
+        written.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert written[0] == written[1]
+    stems = ("p", "p-2", "p-3")
+    assert written[0].keys() == {f"{stem}{end}" for stem in stems for end in (".png", ".json")} | {
+        "clip.mp4", "clip.jsonl"
+    }  # fmt: skip
+    frames = [json.loads(line)["frame"] for line in written[0]["clip.jsonl"].splitlines()]
+    assert frames == list(range(20))
+
+
+@pytest.mark.parametrize("name", ["p.png", "p.json"])
+def test_a_file_that_cannot_be_written_ends_it(model: Model, picture: np.ndarray, tmp_path: Path, name: str) -> None:
+    Image.fromarray(picture).save(tmp_path / "p.png")
+    (tmp_path / "out" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"out/{name}: could not be written \(Is a directory\)"):
+        predict_files(model, Request([tmp_path / "p.png"] * 30, show=False), tmp_path / "out")
 
 
 def test_inputs_are_never_written_over(model: Model, picture: np.ndarray, tmp_path: Path) -> None:

@@ -38,7 +38,6 @@ from tailseg.training.feature_cache import (
     FeatureCache,
     digest_of_annotations,
     digest_of_tensors,
-    read_ahead,
     readable,
     require_room,
 )
@@ -996,23 +995,6 @@ def test_a_branch_without_rows_has_a_loss_and_gradients(data: DataSplits, model:
     assert {name: value.item() for name, value in losses.items()} == {"classes": 0, "objectness": 0}
     sum(losses.values()).backward()  # type: ignore[union-attr]
     assert all(p.grad is not None and p.grad.count_nonzero() == 0 for p in branches.parameters())
-
-
-@pytest.mark.parametrize("threads", [0, 1, 3])
-def test_reading_ahead_keeps_the_order_and_tells_faults_in_their_turn(threads: int) -> None:
-    def read(part: int) -> int:
-        if part == 20:
-            raise UserError("the twentieth")
-        return part * part
-
-    assert list(read_ahead(read, range(20), threads)) == [n * n for n in range(20)]
-    assert list(read_ahead(read, [], threads)) == []
-    endless = iter(range(10**9))
-    with closing(read_ahead(read, endless, threads)) as parts:
-        assert list(islice(parts, 20)) == [n * n for n in range(20)]  # the fault that lies ahead is nobody's yet
-        with pytest.raises(UserError, match="the twentieth"):
-            next(parts)
-    assert next(endless) <= 20 + 2 * threads + 1
 
 
 def test_room_is_needed_for_all_and_a_tenth_more() -> None:

@@ -1,6 +1,7 @@
 """Time spent waiting for images: measured by a clock that the test sets, told once, with a number of workers."""
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -31,7 +32,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(loader_watch, "time", made)
-    monkeypatch.setattr(loader_watch.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     return made
 
 

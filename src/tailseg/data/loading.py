@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import math
 import multiprocessing
-import os
 import signal
 import sys
 import threading
@@ -26,6 +25,7 @@ from tailseg.data.sampling import TrainSampler
 from tailseg.data.transforms import Compose, Image
 from tailseg.errors import UserError
 from tailseg.structures import IGNORED_CELL, Batch, Instances, Sample
+from tailseg.threads import usable_cores
 
 FEW_SHAPES_DIVISOR = 128  # pixels
 FEW_SHAPES_ROWS, FEW_SHAPES_FACTOR = 32, 4
@@ -254,8 +254,7 @@ def worker_count(workers: int | Literal["auto"], device: torch.device, processes
         return workers
     if device.type == "cpu":
         return WORKERS_ON_A_CPU
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_WORKERS, max(1, processors // processes))
+    return min(MOST_WORKERS, max(1, usable_cores() // processes))
 
 
 GRACE_SECONDS = 30  # that a worker outlives a termination signal, for the main process to finish its step and save

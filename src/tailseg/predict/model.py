@@ -35,6 +35,7 @@ from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import override
 from tailseg.results.detections import Detections
 from tailseg.structures import Batch, RawDetections
+from tailseg.threads import at_once
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +205,7 @@ class Model:
         """
         waiting = iter(items)
         while part := list(islice(waiting, look.batch)):
-            read = [_read(item) for item in part]
+            read = at_once(_read, part)
             pictures = [picture for picture in read if not isinstance(picture, UserError)]
             found = iter(self._detect_all(pictures, look))
             for item, picture in zip(part, read, strict=True):
@@ -238,7 +239,7 @@ class Model:
         data = self.recipe.data
         transform = fit_transform(data.test_short_edge, data.long_edge, self.size)
         alike: dict[tuple[int, ...], list[int]] = {}
-        batches = [batch_of(picture, transform, self.detector.divisor) for picture in pictures]
+        batches = at_once(lambda picture: batch_of(picture, transform, self.detector.divisor), pictures)
         for i, batch in enumerate(batches):
             alike.setdefault(tuple(batch.images.shape), []).append(i)
         found: dict[int, RawDetections] = {}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import numpy as np
 import orjson
 from PIL import Image
 
@@ -19,15 +21,18 @@ from tailseg.data.exporters.export import Exported, export
 from tailseg.data.exporters.records import ExportImage, ExportSet
 from tailseg.errors import UserError
 from tailseg.model.detector import Wanted
-from tailseg.predict.model import Look, Model
+from tailseg.predict.model import Look, Model, Picture
 from tailseg.predict.sources import Item, Source, open_or_faulty, total_count
 from tailseg.predict.thresholds import class_scores
 from tailseg.predict.video import VideoFile
 from tailseg.progress import progress_bar
 from tailseg.results.detections import Detections
+from tailseg.results.pictures import image_bytes
 from tailseg.results.rows import export_objects
+from tailseg.threads import read_ahead, usable_cores
 
 _NAMED = 5  # faults that the last sentence names
+_THREADS = 4  # that draw; up to two results of each wait in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +167,29 @@ def predict_files(model: Model, request: Request, out: Path, *, pictures: bool =
         raise UserError(f"{out}: the folder cannot be made ({error.strerror}); choose another --out") from error
     inputs = {path.resolve() for source in opened.sources for path in source.paths}
     taken = {path.name for path in out.iterdir() if path.resolve() in inputs}
-    with _Folder(out, taken, pictures=pictures) as folder:
-        for item, found in opened.each(tally):
-            folder.add(item, found)
+    # Drawing and compressing a picture can take longer than a small model takes to look at it.
+    prepared = read_ahead(partial(_prepare, pictures=pictures), opened.each(tally), min(_THREADS, usable_cores()))
+    with _Folder(out, taken, pictures=pictures) as folder, closing(prepared) as results:
+        for result in results:
+            folder.add(result)
     return tally
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What is to be written of a picture or a frame."""
+
+    item: Item
+    rows: dict[str, Any]  # of the JSON
+    drawn: bytes | Picture | None  # a PNG; of a frame its pixels
+
+
+def _prepare(result: tuple[Item, Detections], *, pictures: bool) -> _Prepared:
+    item, found = result
+    drawn = found.plot() if pictures else None
+    if drawn is None or item.video is not None:
+        return _Prepared(item, found.to_dict(), drawn)
+    return _Prepared(item, found.to_dict(), image_bytes(drawn, "PNG"))
 
 
 class _Folder:
@@ -188,19 +212,25 @@ class _Folder:
             self._video.files.close()
             self._video = None
 
-    def add(self, item: Item, found: Detections) -> None:
+    def add(self, result: _Prepared) -> None:
         """Write what was found in a picture, or in the next frame of a video."""
+        item = result.item
         if item.video is None:
             self._close()
-            suffixes = (".png", ".json") if self.pictures else (".json",)
-            stem = self._free(item.stem, suffixes)
-            for suffix in suffixes:
-                found.save(self.out / f"{stem}{suffix}")
+            contents = {".png": result.drawn} if isinstance(result.drawn, bytes) else {}
+            contents[".json"] = orjson.dumps(result.rows, option=orjson.OPT_INDENT_2)
+            stem = self._free(item.stem, tuple(contents))
+            for suffix, content in contents.items():
+                path = self.out / f"{stem}{suffix}"
+                try:
+                    path.write_bytes(content)
+                except OSError as error:
+                    raise _unwritten(path, error) from error
             return
         if self._video is None or self._video.item.video is not item.video:
             self._close()
             self._video = self._begin_video(item)
-        self._video.add(found)
+        self._video.add(result)
 
     def _begin_video(self, item: Item) -> _VideoResult:
         assert item.video is not None
@@ -235,17 +265,17 @@ class _VideoResult:
     video: VideoFile | None
     frames: int = 0
 
-    def add(self, found: Detections) -> None:
+    def add(self, frame: _Prepared) -> None:
         assert self.item.video is not None
         fps = self.item.video.fps
         about = {"video": str(self.item.video.path), "frame": self.frames, "seconds": self.frames / fps}
-        about |= {key: value for key, value in found.to_dict().items() if key != "image"}
+        about |= {key: value for key, value in frame.rows.items() if key != "image"}
         try:
             self.lines.write(orjson.dumps(about, option=orjson.OPT_APPEND_NEWLINE))
         except OSError as error:
             raise _unwritten(Path(self.lines.name), error) from error
-        if self.video is not None:
-            self.video.add(found.plot())
+        if self.video is not None and isinstance(frame.drawn, np.ndarray):
+            self.video.add(frame.drawn)
         self.frames += 1
 
 

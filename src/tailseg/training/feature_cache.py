@@ -9,13 +9,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +22,6 @@ from tailseg.checkpoint import VERSION, read_tensors, write_tensors
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.errors import UserError
 
-A = TypeVar("A")
-T = TypeVar("T")
 IN_A_FOLDER = 1000  # images whose files lie in one
 ROOM = 1.1  # of what is needed there must be this much: views differ a little in size, and checkpoints come on top
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
@@ -103,27 +98,6 @@ def _listed(folder: Path) -> list[os.DirEntry[str]]:
         return []
     with os.scandir(folder) as entries:
         return list(entries)
-
-
-def read_ahead(read: Callable[[A], T], plan: Iterable[A], threads: int) -> Generator[T, None, None]:
-    """``read`` of every part of a plan, in order, up to two parts a thread before they are asked for.
-
-    Threads and not processes: what they read is large, and would have to be handed over in shared memory, of which
-    containers have little.
-    """
-    if threads == 0:
-        yield from map(read, plan)
-        return
-    parts = iter(plan)
-    pool = ThreadPoolExecutor(threads)
-    try:
-        waiting: deque[Future[T]] = deque(pool.submit(read, part) for part in islice(parts, 2 * threads))
-        while waiting:
-            done = waiting.popleft().result()
-            waiting.extend(pool.submit(read, part) for part in islice(parts, 1))
-            yield done
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def require_room(folder: Path, number: int, each: int, free: int) -> None:

@@ -37,12 +37,12 @@ from tailseg.progress import progress_bar
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import flatten
 from tailseg.structures import Batch
+from tailseg.threads import read_ahead
 from tailseg.training.distributed import first_trouble, worst
 from tailseg.training.feature_cache import (
     FeatureCache,
     digest_of_annotations,
     digest_of_tensors,
-    read_ahead,
     readable,
     require_room,
 )

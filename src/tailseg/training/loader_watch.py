@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+
+from tailseg.threads import usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class LoaderWatch:
     def _fix(self, share: float) -> str:
         # The workers, or this process itself, work all the time and keep the rest busy for 1 - share of it.
         wanted = math.ceil((self.workers or share) / (1 - min(share, 0.9)) - 1e-6)
-        room = max(1, _cores() // self.processes)
+        room = max(1, usable_cores() // self.processes)
         if self.workers >= room:
             return (
                 f"data.workers = {self.workers} uses all {room} cores of a process: lower data.short_edges, "
@@ -89,8 +90,3 @@ class LoaderWatch:
         return (
             f"set data.workers={min(max(wanted, self.workers + 1), room)} (now {self.workers}) and go on with --resume"
         )
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -19,6 +19,7 @@ from tailseg.data.diagnosis.near_duplicates import Thumbnail, thumbnail_of
 from tailseg.data.images import EDGE, ENDS, ImageHeader, ImageTooLargeError, decode, read_header, to_rgb
 from tailseg.data.transforms import Compose
 from tailseg.errors import UserError
+from tailseg.threads import usable_cores
 
 T = TypeVar("T")
 DECODED = 2000  # images of the sample that is decoded in full; the header and the end of all are read
@@ -121,7 +122,7 @@ def steps(annotations: Annotations) -> int:
 
 
 def _threads() -> int:
-    return min(16, 2 * (os.cpu_count() or 1))
+    return min(16, 2 * usable_cores())
 
 
 def _counted(items: Iterable[T], advance: Callable[[int], None], start: int = 0) -> Iterator[T]:
