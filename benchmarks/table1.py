@@ -50,6 +50,10 @@ STEPS = (  # from one row to the next: what each part of Seesaw Loss is worth
     ("seesaw-linear", "cross-entropy"),
     ("eql", "cross-entropy"),
     ("seesaw", "cross-entropy"),
+    ("cross-entropy-rfs", "cross-entropy"),
+    ("seesaw-p0-rfs", "cross-entropy-rfs"),
+    ("seesaw-rfs", "seesaw-p0-rfs"),
+    ("seesaw-rfs", "seesaw"),
 )
 REPORT = {  # Table 1 of the report, LVIS v1 val
     "cross-entropy": (16.9, 16.0, 0.0, 12.3, 27.3),
@@ -213,8 +217,9 @@ def page(results: dict[str, Any]) -> str:
             f"Mask R-CNN (the `demo` recipes) on {described(results)}, with {data['fewest_images']} to "
             f"{data['most_images']:,} training images and {data['fewest_objects']} to {data['most_objects']:,} objects "
             f"a class. Every method: {results['images_seen']:,} images seen, the same optimiser, schedule, sampler "
-            f"and seeds ({SEED} to {SEED + results['seeds'] - 1}); only `classifier` differs. An image may have 30 "
-            "detections: LVIS's 300 for 1,203 classes, scaled. Percent, mean ± standard deviation over the seeds.",
+            f"and seeds ({SEED} to {SEED + results['seeds'] - 1}); only `classifier` differs, and the sampler in rows "
+            "with RFS. An image may have 30 detections: LVIS's 300 for 1,203 classes, scaled. Percent, mean ± standard "
+            "deviation over the seeds.",
             "",
             *table(found),
             "",
@@ -238,15 +243,28 @@ def page(results: dict[str, Any]) -> str:
             "",
             tried.rstrip(),
             "",
-            f"Made by `python benchmarks/table1.py --seeds {results['seeds']}` on {results['machine']}.",
+            f"Made by `python benchmarks/table1.py --seeds {results['seeds']}` on {machines(found)}.",
             "",
         ]
     )
 
 
+def machines(found: dict[str, Any]) -> str:
+    """Where the rows were trained; of all machines but the first, with their rows."""
+    titles: dict[str, list[str]] = {}
+    for method in found.values():
+        titles.setdefault(method["machine"], []).append(method["title"])
+    (most, _), *others = titles.items()
+    return "; ".join([most, *(f"{', '.join(rows)}: {machine}" for machine, rows in others)])
+
+
 def merged(results: dict[str, Any], recorded: dict[str, Any], rows: dict[str, Method]) -> dict[str, Any]:
     """Results with what was recorded of other rows, if that was made on the same data with the same budget."""
     alike = all(results[key] == recorded.get(key) for key in ("data", "seeds", "images_seen"))
+    for made in (recorded, results):
+        machine = made.pop("machine", "")
+        for method in made["methods"].values():
+            method.setdefault("machine", machine)
     for key in ("methods", "fixed"):
         both = (recorded[key] if alike else {}) | results[key]
         results[key] = {name: both[name] for name in rows if name in both}

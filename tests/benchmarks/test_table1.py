@@ -63,7 +63,8 @@ def results(table1) -> dict:
         return [{kind: values | {"AP": a, "APr": a / 2} for kind in ("bbox", "segm")} for a in ap]
 
     def row(title: str, *ap: float) -> dict:
-        return {"title": title, "command": "a", "seeds": list(range(1, len(ap) + 1)), "runs": runs(*ap)}
+        seeds = list(range(1, len(ap) + 1))
+        return {"title": title, "command": "a", "seeds": seeds, "runs": runs(*ap), "machine": "one"}
 
     return {
         "data": {
@@ -76,7 +77,6 @@ def results(table1) -> dict:
         },
         "seeds": 3,
         "images_seen": 3600,
-        "machine": "none",
         "not_run": ["Focal loss"],
         "methods": {
             "cross-entropy": row("Cross-entropy", 0.1, 0.2, 0.3),
@@ -138,8 +138,10 @@ def test_commands(table1, train, tmp_path):
 def test_other_rows_stay_as_recorded_if_they_are_of_the_same_data(table1):
     rows = {name: table1.Method(name) for name in ("cross-entropy", "eql", "seesaw-p0", "seesaw", "focal")}
     new = results(table1)
-    new |= {"methods": {"focal": new["methods"]["eql"]}, "fixed": {}}
+    focal = {key: value for key, value in new["methods"]["eql"].items() if key != "machine"} | {"title": "Focal loss"}
+    new |= {"methods": {"focal": focal}, "fixed": {}, "machine": "another"}
     found = table1.merged(dict(new), results(table1), rows)
+    assert table1.machines(found["methods"]) == "one; Focal loss: another"
     assert list(found["methods"]) == ["cross-entropy", "eql", "seesaw-p0", "seesaw", "focal"]
     assert list(found["fixed"]) == ["cross-entropy", "seesaw"]
     assert found["not_run"] == []
