@@ -21,6 +21,7 @@ from tailseg.visualize.draw import draw_detections
 
 SHOWN_SIDE = 640  # pixels of the longer side of a picture in a notebook, which keeps it in its file
 _QUALITY = 95  # of JPEG and WebP: thin outlines and small letters suffer first
+_EFFORT = 3  # of PNG: photographs in six tenths of the time of the usual 6, 2 % larger
 _KINDS = {suffix: kind for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
 
 
@@ -39,7 +40,7 @@ def image_kind(path: Path) -> str:
 def image_bytes(picture: NDArray[np.uint8], kind: str) -> bytes:
     """A picture (H, W, 3) uint8 RGB as the content of a file; ``kind`` is Pillow's name of the format."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format=kind, quality=_QUALITY)
+    Image.fromarray(picture).save(buffer, format=kind, quality=_QUALITY, compress_level=_EFFORT)
     return buffer.getvalue()
 
 
