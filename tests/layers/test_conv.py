@@ -13,8 +13,11 @@ from tailseg.layers.conv import (
     Conv3x3,
     ConvByProducts,
     ConvTranspose2x2,
+    DepthwiseByPlaces,
+    LowDepthwise,
     TransposedByProducts,
     by_products,
+    depthwise_gradient,
     train_fast,
     weight_gradient,
 )
@@ -89,6 +92,39 @@ def test_transposed_by_hand():
     assert bias.grad.tolist() == [1111]
 
 
+@pytest.mark.parametrize("hw", [(1, 1), (2, 7), (7, 2), (4, 4), (9, 8)])
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (1, 7), (5, 3)])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_depthwise_values_and_gradients_are_pytorchs(hw, kernel, channels_last, with_bias):
+    generator = torch.Generator().manual_seed(0)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    maps, grad = (
+        torch.randn(2, 3, *hw, generator=generator, dtype=torch.float64).contiguous(memory_format=layout)
+        for _ in range(2)
+    )
+    weight = torch.randn(3, 1, *kernel, generator=generator, dtype=torch.float64)
+    bias = torch.randn(3, generator=generator, dtype=torch.float64) if with_bias else None
+    wanted, given = (
+        [t.clone().requires_grad_() for t in (maps, weight, *([bias] if bias is not None else []))] for _ in range(2)
+    )
+    expected = F.conv2d(*wanted, padding=(kernel[0] // 2, kernel[1] // 2), groups=3)
+    expected.backward(grad)
+    found = DepthwiseByPlaces.apply(*given, *([] if with_bias else [None]))
+    assert torch.equal(found, expected)
+    found.backward(grad)
+    for ours, theirs in zip(given, wanted, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_depthwise_by_hand():
+    """One channel, a row of three pixels: each weight meets the pixel beside the gradient's."""
+    maps, grad = torch.tensor([[[[2.0, 3, 5]]]]), torch.tensor([[[[1.0, 10, 100]]]])
+    found = depthwise_gradient(maps, grad, (3, 5))
+    assert found[0, 0, 1].tolist() == [200, 20 + 300, 2 + 30 + 500, 3 + 50, 5]
+    assert found[0, 0, 0].tolist() == found[0, 0, 2].tolist() == [0] * 5
+
+
 def test_float32_is_as_exact_as_pytorchs():
     """Against float64, on a map of a real pyramid."""
     generator = torch.Generator().manual_seed(2)
@@ -139,11 +175,19 @@ def test_a_model_is_changed_where_it_fits_and_nowhere_else(monkeypatch):
         nn.ConvTranspose2d(4, 4, 2, stride=2, output_padding=1),
         nn.ConvTranspose2d(4, 4, 2, stride=2, groups=2),
         nn.ConvTranspose2d(4, 4, 3, stride=2),
+        nn.MaxPool2d(5),
+        nn.Conv2d(4, 4, 5, padding=2, groups=4, bias=False),
+        nn.Conv2d(4, 4, 5, padding=1, groups=4),
+        nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=4),
+        nn.Conv2d(4, 8, 3, padding=1, groups=4),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8, stride=2),
+        nn.Conv2d(8, 8, 4, padding="same", groups=8),
     )
     before, state = copy.deepcopy(model), model.state_dict()
     train_fast(model)
-    assert [type(part) is Conv3x3 for part in model] == [True, True, *[False] * 4, True, *[False] * 4]
-    assert [type(part) is ConvTranspose2x2 for part in model] == [*[False] * 7, True, False, False, False]
+    assert [type(part) is Conv3x3 for part in model] == [True, True, *[False] * 4, True, *[False] * 11]
+    assert [type(part) is ConvTranspose2x2 for part in model] == [*[False] * 7, True, *[False] * 10]
+    assert [type(part) is LowDepthwise for part in model] == [*[False] * 12, True, *[False] * 5]
     assert model.state_dict().keys() == state.keys()
     for name in ("WIDE", "NARROW"):
         monkeypatch.setattr(conv, name, 1)
