@@ -10,11 +10,13 @@ from torch.nn import functional as F
 
 from tailseg.layers import conv
 from tailseg.layers.conv import (
+    Conv1x1,
     Conv3x3,
     ConvByProducts,
     ConvTranspose2x2,
     DepthwiseByPlaces,
     LowDepthwise,
+    PixelsByProducts,
     TransposedByProducts,
     by_products,
     depthwise_gradient,
@@ -117,6 +119,46 @@ def test_depthwise_values_and_gradients_are_pytorchs(hw, kernel, channels_last, 
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("hw", [(1, 1), (4, 7)])
+@pytest.mark.parametrize("channels", [(3, 5), (1, 2), (4, 1)])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_values_and_gradients_of_pixels_are_pytorchs(hw, channels, channels_last, with_bias):
+    generator = torch.Generator().manual_seed(0)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    maps, grad = (
+        torch.randn(2, count, *hw, generator=generator, dtype=torch.float64).contiguous(memory_format=layout)
+        for count in channels
+    )
+    weight = torch.randn(*channels[::-1], 1, 1, generator=generator, dtype=torch.float64)
+    bias = torch.randn(channels[1], generator=generator, dtype=torch.float64) if with_bias else None
+    wanted, given = (
+        [t.clone().requires_grad_() for t in (maps, weight, *([bias] if bias is not None else []))] for _ in range(2)
+    )
+    expected = F.conv2d(*wanted)
+    expected.backward(grad)
+    found = PixelsByProducts.apply(*given, *([] if with_bias else [None]))
+    assert torch.equal(found, expected)
+    found.backward(grad)
+    for ours, theirs in zip(given, wanted, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_pixels_are_multiplied_where_they_lie_in_rows(monkeypatch):
+    """And only in training on a CPU."""
+    taken = []
+    monkeypatch.setattr(conv.PixelsByProducts, "apply", lambda *given: taken.append(given) or given[0])
+    layer = Conv1x1(3, 3, 1)
+    maps = torch.ones(2, 3, 4, 5)
+    layer(maps)
+    assert taken == []
+    layer(maps.contiguous(memory_format=torch.channels_last))
+    assert len(taken) == 1
+    with torch.no_grad():
+        layer(maps.contiguous(memory_format=torch.channels_last))
+    assert len(taken) == 1
+
+
 def test_depthwise_by_hand():
     """One channel, a row of three pixels: each weight meets the pixel beside the gradient's."""
     maps, grad = torch.tensor([[[[2.0, 3, 5]]]]), torch.tensor([[[[1.0, 10, 100]]]])
@@ -182,16 +224,20 @@ def test_a_model_is_changed_where_it_fits_and_nowhere_else(monkeypatch):
         nn.Conv2d(4, 8, 3, padding=1, groups=4),
         nn.Conv2d(8, 8, 3, padding=1, groups=8, stride=2),
         nn.Conv2d(8, 8, 4, padding="same", groups=8),
-    )
+        nn.Conv2d(8, 8, 1, groups=2),
+        nn.Conv2d(8, 8, 1, stride=2),
+        nn.Conv2d(8, 8, 1, padding=1),
+    ).to(memory_format=torch.channels_last)
     before, state = copy.deepcopy(model), model.state_dict()
     train_fast(model)
-    assert [type(part) is Conv3x3 for part in model] == [True, True, *[False] * 4, True, *[False] * 11]
-    assert [type(part) is ConvTranspose2x2 for part in model] == [*[False] * 7, True, *[False] * 10]
-    assert [type(part) is LowDepthwise for part in model] == [*[False] * 12, True, *[False] * 5]
+    assert [type(part) is Conv3x3 for part in model] == [True, True, *[False] * 4, True, *[False] * 14]
+    assert [type(part) is ConvTranspose2x2 for part in model] == [*[False] * 7, True, *[False] * 13]
+    assert [type(part) is LowDepthwise for part in model] == [*[False] * 12, True, *[False] * 8]
+    assert [type(part) is Conv1x1 for part in model] == [*[False] * 5, True, *[False] * 15]
     assert model.state_dict().keys() == state.keys()
     for name in ("WIDE", "NARROW"):
         monkeypatch.setattr(conv, name, 1)
-    images = torch.rand(2, 3, 16, 16)
+    images = torch.rand(2, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     for part in (model, pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
         before.zero_grad()
         assert torch.equal(part(images), before(images))

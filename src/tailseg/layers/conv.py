@@ -1,4 +1,4 @@
-"""Convolutions with faster gradients on a CPU: 3x3 ones, transposed 2x2 ones with a stride of 2, some depthwise ones.
+"""Convolutions with faster gradients on a CPU: 3x3 and 1x1 ones, transposed 2x2 ones, some depthwise ones.
 
 oneDNN computes the gradient of such weights at a fifth to a half of the speed of the forward pass (AVX2); matrix
 products run at nearly that speed. With y and x padded alike to rows of W + 2 pixels, all pixels in one row of memory,
@@ -9,7 +9,8 @@ which is one product of two contiguous slices for each of the nine places (i, j)
 each of four images that have every second row and column of x.
 
 A transposed 2x2 convolution with a stride of 2 makes four pixels of one, which no other reaches: with each four in a
-row, both of its gradients are a single product, at twice the speed of oneDNN's.
+row, both of its gradients are a single product, at twice the speed of oneDNN's. So are those of a 1x1 convolution, at
+1.0 to 1.3 times the speed on large maps and 1.3 to 3.8 times on maps of up to 24 x 24.
 
 For the weights of depthwise convolutions oneDNN has no fast way where maps are lower than the kernel, as at the end of
 a network for small images. Written out place by place, each a product pixel by pixel, they take a third to a ninth of
@@ -35,6 +36,18 @@ class Conv3x3(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if by_products(input, weight):
             found: Tensor = ConvByProducts.apply(input, weight, bias, self.stride[0])
+            return found
+        plain: Tensor = super()._conv_forward(input, weight, bias)
+        return plain
+
+
+class Conv1x1(nn.Conv2d):
+    """`torch.nn.Conv2d` of 1x1 with stride 1; the same numbers, to rounding, and faster to train."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # The rows of pixels that are multiplied lie so in memory.
+        if _is_trained_here(input, weight) and input.is_contiguous(memory_format=torch.channels_last):
+            found: Tensor = PixelsByProducts.apply(input, weight, bias)
             return found
         plain: Tensor = super()._conv_forward(input, weight, bias)
         return plain
@@ -81,8 +94,9 @@ def _is_trained_here(maps: Tensor, weight: Tensor) -> bool:
 def train_fast(model: nn.Module) -> None:
     """Give convolutions of ``model`` their gradients by products, where there are any.
 
-    They are those of 3x3 with stride 1 or 2 and padding, dilation and groups of 1, transposed ones of 2x2 with stride
-    2, no padding, and dilation and groups of 1, and depthwise ones with stride 1 that keep the size of maps.
+    They are those of 3x3 with stride 1 or 2 and padding, dilation and groups of 1, those of 1x1 with stride 1, without
+    padding and groups, transposed ones of 2x2 with stride 2, no padding, and dilation and groups of 1, and depthwise
+    ones with stride 1 that keep the size of maps.
     """
     for module in model.modules():
         if type(module) is nn.ConvTranspose2d:
@@ -95,6 +109,8 @@ def train_fast(model: nn.Module) -> None:
         depthwise = module.groups == module.in_channels == module.out_channels > 1
         if depthwise and same_size and module.stride == module.dilation == (1, 1):
             module.__class__ = LowDepthwise
+        if (module.kernel_size, module.padding, module.stride, module.groups) == ((1, 1), (0, 0), (1, 1), 1):
+            module.__class__ = Conv1x1
         if (module.kernel_size, module.padding, module.dilation, module.groups) == ((3, 3), (1, 1), (1, 1), 1):
             module.__class__ = Conv3x3
 
@@ -124,6 +140,34 @@ class ConvByProducts(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum((0, 2, 3))
         return grad_maps, grad_weight, grad_bias, None
+
+
+class PixelsByProducts(torch.autograd.Function):
+    """The 1x1 convolution, with a product for each of its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve maps (B, C, H, W) with weights (O, C, 1, 1)."""
+        ctx.save_for_backward(maps, weight)
+        return F.conv2d(maps, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients of maps, weight and bias."""
+        maps, weight = ctx.saved_tensors
+        (outputs, channels), (batch, _, height, width) = weight.shape[:2], maps.shape
+        pixels = grad.permute(0, 2, 3, 1).reshape(-1, outputs)
+        grad_maps = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            found = pixels @ weight.view(outputs, channels)
+            grad_maps = found.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        if ctx.needs_input_grad[1]:
+            found = pixels.T @ maps.permute(0, 2, 3, 1).reshape(-1, channels)
+            grad_weight = found.view(outputs, channels, 1, 1)
+        if ctx.needs_input_grad[2]:
+            grad_bias = pixels.sum(0)
+        return grad_maps, grad_weight, grad_bias
 
 
 class DepthwiseByPlaces(torch.autograd.Function):
