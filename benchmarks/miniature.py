@@ -179,7 +179,7 @@ def about(data: DataSplits, seeds: int, first_run: Path) -> dict[str, Any]:
     frequencies: list[str] = [category.frequency for category in data.train.categories]
     images = [category.image_count for category in data.train.categories]
     objects = [category.instance_count for category in data.train.categories]
-    device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", CPU"
     lines = (first_run / "metrics.jsonl").read_text().splitlines()
     return {
         "data": {

@@ -203,7 +203,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 def page(results: dict[str, Any]) -> str:
     found, data = results["methods"], results["data"]
     tried = (ROOT / "docs/results/table1-tried.md").read_text()
-    missing = ", ".join(results["not_run"])
+    missing = "; ".join(results["not_run"])
     return "\n".join(
         [
             "# Table 1 in miniature",
@@ -250,12 +250,12 @@ def page(results: dict[str, Any]) -> str:
 
 
 def machines(found: dict[str, Any]) -> str:
-    """Where the rows were trained; of all machines but the first, with their rows."""
+    """Where the rows were trained; all machines but the first with their rows."""
     titles: dict[str, list[str]] = {}
     for method in found.values():
         titles.setdefault(method["machine"], []).append(method["title"])
     (most, _), *others = titles.items()
-    return "; ".join([most, *(f"{', '.join(rows)}: {machine}" for machine, rows in others)])
+    return ". ".join([most, *(f"On {machine}: {'; '.join(rows)}" for machine, rows in others)])
 
 
 def merged(results: dict[str, Any], recorded: dict[str, Any], rows: dict[str, Method]) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def test_other_rows_stay_as_recorded_if_they_are_of_the_same_data(table1):
     focal = {key: value for key, value in new["methods"]["eql"].items() if key != "machine"} | {"title": "Focal loss"}
     new |= {"methods": {"focal": focal}, "fixed": {}, "machine": "another"}
     found = table1.merged(dict(new), results(table1), rows)
-    assert table1.machines(found["methods"]) == "one; Focal loss: another"
+    assert table1.machines(found["methods"]) == "one. On another: Focal loss"
     assert list(found["methods"]) == ["cross-entropy", "eql", "seesaw-p0", "seesaw", "focal"]
     assert list(found["fixed"]) == ["cross-entropy", "seesaw"]
     assert found["not_run"] == []
