@@ -2,7 +2,7 @@
 
     python benchmarks/predicting.py                       # CPU, some minutes of two cores
     python benchmarks/predicting.py --device cuda
-    python benchmarks/predicting.py --photos ../shared/data/coco128-lvis/images      # files, too
+    python benchmarks/predicting.py --photos ../shared/data/coco128-lvis/images      # files instead
 
 Memory: a generator hands `Model.predict` ten thousand small pictures, one after the other, and looks at every result.
 The resident set is read at each tenth of the way; what it grew from the first tenth to the highest later reading is
@@ -11,8 +11,8 @@ what the stream keeps. Beside it stands what a list of the same results would ke
 Time: batches of ``--batch`` pictures against one at a time, through `Model.predict` in both cases, in turn, on pictures
 of one size.
 
-Files: the drawn pictures and the JSON of ``--timed`` photographs, as `tailseg predict` writes them, against a loop that
-saves each result of `Model.predict` before it asks for the next one.
+Files: the drawn pictures and the JSON for ``--timed`` photographs, as `tailseg predict` writes them, against a loop
+that saves each result of `Model.predict` before it asks for the next one.
 
 The model is `demo/seesaw` with random weights; its threshold is 0, so that every picture has ``--detections`` objects.
 """
@@ -140,11 +140,23 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=64, help="pictures of a timed call")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--set", action="append", default=["data={test_short_edge: 64, long_edge: 64}"])
-    parser.add_argument("--photos", type=Path, help="folder of pictures; without one no files are timed")
+    parser.add_argument("--photos", type=Path, help="folder of pictures; only files are timed then")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     device = harness.require_device(options.device)
-    memory = harness.in_own_process(stream_memory, options)
+    settings = {name: value for name, value in vars(options).items() if name not in ("out", "photos", "pictures")}
+    content: dict[str, Any] = {"machine": harness.machine(device), "settings": settings}
+    if options.photos is not None:
+        content["files"] = files = file_times(options)
+        ratio = files["speedup"]["clock"]
+        print(
+            f"files of {files['photos']} photographs: x {ratio['of_medians']:.2f} ({ratio['smallest']:.2f}-"
+            f"{ratio['largest']:.2f}) as fast as a loop that saves each result "
+            f"({files['tailseg predict']['images_per_second']:.1f} pictures/s; {files['files_that_differ']} differ)"
+        )
+        harness.write_json(options.out or harness.RESULTS / f"predicting-files-{device.type}.json", content)
+        return
+    content["memory"] = memory = harness.in_own_process(stream_memory, options)
     growth, kept = memory["growth_bytes"], memory["as_a_list_bytes"]
     print(
         f"{memory['pictures']} pictures, {memory['objects']} objects: resident memory grew by {growth / 2**20:.1f} MiB"
@@ -156,16 +168,7 @@ def main() -> None:
         f"batches of {options.batch}: x {ratio['of_medians']:.2f} ({ratio['smallest']:.2f}-{ratio['largest']:.2f}) "
         f"as fast as one at a time ({times['one at a time']['images_per_second']:.1f} pictures/s)"
     )
-    settings = {name: value for name, value in vars(options).items() if name not in ("out", "photos")}
-    content = {"machine": harness.machine(device), "settings": settings, "memory": memory, "time": times}
-    if options.photos is not None:
-        content["files"] = files = file_times(options)
-        ratio = files["speedup"]["clock"]
-        print(
-            f"files of {files['photos']} photographs: x {ratio['of_medians']:.2f} ({ratio['smallest']:.2f}-"
-            f"{ratio['largest']:.2f}) as fast as a loop that saves each result "
-            f"({files['tailseg predict']['images_per_second']:.1f} pictures/s; {files['files_that_differ']} differ)"
-        )
+    content["time"] = times
     harness.write_json(options.out or harness.RESULTS / f"predicting-{device.type}.json", content)
 
 

@@ -88,6 +88,11 @@ def test_predicting(run, one_process, tmp_path):
     assert memory["as_a_list_bytes"] == 20 * (64 * 64 * 3 + 5 * (4 * 4 + 4 + 8 + 28 * 28 * 4))
     assert memory["growth_bytes"] < 1 << 28
     assert result["time"]["speedup"]["clock"]["of_medians"] > 0
+    for name in ("a", "b"):
+        Image.fromarray(np.full((40, 50, 3), 99, np.uint8)).save(tmp_path / f"{name}.png")
+    run("predicting", f"--photos={tmp_path}", "--timed=4", "--repeats=1", *small, f"--out={out}")
+    files = json.loads(out.read_text())["files"]
+    assert (files["photos"], files["files_that_differ"]) == (2, 0)
 
 
 @pytest.mark.nightly
