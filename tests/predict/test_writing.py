@@ -1,6 +1,9 @@
 import json
 import os
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,6 +78,38 @@ def test_threads_write_what_one_writes(
     }  # fmt: skip
     frames = [json.loads(line)["frame"] for line in written[0]["clip.jsonl"].splitlines()]
     assert frames == list(range(9))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence", "left"),
+    [
+        ("json", "Stopped. What was written until then is in {out}.", True),
+        ("coco", "Stopped. {out} was not made: a set is written whole or not at all.", False),
+    ],
+)
+def test_after_ctrl_c_it_says_what_is_there(
+    path: Path,
+    picture: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    sentence: str,
+    left: bool,
+) -> None:
+    Image.fromarray(picture).save(tmp_path / "p.png")
+    outcomes = Model.outcomes
+
+    def stopped(self: Model, *given: Any) -> Iterator[Any]:
+        yield from islice(outcomes(self, *given), 20)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Model, "outcomes", stopped)
+    out = tmp_path / "out"
+    done = tailseg_command("predict", path, *[tmp_path / "p.png"] * 30, "--format", kind, "--out", out, "--quiet")
+    assert (done.returncode, done.stderr.strip()) == (130, sentence.format(out=out))
+    assert out.exists() == left
+    for file in out.glob("*"):
+        json.loads(file.read_text())
 
 
 @pytest.mark.parametrize("name", ["p.png", "p.json"])

@@ -258,10 +258,16 @@ def predict(
         show=not quiet,
     )
     if kind in (None, "json"):
-        tally = predict_files(loaded, request, out, pictures=kind is None)
+        tally = _stoppable(
+            lambda: predict_files(loaded, request, out, pictures=kind is None),
+            lambda: f"Stopped. What was written until then is in {out}.",
+        )
         written = [f"{'Pictures and JSON' if kind is None else 'JSON'} in {out}"]
     else:
-        exported, tally = export_predictions(loaded, request, out, kind)
+        exported, tally = _stoppable(
+            lambda: export_predictions(loaded, request, out, kind),
+            lambda: f"Stopped. {out} was not made: a set is written whole or not at all.",
+        )
         written = [f"{kind} set in {out}", *(f"- {note}" for note in exported.notes)]
     if tally.pictures or not tally.faults:
         say("\n".join([tally.sentence(), *written]))
