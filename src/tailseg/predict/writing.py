@@ -167,8 +167,10 @@ def predict_files(model: Model, request: Request, out: Path, *, pictures: bool =
         raise UserError(f"{out}: the folder cannot be made ({error.strerror}); choose another --out") from error
     inputs = {path.resolve() for source in opened.sources for path in source.paths}
     taken = {path.name for path in out.iterdir() if path.resolve() in inputs}
-    # Drawing and compressing a picture can take longer than a small model takes to look at it.
-    prepared = read_ahead(partial(_prepare, pictures=pictures), opened.each(tally), min(_THREADS, usable_cores()))
+    # Drawing and compressing a picture can take longer than a small model takes to look at it. Not so in slices, which
+    # are for pictures so large that few of them should wait in memory.
+    threads = 0 if request.slices is not None else min(_THREADS, usable_cores())
+    prepared = read_ahead(partial(_prepare, pictures=pictures), opened.each(tally), threads)
     with _Folder(out, taken, pictures=pictures) as folder, closing(prepared) as results:
         for result in results:
             folder.add(result)
