@@ -430,6 +430,35 @@ def test_frozen_parts_stay_as_they_were(data: DataSplits, reference: Path, tmp_p
         train(tiny("training.freeze=[rpn]"), data, tmp_path / "other", show=False)
 
 
+def test_every_step_is_made_in_the_modes_of_training(
+    data: DataSplits, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though an evaluation leaves the model in that of evaluation."""
+    from tailseg.evaluation.metrics import Scores
+    from tailseg.model.detector import Detector
+    from tailseg.training import evaluations
+
+    def evaluate(detector: Detector, *_: Any, **__: Any) -> Scores:
+        detector.eval()
+        return Scores(metrics={"bbox": {}, "segm": {"AP": 0.1, "APr": None}}, per_category=[])
+
+    modes: list[dict[str, bool]] = []
+
+    def learn(self: Detector, _: Any) -> dict[str, torch.Tensor]:
+        modes.append({name: module.training for name, module in self.named_modules()})
+        return weights_alone(self)
+
+    monkeypatch.setattr(evaluations, "evaluate", evaluate)
+    monkeypatch.setattr(Detector, "forward", learn)
+    settings = ("schedule.epochs=2", "training.freeze=[mask_heads]")
+    train(tiny(*settings), data, tmp_path / "run", init=reference / "last.safetensors", show=False)
+    assert len(modes) == 2 * STEPS
+    assert all(mode == modes[0] for mode in modes)
+    assert modes[0]["stages.0.box_head"]
+    assert not modes[0]["stages.0.mask_head"]
+    assert {mode for name, mode in modes[0].items() if name.startswith("backbone.")} == {True, False}
+
+
 def test_a_cosine_with_more_epochs_is_another_run(
     data: DataSplits, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -174,6 +174,7 @@ class Run:
         self.forward_backward = GraphedStep(self._forward_backward, fabric.device, cuda_graphs(recipe, fabric))
         self.step = self.saved_step = 0
         self.state = BETWEEN_STEPS
+        self.is_learning = False  # whether all modules are in the modes of training
         self.buffers = list(trained.buffers())  # counts and batch statistics, which the forward passes of a step change
         self.buffers_before = [buffer.clone() for buffer in self.buffers]
         self.note = ""
@@ -256,9 +257,11 @@ class Run:
         torch.manual_seed(seed_of_step(self.seed, self.step, self.fabric.global_rank))
         rate = self.length.base_rate * rate_factor(self.step, self.steps_per_epoch, recipe.schedule)
         set_rate(self.optimizer, rate)
-        self.model.train()
-        for module in self.frozen:
-            module.eval()
+        if not self.is_learning:  # not in every step: it walks over all modules, and a GPU would wait for it
+            self.model.train()
+            for module in self.frozen:
+                module.eval()
+            self.is_learning = True
         accumulate, collected = recipe.training.accumulate, []
         copy_values(self.buffers, self.buffers_before)
         self.state = COLLECTING
@@ -332,6 +335,7 @@ class Run:
         if within == 0 and wanted:
             trained = self.learner.trained if self.average is None else self.average.module
             model = Evaluated(self.step, epoch, self._saved_detector(), trained)
+            self.is_learning = False
             self.evaluations.evaluate_once(model, partial(self._save_model, "best.safetensors"), show=show)
 
     def save(self, *, alone: bool = False) -> None:
