@@ -186,6 +186,7 @@ def test_gpu_runs_every_benchmark():
         "table1.py",
         "table2.py",
         "context.py",
+        "convolutions.py",
         "icons.py",
         "long_tail.py",
         "photographs.py",
@@ -197,6 +198,16 @@ def test_gpu_runs_every_benchmark():
     }
     elsewhere |= {"export.py", "lvis_size.py", "scoring.py", "comparing.py", "instaboost.py", "ladder.py", "scaling.py"}
     assert scripts - elsewhere == {arguments[0] for arguments in RUNS.values()}
+
+
+def test_convolutions(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.import_module("convolutions"), "WIDE", 1)
+    run("convolutions", "--small", "--threads=1", "--repeats=1", "--out", str(tmp_path / "c.json"))
+    result = json.loads((tmp_path / "c.json").read_text())
+    assert len(result["layers"]) == 5
+    for row in result["layers"].values():
+        assert row["speedup"]["processor"]["of_medians"] > 0
+        assert row["ours"]["calls"] == row["PyTorch's"]["calls"] == 1
 
 
 @pytest.mark.nightly
