@@ -149,6 +149,7 @@ def test_pixels_are_multiplied_where_they_lie_in_rows(monkeypatch):
     taken = []
     monkeypatch.setattr(conv.PixelsByProducts, "apply", lambda *given: taken.append(given) or given[0])
     layer = Conv1x1(3, 3, 1)
+    monkeypatch.setattr(conv, "WIDE", 9)
     maps = torch.ones(2, 3, 4, 5)
     layer(maps)
     assert taken == []
@@ -156,6 +157,8 @@ def test_pixels_are_multiplied_where_they_lie_in_rows(monkeypatch):
     assert len(taken) == 1
     with torch.no_grad():
         layer(maps.contiguous(memory_format=torch.channels_last))
+    monkeypatch.setattr(conv, "WIDE", 10)
+    layer(maps.contiguous(memory_format=torch.channels_last))
     assert len(taken) == 1
 
 
@@ -187,9 +190,10 @@ def test_maps_that_need_no_gradient():
 
 
 def test_where_products_are_taken():
-    wide, narrow = torch.zeros(256, 256, 3, 3, requires_grad=True), torch.zeros(64, 64, 3, 3, requires_grad=True)
+    wide, narrow = torch.zeros(512, 512, 3, 3, requires_grad=True), torch.zeros(64, 64, 3, 3, requires_grad=True)
     small, large = torch.zeros(2, 64, 14, 14), torch.zeros(2, 64, 32, 32)
-    assert by_products(torch.zeros(30, 256, 14, 14), wide)
+    assert by_products(torch.zeros(2, 512, 4, 4), wide)
+    assert not by_products(torch.zeros(30, 256, 14, 14), torch.zeros(256, 256, 3, 3, requires_grad=True))
     assert by_products(large, narrow)
     assert not by_products(small, narrow)
     assert not by_products(large, torch.zeros(16, 64, 3, 3, requires_grad=True))
@@ -235,7 +239,7 @@ def test_a_model_is_changed_where_it_fits_and_nowhere_else(monkeypatch):
     assert [type(part) is LowDepthwise for part in model] == [*[False] * 12, True, *[False] * 8]
     assert [type(part) is Conv1x1 for part in model] == [*[False] * 5, True, *[False] * 15]
     assert model.state_dict().keys() == state.keys()
-    for name in ("WIDE", "NARROW"):
+    for name in ("WIDE", "NARROW", "LARGE_MAP"):
         monkeypatch.setattr(conv, name, 1)
     images = torch.rand(2, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     for part in (model, pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):

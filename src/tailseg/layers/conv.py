@@ -9,8 +9,8 @@ which is one product of two contiguous slices for each of the nine places (i, j)
 each of four images that have every second row and column of x.
 
 A transposed 2x2 convolution with a stride of 2 makes four pixels of one, which no other reaches: with each four in a
-row, both of its gradients are a single product, at twice the speed of oneDNN's. So are those of a 1x1 convolution, at
-1.0 to 1.3 times the speed on large maps and 1.3 to 3.8 times on maps of up to 24 x 24.
+row, both of its gradients are a single product, at twice the speed of oneDNN's. So are those of a 1x1 convolution,
+where there are many channels.
 
 For the weights of depthwise convolutions oneDNN has no fast way where maps are lower than the kernel, as at the end of
 a network for small images. Written out place by place, each a product pixel by pixel, they take a third to a ninth of
@@ -26,8 +26,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-WIDE = 256 * 256  # inputs x outputs from which on nine products win for maps of any size
-NARROW, LARGE_MAP = 64 * 64, 32 * 32  # ... and from which on they win for maps of so many pixels
+# Inputs x outputs from which on products win (benchmarks/convolutions.py): those of a 1x1 kernel; nine of them for maps
+# of any size, and for maps of so many pixels.
+WIDE = 256 * 256
+WIDEST = 512 * 512
+NARROW, LARGE_MAP = 64 * 64, 32 * 32
 
 
 class Conv3x3(nn.Conv2d):
@@ -45,8 +48,9 @@ class Conv1x1(nn.Conv2d):
     """`torch.nn.Conv2d` of 1x1 with stride 1; the same numbers, to rounding, and faster to train."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        wide = weight.shape[0] * weight.shape[1] >= WIDE
         # The rows of pixels that are multiplied lie so in memory.
-        if _is_trained_here(input, weight) and input.is_contiguous(memory_format=torch.channels_last):
+        if wide and _is_trained_here(input, weight) and input.is_contiguous(memory_format=torch.channels_last):
             found: Tensor = PixelsByProducts.apply(input, weight, bias)
             return found
         plain: Tensor = super()._conv_forward(input, weight, bias)
@@ -81,7 +85,7 @@ def by_products(maps: Tensor, weight: Tensor) -> bool:
     if not _is_trained_here(maps, weight):
         return False
     width = weight.shape[0] * weight.shape[1]
-    return width >= WIDE or (width >= NARROW and maps.shape[2] * maps.shape[3] >= LARGE_MAP)
+    return width >= WIDEST or (width >= NARROW and maps.shape[2] * maps.shape[3] >= LARGE_MAP)
 
 
 def _is_trained_here(maps: Tensor, weight: Tensor) -> bool:
