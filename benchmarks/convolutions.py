@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tailseg.layers.conv import train_fast
 
 CPU = torch.device("cpu")
-WIDE = 3e9  # multiplications of a call that is timed; small layers are called so often that they make as many
+WORK, MOST_STEPS = 3e9, 200  # multiplications that are timed at a time: as many steps of a layer, within reason
 Made = tuple[Callable[[], nn.Module], tuple[int, ...]]  # a layer, and the maps that it is given
 LARGE: dict[str, Made] = {
     "3x3, FPN": (lambda: nn.Conv2d(256, 256, 3, padding=1), (2, 256, 120, 160)),
@@ -45,7 +45,7 @@ SMALL: dict[str, Made] = {
 
 
 def call_of(layer: nn.Module, maps: Tensor, times: int) -> Callable[[], None]:
-    """A training step of a layer, so many times."""
+    """A function: so many training steps of a layer."""
     layer = layer.to(memory_format=torch.channels_last)
     maps = maps.contiguous(memory_format=torch.channels_last).requires_grad_()
     grad = torch.randn_like(layer(maps))
@@ -69,15 +69,12 @@ def measure(make: Callable[[], nn.Module], shape: tuple[int, ...], repeats: int)
     generator = torch.Generator().manual_seed(0)
     maps = torch.randn(shape, generator=generator)
     work = sum(p.numel() for p in make().parameters()) * shape[0] * shape[2] * shape[3]
-    calls = max(1, round(WIDE / work))
-    cases = {
-        name: call_of(layer, maps.clone(), min(calls, 200))
-        for name, layer in (("ours", ours(make)), ("PyTorch's", make()))
-    }
+    steps = min(MOST_STEPS, max(1, round(WORK / work)))
+    cases = {name: call_of(layer, maps.clone(), steps) for name, layer in (("ours", ours(make)), ("PyTorch's", make()))}
     harness.in_turn(cases, 1, CPU)
     times = harness.in_turn(cases, repeats, CPU)
     return {
-        **{name: harness.summary(each, shape[0] * min(calls, 200)) for name, each in times.items()},
+        **{name: harness.summary(each, shape[0] * steps) for name, each in times.items()},
         "speedup": harness.speedup(times["ours"], times["PyTorch's"]),
     }
 
@@ -89,6 +86,8 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="only the demo's layers")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
+    if min(options.threads, options.repeats) < 1:
+        parser.error("--threads and --repeats: at least 1")
     torch.set_num_threads(options.threads)
     rows = {}
     for name, made in (SMALL if options.small else LARGE | SMALL).items():

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +106,8 @@ def batch_times(options: argparse.Namespace) -> dict[str, Any]:
 def file_times(options: argparse.Namespace) -> dict[str, Any]:
     model, device = random_model(options), torch.device(options.device)
     photos = sorted(str(f) for f in options.photos.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)[: options.timed]
+    if not photos:
+        sys.exit(f"predicting.py: {options.photos}: holds no picture; name a folder of JPEG or PNG files with --photos")
     with tempfile.TemporaryDirectory() as folder:
         one_by_one, at_once = Path(folder) / "loop", Path(folder) / "files"
         one_by_one.mkdir()

@@ -201,7 +201,7 @@ def test_gpu_runs_every_benchmark():
 
 
 def test_convolutions(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(importlib.import_module("convolutions"), "WIDE", 1)
+    monkeypatch.setattr(importlib.import_module("convolutions"), "WORK", 1)
     run("convolutions", "--small", "--threads=1", "--repeats=1", "--out", str(tmp_path / "c.json"))
     result = json.loads((tmp_path / "c.json").read_text())
     assert len(result["layers"]) == 5

@@ -94,6 +94,18 @@ def test_transposed_by_hand():
     assert bias.grad.tolist() == [1111]
 
 
+def assert_same_gradients(ours, inputs, grad, **options):
+    """A function of maps, weight and bias or None, and its gradients, against `F.conv2d` with these options."""
+    given, wanted = ([None if t is None else t.clone().requires_grad_() for t in inputs] for _ in range(2))
+    found, expected = ours.apply(*given), F.conv2d(*wanted, **options)
+    assert torch.equal(found, expected)
+    found.backward(grad)
+    expected.backward(grad)
+    for one, other in zip(given, wanted, strict=True):
+        if one is not None:
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("hw", [(1, 1), (2, 7), (7, 2), (4, 4), (9, 8)])
 @pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (1, 7), (5, 3)])
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -107,16 +119,8 @@ def test_depthwise_values_and_gradients_are_pytorchs(hw, kernel, channels_last, 
     )
     weight = torch.randn(3, 1, *kernel, generator=generator, dtype=torch.float64)
     bias = torch.randn(3, generator=generator, dtype=torch.float64) if with_bias else None
-    wanted, given = (
-        [t.clone().requires_grad_() for t in (maps, weight, *([bias] if bias is not None else []))] for _ in range(2)
-    )
-    expected = F.conv2d(*wanted, padding=(kernel[0] // 2, kernel[1] // 2), groups=3)
-    expected.backward(grad)
-    found = DepthwiseByPlaces.apply(*given, *([] if with_bias else [None]))
-    assert torch.equal(found, expected)
-    found.backward(grad)
-    for ours, theirs in zip(given, wanted, strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    assert_same_gradients(DepthwiseByPlaces, (maps, weight, bias), grad, padding=padding, groups=3)
 
 
 @pytest.mark.parametrize("hw", [(1, 1), (4, 7)])
@@ -132,16 +136,7 @@ def test_values_and_gradients_of_pixels_are_pytorchs(hw, channels, channels_last
     )
     weight = torch.randn(*channels[::-1], 1, 1, generator=generator, dtype=torch.float64)
     bias = torch.randn(channels[1], generator=generator, dtype=torch.float64) if with_bias else None
-    wanted, given = (
-        [t.clone().requires_grad_() for t in (maps, weight, *([bias] if bias is not None else []))] for _ in range(2)
-    )
-    expected = F.conv2d(*wanted)
-    expected.backward(grad)
-    found = PixelsByProducts.apply(*given, *([] if with_bias else [None]))
-    assert torch.equal(found, expected)
-    found.backward(grad)
-    for ours, theirs in zip(given, wanted, strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
+    assert_same_gradients(PixelsByProducts, (maps, weight, bias), grad)
 
 
 def test_pixels_are_multiplied_where_they_lie_in_rows(monkeypatch):

@@ -13,8 +13,8 @@ row, both of its gradients are a single product, at twice the speed of oneDNN's.
 where there are many channels.
 
 For the weights of depthwise convolutions oneDNN has no fast way where maps are lower than the kernel, as at the end of
-a network for small images. Written out place by place, each a product pixel by pixel, they take a third to a ninth of
-the time.
+a network for small images. Written out place by place, each a product pixel by pixel, they take down to a ninth of the
+time.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# Inputs x outputs from which on products win (benchmarks/convolutions.py): those of a 1x1 kernel; nine of them for maps
-# of any size, and for maps of so many pixels.
-WIDE = 256 * 256
-WIDEST = 512 * 512
-NARROW, LARGE_MAP = 64 * 64, 32 * 32
+# Inputs x outputs from which on products are faster (benchmarks/convolutions.py).
+WIDE = 256 * 256  # of a 1x1 kernel
+WIDEST = 512 * 512  # of a 3x3 kernel, for maps of any size
+NARROW, LARGE_MAP = 64 * 64, 32 * 32  # of a 3x3 kernel, for maps of so many pixels
 
 
 class Conv3x3(nn.Conv2d):
