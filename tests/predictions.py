@@ -12,8 +12,7 @@ from tailseg.model.build import build_detector
 from tailseg.recipes.resolve import resolve
 
 SETTINGS = (
-    "model.backbone.pretrained=false",
-    "model.backbone.frozen_stages=-1",
+    "model.backbone={name: resnet10t, pretrained: false, frozen_stages: -1, options: {channels: [8, 16, 24, 32]}}",
     "model.neck.channels=16",
     "model.rpn={pre_nms_test: 50, post_nms_test: 20}",
     "model.box_head.width=32",

@@ -48,6 +48,7 @@ T = TypeVar("T")
 
 # Settings of a recipe that trains in seconds on images of 64 pixels; what a test puts behind them counts.
 SMALL_RECIPE = (
+    "model.backbone.name=test_efficientnet",
     "model.backbone.pretrained=false",
     "model.backbone.frozen_stages=-1",
     "model.neck.channels=16",

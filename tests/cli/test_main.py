@@ -33,7 +33,7 @@ from tailseg.recipes.resolve import BUILT_IN
 RECIPE = """
 extends: demo/seesaw
 model:
-  backbone: {pretrained: false, frozen_stages: -1}
+  backbone: {name: test_efficientnet, pretrained: false, frozen_stages: -1}
   neck: {channels: 16}
   rpn: {pre_nms_train: 50, pre_nms_test: 50, post_nms_train: 40, post_nms_test: 20}
   box_head: {width: 32, rois: 32, max_positive: 8}
@@ -258,7 +258,7 @@ def test_killed_then_disk_full_then_resumed(
     with (out / "metrics.jsonl").open("a") as file:
         file.write('{"step": 11, "loss": 99.0}\n{"step": 12, "lo')  # as a kill may leave it
     # The disk is full: the checkpoints of before survive, and nothing half written stays.
-    done = on_a_full_disk(1_000_000, *train, "--resume", "--quiet")
+    done = on_a_full_disk(100_000, *train, "--resume", "--quiet")
     assert_refused(done, str(out), "could not be saved", "--resume")
     assert {name: (out / name).read_bytes() for name in kept} == kept
     assert not list(out.glob(".*.part"))

@@ -91,7 +91,8 @@ def test_same_seed_same_weights(data: DataSplits, reference: Path, tmp_path: Pat
 
 def test_other_seed_other_weights(data: DataSplits, reference: Path, tmp_path: Path) -> None:
     train(tiny(), data, tmp_path / "run", seed=1, show=False)
-    assert len(differing(tmp_path / "run", reference)) > 100
+    parameters = [key for key in load_file(reference / "last.safetensors") if key.endswith((".weight", ".bias"))]
+    assert set(parameters) <= set(differing(tmp_path / "run", reference))
 
 
 @pytest.mark.parametrize("step", [1, 4, 6])
@@ -332,7 +333,7 @@ def test_average_of_the_weights(
     assert all(torch.equal(kept[key], value) for key, value in weights[2].items())
     saved = load_file(out / "last.safetensors")
     trained = [key for key in saved if not torch.equal(weights[0][key], weights[2][key]) and key.endswith("weight")]
-    assert len(trained) > 50
+    assert trained == [key for key in saved if key.endswith("weight")]
     for key in trained:
         one, two, three = (w[key].double() for w in weights)
         expected = decay * (decay * one + (1 - decay) * two) + (1 - decay) * three

@@ -34,6 +34,7 @@ CLASSES, IMAGES, OBJECTS, STEPS = 4, 8, 3, 3
 KINDS = ("whole", "without-positives")
 TINY = (
     *SMALL_RECIPE,
+    "model.backbone.name=tf_efficientnet_lite2",  # the row's own
     "model.box_head.rois=16",
     f"model.box_head.max_positive={OBJECTS}",
     "model.mask_head.convs=2",
