@@ -185,6 +185,7 @@ def test_gpu_runs_every_benchmark():
         "gpu.py",
         "table1.py",
         "table2.py",
+        "table2_loss.py",
         "context.py",
         "convolutions.py",
         "icons.py",
