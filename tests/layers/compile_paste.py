@@ -8,6 +8,8 @@ from tailseg.layers import paste_triton
 
 TYPES = {"grids": "*fp32", "boxes": "*fp64", "numbers": "*i32", "offsets": "*i64", "places": "*i64"}  # others: int32
 kernel = paste_triton._change_kernel
+numbers = [one.name for one in kernel.params if one.name not in TYPES and not one.is_constexpr]
+assert all(one.do_not_specialize for one in kernel.params if one.name in numbers)  # 1 pixel would be another kernel
 
 for write in (False, True):
     constants = {"write": write, "block": paste_triton.ROWS_AT_ONCE}

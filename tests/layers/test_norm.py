@@ -439,6 +439,8 @@ def test_bad_input():
     for rows in (torch.ones(3).bool(), torch.ones(2)):
         with pytest.raises(ValueError, match=r"rows must be bool of shape \(2,\)"):
             BatchNorm2d(3)(x, rows)
+    with pytest.raises(ValueError, match="both be given, or both be None"):
+        batch_norm(torch.zeros(2, 3), None, None, torch.zeros(3), None, momentum=0.1, eps=EPS)
     with pytest.raises(ValueError, match=r"\(N, C, H, W\), got shape \(2, 3\)"):
         BatchNorm2d(3)(torch.zeros(2, 3), torch.ones(2).bool())
 

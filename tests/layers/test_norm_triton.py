@@ -84,6 +84,18 @@ def test_over_processes(monkeypatch):
     both(torch.float32, torch.contiguous_format, SOME, joined=True)
 
 
+def test_a_process_without_kernels_exchanges_the_same(monkeypatch):
+    """One that has no rows takes the plain way, and must not wait for other numbers than the rest."""
+    sent: list[tuple[torch.dtype, int]] = []
+    monkeypatch.setattr(norm, "several_processes", lambda: True)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda totals: sent.append((totals.dtype, totals.numel())))
+    for kernels in (True, False):
+        monkeypatch.setattr(norm, "takes_triton", lambda x, kernels=kernels: kernels)
+        x = torch.randn(3, 5, 2, 2).requires_grad_()
+        batch_norm(x, None, None, None, None, momentum=0.1, eps=EPS, over_processes=True).sum().backward()
+    assert sent == [(torch.float64, 15), (torch.float64, 10)] * 2
+
+
 def test_what_rows_left_out_hold_does_not_matter_to_the_others():
     x = torch.randn(3, 2, 2, 2, generator=torch.Generator().manual_seed(0))
     rows = torch.tensor([True, False, True])

@@ -1,6 +1,8 @@
 """Every kernel of the package is compiled by a test; what a launcher keeps follows from how arguments look."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,25 @@ def test_every_kernel_is_compiled_by_a_test(source):
     assert kernels
     for kernel in kernels:
         assert re.search(rf"\b{source.stem}\.{kernel}(_kernel)?\b", scripts), kernel
+
+
+def launches(node: ast.AST, guarded: bool = False) -> Iterator[tuple[str, bool]]:
+    """Launches ``kernel[grid](...)`` below a node, and whether each stands in ``with ...device_of(...)``."""
+    if isinstance(node, ast.With):
+        guarded |= any("device_of(" in ast.unparse(item) for item in node.items)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
+        yield ast.unparse(node.func.value), guarded
+    for child in ast.iter_child_nodes(node):
+        yield from launches(child, guarded)
+
+
+def test_every_launch_is_on_the_device_of_its_tensors():
+    """Triton's own choice is the current device, which is another one for a model on `cuda:1`."""
+    found = {}
+    for source in [*SOURCES, SOURCES[0].with_name("triton_support.py")]:
+        found |= {f"{source.stem}: {name}": guarded for name, guarded in launches(ast.parse(source.read_text()))}
+    assert [name for name, guarded in found.items() if not guarded] == []
+    assert len(found) == 13
 
 
 class Kernel:

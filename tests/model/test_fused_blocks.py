@@ -13,9 +13,17 @@ from tiny import made
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tailseg.layers.norm import synchronize
 from tailseg.model import fused_blocks
 from tailseg.model.backbone import Backbone
-from tailseg.model.fused_blocks import FusedBasicBlock, FusedBottleneck, fuse_blocks, needs_gradient, norm_relu
+from tailseg.model.fused_blocks import (
+    FusedBasicBlock,
+    FusedBottleneck,
+    fuse_blocks,
+    needs_gradient,
+    norm_relu,
+    uses_running_statistics,
+)
 
 fused_norm_triton = pytest.importorskip("tailseg.layers.fused_norm_triton")
 interpreted = pytest.mark.skipif(
@@ -81,6 +89,18 @@ def test_what_is_no_number_stays_and_no_image_is_none():
     with torch.no_grad():
         assert norm_relu(x, norm).isnan().all()
         assert norm_relu(torch.zeros(0, 4, 2, 2), norm).shape == (0, 4, 2, 2)
+
+
+def test_which_norms_are_fused():
+    norm = used_norm(4)
+    assert uses_running_statistics(norm)
+    synchronize(norm)  # as several processes do to all norms, the frozen ones too
+    assert type(norm) is not nn.BatchNorm2d
+    assert uses_running_statistics(norm)
+    assert not uses_running_statistics(norm.train())
+    assert not uses_running_statistics(nn.BatchNorm2d(4, affine=False).eval())
+    assert not uses_running_statistics(nn.BatchNorm2d(4, track_running_stats=False).eval())
+    assert not uses_running_statistics(nn.SyncBatchNorm(4).eval())
 
 
 def backbone(name: str, **options: object) -> Backbone:

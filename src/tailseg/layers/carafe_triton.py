@@ -142,7 +142,8 @@ def forward(x: Tensor, kernels: Tensor, window: Window) -> Tensor:
     if out.numel():
         block, blocks = _channel_blocks(shape[1], window.groups)
         grid = (triton.cdiv(cells, CELL_BLOCK), blocks, window.groups)
-        _forward_kernel[grid](x, kernels, out, cells, *sizes, **about, cell_block=CELL_BLOCK, channel_block=block)
+        with torch.cuda.device_of(x):
+            _forward_kernel[grid](x, kernels, out, cells, *sizes, **about, cell_block=CELL_BLOCK, channel_block=block)
     return out
 
 
@@ -155,7 +156,10 @@ def grad_x(grad: Tensor, x: Tensor, kernels: Tensor, window: Window) -> Tensor:
     if result.numel():
         block, blocks = _channel_blocks(x.shape[1], window.groups)
         grid = (triton.cdiv(cells, CELL_BLOCK), blocks, window.groups)
-        _grad_x_kernel[grid](grad, kernels, result, cells, *sizes, **about, cell_block=CELL_BLOCK, channel_block=block)
+        with torch.cuda.device_of(x):
+            _grad_x_kernel[grid](
+                grad, kernels, result, cells, *sizes, **about, cell_block=CELL_BLOCK, channel_block=block
+            )
     return result
 
 
@@ -169,5 +173,6 @@ def grad_kernels(grad: Tensor, x: Tensor, kernels: Tensor, window: Window) -> Te
         taps = triton.next_power_of_2(window.kernel_size**2)
         blocks = {"cell_block": TAP_CELL_BLOCK, "tap_block": taps, "channel_block": TAP_CHANNEL_BLOCK}
         grid = (triton.cdiv(cells, TAP_CELL_BLOCK), window.groups)
-        _grad_kernels_kernel[grid](grad, x, result, cells, *sizes, **about, **blocks)
+        with torch.cuda.device_of(x):
+            _grad_kernels_kernel[grid](grad, x, result, cells, *sizes, **about, **blocks)
     return result

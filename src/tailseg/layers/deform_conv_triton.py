@@ -211,20 +211,21 @@ def _run(
     channels, taps, (out_height, out_width) = x.shape[1], mask.shape[1], mask.shape[2:]
     cells = len(x) * out_height * out_width
     (_, kernel_columns), *steps = how
-    kernel[triton.cdiv(cells, CELL_BLOCK), taps](
-        x,
-        offset,
-        mask,
-        *outputs,
-        cells,
-        *x.shape[2:],
-        out_height,
-        out_width,
-        channels,
-        channels // len(kernels),
-        kernel_columns,
-        *(number for pair in steps for number in pair),
-        taps=taps,
-        cell_block=CELL_BLOCK,
-        channel_block=min(triton.next_power_of_2(channels), CHANNEL_BLOCK),
-    )
+    with torch.cuda.device_of(x):
+        kernel[triton.cdiv(cells, CELL_BLOCK), taps](
+            x,
+            offset,
+            mask,
+            *outputs,
+            cells,
+            *x.shape[2:],
+            out_height,
+            out_width,
+            channels,
+            channels // len(kernels),
+            kernel_columns,
+            *(number for pair in steps for number in pair),
+            taps=taps,
+            cell_block=CELL_BLOCK,
+            channel_block=min(triton.next_power_of_2(channels), CHANNEL_BLOCK),
+        )

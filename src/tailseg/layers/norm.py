@@ -46,7 +46,7 @@ def batch_norm(
         weight: (C,), or None for 1. The gradient is this process's own part.
         bias: (C,), or None for 0. Likewise.
         running_mean: (C,), or None to keep none.
-        running_var: (C,), or None to keep none.
+        running_var: (C,), or None with ``running_mean``.
         momentum: share of this batch in the running statistics.
         eps: added to the variance.
         rows: (N,) bool, the rows that count; the others are normalised with the statistics of those. None: all count.
@@ -56,8 +56,10 @@ def batch_norm(
         Like x, in its shape, type and memory format.
 
     Raises:
-        ValueError: x has no channels, or ``rows`` is not one bool a row.
+        ValueError: x has no channels, ``rows`` is not one bool a row, or one running statistic is None alone.
     """
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var must both be given, or both be None")
     if x.ndim < 2:
         raise ValueError(f"x must be (N, C, ...), got shape {tuple(x.shape)}")
     if rows is not None and (rows.dtype != torch.bool or rows.shape != x.shape[:1]):
@@ -118,8 +120,10 @@ class _BatchNorm(torch.autograd.Function):
         sums = torch.stack([grad.sum(dims, dtype=mean.dtype), (grad * normalized).sum(dims)])
         # All rows feel the statistics, so all are in the sums; only those that made them get something back.
         total = sums.clone()
-        if ctx.joined:
+        if ctx.joined:  # as _TritonBatchNorm does, which another process may run
+            total = total.double()
             dist.all_reduce(total)
+            total = total.to(sums.dtype)
         grad_x = None
         if ctx.needs_input_grad[0]:
             from_mean, from_var = total / count.clamp(min=1)
@@ -208,11 +212,12 @@ def _statistics(x: Tensor, rows: Tensor | None, joined: bool) -> tuple[Tensor, T
     spread = deviation.square_().sum(dims).double()
     mean = mean.double()
     if joined:
-        # Sums about 0 for one exchange: in float64 they keep what float32 deviations from each own mean have won.
-        totals = torch.cat([count.view(1), count * mean, spread + count * mean.square()])
+        # Sums about 0 for one exchange: in float64 they keep what float32 deviations from each own mean have won. The
+        # count stands there for every channel, as _TritonBatchNorm sends it, which another process may run.
+        totals = torch.cat([count.expand_as(mean), count * mean, spread + count * mean.square()])
         dist.all_reduce(totals)
         count = totals[0]
-        mean, square = (totals[1:] / count.clamp(min=1)).chunk(2)
+        mean, square = (totals[len(mean) :] / count.clamp(min=1)).chunk(2)
         return count, mean, (square - mean.square()).clamp(min=0)
     return count, mean, spread / count.clamp(min=1)
 

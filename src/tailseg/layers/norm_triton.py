@@ -241,7 +241,8 @@ def statistics(x: Tensor, rows: Tensor | None) -> Tensor:
     """
     work = _work(x)
     shares = torch.empty(work.grid[1], 3, x.shape[1], dtype=torch.float64, device=x.device)
-    _statistics_kernel[work.grid](x, _flags(rows, x), shares, *work.sizes, masked=rows is not None, **work.layout)
+    with torch.cuda.device_of(x):
+        _statistics_kernel[work.grid](x, _flags(rows, x), shares, *work.sizes, masked=rows is not None, **work.layout)
     return shares
 
 
@@ -262,24 +263,25 @@ def values(
     work = _work(x)
     y = torch.empty_like(x)
     kept = torch.empty(3, x.shape[1], dtype=torch.float32, device=x.device)
-    _values_kernel[work.grid](
-        x,
-        y,
-        shares,
-        len(shares),
-        kept if weight is None else weight,
-        kept if bias is None else bias,
-        kept if running_mean is None else running_mean,
-        kept if running_var is None else running_var,
-        kept,
-        *work.sizes,
-        momentum,
-        eps,
-        scaled=weight is not None,
-        shifted=bias is not None,
-        tracked=running_mean is not None,
-        **work.layout,
-    )
+    with torch.cuda.device_of(x):
+        _values_kernel[work.grid](
+            x,
+            y,
+            shares,
+            len(shares),
+            kept if weight is None else weight,
+            kept if bias is None else bias,
+            kept if running_mean is None else running_mean,
+            kept if running_var is None else running_var,
+            kept,
+            *work.sizes,
+            momentum,
+            eps,
+            scaled=weight is not None,
+            shifted=bias is not None,
+            tracked=running_mean is not None,
+            **work.layout,
+        )
     return y, kept
 
 
@@ -287,7 +289,8 @@ def sums(grad: Tensor, x: Tensor, kept: Tensor) -> Tensor:
     """Sums of the gradient and of its products with the normalised x, of x's shares, (S, 2, C) float64."""
     work = _work(x)
     shares = torch.empty(work.grid[1], 2, x.shape[1], dtype=torch.float64, device=x.device)
-    _sums_kernel[work.grid](grad, x, kept, shares, *work.sizes, **work.layout)
+    with torch.cuda.device_of(x):
+        _sums_kernel[work.grid](grad, x, kept, shares, *work.sizes, **work.layout)
     return shares
 
 
@@ -298,21 +301,22 @@ def gradient(
     work = _work(x)
     result = torch.empty_like(x)
     total = torch.empty(2, x.shape[1], dtype=torch.float32, device=x.device)
-    _gradient_kernel[work.grid](
-        grad,
-        x,
-        _flags(rows, x),
-        kept,
-        kept if weight is None else weight,
-        shares,
-        len(shares),
-        result,
-        total,
-        *work.sizes,
-        scaled=weight is not None,
-        masked=rows is not None,
-        **work.layout,
-    )
+    with torch.cuda.device_of(x):
+        _gradient_kernel[work.grid](
+            grad,
+            x,
+            _flags(rows, x),
+            kept,
+            kept if weight is None else weight,
+            shares,
+            len(shares),
+            result,
+            total,
+            *work.sizes,
+            scaled=weight is not None,
+            masked=rows is not None,
+            **work.layout,
+        )
     return result, total
 
 

@@ -54,13 +54,14 @@ def _is_set(grid, side, x, y, x1, y1, x2, y2, left, right, top, bottom):
     return asked & ((below - above) * down + above >= 0.5)
 
 
-@triton.jit
+# A number of 1 would be a constant of the compilation, without a type: some pictures are one pixel high.
+@triton.jit(do_not_specialize=["side", "height", "width"])
 def _change_kernel(
     grids, boxes, numbers, offsets, places, side, height, width, write: tl.constexpr, block: tl.constexpr
 ):
     """Count the changes of a mask from one pixel to the next down a column, or write their places in the image."""
-    x = tl.program_id(0)
-    mask = tl.program_id(1)
+    x = tl.program_id(0) % width
+    mask = tl.program_id(0) // width
     x1 = tl.load(boxes + mask * 4)
     y1 = tl.load(boxes + mask * 4 + 1)
     x2 = tl.load(boxes + mask * 4 + 2)
@@ -118,19 +119,20 @@ def changes(probs: Tensor, boxes: Tensor, image_hw: tuple[int, int]) -> tuple[ND
     numbers = torch.empty(count, width, dtype=torch.int32, device=grids.device)
 
     def launch(offsets: Tensor, places: Tensor, *, write: bool) -> None:
-        _change_kernel[(width, count)](
-            grids,
-            corners,
-            numbers,
-            offsets,
-            places,
-            side,
-            height,
-            width,
-            write=write,
-            block=ROWS_AT_ONCE,
-            enable_fp_fusion=False,  # a fused product is not rounded
-        )
+        with torch.cuda.device_of(grids):
+            _change_kernel[(width * count,)](  # a grid's second side may not be longer than 65,535
+                grids,
+                corners,
+                numbers,
+                offsets,
+                places,
+                side,
+                height,
+                width,
+                write=write,
+                block=ROWS_AT_ONCE,
+                enable_fp_fusion=False,  # a fused product is not rounded
+            )
 
     launch(numbers, numbers, write=False)
     ends = numbers.flatten().cumsum(0, dtype=torch.int64)

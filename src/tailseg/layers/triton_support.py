@@ -51,13 +51,16 @@ class Launcher:
             constants: its ``constexpr`` arguments, which follow those.
             warps: of each program.
         """
+        from torch import cuda
+
         key = (values[0].device, warps, constants, *map(_look, values))  # type: ignore[union-attr]
         compiled = self.compiled.get(key)
-        if compiled is None:
-            # Under Triton's interpreter there is nothing to keep: None.
-            self.compiled[key] = self.kernel[grid](*values, *constants, num_warps=warps, **self.options)
-        else:
-            compiled[*grid, 1, 1](*values, *constants)
+        with cuda.device_of(values[0]):  # Triton launches on the current device, wherever the tensors are
+            if compiled is None:
+                # Under Triton's interpreter there is nothing to keep: None.
+                self.compiled[key] = self.kernel[grid](*values, *constants, num_warps=warps, **self.options)
+            else:
+                compiled[*grid, 1, 1](*values, *constants)
 
 
 def _look(value: Tensor | int | float) -> Hashable:

@@ -13,6 +13,7 @@ import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
+from tailseg.layers.norm import BatchNorm2d
 from tailseg.layers.triton_support import has_triton
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -73,15 +74,19 @@ def takes_triton(block: nn.Module, x: Tensor, norms: Sequence[nn.Module]) -> boo
         x.is_cuda
         and x.dtype in DTYPES
         and has_triton()
-        and all(type(norm) is nn.BatchNorm2d and norm.affine and uses_running_statistics(norm) for norm in norms)
+        and all(isinstance(norm, nn.BatchNorm2d) and uses_running_statistics(norm) for norm in norms)
         and not needs_gradient(block, x)
         and not torch.compiler.is_compiling()
     )
 
 
 def uses_running_statistics(norm: nn.BatchNorm2d) -> bool:
-    """Whether batch norm normalises with what it has learnt, not with its batch."""
-    return not norm.training and norm.running_mean is not None
+    """Whether batch norm does nothing but normalise with what it has learnt, then scale and shift.
+
+    Ours does so in evaluation mode: several processes make all norms of a network so, frozen ones too.
+    """
+    known = type(norm) in (nn.BatchNorm2d, BatchNorm2d)
+    return known and norm.affine and not norm.training and norm.running_mean is not None
 
 
 def needs_gradient(block: nn.Module, x: Tensor) -> bool:

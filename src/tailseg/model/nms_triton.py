@@ -129,20 +129,21 @@ def keep_sorted(
         boxes, valid = boxes.contiguous(), valid.contiguous().view(torch.uint8)
         lists, tiles = len(sizes), triton.cdiv(max(sizes), TILE)
         words = torch.empty(count * lists, tiles, tiles * TILE, dtype=torch.int64, device=boxes.device)
-        _overlap_kernel[(count * lists, tiles, tiles)](
-            boxes,
-            boxes if labels is None else labels.contiguous(),  # not read without labels
-            starts,
-            words,
-            total,
-            largest_float32(iou),
-            lists=lists,
-            grouped=labels is not None,
-            tile=TILE,
-            num_warps=8,
-            enable_fp_fusion=False,  # a fused product is not rounded, and ties would be none
-        )
-        _keep_kernel[(count * lists,)](
-            words, valid, starts, keep, total, tiles, lists=lists, tile=TILE, row_block=ROW_BLOCK
-        )
+        with torch.cuda.device_of(boxes):
+            _overlap_kernel[(count * lists, tiles, tiles)](
+                boxes,
+                boxes if labels is None else labels.contiguous(),  # not read without labels
+                starts,
+                words,
+                total,
+                largest_float32(iou),
+                lists=lists,
+                grouped=labels is not None,
+                tile=TILE,
+                num_warps=8,
+                enable_fp_fusion=False,  # a fused product is not rounded, and ties would be none
+            )
+            _keep_kernel[(count * lists,)](
+                words, valid, starts, keep, total, tiles, lists=lists, tile=TILE, row_block=ROW_BLOCK
+            )
     return keep.view(torch.bool)
