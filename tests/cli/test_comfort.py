@@ -152,3 +152,16 @@ def test_a_key_without_its_section_is_found(tmp_path: Path) -> None:
 def test_several_sections_may_have_such_a_key() -> None:
     done = tailseg("recipes", "show", "small/seesaw", "--set", "nms_iou=0.6")
     assert_refused(done, "unknown key 'nms_iou'; did you mean 'model.rpn.nms_iou' or 'test.nms_iou'?")
+
+
+def test_a_gpu_without_memory_is_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from tailseg import predict
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(predict, "load", full)
+    done = tailseg("predict", "m.safetensors", folder)
+    assert_refused(done, "the memory of the GPU is too small for this", "--device", "data.test_short_edge")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from tailseg.evaluation.behind import AHEAD, behind
+from tailseg.evaluation.behind import AHEAD, behind, stream_of
 
 CUDA = torch.device("cuda", 1)
 SOON = 10  # seconds: nothing here takes as long
@@ -43,8 +43,10 @@ class Streams:
 
 
 @pytest.fixture
-def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
-    return Streams(monkeypatch)
+def streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[Streams]:
+    stream_of.cache_clear()
+    yield Streams(monkeypatch)
+    stream_of.cache_clear()
 
 
 def test_elsewhere_the_call_does_the_work():
@@ -52,6 +54,13 @@ def test_elsewhere_the_call_does_the_work():
     with behind(lambda *arguments: done.append(arguments), torch.device("cpu")) as later:
         later(1, "a")
         assert done == [(1, "a")]
+
+
+def test_all_evaluations_share_a_stream(streams):
+    for _ in range(2):
+        with behind(lambda: None, CUDA) as later:
+            later()
+    assert streams.log.count("stream on cuda:1") == 1
 
 
 def test_the_loop_goes_on_while_the_work_waits(streams):

@@ -32,6 +32,7 @@ from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import to_yaml
 from tailseg.training.class_statistics import class_statistics
 from tailseg.training.loop import Run, train
+from tailseg.training.resumption import read_trainer
 from tailseg.training.run_lock import run_lock
 from tailseg.training.run_log import RunLog
 
@@ -769,6 +770,33 @@ def test_divergence_before_the_first_checkpoint_then_started_again(
             train(tiny("training.log_steps=1"), data, out, show=False)
     assert train(tiny("training.log_steps=1", "optimizer.lr=0.0005"), data, out, show=False) is not None
     assert [row["step"] for row in rows(out) if "loss" in row] == [1, 2, 3, 4, 5, 6]
+
+
+def test_out_of_memory_then_resumed_as_advised(
+    data: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tailseg.model.detector import Detector
+
+    out, forward, steps = tmp_path / "run", Detector.forward, []
+
+    def full(self: Detector, batch: Any) -> dict[str, Tensor]:
+        steps.append(1)
+        if len(steps) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return forward(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Detector, "forward", full)
+        with pytest.raises(
+            UserError,
+            match=r"run: step 4 does not fit into the memory of the GPU; free it of other programs or set "
+            r"data\.batch_per_device=1 and training\.accumulate=2, then go on with --resume$",
+        ):
+            train(tiny(), data, out, show=False)
+    assert read_trainer(out / "trainer.safetensors")[1]["step"] == 3  # nothing is lost
+    advised = ("data.batch_per_device=1", "training.accumulate=2")
+    assert train(tiny(*advised), data, out, resume=True, show=False) is not None
+    assert [row["step"] for row in rows(out) if "metrics" in row] == [STEPS]
 
 
 def test_a_finished_run_says_so_and_goes_on_with_more_epochs(

@@ -4,7 +4,7 @@ import torch
 from tailseg.checkpoint import write_tensors
 from tailseg.errors import UserError
 from tailseg.recipes.resolve import resolve
-from tailseg.training.resumption import is_recorded, require_same_run
+from tailseg.training.resumption import is_recorded, out_of_memory, require_same_run
 
 NAMES = ("cat", "owl")
 DATA = {
@@ -21,6 +21,31 @@ def about_run(recipe):
         "world_size": 1,
         "data": DATA,
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "fix"),
+    [
+        (["data.batch_per_device=9"], {}, "or set data.batch_per_device=3 and training.accumulate=3, then start again"),
+        (
+            ["data.batch_per_device=7", "training.accumulate=2"],
+            {},
+            "data.batch_per_device=1 and training.accumulate=14",
+        ),
+        (["training.cuda_graphs=true"], {"graphs": True}, "or set training.cuda_graphs=false, then start again"),
+        (["data.batch_per_device=1"], {}, "or set model.backbone.checkpointing=true, then start again"),
+        (["data.batch_per_device=1", "model.backbone.checkpointing=true"], {}, "in another --out"),
+    ],
+)
+def test_out_of_memory(tmp_path, settings, options, fix):
+    recipe = resolve("demo/seesaw", settings)
+    sentence = out_of_memory(tmp_path, 6, recipe, **({"graphs": False} | options))
+    assert sentence.startswith(f"{tmp_path}: step 6 does not fit into the memory of the GPU")
+    assert fix in sentence
+    if "then start again" in fix:  # what is advised may be resumed with
+        other = resolve("demo/seesaw", settings + fix.split("set ")[1].split(",")[0].split(" and "))
+        (warning,) = require_same_run(about_run(recipe), tmp_path, other, NAMES, 1, 1, DATA)
+        assert "goes on with" in warning
 
 
 def test_a_run_of_an_earlier_version_lacks_newer_keys(tmp_path):

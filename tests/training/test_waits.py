@@ -80,11 +80,12 @@ def test_what_waits_is_found():
         maps.new_tensor([1.0, 2.0])
         torch.tensor([1.0], device=META)
         maps[:2].copy_(host)
+        maps.index_put_((torch.zeros(1, dtype=torch.int64, device=META),), torch.tensor(1.0))
         for refused in (maps.nonzero, maps.sum().item, lambda: maps[maps > 0], maps.cpu):
             with contextlib.suppress(NotImplementedError, RuntimeError):
                 refused()
     assert found == [
-        *("index", "new_tensor", "tensor", "copy_"),
+        *("index", "new_tensor", "tensor", "copy_", "index_put_"),
         *("nonzero", "_local_scalar_dense", "index", "_to_copy"),
     ]
 
@@ -95,6 +96,7 @@ def test_what_does_not_wait_is_not_found():
         maps[torch.arange(2, device=META)]
         torch.where(maps > 0.5, maps, 0.0).sum().to(torch.float64)
         maps.masked_fill_(maps > 0.5, 1.0)
+        maps[torch.arange(2, device=META)] = 1.0
         torch.rand(3).nonzero()  # the host's own numbers
         torch.tensor([1.0]).item()
     assert found == []

@@ -330,11 +330,20 @@ def _stoppable(job: Callable[[], T], message: Callable[[], str]) -> T:
 
 
 def main() -> None:
-    """Entry point; turns a `UserError`, or a file that cannot be written, into one sentence and exit code 1."""
+    """Entry point; a `UserError`, a file that cannot be written, a full GPU: one sentence each, and exit code 1."""
     try:
         app()
     except UserError as error:
         print(one_line(f"tailseg: {error}"), file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which may not even be loaded
+            raise
+        print(
+            "tailseg: the memory of the GPU is too small for this, or taken by other programs; free it, choose another "
+            "device with --device, or lower data.test_short_edge, data.long_edge or test.max_detections with --set",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,6 +14,12 @@ import torch
 AHEAD = 16  # calls that may wait: their detections stay on the device
 
 Later = Callable[..., None]
+
+
+@cache
+def stream_of(device: torch.device) -> torch.cuda.Stream:
+    """One for all evaluations: the memory that a stream has used stays with it."""
+    return torch.cuda.Stream(device)
 
 
 @contextmanager
@@ -34,7 +41,7 @@ def behind(work: Later, device: torch.device) -> Iterator[Later]:
     if device.type != "cuda":
         yield work
         return
-    stream = torch.cuda.Stream(device)
+    stream = stream_of(device)
 
     def on_stream(ready: torch.cuda.Event, arguments: tuple[Any, ...]) -> None:
         with torch.cuda.stream(stream):

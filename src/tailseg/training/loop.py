@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tailseg.checkpoint import save_model
 from tailseg.data.dataset import train_dataset
@@ -28,6 +27,7 @@ from tailseg.recipes.values import flatten, to_yaml
 from tailseg.training import resumption
 from tailseg.training.announcement import announce
 from tailseg.training.automatic import settled
+from tailseg.training.average import MovingAverage
 from tailseg.training.class_statistics import class_statistics
 from tailseg.training.distributed import batch_norm_note, first_trouble, launch, processes_here, worst
 from tailseg.training.evaluations import Evaluated, Evaluations
@@ -107,6 +107,9 @@ def train(
         except LoaderKilledError:
             run.save_last_step()
             raise
+        except torch.OutOfMemoryError as error:
+            run.save_last_step()
+            raise UserError(run.out_of_memory()) from error
         except Exception as error:
             if not isinstance(error, UserError) and others.cause() is not None:  # a collective broke
                 run.save_last_step()
@@ -152,9 +155,8 @@ class Run:
         trained = self.learner.trained
         self.norm_note = batch_norm_note(trained, fabric.world_size)
         self.model, self.optimizer = fabric.setup(trained, build_optimizer(trained, recipe.optimizer))
-        self.average: AveragedModel | None = None
-        if recipe.training.ema is not None:
-            self.average = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(recipe.training.ema))
+        ema = recipe.training.ema
+        self.average = None if ema is None else MovingAverage(trained, ema)
         self.data_keys = resumption.data_keys(data.train, data.val)
         self.about: dict[str, Any] = {"seed": seed, "world_size": fabric.world_size, "data": self.data_keys}
         self.about |= {"recipe": recipe.model_dump(mode="json"), "categories": [c.name for c in self.categories]}
@@ -283,7 +285,7 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=not self.forward_backward.keeps_gradients)
         if self.average is not None:
-            self.average.update_parameters(self.learner.trained)
+            self.average.update()
         for losses in collected:
             self.run_log.collect(losses)
         self.step += 1
@@ -367,6 +369,11 @@ class Run:
         if self.state != UPDATING and self.step > self.saved_step:
             self.log(alone=True)
             self.save(alone=True)
+
+    def out_of_memory(self) -> str:
+        """A sentence on the end of a run whose next step does not fit into the memory of its GPU."""
+        graphs = bool(self.forward_backward.recorded)
+        return resumption.out_of_memory(self.out, self.step + 1, self.recipe, graphs=graphs)
 
     def agreed(self, stop: Sequence[int]) -> bool:
         """True if some process was told to stop; with several, asked when losses are logged, for it costs a wait."""

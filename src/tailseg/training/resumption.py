@@ -34,7 +34,7 @@ ABOUT: dict[str, type | tuple[type, ...]] = {
 # Keys that may change, without and with a word about it.
 FREE = {"data.workers", "schedule.epochs", "schedule.milestones", "training.patience"}
 FREE |= {"training.loggers", "training.validation_loss"}
-FREE_WITH_WARNING = {"optimizer.lr", "optimizer.clip", "training.cuda_graphs"}
+FREE_WITH_WARNING = {"optimizer.lr", "optimizer.clip", "training.cuda_graphs", "model.backbone.checkpointing"}
 OF_A_STEP = ("data.batch_per_device", "training.accumulate")  # free where images a step stay the same
 
 
@@ -58,6 +58,32 @@ def divergence(out: Path, step: int, losses: Mapping[str, float], rate: float) -
         f"step {step}: the loss '{name}' is {value}: training diverged; lower optimizer.lr (now {rate:g}) or set "
         f"optimizer.clip, then {way_on(out)}"
     )
+
+
+def out_of_memory(out: Path, step: int, recipe: Recipe, *, graphs: bool) -> str:
+    """A sentence on the end of a run for whose next ``step`` its GPU has too little memory.
+
+    Args:
+        out: its folder.
+        step: counted from 1.
+        recipe: of the run.
+        graphs: it holds CUDA graphs, which take memory of their own.
+    """
+    what = f"{out}: step {step} does not fit into the memory of the GPU"
+    batch, accumulate = recipe.data.batch, recipe.training.accumulate
+    parts = next((n for n in range(2, batch + 1) if batch % n == 0), 1)
+    if graphs:
+        fix = "set training.cuda_graphs=false"
+    elif parts > 1:
+        fix = f"set data.batch_per_device={batch // parts} and training.accumulate={accumulate * parts}"
+    elif not recipe.model.backbone.checkpointing:
+        fix = "set model.backbone.checkpointing=true"
+    else:
+        return (
+            f"{what}, not even with one image; free it of other programs, or train with smaller data.short_edges and "
+            "data.long_edge in another --out"
+        )
+    return f"{what}; free it of other programs or {fix}, then {way_on(out)}"
 
 
 def data_keys(train: Annotations, val: Annotations) -> dict[str, dict[str, Any]]:

@@ -28,7 +28,8 @@ def waiting_operations() -> Iterator[list[str]]:
     """Collect, with their places, operations on a device other than the CPU that wait for it or copy to or from it.
 
     Those are operations whose number of results hangs on values (``nonzero``, an index of bools), numbers asked for
-    (``item``), and tensors made of Python's numbers. An operation is noted before it runs.
+    (``item``), and tensors made of Python's numbers, but for those made inside a ``backward`` written in Python. An
+    operation is noted before it runs.
     """
     found: list[str] = []
     with _Calls(found), _Operations(found):
@@ -67,7 +68,8 @@ def _waits(func: Any, args: Any, kwargs: Any) -> bool:
     if devices <= {"cpu"}:
         return False
     if name in INDEXING:
-        return any(index is not None and (index.dtype == torch.bool or index.is_cpu) for index in args[1])
+        is_from_host = any(isinstance(value, Tensor) and value.is_cpu for value in args[2:3])
+        return is_from_host or any(i is not None and (i.dtype == torch.bool or i.is_cpu) for i in args[1])
     if name in ("aten::_to_copy", "aten::copy_"):
         return "cpu" in devices
     return name in OTHERS or not WAITING_TAGS.isdisjoint(func.tags)
