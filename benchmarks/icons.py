@@ -25,7 +25,7 @@ from typing import Any
 
 from icon_data import Settings, draw, fewest_val_images
 from icon_sets import HELD_OUT, STYLES, attribution, fetch
-from miniature import METRICS, ROOT, SEED, TITLES, Method, about, collect, gains, run_all, table, values
+from miniature import METRICS, ROOT, SEED, TITLES, Method, about, collect, differences, run_all, table, values
 
 from tailseg.data.sources import open_data
 from tailseg.errors import UserError
@@ -167,11 +167,19 @@ def section(made: dict[str, Any]) -> list[str]:
     ]
     for test, title in TESTS.items():
         found = made[test]
-        lines += ["", f"On {title}:", "", *table(found), "", "Differences, seed by seed:", ""]
+        lines += [
+            "",
+            f"On {title}:",
+            "",
+            *table(found),
+            "",
+            "Differences, seed by seed, with their 95 % intervals (Student's t):",
+            "",
+        ]
         lines += [f"| | {' | '.join(TITLES)} |", "|---|" + "---:|" * len(METRICS)]
         for ours, theirs in (("seesaw-p0", "cross-entropy"), ("seesaw", "seesaw-p0"), ("seesaw", "cross-entropy")):
             title = f"{found[ours]['title']} minus {found[theirs]['title'].lower().replace('seesaw', 'Seesaw')}"
-            lines.append(f"| {title} | {' | '.join(gains(found[ours], found[theirs]))} |")
+            lines.append(f"| {title} | {' | '.join(differences(found[ours], found[theirs]))} |")
     common = shlex.join(part for setting in made["settings"] for part in ("--set", setting))
     lines += ["", f"Every method, with `{common}`:", ""]
     for method in made["val"].values():
@@ -194,13 +202,16 @@ def commands(key: str, made: dict[str, Any]) -> list[str]:
 def page(results: dict[str, Any]) -> str:
     return "\n".join(
         [
-            "# Real pictures, a thousand classes",
+            f"# Real pictures, {int(max(results, key=int)):,} classes",
             "",
             "<!-- made by benchmarks/icons.py -->",
             "",
             "![A dot a seed for rare, common and frequent classes.](../images/icons.png)",
             "",
             sentences(results[max(results, key=int)]),
+            "",
+            "One pass over the images is little for so many classes, so the level is low for all; what can be compared "
+            "is what the losses make of the same pass.",
             "",
             *(line for made in results.values() for line in section(made)),
             "## How it is made",
