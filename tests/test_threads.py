@@ -7,8 +7,9 @@ from itertools import islice
 
 import pytest
 
+from tailseg import threads
 from tailseg.errors import UserError
-from tailseg.threads import at_once, read_ahead
+from tailseg.threads import at_once, read_ahead, sharing_cores
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
@@ -55,3 +56,25 @@ def test_the_first_fault_is_told(monkeypatch: pytest.MonkeyPatch, cores: int) ->
 
 def test_one_thing_needs_no_thread() -> None:
     assert at_once(lambda _: threading.current_thread(), [0]) == [threading.current_thread()]
+
+
+@pytest.mark.parametrize(
+    ("surroundings", "cores", "sharing"),
+    [
+        ({}, 16, 8),
+        ({"LOCAL_WORLD_SIZE": "4"}, 16, 4),
+        ({"SLURM_NNODES": "2", "SLURM_NTASKS": "8"}, 16, 4),
+        ({"SLURM_NNODES": "3", "SLURM_NTASKS": "8"}, 16, 3),  # 3, 3 and 2
+        ({"SLURM_NNODES": "2", "SLURM_NTASKS": "8", "SLURM_CPUS_PER_TASK": "4"}, 4, 1),  # bound to its own
+        ({"SLURM_NNODES": "2", "SLURM_NTASKS": "8", "SLURM_CPUS_PER_TASK": "4"}, 16, 4),
+    ],
+)
+def test_who_shares_the_cores(
+    monkeypatch: pytest.MonkeyPatch, surroundings: dict[str, str], cores: int, sharing: int
+) -> None:
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_NNODES", "SLURM_NTASKS", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in surroundings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(threads, "usable_cores", lambda: cores)
+    assert sharing_cores(8) == sharing

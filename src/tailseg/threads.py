@@ -18,6 +18,16 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def sharing_cores(processes: int) -> int:
+    """Those of a run's processes, on one machine or many, that share the cores which this one may use."""
+    if "LOCAL_WORLD_SIZE" in os.environ:  # of torchrun
+        return int(os.environ["LOCAL_WORLD_SIZE"])
+    if "SLURM_NNODES" in os.environ and "SLURM_NTASKS" in os.environ:
+        bound = usable_cores() <= int(os.environ.get("SLURM_CPUS_PER_TASK", 0))
+        return 1 if bound else -(-processes // int(os.environ["SLURM_NNODES"]))
+    return processes
+
+
 def read_ahead(read: Callable[[A], T], plan: Iterable[A], threads: int) -> Generator[T, None, None]:
     """``read`` of every part of a plan, in order, up to two parts a thread before they are asked for.
 

@@ -402,7 +402,7 @@ def test_page(icons, tmp_path):
         in page
     )
     assert "with 0.5, 2.5 and 6.5." in page
-    assert "| seesaw minus Seesaw-p0 | +0.0 ± 0.0 | +0.0 ± 0.0 | +8.0 ± 0.0 |" in page
+    assert "| seesaw minus Seesaw-p0 | +0.0 [0.0, 0.0] | +0.0 [0.0, 0.0] | +8.0 [8.0, 8.0] |" in page
     assert "CC-BY-4.0" in page
     assert "draw runs/icons-1203/data --classes 1203 --images 100000 --val-images 3342 --size 128" in page
     icons.script.picture(found, tmp_path / "p.png")

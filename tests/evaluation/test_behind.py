@@ -21,10 +21,16 @@ class Streams:
         monkeypatch.setattr(torch.cuda, "Stream", self.made)
         monkeypatch.setattr(torch.cuda, "stream", self.current)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self)
+        monkeypatch.setattr(torch.cuda, "set_device", self.chosen)
+        self.device, self.devices = CUDA, []
 
     def made(self, device: torch.device) -> "Streams":
         self.log.append(f"stream on {device}")
         return self
+
+    def chosen(self, device: torch.device) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        self.devices.append(device)
 
     @contextmanager
     def current(self, stream: "Streams") -> Iterator[None]:
@@ -61,6 +67,7 @@ def test_all_evaluations_share_a_stream(streams):
         with behind(lambda: None, CUDA) as later:
             later()
     assert streams.log.count("stream on cuda:1") == 1
+    assert streams.devices == [CUDA, CUDA]  # of each thread, which would begin with device 0
 
 
 def test_the_loop_goes_on_while_the_work_waits(streams):

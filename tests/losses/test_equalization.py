@@ -299,6 +299,11 @@ def test_gradients_are_summed_over_processes_in_one_call(monkeypatch):
     assert len(calls) == 1
     torch.testing.assert_close(together.positive_gradients, 2 * alone.positive_gradients)
     torch.testing.assert_close(together.negative_gradients, 2 * alone.negative_gradients)
+    asked_not_to = EqualizationV2Classification(3)
+    asked_not_to.sync_counts = False
+    asked_not_to.loss(logits, labels, valid)
+    assert len(calls) == 1
+    assert torch.equal(asked_not_to.positive_gradients, alone.positive_gradients)
 
 
 def test_impossible_arguments():

@@ -124,6 +124,36 @@ def test_on_a_gpu_of_known_memory(data, tmp_path, monkeypatch):
     assert (found.data.batch_per_device, found.training.precision) == (8, "bf16")  # 82 of 85 bytes
 
 
+def test_where_one_image_does_not_fit_all_processes_hear_of_it(data, tmp_path, monkeypatch):
+    told = []
+
+    def first_trouble(_fabric, own: str) -> str:
+        told.append(own)
+        return own or "the second process: no room"
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 200))
+    monkeypatch.setattr(automatic, "first_trouble", first_trouble)
+    asked = resolve("table1/seesaw", ["data.batch_per_device=auto"])
+    for taken, message in ((None, "does not fit into the free memory"), (9, "the second process: no room")):
+        monkeypatch.setattr(automatic.StepMemory, "__call__", lambda self, number, taken=taken: taken)
+        with pytest.raises(UserError, match=message):
+            settled(asked, fabric(GPU), data, tmp_path, resume=False)
+    assert ["does not fit" in own for own in told] == [True, False]
+
+
+@pytest.mark.parametrize("loss", ["seesaw", "eql-v2"])
+def test_measuring_exchanges_nothing(data, monkeypatch, loss):
+    """Processes measure a different number of steps, so counts that they summed would be those of others."""
+
+    def never(*_arguments, **_options) -> None:
+        raise AssertionError("exchanged")
+
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.all_reduce", never)
+    recipe = resolve("demo/cross-entropy", [*SMALL_RECIPE, f"classifier.loss={loss}"])
+    automatic.StepMemory(recipe, data.train, CPU)._step(2)
+
+
 def test_graphs_take_as_much_memory_beside_a_step(data, monkeypatch):
     """A GPU is made up on which a step takes 70 bytes."""
     for name, value in (("memory_allocated", 30), ("max_memory_allocated", 100)):

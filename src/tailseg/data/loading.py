@@ -25,7 +25,7 @@ from tailseg.data.sampling import TrainSampler
 from tailseg.data.transforms import Compose, Image
 from tailseg.errors import UserError
 from tailseg.structures import IGNORED_CELL, Batch, Instances, Sample
-from tailseg.threads import usable_cores
+from tailseg.threads import sharing_cores, usable_cores
 
 FEW_SHAPES_DIVISOR = 128  # pixels
 FEW_SHAPES_ROWS, FEW_SHAPES_FACTOR = 32, 4
@@ -249,12 +249,12 @@ class BatchLoader(Generic[B]):
 
 
 def worker_count(workers: int | Literal["auto"], device: torch.device, processes: int = 1) -> int:
-    """Loader processes of each of ``processes``; ``auto`` keeps a GPU fed: its share of the processors, up to 8."""
+    """Loader processes of each of a run's ``processes``; ``auto`` keeps a GPU fed: its share of the cores, up to 8."""
     if workers != "auto":
         return workers
     if device.type == "cpu":
         return WORKERS_ON_A_CPU
-    return min(MOST_WORKERS, max(1, usable_cores() // processes))
+    return min(MOST_WORKERS, max(1, usable_cores() // sharing_cores(processes)))
 
 
 GRACE_SECONDS = 30  # that a worker outlives a termination signal, for the main process to finish its step and save

@@ -51,7 +51,8 @@ def behind(work: Later, device: torch.device) -> Iterator[Later]:
             stream.synchronize()
 
     waiting: deque[Future[None]] = deque()
-    thread = ThreadPoolExecutor(1, "behind")
+    # A thread starts with device 0, and would go back to it after each call: a context there takes half a gigabyte.
+    thread = ThreadPoolExecutor(1, "behind", initializer=torch.cuda.set_device, initargs=(stream.device,))
 
     def later(*arguments: Any) -> None:
         ready = torch.cuda.current_stream(device).record_event()

@@ -115,6 +115,7 @@ class EqualizationV2Classification(Classification):
         self.gamma = gamma
         self.mu = mu
         self.alpha = alpha
+        self.sync_counts = True  # sum the gradients over all processes
         self.register_buffer("positive_gradients", torch.zeros(num_classes))
         self.register_buffer("negative_gradients", torch.zeros(num_classes))
 
@@ -168,7 +169,7 @@ class EqualizationV2Classification(Classification):
     @torch.no_grad()
     def _collect(self, increment: Tensor) -> None:
         """Add a batch's gradients (2, C + 1), of all processes, to what each class has had."""
-        if dist.is_available() and dist.is_initialized():
+        if self.sync_counts and dist.is_available() and dist.is_initialized():
             dist.all_reduce(increment)
         self.positive_gradients += increment[0, : self.num_classes]
         self.negative_gradients += increment[1, : self.num_classes]

@@ -16,6 +16,8 @@ from tailseg.data.images import fitted_size
 from tailseg.data.loading import coarser, rounded_rows
 from tailseg.data.sources import DataSplits
 from tailseg.errors import UserError
+from tailseg.losses.equalization import EqualizationV2Classification
+from tailseg.losses.seesaw import SeesawLoss
 from tailseg.model.build import build_detector
 from tailseg.recipes.data_section import DataRecipe
 from tailseg.recipes.resolve import resolve
@@ -23,7 +25,7 @@ from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import changed
 from tailseg.structures import Batch
 from tailseg.training.class_statistics import class_statistics
-from tailseg.training.distributed import worst
+from tailseg.training.distributed import first_trouble, worst
 from tailseg.training.graphs import has_graphs
 
 logger = logging.getLogger(__name__)
@@ -76,7 +78,14 @@ def settled(recipe: Recipe, fabric: Fabric, data: DataSplits, out: Path, *, resu
         if on_gpu:
             free = torch.cuda.mem_get_info(fabric.device)[0]
             with_one = StepMemory(recipe, data.train, fabric.device, graphs=has_graphs(recipe, fabric))
-            batch = -worst(fabric, -largest_batch(with_one, most, int(SHARE * free), with_one.place))
+            trouble = ""
+            try:
+                batch = largest_batch(with_one, most, int(SHARE * free), with_one.place)
+            except UserError as error:
+                trouble = str(error)
+            if trouble := first_trouble(fabric, trouble):
+                raise UserError(trouble)
+            batch = -worst(fabric, -batch)
         recipe = changed(recipe, {"data.batch_per_device": batch})
         if speaks:
             how = ", the largest that fits" if on_gpu and batch < most else ""
@@ -155,6 +164,9 @@ class StepMemory:
     def _step(self, number: int) -> None:
         detector = build_detector(self.recipe, self.classes, self.statistics).to(self.device)
         detector = detector.to(memory_format=torch.channels_last).train()
+        for part in detector.modules():
+            if isinstance(part, SeesawLoss | EqualizationV2Classification):
+                part.sync_counts = False  # each process measures for itself, and no two as often
         trained = [p for p in detector.parameters() if p.requires_grad]
         copies = STATES[self.recipe.optimizer.name] + (self.recipe.training.ema is not None)
         kept = [torch.empty_like(p) for p in trained for _ in range(copies)]

@@ -74,11 +74,6 @@ def batch_norm_note(model: nn.Module, world_size: int) -> str:
     return f"Batch norm: {learning} layers learn their statistics from all {world_size} processes (SyncBN)."
 
 
-def processes_here(fabric: Fabric) -> int:
-    """The processes of a run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", fabric.world_size))
-
-
 def worst(fabric: Fabric, state: int) -> int:
     """The largest of a number over all processes; waits for all."""
     if fabric.world_size == 1:

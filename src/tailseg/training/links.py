@@ -117,6 +117,11 @@ class Links:
         self._over.set()
         return speaks
 
+    def end_in_time(self, code: int) -> None:
+        """Let this process end with ``code`` some seconds after the interpreter, which may wait for others."""
+        if self.world > 1:
+            _end_in_time(code)
+
     def _speaks(self) -> bool:
         """The lowest rank that lives speaks; one that has failed has done so, or will."""
         return not any(self._state[rank] in (ALIVE, FAILED) for rank in range(self.rank))
@@ -187,15 +192,18 @@ def watched(fabric: Fabric, out: Path) -> Iterator[Links]:
     except KeyboardInterrupt:
         if not links.fail(Cause(f"{links.name} was stopped")):
             _quit(130)
+        links.end_in_time(130)
         raise
     except LoaderKilledError as error:
         cause = Cause(str(error), "; then ")
         if not links.fail(cause):
             _quit(1)
+        links.end_in_time(1)
         raise UserError(cause.sentence(out)) from error
     except UserError as error:
         if not links.fail(Cause(str(error), "")):
             _quit(1)
+        links.end_in_time(1)
         raise
     except Exception as error:
         if links.world == 1:
@@ -203,7 +211,7 @@ def watched(fabric: Fabric, out: Path) -> Iterator[Links]:
         found = links.cause() or Cause(f"{links.name} failed ({type(error).__name__}: {error}){_kept(error, out)}")
         if not links.fail(found):
             _quit(1)
-        _end_in_time(1)
+        links.end_in_time(1)
         raise UserError(found.sentence(out)) from error
     else:
         links.finish()
@@ -244,11 +252,11 @@ def _end_in_time(code: int) -> None:
 
 def _connections(rank: int, world: int) -> dict[int, socket.socket]:
     """A connection to each of the other ranks; a warning names those that cannot be reached."""
-    deadline = time.monotonic() + CONNECT
     with _listening(world) as listener:
         address, port = listener.getsockname()[:2]
         cards: list[tuple[str, int, str] | None] = [None] * world
         torch.distributed.all_gather_object(cards, (address, port, secrets.token_hex(16)))
+        deadline = time.monotonic() + CONNECT  # the first exchange of many machines may have taken long
         found: dict[int, socket.socket] = {}
         for other in range(rank):
             with suppress(OSError):

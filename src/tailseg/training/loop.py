@@ -24,12 +24,13 @@ from tailseg.model.detector import Detector
 from tailseg.progress import Advance, progress_bar
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import flatten, to_yaml
+from tailseg.threads import sharing_cores
 from tailseg.training import resumption
 from tailseg.training.announcement import announce
 from tailseg.training.automatic import settled
 from tailseg.training.average import MovingAverage
 from tailseg.training.class_statistics import class_statistics
-from tailseg.training.distributed import batch_norm_note, first_trouble, launch, processes_here, worst
+from tailseg.training.distributed import batch_norm_note, first_trouble, launch, worst
 from tailseg.training.evaluations import Evaluated, Evaluations
 from tailseg.training.finetune import Finetuning
 from tailseg.training.graphs import GraphedStep, Outcome, cuda_graphs, has_graphs
@@ -88,9 +89,9 @@ def train(
     require_sound_start(recipe, init, resume=resume)
     require_packages(recipe.training.loggers)
     fabric = launch(devices, device)
-    recipe = settled(recipe, fabric, data, out, resume=resume)
     with ExitStack() as stack:
         others = stack.enter_context(watched(fabric, out))
+        recipe = settled(recipe, fabric, data, out, resume=resume)
         run = Run(fabric, recipe, data, out, seed, init, resume=resume)
         stop = stack.enter_context(interrupts(tell=run.is_main_process))
         lock_for_all(fabric, out, stack)
@@ -111,7 +112,8 @@ def train(
             run.save_last_step()
             raise UserError(run.out_of_memory()) from error
         except Exception as error:
-            if not isinstance(error, UserError) and others.cause() is not None:  # a collective broke
+            broken = not isinstance(error, UserError) and others.cause() is not None  # a collective
+            if broken and fabric.device.type == "cpu":  # a GPU may have updated with what came of it
                 run.save_last_step()
             raise
         if run.is_main_process:
@@ -170,8 +172,8 @@ class Run:
             self.steps_per_epoch, recipe.schedule.warmup_steps, trained=init is not None, speaks=self.is_main_process
         )
         self.loader_watch = LoaderWatch(
-            fabric.device, worker_count(recipe.data.workers, fabric.device, fabric.world_size), processes_here(fabric),
-            speaks=self.is_main_process, measures=not recipe.finetune.enabled,
+            fabric.device, worker_count(recipe.data.workers, fabric.device, fabric.world_size),
+            sharing_cores(fabric.world_size), speaks=self.is_main_process, measures=not recipe.finetune.enabled,
         )  # fmt: skip
         self.forward_backward = GraphedStep(self._forward_backward, fabric.device, cuda_graphs(recipe, fabric))
         self.step = self.saved_step = 0
