@@ -15,6 +15,7 @@ import cv2
 import hypothesis
 import pytest
 import torch
+from hypothesis.internal.conjecture import providers
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is loaded: kernels then run on the CPU
@@ -27,6 +28,9 @@ cv2.setNumThreads(0)  # as in loader workers
 hypothesis.settings.register_profile("ci", max_examples=25, derandomize=True, deadline=None)
 hypothesis.settings.register_profile("thorough", max_examples=300, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+# Among its examples are constants of the project's modules that happen to be loaded, which is chance where tests are
+# shared out among processes.
+providers.is_local_module_file = lambda path: False  # type: ignore[attr-defined]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

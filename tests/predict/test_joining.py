@@ -241,6 +241,13 @@ def test_grids_are_sampled_bilinearly() -> None:
     assert not sample_grid(grid, np.array([10.0, 20, 10, 50]), xs, ys).any()
 
 
+def test_slivers_of_two_slices_are_no_object_of_their_own() -> None:
+    """The ellipse's topmost row ends two slices, before another one shows it whole."""
+    picture = draw((600, 400), lambda d: d.ellipse((46, 278, 74, 302), fill=COLOURS[3]))
+    detect = lambda pictures: find_colours(pictures, 140)  # noqa: E731
+    check(picture, detect_slices(detect, picture, side=97, overlap=0.3, iou=0.5, batch=8), 0.9)
+
+
 @given(st.data())
 def test_any_scene_is_found_again(data: st.DataObject) -> None:
     """Up to six objects, one in each cell of a grid, of any place and size in it."""

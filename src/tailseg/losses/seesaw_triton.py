@@ -100,8 +100,9 @@ def _loss_kernel(
     own_logit = tl.load(row + own).to(tl.float32)
     strength = _strengths_of(counts, columns, inside, p, counted)
     own_strength = _strengths_of(counts, own, own >= 0, p, counted)
-    if counted:
-        tl.store(strengths + columns, strength, inside & (sample == 0))
+    if counted:  # noqa: SIM102  (known at compilation; the other is not)
+        if sample == 0:
+            tl.store(strengths + columns, strength, inside)
     plain_normaliser = tl.zeros((), tl.float32)
     floor = tl.zeros((), tl.float32)
     if q > 0:

@@ -164,7 +164,7 @@ class _Pieces:
 
         That is, of joined objects, one whose mask overlaps that of a better one (NMS), and a fragment: a cut object
         that lies on a larger one. What a window sees of an object that only just reaches into it may look like another
-        one. Of joined pieces the larger one has to be the better one.
+        one. Of joined pieces the larger one has to be the better one, unless they are slivers even together.
         """
         outer = self._around(groups)
         joined = np.array([len(group) > 1 for group in groups], np.bool_)
@@ -180,7 +180,7 @@ class _Pieces:
             union = _areas(outer[others]) + _areas(box) - common
             near = others[(others < number) & (common >= 0.5 * self.iou * union)].tolist()
             larger = (_areas(outer[others]) > _areas(box)) & (common >= self.iou * _areas(box))
-            if len(group) > 1:
+            if len(group) > 1 and not self._is_sliver(group, box):
                 larger &= others < number
             around = others[larger].tolist() if self.cut[group[0]] else []
             if any(
@@ -200,15 +200,19 @@ class _Pieces:
     def _covers(self, group: list[int], fragment: list[int], box: Floats) -> bool:
         """Return whether the mask of an object lies on enough of a fragment that other windows show.
 
-        A fragment no wider than the margin is too small for masks to tell: there it is enough that their boxes overlap.
+        A sliver is too small for masks to tell: there it is enough that their boxes overlap.
         """
         if np.isin(self.window_of[fragment], self.window_of[group]).any():
             return False
-        if (box[2:] - box[:2] <= self.margin[fragment[0]]).any():
+        if self._is_sliver(fragment, box):
             return True
         xs, ys = _lattice(box)
         own = self._mask(fragment, xs, ys)
         return bool((own & self._mask(group, xs, ys)).sum() >= self.iou * max(own.sum(), 1))
+
+    def _is_sliver(self, group: list[int], box: Floats) -> bool:
+        """Return whether pieces with a common box are no wider, or no higher, than the margin."""
+        return bool((box[2:] - box[:2] <= self.margin[group[0]]).any())
 
     def _mask(self, group: list[int], xs: Floats, ys: Floats) -> NDArray[np.bool_]:
         """The union (len(ys), len(xs)) of the pieces' masks at columns ``xs`` and rows ``ys`` of the picture."""
