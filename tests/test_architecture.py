@@ -98,6 +98,19 @@ def test_files_are_short(module: str) -> None:
     assert len(MODULES[module].read_text().splitlines()) <= LONGEST
 
 
+def test_texts_have_an_encoding() -> None:
+    """Without one, Windows takes a code page that lacks most of the world's letters."""
+    for module, file in MODULES.items():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            named = {keyword.arg for keyword in node.keywords}
+            mode = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
+            opened = node.func.attr == "open" and (mode in ("r", "w", "a", "x") or "newline" in named)
+            if opened or node.func.attr in ("read_text", "write_text"):
+                assert "encoding" in named, f"{module}: {ast.unparse(node)}"
+
+
 @pytest.mark.parametrize("folder", sorted({file.parent for file in MODULES.values()}), ids=lambda folder: folder.name)
 def test_every_folder_says_what_it_holds(folder: Path) -> None:
     assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))

@@ -54,7 +54,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
     try:
         whole = {**about, CHECKSUM: checksum(plain, about)}
         save_file(plain, part, {key: json.dumps(value) for key, value in whole.items()})
-        with part.open("rb") as file:
+        with part.open("r+b") as file:  # Windows flushes only what may be written
             os.fsync(file.fileno())
         os.replace(part, path)
     except (OSError, SafetensorError) as error:

@@ -120,6 +120,24 @@ def test_a_file_that_cannot_be_written_ends_it(model: Model, picture: np.ndarray
         predict_files(model, Request([tmp_path / "p.png"] * 30, show=False), tmp_path / "out")
 
 
+def test_names_that_some_file_systems_take_for_the_same(model: Model, picture: np.ndarray, tmp_path: Path) -> None:
+    """On Windows and macOS shot.png would be written over Shot.PNG, which is an input."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("Shot.PNG", "one.png"):
+        Image.fromarray(picture).save(photos / name, "PNG")
+    (tmp_path / "ONE.png").write_bytes((photos / "one.png").read_bytes())
+    predict_files(model, Request([photos / "Shot.PNG"], show=False), photos)
+    assert {path.name for path in photos.iterdir()} == {"Shot.PNG", "one.png", "Shot-2.png", "Shot-2.json"}
+    predict_files(model, Request([photos / "one.png", tmp_path / "ONE.png"], show=False), tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "ONE-2.json",
+        "ONE-2.png",
+        "one.json",
+        "one.png",
+    ]
+
+
 def test_inputs_are_never_written_over(model: Model, picture: np.ndarray, tmp_path: Path) -> None:
     """In the folder of the results, by a link, and as a twin that comes earlier in the list."""
     for name in ("p.png", "q.png"):

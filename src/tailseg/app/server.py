@@ -120,7 +120,8 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
     except OSError:
         raise UserError(f"--host {host}: no such address; use 127.0.0.1, or 0.0.0.0 for all of this machine") from None
     with socket.socket(family, kind, protocol) as opened:
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Windows lets a second server share the port where Unix lets it follow a dead one.
+        opened.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR), 1)
         try:
             opened.bind(address)
         except OSError as error:

@@ -126,7 +126,7 @@ def _run(
     assert data.val is not None
     images, instances = _training_counts(data.train)
     scores = score(data.val, folder / "detections.json", options=ScoreOptions(max_dets=limit), mask_areas=True)
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
         "seed": seed,
         "metrics": scores.metrics,

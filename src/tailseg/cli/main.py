@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the input is at fault (one sentence on stderr), 2 usage, 1
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -331,6 +332,9 @@ def _stoppable(job: Callable[[], T], message: Callable[[], str]) -> T:
 
 def main() -> None:
     """Entry point; a `UserError`, a file that cannot be written, a full GPU: one sentence each, and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):  # a pipe on Windows may have a code page without our signs
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except UserError as error:

@@ -184,6 +184,8 @@ class _DeathNotice:
 
     def take_over(self) -> None:
         """Put ourselves in the place of the handler that PyTorch sets with its first loader in the main thread."""
+        if not hasattr(signal, "SIGCHLD"):
+            return  # Windows has no such signal, and PyTorch asks for dead processes while it waits
         current = signal.getsignal(signal.SIGCHLD)
         if getattr(current, "__module__", "") == "torch.utils.data._utils.signal_handling":
             assert callable(current)
@@ -212,9 +214,11 @@ class _DeathNotice:
         # Raised here and without ``wait``: the frames of the error above, and those of this one's traceback, would keep
         # the loader alive, and PyTorch would count its dead processes as those of the next one.
         del wait
+        spawned = " (a script needs `if __name__ == '__main__':` around what it does, since each process imports it)"
         raise LoaderKilledError(
             "a loader process was killed, most often since memory or shared memory (/dev/shm) ran out; lower "
             "data.workers, and in Docker raise --shm-size, such as --shm-size=8g"
+            + ("" if multiprocessing.get_start_method() == "fork" else spawned)
         )
 
 

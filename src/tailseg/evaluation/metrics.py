@@ -252,7 +252,7 @@ def write_scores(scores: Scores, metrics: Path, beside: str = "") -> None:
     """
     classes = metrics.with_name(f"{beside}classes.csv")
     write_json(metrics, scores.metrics)
-    with writing(classes), classes.open("w", newline="") as file:
+    with writing(classes), classes.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(scores.per_category[0]) if scores.per_category else [])
         table.writeheader()
         table.writerows(scores.per_category)
@@ -264,4 +264,4 @@ def write_scores(scores: Scores, metrics: Path, beside: str = "") -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON."""
     with writing(path):
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -18,6 +18,7 @@ import orjson
 from PIL import Image
 
 from tailseg.data.exporters.export import Exported, export
+from tailseg.data.exporters.folder import name_key
 from tailseg.data.exporters.records import ExportImage, ExportSet
 from tailseg.errors import UserError
 from tailseg.model.detector import Wanted
@@ -166,7 +167,7 @@ def predict_files(model: Model, request: Request, out: Path, *, pictures: bool =
     except OSError as error:
         raise UserError(f"{out}: the folder cannot be made ({error.strerror}); choose another --out") from error
     inputs = {path.resolve() for source in opened.sources for path in source.paths}
-    taken = {path.name for path in out.iterdir() if path.resolve() in inputs}
+    taken = {name_key(path.name) for path in out.iterdir() if path.resolve() in inputs}
     # Drawing and compressing a picture can take longer than a small model takes to look at it. Not so in slices, which
     # are for pictures so large that few of them should wait in memory.
     threads = 0 if request.slices is not None else min(_THREADS, usable_cores())
@@ -250,10 +251,10 @@ class _Folder:
     def _free(self, stem: str, suffixes: Sequence[str]) -> str:
         """``stem``, numbered if files of that name were written before or are among the inputs."""
         number, free = 1, stem
-        while any(f"{free}{suffix}" in self.taken for suffix in suffixes):
+        while any(name_key(f"{free}{suffix}") in self.taken for suffix in suffixes):
             number += 1
             free = f"{stem}-{number}"
-        self.taken.update(f"{free}{suffix}" for suffix in suffixes)
+        self.taken.update(name_key(f"{free}{suffix}") for suffix in suffixes)
         return free
 
 

@@ -59,7 +59,7 @@ class Cost:
 
 def costs() -> tuple[dict[str, Cost], str | None]:
     """The costs of each row, and the GPU on which images/s were measured (None: not yet)."""
-    content: dict[str, Any] = json.loads(COSTS.read_text())
+    content: dict[str, Any] = json.loads(COSTS.read_text(encoding="utf-8"))
     return {name: Cost(**row) for name, row in content["rows"].items()}, content["gpu"]
 
 

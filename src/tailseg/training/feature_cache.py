@@ -46,7 +46,7 @@ class FeatureCache:
         if not self.folder.exists() or not any(self.folder.iterdir()):
             return
         try:
-            found = json.loads((self.folder / "about.json").read_text())
+            found = json.loads((self.folder / "about.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise UserError(
                 f"{self.folder}: its about.json is missing or broken, so nothing tells what these features were made "
@@ -63,7 +63,7 @@ class FeatureCache:
         """Say what the folder's features are made with."""
         self.folder.mkdir(parents=True, exist_ok=True)
         part = self.folder / ".about.json.part"
-        part.write_text(json.dumps(about, indent=1) + "\n")
+        part.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         os.replace(part, self.folder / "about.json")
 
     def missing(self, samples: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

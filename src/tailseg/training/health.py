@@ -126,7 +126,7 @@ class Proposals:
         """A sentence if no proposal met an object for many batches; empty otherwise, and once it was told."""
         if not self._batches or self.sampler is None or self.rpn is None:
             return ""
-        self._sums += torch.stack(self._batches).sum(0).double().cpu()
+        self._sums += torch.stack(self._batches).sum(0).cpu().double()
         self._steps += len(self._batches)
         self._batches = []
         found, objects, sides = self._sums.tolist()

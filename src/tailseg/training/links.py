@@ -222,7 +222,7 @@ def _kept(error: Exception, out: Path) -> str:
     path = out / TRACEBACK
     try:
         out.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(traceback.format_exception(error)))
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     except OSError:
         return ""
     return f", traceback in {path}"

@@ -49,6 +49,8 @@ def start_ranks(environment: ClusterEnvironment, devices: int) -> None:
 def _own_command() -> list[str]:
     spec = sys.modules["__main__"].__spec__
     script = [str(Path(sys.argv[0]).absolute())] if spec is None else ["-m", spec.name]
+    if spec is not None and spec.name == "__main__":  # the launcher that pip makes on Windows is a ZIP file
+        script = ["-m", "tailseg"]
     return [sys.executable, *script, *sys.argv[1:]]
 
 
@@ -75,7 +77,7 @@ def how_it_died(rank: int) -> str:
     if process is not None:
         with suppress(subprocess.TimeoutExpired):
             code = process.wait(timeout=2)
-    if code is None or code == -signal.SIGKILL:
+    if code is None or code == -9:  # SIGKILL, which Windows has no name for
         return f"was killed{' by SIGKILL' if code else ''}, {KILLED_FOR_MEMORY}"
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 

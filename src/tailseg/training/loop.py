@@ -214,7 +214,7 @@ class Run:
         if self.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
             with writing(path := self.out / "recipe.yaml"):
-                path.write_text(to_yaml(self.recipe))
+                path.write_text(to_yaml(self.recipe), encoding="utf-8")
             cut = self.run_log.cut(self.step)
             parameters = {"seed": self.seed, **flatten(self.recipe.model_dump(mode="json"))}
             self.trackers.open(self.recipe.training.loggers, self.out, self.step, parameters, cut if resume else ())

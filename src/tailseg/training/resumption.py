@@ -258,6 +258,8 @@ def load_trainer(
         if value.shape == like.shape:
             # Fused optimisers pair parameter and state in memory order, so both need the same, channels_last or not.
             value = torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
+        else:
+            value = value.clone()  # the file is mapped, and on Windows nothing may take its place until all is copied
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

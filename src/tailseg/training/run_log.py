@@ -62,13 +62,13 @@ class RunLog:
         kept = "".join(line + "\n" for row, line in rows if row is not None and row["step"] <= step)
         part = self.path.with_name(f".{self.path.name}.part")
         with writing(self.path):
-            part.write_text(kept)
+            part.write_text(kept, encoding="utf-8")
         os.replace(part, self.path)  # a kill at this moment leaves the old file or the new one
         return {(row["step"], "metrics" in row) for row, _ in rows if row is not None and row["step"] > step}
 
     def _rows(self) -> Iterator[tuple[dict[str, Any] | None, str]]:
         """Lines with their values; None for what is no complete line."""
-        text = self.path.read_text(errors="replace") if self.path.is_file() else ""
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
         for line in text.split("\n"):
             try:
                 row = json.loads(line)
@@ -99,7 +99,7 @@ class RunLog:
     def write(self, row: dict[str, Any]) -> None:
         """Append one line."""
         if self.writes:
-            with writing(self.path), self.path.open("a") as file:
+            with writing(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
 

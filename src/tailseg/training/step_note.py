@@ -9,13 +9,18 @@ import torch
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Bytes: on a CUDA GPU the most that tensors have taken so far, else what this process has in main memory."""
+    """Bytes: on a CUDA GPU the most that tensors have taken so far, else what this process has in main memory.
+
+    0 where the system does not say (Windows).
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)  # the allocator's own count: the GPU is not asked
     if (statm := Path("/proc/self/statm")).is_file():  # on Linux
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    import resource  # Unix alone has it
-
+        return int(statm.read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    try:
+        import resource
+    except ImportError:
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # the most so far
 
 

@@ -82,7 +82,7 @@ class CsvTracker:
 
 def _rows_up_to(path: Path, step: int) -> list[dict[str, Any]]:
     """The whole lines of a table, up to a step, in which a kill may have left half a line."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if None not in row and (row.get("step") or "").isdigit()]
     return [{**row, "step": int(row["step"])} for row in rows if int(row["step"]) <= step]
 

@@ -74,7 +74,7 @@ class Trackers:
         new_ids = {name: tracker.run_id for name, tracker in self._open.items() if tracker.run_id is not None}
         if new_ids:
             with writing(path := out / RUN_IDS):
-                path.write_text(json.dumps({**ids, **new_ids}) + "\n")
+                path.write_text(json.dumps({**ids, **new_ids}) + "\n", encoding="utf-8")
 
     @property
     def take_pictures(self) -> bool:
@@ -148,7 +148,7 @@ def _read_ids(out: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        ids = json.loads(path.read_text())
+        ids = json.loads(path.read_text(encoding="utf-8"))
         return {name: ids[name] for name in KINDS if isinstance(ids.get(name), str)}
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path}: is damaged; remove it, and W&B and MLflow begin a new run") from error

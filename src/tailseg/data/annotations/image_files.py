@@ -59,10 +59,12 @@ def parts_below(root: Path, name: str, base: Path | None = None) -> tuple[str, .
         At least one part, or None where the name leads out of the root or is the root itself.
     """
     text = name.replace("\\", "/")
-    if _DRIVE.match(text):
+    if _DRIVE.match(text) and os.name != "nt":
         return None
     top = os.path.abspath(root)
     path = os.path.normpath(os.path.join(os.path.abspath(base or root), text))
+    if os.path.splitdrive(path)[0].lower() != os.path.splitdrive(top)[0].lower():
+        return None
     inside = os.path.relpath(path, top).split(os.sep)
     return None if inside[0] in (os.pardir, os.curdir) else tuple(inside)
 

@@ -103,16 +103,16 @@ class ExportFolder:
     def _unused(self, folder: str, name: str) -> str:
         path = PurePosixPath(name)
         number, free = 1, path
-        while (key := _key(folder, free.with_suffix(""))) in self._taken:
+        while (key := name_key(f"{folder}/{free.with_suffix('')}")) in self._taken:
             number += 1
             free = path.with_name(f"{path.stem}-{number}{path.suffix}")
         self._taken.add(key)
         return str(free)
 
 
-def _key(folder: str, path: PurePosixPath) -> str:
+def name_key(name: str) -> str:
     """Equal for names that some file systems take for the same."""
-    return unicodedata.normalize("NFC", f"{folder}/{path}").casefold()
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _readable(name: str) -> str:

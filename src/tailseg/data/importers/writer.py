@@ -49,6 +49,8 @@ def new_folder(out: Path) -> Iterator[Path]:
         content = scratch / "content"  # unlike the scratch folder itself, readable for others
         content.mkdir()
         yield content
+        if out.is_dir():
+            out.rmdir()  # empty, as was seen; Windows puts nothing in the place of a folder
         content.replace(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -321,6 +321,8 @@ def write_synthetic(
         content = scratch / "content"  # unlike the scratch folder itself, readable for others
         content.mkdir()
         _write_all(content, settings, progress)
+        if out.is_dir():
+            out.rmdir()  # empty, as was seen; Windows puts nothing in the place of a folder
         content.replace(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
