@@ -3,7 +3,7 @@
 import csv
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.data.transforms import Compose, fit_transform
 from tailseg.errors import UserError
 from tailseg.evaluation import evaluate as evaluation
-from tailseg.evaluation.behind import behind
+from tailseg.evaluation.behind import behind, stream_of
 from tailseg.evaluation.evaluate import evaluate
 from tailseg.evaluation.metrics import ScoreOptions, score
 from tailseg.evaluation.results import ResultsWriter
@@ -367,11 +367,14 @@ def test_masks_with_scores_of_their_own(dataset: DetectionDataset, tmp_path: Pat
 
 
 @pytest.fixture
-def rows_behind_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def rows_behind_the_loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Rows are written as with detections on CUDA; streams are stood for."""
-    for name in ("Stream", "stream", "current_stream"):
+    stream_of.cache_clear()
+    for name in ("Stream", "stream", "current_stream", "set_device"):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
     monkeypatch.setattr(evaluation, "behind", lambda work, _: behind(work, torch.device("cuda")))
+    yield
+    stream_of.cache_clear()
 
 
 class TestRowsBehindTheLoop:

@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -332,9 +333,9 @@ def _stoppable(job: Callable[[], T], message: Callable[[], str]) -> T:
 
 def main() -> None:
     """Entry point; a `UserError`, a file that cannot be written, a full GPU: one sentence each, and exit code 1."""
-    for stream in (sys.stdout, sys.stderr):  # a pipe on Windows may have a code page without our signs
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
+        with suppress(OSError):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a pipe on Windows has a code page without our signs
     try:
         app()
     except UserError as error:
