@@ -4,7 +4,7 @@
 
 Each run is the command ``tailseg train demo-table2/...`` with one thread, ``--jobs`` of them at a time, on the built-in
 data, a pass over its images each. What is complete in DIR is not repeated and interrupted runs go on. Writes
-benchmarks/results/table2_loss.json, docs/results/table2-loss.md and its picture. Fifteen runs: some two hours on two
+benchmarks/results/table2_loss.json, docs/results/table2-loss.md and its picture. Fifteen runs: some three hours on two
 cores.
 """
 
@@ -129,6 +129,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a thread each")
     arguments = parser.parse_args()
+    if arguments.seeds < 1 or arguments.jobs < 1 or arguments.out.is_file():
+        parser.error("--seeds and --jobs are at least 1, and --out is a folder")
     run_all(rows(), arguments.seeds, arguments.jobs, arguments.out)
     results = about(open_source(SYNTHETIC, show=False), arguments.seeds, arguments.out / f"backbone-{SEED}")
     results["methods"] = collect(rows(), arguments.seeds, arguments.out)
