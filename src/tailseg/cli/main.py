@@ -346,7 +346,8 @@ def main() -> None:
             raise
         print(
             "tailseg: the memory of the GPU is too small for this, or taken by other programs; free it, choose another "
-            "device with --device, or lower data.test_short_edge, data.long_edge or test.max_detections with --set",
+            "device with --device, or, in eval and predict, lower data.test_short_edge, data.long_edge or "
+            "test.max_detections with --set",
             file=sys.stderr,
         )
         sys.exit(1)
