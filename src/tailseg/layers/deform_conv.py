@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
 from tailseg.layers.triton_support import has_triton
+from tailseg.layers.weighted_sums import weighted_sums
 
 Pair = tuple[int, int]
 
@@ -281,11 +282,10 @@ def gathered_deform_conv2d(
     image = torch.arange(count, device=x.device).view(-1, 1, 1, 1, 1, 1) * (height * width)
     cells = image + rows.unsqueeze(5) * width + columns.unsqueeze(4)
     weights = row_weights.unsqueeze(5) * column_weights.unsqueeze(4) * mask.permute(0, 2, 3, 1)[..., None, None]
-    seen = F.embedding_bag(
-        cells.view(-1, 4).to(torch.int64 if large else torch.int32),
+    seen = weighted_sums(
         x.permute(0, 2, 3, 1).reshape(-1, channels),
-        mode="sum",
-        per_sample_weights=weights.reshape(-1, 4),
+        cells.view(-1, 4).to(torch.int64 if large else torch.int32),
+        weights.reshape(-1, 4),
     )
     seen = seen.view(-1, taps, groups, channels // groups)
     kernels = weight.flatten(2).view(groups, -1, channels // groups, taps)

@@ -8,26 +8,22 @@ Shape letters: B images, R RoIs, S output cells a side, L levels, n sampling poi
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
+from tailseg.layers.weighted_sums import weighted_sums
 from tailseg.model import semantic
 from tailseg.model.box_head import Pool
 from tailseg.model.roi_align import Sampling, SharedMaps, takes_triton
 from tailseg.model.traceable import roi_align_by_level, shifted_roi_align_by_level
 
 MOST_WEIGHTS = 1 << 22  # of pixels that are pooled at once
-with warnings.catch_warnings(action="ignore"):  # said once, of the first: they are a beta; here they sort indices
-    torch.sparse_csr_tensor([0, 0], [], [], (1, 1), dtype=torch.float32)
 
 
 class ImageFeatures:
@@ -248,49 +244,8 @@ def roi_align_of_rows(
             parts += [pixels.flatten(0, 2).flatten(1), weights.flatten(0, 2).flatten(1)]
     if not parts:
         return table[:0, :, None, None].expand(-1, -1, side, side)
-    sums: Tensor = WeightedSums.apply(table, *parts)
-    pooled = sums.view(-1, side, side, table.shape[1])
+    pooled = weighted_sums(table, *parts).view(-1, side, side, table.shape[1])
     return (pooled if len(order) == 1 else pooled[torch.cat(order).argsort()]).permute(0, 3, 1, 2)
-
-
-class WeightedSums(torch.autograd.Function):
-    """Weighted sums of rows of a table (N, channels), with a gradient for the table alone.
-
-    A gradient of so many sums is again weighted sums: of the rows of what follows, for each row of the table. PyTorch's
-    own adds them up one after the other, in twice to twenty times the time.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, *parts: Tensor) -> Tensor:
-        """Sums (Σ K, channels) for pairs of positions (K, n) int64 in the table and their weights (K, n)."""
-        ctx.save_for_backward(*parts)
-        ctx.rows = len(table)
-        pairs = zip(parts[::2], parts[1::2], strict=True)
-        return torch.cat([F.embedding_bag(p, table, per_sample_weights=w, mode="sum") for p, w in pairs])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient of the table."""
-        parts = ctx.saved_tensors
-        counts = torch.cat([p.new_full((len(p),), p.shape[1]) for p in parts[::2]])
-        matrix = torch.sparse_csr_tensor(
-            F.pad(counts.cumsum(0), (1, 0)),
-            torch.cat([p.flatten() for p in parts[::2]]),
-            torch.cat([w.flatten() for w in parts[1::2]]),
-            (len(grad), ctx.rows),
-            check_invariants=False,
-        )
-        turned = matrix.to_sparse_csc()  # for each row of the table the sums that it is part of
-        found = F.embedding_bag(
-            turned.row_indices(),
-            grad.contiguous(),
-            turned.ccol_indices(),
-            per_sample_weights=turned.values(),
-            mode="sum",
-            include_last_offset=True,
-        )
-        return found, *[None] * len(parts)
 
 
 def _touched(
@@ -357,9 +312,7 @@ def shifted_roi_align(rows: PyramidRows, rois: Tensor, shifts: Tensor, output_si
     starts = first + (image * height + lines) * width
     pixels = starts.unsqueeze(4) + columns.unsqueeze(3)  # (R, S, S, 2n, 2n)
     weights = (line_weights / samples**2).unsqueeze(4) * column_weights.unsqueeze(3)
-    pooled = F.embedding_bag(
-        pixels.flatten(0, 2).flatten(1), table, per_sample_weights=weights.flatten(0, 2).flatten(1), mode="sum"
-    )
+    pooled = weighted_sums(table, pixels.flatten(0, 2).flatten(1), weights.flatten(0, 2).flatten(1))
     return pooled.view(-1, side, side, table.shape[1]).permute(0, 3, 1, 2)
 
 
