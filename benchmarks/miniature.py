@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -59,8 +59,15 @@ def command(method: Method, name: str, seed: int, out: Path) -> list[str]:
     ]
 
 
-def run_all(rows: dict[str, Method], seeds: int, jobs: int, out: Path, first: Iterable[str] = ()) -> None:
-    """Train what is not trained yet, ``jobs`` runs at a time, rows in ``first`` before others."""
+def run_all(
+    rows: dict[str, Method],
+    seeds: int,
+    jobs: int,
+    out: Path,
+    first: Iterable[str] = (),
+    after: Callable[[], object] = lambda: None,
+) -> None:
+    """Train what is not trained yet, ``jobs`` runs at a time, rows in ``first`` before others; ``after`` each run."""
     out.mkdir(parents=True, exist_ok=True)
     order = sorted(
         ((name, seed) for name in rows for seed in range(SEED, SEED + seeds)),
@@ -81,6 +88,7 @@ def run_all(rows: dict[str, Method], seeds: int, jobs: int, out: Path, first: It
             if process.returncode != 0:
                 raise SystemExit(f"{run[0]}-{run[1]} failed; see {out / f'{run[0]}-{run[1]}.log'}")
             print(f"{time.strftime('%H:%M')} {run[0]}-{run[1]}: {len(waiting)} waiting", flush=True)
+            after()
         # A row that is made of another one's models waits until these are trained.
         sources = {run: (_source(rows[run[0]]), run[1]) for run in waiting}
         ready = [
@@ -174,26 +182,31 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 
 def about(data: DataSplits, seeds: int, first_run: Path) -> dict[str, Any]:
     """What the runs of a table have in common: the data, the seeds, the images seen, the machine."""
+    device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", CPU"
+    lines = (first_run / "metrics.jsonl").read_text().splitlines()
+    return {
+        "data": about_data(data),
+        "seeds": seeds,
+        "images_seen": BATCH * json.loads(lines[-1])["step"],
+        "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}{device}",
+    }
+
+
+def about_data(data: DataSplits) -> dict[str, Any]:
+    """Sizes of a set: images, classes, and how many images and objects these have."""
     assert data.train is not None
     assert data.val is not None
     frequencies: list[str] = [category.frequency for category in data.train.categories]
     images = [category.image_count for category in data.train.categories]
     objects = [category.instance_count for category in data.train.categories]
-    device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", CPU"
-    lines = (first_run / "metrics.jsonl").read_text().splitlines()
     return {
-        "data": {
-            "classes": len(frequencies),
-            "classes_by_frequency": {group: frequencies.count(group) for group in "rcf"},
-            "train_images": len(data.train),
-            "val_images": len(data.val),
-            "size": int(data.train.image_sizes.max()),
-            **{"objects": sum(objects), "fewest_images": min(images), "most_images": max(images)},
-            **{"fewest_objects": min(objects), "most_objects": max(objects)},
-        },
-        "seeds": seeds,
-        "images_seen": BATCH * json.loads(lines[-1])["step"],
-        "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}{device}",
+        "classes": len(frequencies),
+        "classes_by_frequency": {group: frequencies.count(group) for group in "rcf"},
+        "train_images": len(data.train),
+        "val_images": len(data.val),
+        "size": int(data.train.image_sizes.max()),
+        **{"objects": sum(objects), "fewest_images": min(images), "most_images": max(images)},
+        **{"fewest_objects": min(objects), "most_objects": max(objects)},
     }
 
 

@@ -3,9 +3,10 @@
     python benchmarks/table2_loss.py [--out DIR] [--seeds 3] [--jobs 2]
 
 Each run is the command ``tailseg train demo-table2/...`` with one thread, ``--jobs`` of them at a time, on the built-in
-data, a pass over its images each. What is complete in DIR is not repeated and interrupted runs go on. Writes
-benchmarks/results/table2_loss.json, docs/results/table2-loss.md and its picture. Fifteen runs: some three hours on two
-cores.
+data, a pass over its images each. What is complete in DIR is not repeated and interrupted runs go on. Each run is
+written into benchmarks/results/table2_loss.json when it is complete, and what that holds of the same data is not
+repeated either: the work can be divided between machines and days. When all runs are there, docs/results/table2-loss.md
+and its picture are made. Fifteen runs: some three hours on two cores.
 """
 
 from __future__ import annotations
@@ -17,10 +18,24 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from miniature import ROOT, SEED, TITLES, Method, about, collect, described, differences, run_all, table, values
+from miniature import (
+    BATCH,
+    ROOT,
+    SEED,
+    TITLES,
+    Method,
+    about,
+    about_data,
+    collect,
+    described,
+    differences,
+    run_all,
+    table,
+    values,
+)
 from table2 import CONTEXT
 
-from tailseg.data.sources import SYNTHETIC, open_source
+from tailseg.data.sources import SYNTHETIC, DataSplits, open_source
 from tailseg.recipes.ladder import REPORT
 
 RESULTS = ROOT / "benchmarks" / "results" / "table2_loss.json"
@@ -123,6 +138,30 @@ def page(results: dict[str, Any]) -> str:
     )
 
 
+def take_up(recorded: dict[str, Any], data: dict[str, Any], out: Path) -> None:
+    """Put what is recorded of the same data where runs are looked for, unless one was begun there."""
+    if recorded.get("data") != data:
+        return
+    for name, method in recorded["methods"].items():
+        for seed, run in zip(method["seeds"], method["runs"], strict=True):
+            folder = out / f"{name}-{seed}"
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                (folder / "metrics.jsonl").write_text(json.dumps({"step": recorded["images_seen"] // BATCH}) + "\n")
+                (folder / "metrics.json").write_text(json.dumps(run) + "\n")
+
+
+def record(data: DataSplits, seeds: int, out: Path) -> dict[str, Any]:
+    """Write down the runs that are complete, and return that."""
+    found = collect(rows(), seeds, out)
+    if not found:
+        return {"methods": found}
+    name, method = next(iter(found.items()))
+    results = about(data, seeds, out / f"{name}-{method['seeds'][0]}") | {"methods": found}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "table2-loss", help="folder of the runs")
@@ -131,10 +170,17 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.seeds < 1 or arguments.jobs < 1 or arguments.out.is_file():
         parser.error("--seeds and --jobs are at least 1, and --out is a folder")
-    run_all(rows(), arguments.seeds, arguments.jobs, arguments.out)
-    results = about(open_source(SYNTHETIC, show=False), arguments.seeds, arguments.out / f"backbone-{SEED}")
-    results["methods"] = collect(rows(), arguments.seeds, arguments.out)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    data = open_source(SYNTHETIC, show=False)
+    take_up(json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}, about_data(data), arguments.out)
+    record(data, arguments.seeds, arguments.out)
+    run_all(
+        rows(),
+        arguments.seeds,
+        arguments.jobs,
+        arguments.out,
+        after=lambda: record(data, arguments.seeds, arguments.out),
+    )
+    results = record(data, arguments.seeds, arguments.out)
     draw(results["methods"], ROOT / "docs" / "images" / "table2-loss.png")
     (ROOT / "docs" / "results" / "table2-loss.md").write_text(page(results))
     print("\n".join(table(results["methods"])))

@@ -1,10 +1,12 @@
 """The script behind docs/results/table2-loss.md: one change a row, and a page of what was found."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from tailseg.data.sources import open_source
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.values import diff
 
@@ -49,3 +51,37 @@ def test_page(script):
     assert "−1.0 with the objectness branch, +11.0 with Seesaw's factor S, and +0.0 with" in written
     last = next(line for line in written.splitlines() if line.startswith("| Row 10 − row 9 |"))
     assert last.split(" | ")[3] == "+20.0 [20.0, 20.0]"
+
+
+def test_recorded_runs_are_taken_up_and_complete_ones_recorded(script, monkeypatch, tmp_path):
+    data = open_source("synthetic", show=False)
+    results, first, second = tmp_path / "results.json", tmp_path / "first", tmp_path / "second"
+    monkeypatch.setattr(script, "RESULTS", results)
+    assert script.record(data, 2, first) == {"methods": {}}
+    assert not results.exists()
+    for name, seed in (("normalized", 2), ("factor", 1), ("factor", 2)):
+        folder = first / f"{name}-{seed}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text('{"step": 20}\n{"step": 30}\n')
+        (folder / "metrics.json").write_text(json.dumps({"segm": {"AP": seed / 10}}))
+    recorded = script.record(data, 2, first)
+    assert json.loads(results.read_text()) == recorded
+    assert recorded["images_seen"] == 240
+    assert {name: method["seeds"] for name, method in recorded["methods"].items()} == {
+        "normalized": [2],
+        "factor": [1, 2],
+    }
+    # Elsewhere, where one of these runs was begun again and another row is complete.
+    for name in ("factor-1", "seesaw-1"):
+        (second / name).mkdir(parents=True)
+    (second / "seesaw-1" / "metrics.json").write_text('{"segm": {"AP": 0.5}}')
+    script.take_up(recorded, script.about_data(data), second)
+    assert not (second / "factor-1" / "metrics.json").exists()
+    again = script.record(data, 2, second)
+    found = {name: [run["segm"]["AP"] for run in method["runs"]] for name, method in again["methods"].items()}
+    assert found == {"normalized": [0.2], "factor": [0.2], "seesaw": [0.5]}
+    assert {key: again[key] for key in ("data", "images_seen")} == {
+        key: recorded[key] for key in ("data", "images_seen")
+    }
+    script.take_up(recorded | {"data": {}}, script.about_data(data), tmp_path / "third")
+    assert not (tmp_path / "third").exists()
