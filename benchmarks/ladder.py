@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from tailseg.evaluation.tta import view_edges
 from tailseg.model.build import build_detector
 from tailseg.model.roi_features import ImageFeatures
 from tailseg.recipes.ladder import COSTS, REPORT
@@ -63,7 +64,7 @@ def count(recipe: Recipe, num_classes: int, image_hw: tuple[int, int] = IMAGE_HW
     if not recipe.test.tta:
         return parameters, float(trunk.get_total_flops() + heads.get_total_flops())
     ratio = image_hw[0] / image_hw[1]
-    views = [edge * edge * ratio for edge in recipe.test.tta_long_edges] * (2 if recipe.test.tta_flip else 1)
+    views = [edge * edge * ratio for edge in view_edges(recipe)] * (2 if recipe.test.tta_flip else 1)
     passes = (3 * len(views) - 2) * sum(views) / len(views) / (image_hw[0] * image_hw[1])
     return parameters, trunk.get_total_flops() * passes + heads.get_total_flops() * len(views)
 

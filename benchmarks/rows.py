@@ -101,7 +101,7 @@ def raise_threshold(detector: Detector, batch: Batch, settings: Settings) -> Non
 
 def inference(detector: Detector, recipe: Recipe, settings: Settings) -> tuple[Callable[[], object], int]:
     """Detection in a batch, down to run-length codes, and its images: one where it is looked at in several views."""
-    views = views_of(recipe.test)
+    views = views_of(recipe)
     images = 1 if views else settings.batch
     batch = batch_of(settings, images)
     batch = replace(batch, original_sizes=batch.image_sizes // 2)

@@ -21,6 +21,7 @@ import torch
 from miniature import ROOT, SEED, TITLES, Method, about, collect, described, gains, run_all, table
 
 from tailseg.data.sources import SYNTHETIC, open_source
+from tailseg.evaluation.tta import view_edges
 from tailseg.model.build import build_detector
 from tailseg.recipes.ladder import REPORT
 from tailseg.recipes.resolve import resolve
@@ -39,7 +40,7 @@ def rows() -> dict[str, Method]:
         for name, recipe in recipes.items()
     }
     methods["11-finetune"] = replace(methods["11-finetune"], init_from="10-seesaw")
-    views = ("test.tta=true", f"test.tta_long_edges={list(recipes['12-tta'].test.tta_long_edges)}")
+    views = ("test.tta=true", f"test.tta_long_edges={list(view_edges(recipes['12-tta']))}")
     methods["12-tta"] = Method(REPORT["12-tta"].title, views, tested_from="11-finetune")
     return methods
 

@@ -231,7 +231,7 @@ def evaluate(
             texts = [f"{key}={json.dumps(value)}" for key, value in (limit | dotted(settings)).items()]
             loaded = load(model, device, settings=texts)
         source = "the model" if loaded.path is None else str(loaded.path)
-        recipe, views = loaded.recipe.data, views_of(loaded.recipe.test)
+        recipe, views = loaded.recipe.data, views_of(loaded.recipe)
         splits = open_data(data, need=(split,), rule=GroupRule.of(recipe), show=show)
         annotations = splits.val if split == "val" else splits.train
         assert annotations is not None

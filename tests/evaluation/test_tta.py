@@ -27,14 +27,13 @@ from tailseg.cli.main import app, main
 from tailseg.data.loading import batch_of
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.data.transforms import fit_transform
-from tailseg.evaluation.tta import View, ViewFeatures, detect_views, pooled, views_of
+from tailseg.evaluation.tta import View, ViewFeatures, detect_views, pooled, view_edges, views_of
 from tailseg.model.backbone import Backbone
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
 from tailseg.model.roi_features import ImageFeatures
 from tailseg.predict import load
 from tailseg.recipes.resolve import resolve
-from tailseg.recipes.schema import TestRecipe as InferenceRecipe  # pytest would take it for a test
 from tailseg.structures import Batch, Proposals, RawDetections
 
 CLASSES = 5
@@ -516,14 +515,24 @@ def test_passes_and_what_is_kept_of_a_view(many: int, monkeypatch: pytest.Monkey
 
 
 def test_views_of_a_recipe() -> None:
-    assert views_of(InferenceRecipe()) == ()
-    assert views_of(InferenceRecipe(tta=True, tta_long_edges=(100, 60), tta_flip=False)) == (
-        View(100, mirrored=False),
-        View(60, mirrored=False),
-    )
-    table = views_of(resolve("table1/seesaw", ["test.tta=true"]).test)
-    assert [view.long_edge for view in table] == [edge for edge in (1200, 1400, 1600, 1800, 2000) for _ in range(2)]
-    assert [view.mirrored for view in table] == [False, True] * 5
+    assert views_of(resolve("table1/seesaw")) == ()
+    chosen = "test={tta: true, tta_long_edges: [100, 60], tta_flip: false}"
+    assert views_of(resolve("table1/seesaw", [chosen])) == (View(100, mirrored=False), View(60, mirrored=False))
+    row = views_of(resolve("table2/12-tta"))
+    assert [view.long_edge for view in row] == [edge for edge in (1200, 1400, 1600, 1800, 2000) for _ in range(2)]
+    assert [view.mirrored for view in row] == [False, True] * 5
+
+
+@pytest.mark.parametrize(
+    ("name", "edges"),
+    [
+        ("demo-table2/12-tta", (120, 140, 160, 180, 200)),
+        ("small/seesaw", (360, 420, 480, 540, 600)),  # 320 by at most 384
+        ("own/fast", (800, 933, 1067, 1200, 1333)),  # 640 by at most 1066: a picture of 4 to 3 has 853
+    ],
+)
+def test_sizes_of_views_follow_the_size_tested_at(name: str, edges: tuple[int, ...]) -> None:
+    assert view_edges(resolve(name)) == edges
 
 
 TINY = (

@@ -184,8 +184,8 @@ def test_finetuning_step_learns_in_the_branches_alone():
 def test_views_give_what_they_give_on_the_cpu():
     recipe = override(resolve("table2/12-tta"), SMALL)
     model, picture = detector("12-tta").eval(), scene().images[0].permute(1, 2, 0).contiguous().numpy()
-    expected = detect_views(model, picture, views_of(recipe.test))
-    found = detect_views(model.cuda(), picture, views_of(recipe.test)).to("cpu")
+    expected = detect_views(model, picture, views_of(recipe))
+    found = detect_views(model.cuda(), picture, views_of(recipe)).to("cpu")
     assert len(found) == len(expected) == 20
     torch.testing.assert_close(found.scores, expected.scores, rtol=1e-3, atol=1e-6)
     same = (found.labels[:, None] == expected.labels) & ((found.boxes[:, None] - expected.boxes).abs().amax(2) < 0.5)

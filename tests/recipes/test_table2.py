@@ -35,7 +35,7 @@ CLASSES = 1203  # of LVIS v1
 
 
 def steps(proposals: int, *, full_size: bool) -> dict[str, list[tuple[str, object, object]]]:
-    """What each row of table 2 changes of the one before (spec, sections 12 to 15, 20, 21 and 27).
+    """What each row of table 2 changes of the one before.
 
     The miniature has class-agnostic boxes and a bound on its gradients from the start.
     """
@@ -114,10 +114,6 @@ SMALL = {
         ("data.repeat_threshold", 0.001, 0.02),
         ("schedule.epochs", 2, 1),
         ("finetune.enabled", False, True),
-    ],
-    "12-tta": [
-        ("test.tta", False, True),
-        ("test.tta_long_edges", [1200, 1400, 1600, 1800, 2000], [120, 140, 160, 180, 200]),
     ],
 }
 
@@ -355,7 +351,7 @@ def image(batch: Batch, number: int) -> Batch:
 
 def detections(detector: Detector, recipe: Recipe) -> list[RawDetections]:
     """Of the scene, or, with test-time augmentation, of its pictures without their padding, at twice their size."""
-    batch, views = scene(), views_of(recipe.test)
+    batch, views = scene(), views_of(recipe)
     if not views:
         return detector.detect(batch)
     pictures = [pixels[:, :h, :w] for pixels, (h, w) in zip(batch.images, batch.image_sizes.tolist(), strict=True)]

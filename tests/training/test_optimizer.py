@@ -74,7 +74,7 @@ def test_sgd_takes_the_steps_of_its_formula() -> None:
         speed = 0.9 * speed + (1 + 0.5 * weight)
         weight -= 0.1 * speed
         torch.testing.assert_close(model[0].weight, torch.full((1, 2), weight))
-    # The decay is on norms too (spec, section 22), and what is frozen is not touched.
+    # The decay is on norms too, and what is frozen is not touched.
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 3
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.5}
 

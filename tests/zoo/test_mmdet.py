@@ -1,4 +1,4 @@
-"""Checkpoints of mmdetection by their names and shapes, which are stated here on their own (spec, section 28)."""
+"""Checkpoints of mmdetection by their names and shapes, which are stated here on their own."""
 
 import json
 import re

@@ -1,7 +1,7 @@
 """InstaBoost: the objects of an image jittered over an in-painted background.
 
-Fang et al., "InstaBoost: Boosting Instance Segmentation via Probability Map Guided Copy-Pasting" (arXiv 1908.07801);
-spec, section 19. The objects are cut out by their masks and what they leave behind is in-painted; objects whose boxes
+Fang et al., "InstaBoost: Boosting Instance Segmentation via Probability Map Guided Copy-Pasting" (arXiv 1908.07801).
+The objects are cut out by their masks and what they leave behind is in-painted; objects whose boxes
 overlap, directly or by way of others, make a group; each group is pasted back under one similarity transform close to
 the identity; in half of the cases the colours of the whole image are changed.
 

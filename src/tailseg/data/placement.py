@@ -1,4 +1,4 @@
-"""Places for groups of overlapping objects: where InstaBoost moves them (spec, section 19)."""
+"""Places for groups of overlapping objects: where InstaBoost moves them."""
 
 from __future__ import annotations
 

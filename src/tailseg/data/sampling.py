@@ -214,7 +214,7 @@ def repeat_factors(
     *,
     instance_aware: bool = False,
 ) -> NDArray[np.float64]:
-    """Repeat factor of each image (spec, section 23): the largest of its classes', 1 for an image without any.
+    """Repeat factor of each image: the largest of its classes', 1 for an image without any.
 
     Args:
         annotations: the file.

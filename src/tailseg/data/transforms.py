@@ -94,7 +94,7 @@ def _resized(image: Image, instances: Instances, image_hw: tuple[int, int]) -> t
 
 @dataclass(frozen=True, slots=True)
 class RandomCrop:
-    """Cut out a square of ``side`` pixels at a random place; an axis that is shorter stays whole (spec, section 2).
+    """Cut out a square of ``side`` pixels at a random place; an axis that is shorter stays whole.
 
     Objects that are cut get the box around what is left of their mask; those of which nothing is left are dropped.
     """

@@ -1,5 +1,4 @@
-"""Test-time augmentation: what a detector finds in several views of one picture, averaged (report, section 2.2; spec,
-section 25).
+"""Test-time augmentation: what a detector finds in several views of one picture, averaged (report, section 2.2).
 
 A view is the picture, mirrored or not, with its longer edge of some length. They are merged three times:
 
@@ -28,7 +27,7 @@ from torchvision.ops import nms
 from tailseg.data.loading import batch_of
 from tailseg.data.transforms import Compose, HorizontalFlip, Image, ResizeLongestEdge
 from tailseg.model.detector import EVERYTHING, Detector, Wanted
-from tailseg.recipes.schema import TestRecipe
+from tailseg.recipes.schema import Recipe
 from tailseg.structures import Batch, RawDetections
 
 
@@ -46,19 +45,31 @@ class View:
         return Compose((HorizontalFlip(1.0), resize) if self.mirrored else (resize,))
 
 
-def views_of(test: TestRecipe) -> tuple[View, ...]:
-    """The views of a recipe's test section; none if it asks for no test-time augmentation."""
-    if not test.tta:
+def view_edges(recipe: Recipe) -> tuple[int, ...]:
+    """Longer edges of a recipe's views in pixels: `test.tta_long_edges`.
+
+    By default as many times the longer edge that a picture of 4 to 3 is tested at as the report's 1200 to 2000 are of
+    1280.
+    """
+    if recipe.test.tta_long_edges is not None:
+        return recipe.test.tta_long_edges
+    tested = min(recipe.data.test_short_edge * 4 / 3, recipe.data.long_edge)
+    return tuple(max(round(tested * edge / 1280), 32) for edge in (1200, 1400, 1600, 1800, 2000))
+
+
+def views_of(recipe: Recipe) -> tuple[View, ...]:
+    """The views of a recipe; none if it asks for no test-time augmentation."""
+    if not recipe.test.tta:
         return ()
-    sides = (False, True) if test.tta_flip else (False,)
-    return tuple(View(edge, mirrored) for edge in test.tta_long_edges for mirrored in sides)
+    sides = (False, True) if recipe.test.tta_flip else (False,)
+    return tuple(View(edge, mirrored) for edge in view_edges(recipe) for mirrored in sides)
 
 
 @torch.no_grad()
 def detect_views(
     detector: Detector, picture: Image, views: Sequence[View], wanted: Wanted = EVERYTHING
 ) -> RawDetections:
-    """Detections in a picture, averaged over views of it (spec, section 25).
+    """Detections in a picture, averaged over views of it.
 
     One plain view gives what `Detector.detect` gives for it: scores and masks to the bit, boxes to the rounding of
     their coordinates.

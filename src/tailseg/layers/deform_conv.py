@@ -1,4 +1,4 @@
-"""Modulated deformable convolution: DCNv2 (arXiv:1811.11168; spec, section 16).
+"""Modulated deformable convolution: DCNv2 (arXiv:1811.11168).
 
 A small convolution reads two numbers and a weight for each of the k² taps off the features, at every output place:
 where the tap looks, as a shift (down, right) in cells of the input, and how much it counts. Between cells the input

@@ -1,4 +1,4 @@
-"""Batch norm over all processes and over chosen rows (spec, section 15).
+"""Batch norm over all processes and over chosen rows.
 
 `torch.nn.SyncBatchNorm` runs on CUDA alone and cannot leave rows out. Shape letters: N rows, C channels.
 """

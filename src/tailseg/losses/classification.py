@@ -1,8 +1,7 @@
 """Classifications of a box head: the number of logits, the loss and the scores live in one object.
 
 So every loss swaps for every other without a head knowing which it has. Shape letters: R RoIs, C classes; label C is
-background. Unless a loss says otherwise it is divided by the number of valid RoIs, background included (spec,
-sections 9 and 11).
+background. Unless a loss says otherwise it is divided by the number of valid RoIs, background included.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from tailseg.losses.inputs import flat_logits, require_labels, require_shapes
 
-PRIOR_001 = -6.906755  # ln(0.001 / 0.999): the bias at which a sigmoid starts at 0.001 (spec, section 9)
+PRIOR_001 = -6.906755  # ln(0.001 / 0.999): the bias at which a sigmoid starts at 0.001
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

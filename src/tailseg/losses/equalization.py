@@ -1,6 +1,6 @@
 """Equalization Loss and Equalization Loss v2: sigmoid losses that spare rare classes the push of other classes' RoIs.
 
-EQL is of arXiv 2003.05176, EQL v2 of arXiv 2012.08548; both in the form of spec, section 9.
+EQL is of arXiv 2003.05176, EQL v2 of arXiv 2012.08548.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Federated loss: each step teaches a few classes, those present and a random draw.
 
-Of arXiv 2103.07461, in the form of detectron2 (spec, section 9).
+Of arXiv 2103.07461, in the form of detectron2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Balanced group softmax: classes compete only with those about as frequent (arXiv 2006.10408; spec, section 9)."""
+"""Balanced group softmax: classes compete only with those about as frequent (arXiv 2006.10408)."""
 
 from __future__ import annotations
 

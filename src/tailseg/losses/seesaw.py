@@ -306,7 +306,7 @@ class SeesawClassification(Classification):
     def loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """``classes`` over the valid foreground (all valid RoIs without objectness), ``objectness`` over all.
 
-        Both are divided by the number of all valid RoIs (spec, section 11).
+        Both are divided by the number of all valid RoIs.
         """
         self.check_inputs(logits, labels, valid)
         if self.training:

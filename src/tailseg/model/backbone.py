@@ -1,4 +1,4 @@
-"""Image features at four scales from any timm model with `features_only` (spec, sections 3 and 18)."""
+"""Image features at four scales from any timm model with `features_only`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changes to a timm network that its own arguments do not offer (spec, sections 3, 16 and 18)."""
+"""Changes to a timm network that its own arguments do not offer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two-layer box head: classes and boxes of RoIs (Fast R-CNN; spec, sections 6 and 7)."""
+"""The two-layer box head: classes and boxes of RoIs (Fast R-CNN)."""
 
 from __future__ import annotations
 

@@ -216,7 +216,7 @@ def _keep_in_one_call(boxes: Tensor, scores: Tensor, valid: Tensor, level_sizes:
 def multiclass_nms(
     boxes: Tensor, scores: Tensor, *, score_threshold: float, iou: float, limit: int, min_size: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The ``limit`` best (box, class) pairs of an image after NMS within each class (spec, section 24).
+    """The ``limit`` best (box, class) pairs of an image after NMS within each class.
 
     Whether greedy NMS keeps a pair depends on better-scored pairs alone, so a prefix of the pairs in score order
     that yields ``limit`` survivors yields exactly the survivors of the whole; it is lengthened until it does.

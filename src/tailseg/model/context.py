@@ -1,4 +1,4 @@
-"""The context encoder: one vector an image, taught by which classes are in it (report, 1.2; spec, section 13)."""
+"""The context encoder: one vector an image, taught by which classes are in it (report, 1.2)."""
 
 from __future__ import annotations
 

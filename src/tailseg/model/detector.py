@@ -61,7 +61,7 @@ EVERYTHING = Wanted()
 
 
 class Stage(nn.Module):
-    """One round in which boxes are classified and refined (Cascade R-CNN, section 4; spec, section 12).
+    """One round in which boxes are classified and refined (Cascade R-CNN, section 4).
 
     Args:
         sampler: chooses the RoIs that it learns from.

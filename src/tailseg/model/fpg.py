@@ -1,4 +1,4 @@
-"""Feature pyramid grid (arXiv:2004.03580), plain and with DCNv2 and CARAFE (report, section 2.1; spec, section 17).
+"""Feature pyramid grid (arXiv:2004.03580), plain and with DCNv2 and CARAFE (report, section 2.1).
 
 Pyramids of five levels stand side by side, the pathways. Each runs from fine to coarse and sees the one before it.
 """

@@ -1,4 +1,4 @@
-"""Feature pyramid network (arXiv 1612.03144; spec, section 4)."""
+"""Feature pyramid network (arXiv 1612.03144)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Feature pyramid network whose maps are enlarged by CARAFE (arXiv 1905.02188, section 4.1; spec, section 14)."""
+"""Feature pyramid network whose maps are enlarged by CARAFE (arXiv 1905.02188, section 4.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mask head: a 28 x 28 mask of a RoI (Mask R-CNN, section 3; spec, section 8)."""
+"""The mask head: a 28 x 28 mask of a RoI (Mask R-CNN, section 3)."""
 
 from __future__ import annotations
 

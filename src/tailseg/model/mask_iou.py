@@ -1,4 +1,4 @@
-"""The mask-IoU head: how well a predicted mask fits (Mask Scoring R-CNN, arXiv 1903.00241; spec, section 21)."""
+"""The mask-IoU head: how well a predicted mask fits (Mask Scoring R-CNN, arXiv 1903.00241)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matching of priors (anchors or proposals) to objects, and sampling among them (spec, sections 5 and 6).
+"""Matching of priors (anchors or proposals) to objects, and sampling among them.
 
 Everything is batched over the images of a step and has sizes known in advance, so nothing waits for the device.
 Shape letters: B images, N priors an image, G padded objects an image, S sampled slots an image.

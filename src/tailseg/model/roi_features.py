@@ -1,7 +1,7 @@
 """RoI features from the pyramids of a batch.
 
 RoIAlign is that of Mask R-CNN, section 3, with levels as in FPN, Eq. 1; its twin whose cells can be shifted,
-differentiable in the shift, is TSD's (arXiv 2003.07540; spec, section 20).
+differentiable in the shift, is TSD's (arXiv 2003.07540).
 
 Shape letters: B images, R RoIs, S output cells a side, L levels, n sampling points along each side of a cell.
 """
@@ -282,7 +282,7 @@ def shifted_roi_align(rows: PyramidRows, rois: Tensor, shifts: Tensor, output_si
     """Aligned RoIAlign with n·n points a cell, each RoI from the level of its own size and its cells shifted.
 
     Point b of cell j lies at x = (x1 + w · ((j + (b + 0.5) / n) / S + shift)) / stride - 0.5 in pixels of the level,
-    w the RoI's width; likewise y (spec, section 20). A point outside takes the value of the nearest edge, and zero if
+    w the RoI's width; likewise y. A point outside takes the value of the nearest edge, and zero if
     it is more than a pixel away (below -1 or above the size). In float32, also under autocast, or float64.
 
     Args:

@@ -1,4 +1,4 @@
-"""Region proposal network (Faster R-CNN, section 3.1; spec, section 5)."""
+"""Region proposal network (Faster R-CNN, section 3.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Box head that classifies and localises from two proposals of its own (TSD, arXiv 2003.07540; spec, section 20).
+"""Box head that classifies and localises from two proposals of its own (TSD, arXiv 2003.07540).
 
 Shape letters: R RoIs, C classes.
 """

@@ -234,7 +234,7 @@ class Model:
     def _detect(self, pictures: Sequence[Picture], wanted: Wanted) -> list[RawDetections]:
         """Detections of each picture, on the CPU. Pictures of one padded size share a batch, which changes nothing."""
         if self.recipe.test.tta and isinstance(self.detector, Detector):
-            views = views_of(self.recipe.test)
+            views = views_of(self.recipe)
             return [detect_views(self.detector, picture, views, wanted).to("cpu") for picture in pictures]
         data = self.recipe.data
         transform = fit_transform(data.test_short_edge, data.long_edge, self.size)

@@ -1,4 +1,4 @@
-"""Finetuning a second classification branch in each stage of a frozen model (report, section 2.2; spec, section 23).
+"""Finetuning a second classification branch in each stage of a frozen model (report, section 2.2).
 
 All but the branches is in evaluation mode and gets no gradient: a step computes the RoIs' class features as training
 does, and the branches learn from those alone. The frozen part takes the images one by one, each padded for itself and

@@ -1,4 +1,4 @@
-"""Training, written out: one function a job, read downwards (spec, section 22)."""
+"""Training, written out: one function a job, read downwards."""
 
 from __future__ import annotations
 

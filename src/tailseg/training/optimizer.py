@@ -1,4 +1,4 @@
-"""The optimiser and its learning rate (spec, section 22)."""
+"""The optimiser and its learning rate."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from tailseg.errors import UserError
 from tailseg.zoo.backbones import State, count_tensors, infer_backbone, tensor_shape
 
 LOSS_OF_EXTRA_LOGITS = {0: "eql", 1: "cross-entropy", 2: "seesaw", 6: "group-softmax"}  # beyond those of the classes
-MASK_IOU_WEIGHT = 0.5  # of the losses as published, where no configuration says another (spec, sections 13 and 21)
+MASK_IOU_WEIGHT = 0.5  # of the losses as published, where no configuration says another
 CONTEXT_WEIGHT = 3.0
 
 Values = dict[str, Any]

@@ -1,4 +1,4 @@
-"""Deformable convolutions of other projects as our modulated ones (DCNv2; spec, section 16)."""
+"""Deformable convolutions of other projects as our modulated ones (DCNv2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mask R-CNN, Mask Scoring R-CNN, Cascade Mask R-CNN, HTC and SCNet of mmdetection 2.x and 3.x (spec, section 28)."""
+"""Mask R-CNN, Mask Scoring R-CNN, Cascade Mask R-CNN, HTC and SCNet of mmdetection 2.x and 3.x."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MOST_CONVS = 16  # of a head
 UNUSED = ("data_preprocessor.", "roi_head.semantic_head.conv_logits.")
 OF_LOSSES = (".loss_cls.pos_neg", ".loss_cls.sample_n", ".loss_cls.detection_cls_weight")  # what others lead to
 CASCADE_STDS = ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])
-CASCADE: dict[str, Any] = {  # what Cascade Mask R-CNN has otherwise than Mask R-CNN (spec, sections 5, 7 and 12)
+CASCADE: dict[str, Any] = {  # what Cascade Mask R-CNN has otherwise than Mask R-CNN
     "rpn": {"box_beta": 1 / 9, "inside_image": True, "post_nms_train": 2000},
     "box_head": {"box_beta": 1.0, "low_quality": False},
     "stages": [
