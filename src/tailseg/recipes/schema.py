@@ -115,7 +115,7 @@ class TestRecipe(Section):
     tta: bool = False
     """Average over views of each image, of several sizes and mirrored (`tailseg.evaluation.tta`)."""
     tta_long_edges: TestEdges | None = None
-    """Pixels: longer edge of each size of view; by default five, 0.94 to 1.56 times what 4 to 3 pictures are tested at."""
+    """Pixels: longer edge of each size of view; by default five, 0.94 to 1.56 times the size that is tested at."""
     tta_flip: bool = True
     """Each of them mirrored too."""
 
