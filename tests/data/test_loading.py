@@ -17,7 +17,7 @@ from tailseg.data.annotations.annotations import load_annotations
 from tailseg.data.dataset import DetectionDataset
 from tailseg.data.loading import LoaderKilledError, collate, eval_loader, plan_loader, rounded_rows, train_loader
 from tailseg.data.sampling import ClassAware, RepeatFactors, TrainSampler
-from tailseg.data.transforms import Compose, HorizontalFlip, ResizeShortestEdge
+from tailseg.data.transforms import Compose, HorizontalFlip, ResizeShortestEdge, fit_transform
 from tailseg.errors import UserError
 from tailseg.structures import Instances, Sample
 
@@ -144,15 +144,22 @@ def test_loaders_leave_the_global_generator_alone(dataset):
 
 
 @pytest.mark.parametrize(("world", "batch_size", "workers"), [(1, 4, 0), (3, 2, 0), (2, 3, 1), (12, 1, 0)])
-def test_evaluation_sees_every_image_once_in_order(dataset, world, batch_size, workers):
+def test_evaluation_sees_every_image_once_among_those_of_its_size(dataset, world, batch_size, workers):
+    dataset = DetectionDataset(dataset.annotations, fit_transform(30, 90), drop_empty=False)
     seen = []
     for rank in range(world):
         loader = eval_loader(dataset, batch_size, rank, world, workers)
         batches = list(loader)
         assert len(loader) == len(batches)
-        mine = [image for batch in batches for image in batch.image_ids.tolist()]
-        assert mine == sorted(mine)
-        seen += mine
+        for batch in batches:
+            height, width = (-(-side // 32) * 32 for side in batch.image_sizes[0].tolist())
+            assert batch.images.shape == (len(batch), 3, height, width)  # no image is padded for another's sake
+            ids = batch.image_ids.tolist()
+            assert ids == sorted(ids)
+            assert {image % 3 == 0 for image in ids} == {ids[0] % 3 == 0}  # every third stands upright
+            seen += ids
+        if rank == 0 and world == 1:
+            assert [len(batch) for batch in batches] == [4, 4, 3]
     assert sorted(seen) == list(range(11))
 
 

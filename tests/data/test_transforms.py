@@ -195,6 +195,31 @@ def test_crop_at_every_place_keeps_what_is_left_of_each_object():
     assert {0, 60} <= {x for _, x in places}
 
 
+@pytest.mark.parametrize("width", [1, 2])
+def test_crop_keeps_a_thin_object_that_covers_no_cell_by_half(width):
+    line = np.array([0, 0, width, 0, 1280, 960 - width, 1280, 960, 1280 - width, 960, 0, width], np.float32)
+    bitmap, frame = rasterise([line], (960, 1280), 112)
+    assert bitmap.max() < 128
+    masks, frames = torch.from_numpy(bitmap)[None], torch.from_numpy(frame)[None]
+    boxes = torch.tensor([[0.0, 0, 1280, 960]])
+    instances = Instances(boxes=boxes, labels=torch.tensor([3]), masks=masks, mask_frames=frames)
+    image = np.zeros((960, 1280, 3), np.uint8)
+    kept = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        y, x = int(rng.integers(321)), int(rng.integers(641))
+        _, after = RandomCrop(640)(image, instances, np.random.default_rng(seed))
+        # On the diagonal y = 3/4 x; a cell is 11.4 x 8.6 pixels.
+        low, high = max(x, y * 4 / 3), min(x + 640, (y + 640) * 4 / 3)
+        if high - low < 30:
+            continue
+        kept += 1
+        assert len(after) == 1
+        expected = [low - x, low * 3 / 4 - y, high - x, high * 3 / 4 - y]
+        assert after.boxes[0].tolist() == pytest.approx(expected, abs=24)
+    assert kept > 5
+
+
 def test_crop_larger_than_the_image_changes_nothing():
     image, instances = scene()
     crop, after = RandomCrop(100)(image, instances, np.random.default_rng(0))
@@ -252,11 +277,12 @@ def test_nonsense_is_refused(make):
 def test_boxes_from_masks_are_the_extent_of_the_covered_cells():
     masks = torch.zeros(3, 10, 10, dtype=torch.uint8)
     masks[0, 2:5, 3:9] = 255
-    masks[1, 4, 4] = 127  # not half covered
+    masks[1, 4, 4] = 127  # not half covered, but nothing else is
+    masks[0, 8, 8] = 127
     masks[2, :, :] = 200
     frames = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 10], [-2, -4, 18, 36]], dtype=torch.float32)
     boxes = boxes_from_masks(masks, frames)
-    assert boxes.tolist() == [[3, 2, 9, 5], [0, 0, 0, 0], [-2, -4, 18, 36]]
+    assert boxes.tolist() == [[3, 2, 9, 5], [4, 4, 5, 5], [-2, -4, 18, 36]]
     clipped = boxes_from_masks(masks, frames, window=(0, 0, 4.5, 4))
     assert clipped.tolist() == [[3, 2, 4.5, 4], [0, 0, 0, 0], [0, 0, 4.5, 4]]
     assert boxes_from_masks(masks[:0], frames[:0]).shape == (0, 4)

@@ -63,6 +63,33 @@ def test_sampler_limits():
     assert targets.valid.tolist() == [True] * 4 + [True] * 3 + [False]
 
 
+def test_each_of_two_objects_with_one_box_has_itself():
+    """Data with several labels an object: the proposals go to the first, but the second is learnt too."""
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 10], [3, 3, 3, 9]]])  # and a box without area, which is ignored
+    proposals = proposals_of(torch.tensor([[[0.0, 0, 9, 10], [50, 50, 60, 60]]]), torch.tensor([[True, True]]))
+    matcher = Matcher(positive_iou=0.5, negative_iou=0.5)
+    sampler = made(RoISampler, matcher, num_classes=7, num_samples=8, max_positive=8)
+    targets = sampler(proposals, boxes, torch.tensor([[4, 5, 6]]), torch.tensor([[True, True, True]]))
+    drawn = zip(targets.rois[targets.valid, 1:].tolist(), targets.labels[targets.valid].tolist(), strict=True)
+    assert sorted((label, *box) for box, label in drawn) == [
+        (4, 0, 0, 9, 10), (4, 0, 0, 10, 10), (5, 0, 0, 10, 10), (7, 50, 50, 60, 60)
+    ]  # fmt: skip
+
+
+def test_the_best_proposal_of_an_object_is_its_own_though_another_object_is_closer():
+    """The low-quality step is among proposals alone: the objects themselves, put in front, take no part."""
+    boxes = torch.tensor([[[0.0, 0, 100, 100], [0, 0, 100, 84]]])
+    proposals = proposals_of(torch.tensor([[[0.0, 0, 100, 93], [0, 0, 100, 98]]]), torch.tensor([[True, True]]))
+    # The first overlaps the objects by 0.93 and 0.903, the second by 0.98 and 0.857: it is the second object's best.
+    targets = made(RoISampler, HALF, num_classes=7, num_samples=8, max_positive=8)(
+        proposals, boxes, torch.tensor([[1, 2]]), torch.tensor([[True, True]])
+    )
+    labels = {tuple(roi[1:]): label for roi, label in zip(targets.rois.tolist(), targets.labels.tolist(), strict=True)}
+    assert labels[0, 0, 100, 93] == 2
+    assert labels[0, 0, 100, 98] == 1
+    assert (labels[0, 0, 100, 100], labels[0, 0, 100, 84]) == (1, 2)
+
+
 def test_sampler_without_objects():
     proposals, boxes, labels, valid = two_images()
     sampler = made(RoISampler, HALF, num_classes=7)

@@ -1,6 +1,7 @@
 """What is built of recipes: every loss and head trains, detects and gets the settings meant for it."""
 
 import pytest
+import timm
 import torch
 from recipe_stages import CASCADE, plain_stage
 
@@ -181,3 +182,13 @@ def test_tau_norm_needs_one_plain_row_a_class(settings: list[str]) -> None:
     assert resolve("demo/cross-entropy", ["test.tau_norm=0.7"]).test.tau_norm == 0.7
     with pytest.raises(UserError, match=r"recipe: test.tau_norm = 0.7 does not go with .*; set it to 0"):
         build_detector(resolve("demo/cross-entropy", ["test.tau_norm=0.7", *settings]), CLASSES)
+
+
+@pytest.mark.parametrize("name", [name for name in BUILT_IN if not name.startswith("demo")])
+def test_pixels_are_scaled_as_for_the_weights(name: str) -> None:
+    """Frozen stages and batch norms with fixed statistics could not make up for other numbers."""
+    model = resolve(name).model
+    trained = timm.get_pretrained_cfg(model.backbone.name)
+    assert trained is not None
+    assert model.pixel_mean == pytest.approx([255 * mean for mean in trained.mean], abs=0.5)
+    assert model.pixel_std == pytest.approx([255 * std for std in trained.std], abs=0.5)

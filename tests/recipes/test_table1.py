@@ -6,7 +6,7 @@ def test_the_spec_of_table_1() -> None:
     """Spec, sections 2, 5, 6, 22 and 24, and the report's section 1.1."""
     flat = flatten(resolve("table1/seesaw").model_dump())
     expected = {
-        "model.backbone.name": "resnet50",
+        "model.backbone.name": "resnet50.tv_in1k",
         "model.backbone.frozen_stages": 1,
         "classifier.loss": "seesaw",
         "classifier.normalized": True,

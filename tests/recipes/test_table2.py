@@ -87,7 +87,7 @@ LARGE = {
         ("schedule.milestones", [16, 22], [30, 40]),
     ],
     "09-backbone": [
-        ("model.backbone.name", "resnet50", "resnest200e"),
+        ("model.backbone.name", "resnet50.tv_in1k", "resnest200e"),
         ("model.backbone.deformable_stages", [], [2, 3, 4]),
         ("model.pixel_mean", [123.675, 116.28, 103.53], [123.68, 116.779, 103.939]),
         ("model.pixel_std", [58.395, 57.12, 57.375], [58.393, 57.12, 57.375]),
@@ -115,6 +115,7 @@ SMALL = {
         ("schedule.epochs", 2, 1),
         ("finetune.enabled", False, True),
     ],
+    "12-tta": [("test.tta", False, True)],
 }
 
 

@@ -123,6 +123,11 @@ class DetectionDataset(Dataset[Sample]):
         """The number of images."""
         return len(self.image_indices)
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image as the transform gives it, where that does nothing by chance."""
+        height, width = self.annotations.image_sizes[self.image_indices[index]].tolist()
+        return self.transform.size((height, width))
+
     def __getitem__(self, item: tuple[int, int] | int) -> Sample:
         """The sample of (index, seed); an index alone stands for seed 0.
 

@@ -329,7 +329,17 @@ def eval_loader(
     workers: int = 0,
     divisor: int = 32,
 ) -> BatchLoader[Batch]:
-    """Every image exactly once over all processes, in index order within each; the last may be smaller."""
-    mine = range(rank, len(dataset), world)
-    plan = [[(i, 0) for i in mine[start : start + batch_size]] for start in range(0, len(mine), batch_size)]
+    """Every image exactly once over all processes, in batches of images of one padded size.
+
+    So no image is padded for the sake of another, and what is found in it does not depend on its batch. Batches come
+    when they are full, the others last.
+    """
+    plan: list[list[tuple[int, int]]] = []
+    waiting: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    for index in range(rank, len(dataset), world):
+        size = tuple(-(-side // divisor) for side in dataset.size(index))
+        waiting.setdefault(size, []).append((index, 0))
+        if len(waiting[size]) == batch_size:
+            plan.append(waiting.pop(size))
+    plan += waiting.values()
     return plan_loader(dataset, plan, partial(collate, divisor=divisor), workers)

@@ -186,6 +186,13 @@ class Compose:
 
     transforms: tuple[Transform, ...]
 
+    def size(self, image_hw: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of an image after the transforms, where nothing is done by chance."""
+        for transform in self.transforms:
+            if isinstance(transform, ResizeShortestEdge | ResizeLongestEdge):
+                image_hw = transform.size(image_hw, np.random.default_rng(0))
+        return image_hw
+
     def reduction(self, image_hw: tuple[int, int], seed: int) -> int:
         """By how much (1, 2, 4 or 8) an image may be reduced while it is decoded for a sample with this seed.
 
@@ -226,7 +233,10 @@ def train_transform(recipe: DataRecipe) -> Compose:
 
 
 def boxes_from_masks(masks: Tensor, frames: Tensor, window: tuple[float, float, float, float] | None = None) -> Tensor:
-    """Tight boxes around the covered cells (>= 128), for instances whose image was cropped.
+    """Tight boxes around the covered cells, for instances whose image was cropped.
+
+    A cell counts as covered from 128 on. A thin object in a large frame covers no cell by half; of one without such a
+    cell in the window every cell counts that it touches.
 
     Args:
         masks: (N, S, S) uint8.
@@ -240,7 +250,6 @@ def boxes_from_masks(masks: Tensor, frames: Tensor, window: tuple[float, float, 
     count, side = masks.shape[0], masks.shape[-1]
     if count == 0:
         return frames.new_zeros((0, 4))
-    covered = masks >= 128
     steps = torch.arange(side + 1, device=masks.device, dtype=frames.dtype) / side
     origins, extents = frames[:, :2], frames[:, 2:] - frames[:, :2]
     edges = origins[:, :, None] + extents[:, :, None] * steps  # (N, 2, S + 1): x edges, y edges
@@ -250,8 +259,10 @@ def boxes_from_masks(masks: Tensor, frames: Tensor, window: tuple[float, float, 
         last = frames.new_tensor(window[2:])[:, None]
         slack = 1e-3 * (high - low)  # a cell that only touches the window is outside, in spite of rounding
         inside = (high > first + slack) & (low < last - slack)  # (N, 2, S)
-        covered = covered & inside[:, 1, :, None] & inside[:, 0, None, :]
+        masks = masks * (inside[:, 1, :, None] & inside[:, 0, None, :])
         low, high = low.maximum(first), high.minimum(last)
+    covered = masks >= 128
+    covered = torch.where(covered.flatten(1).any(dim=1)[:, None, None], covered, masks > 0)
     used = torch.stack([covered.any(dim=1), covered.any(dim=2)], dim=1)  # (N, 2, S): columns, rows
     infinity = frames.new_tensor(float("inf"))
     corners = [torch.where(used, low, infinity).amin(dim=2), torch.where(used, high, -infinity).amax(dim=2)]

@@ -26,7 +26,7 @@ def weighted_sums(table: Tensor, *parts: Tensor) -> Tensor:
         parts: pairs of positions (K, n) int32 or int64 in the table and their weights (K, n) in its dtype; n may differ
             from pair to pair.
     """
-    if torch._C._are_functorch_transforms_active():
+    if not table.is_cpu or torch._C._are_functorch_transforms_active():  # elsewhere, to count waits for the device
         return _sums(table, parts)
     out: Tensor = _WeightedSums.apply(table, *parts)
     return out

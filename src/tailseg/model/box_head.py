@@ -15,7 +15,7 @@ from tailseg.layers.normalized import NormalizedLinear
 from tailseg.losses import Classification, tau_normalize
 from tailseg.model.boxes import Stds, constant, decode, encode, smooth_l1
 from tailseg.model.ignored_regions import NOWHERE, IgnoredRegions
-from tailseg.model.matching import Matcher, sample
+from tailseg.model.matching import IGNORED, Matcher, sample
 from tailseg.structures import Proposals
 
 ROI_SIZE = 7
@@ -57,11 +57,14 @@ class RoISampler(nn.Module):
     ) -> RoITargets:
         """Sample among the proposals and the ground-truth boxes (B, G, 4) themselves, which are put in front.
 
-        Proposals in ``ignored`` regions are no negatives.
+        Only proposals are matched; each object has itself, also where two objects have the same box. Proposals in
+        ``ignored`` regions are no negatives.
         """
         candidates = torch.cat([boxes, proposals.boxes], dim=1)
-        usable = torch.cat([valid, proposals.valid], dim=1)
-        matched = ignored.spare(self.matcher(candidates, usable, boxes, valid), candidates)
+        itself = torch.arange(boxes.shape[1], device=boxes.device)
+        own = torch.where(valid & (boxes[..., 2:] > boxes[..., :2]).all(dim=2), itself, IGNORED)
+        matched = self.matcher(proposals.boxes, proposals.valid, boxes, valid)
+        matched = torch.cat([own, ignored.spare(matched, proposals.boxes)], dim=1)
         drawn = sample(matched, self.num_samples, self.max_positive)
         batch, num_samples = drawn.index.shape
         rois = candidates.gather(1, drawn.index.unsqueeze(2).expand(-1, -1, 4))

@@ -113,7 +113,7 @@ class ContextEncoder(nn.Module):
 def mean_inside(maps: Tensor, image_sizes: Tensor, stride: int) -> Tensor:
     """Mean (B, channels) of maps (B, channels, h, w) over the cells whose centre lies in the image or on its border.
 
-    So the vector depends on the image and not on the padding that the other images of its batch bring about. The border
+    So padding does not enter the mean, though convolutions before it may see some of it. The border
     counts since an image of 32·k pixels needs no padding, and for odd k its last cell at stride 64 is centred there.
     The first row and column always count. ``image_sizes`` is (B, 2) in pixels.
     """

@@ -22,8 +22,12 @@ def _require_pairs(residual: bool, convs: int) -> None:
 class BackboneRecipe(Section):
     """`tailseg.model.backbone.Backbone`."""
 
-    name: str = "resnet50"
-    """timm model with features at strides 4, 8, 16 and 32."""
+    name: str = "resnet50.tv_in1k"
+    """timm model with features at strides 4, 8, 16 and 32; after a dot, which of its weights.
+
+    Those of `tv_in1k` are torchvision's first, as in mmdetection and the report. timm's own default, `a1_in1k`, was
+    trained by another recipe, and SGD at a detector's usual rate does not suit it.
+    """
     pretrained: bool = True
     """Start from ImageNet weights; false: from random ones, which frozen stages may not have."""
     weights: str | None = None

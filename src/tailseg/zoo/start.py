@@ -50,7 +50,7 @@ def starting_model(init: str | Path, recipe: Recipe | None = None) -> Path:
     """
     if str(init) == COCO:
         network = COCO_BACKBONE if recipe is None else recipe.model.backbone.name
-        if network != COCO_BACKBONE:
+        if network.partition(".")[0] != COCO_BACKBONE:
             raise UserError(
                 f"--init coco: the weights are those of a Mask R-CNN with {COCO_BACKBONE}, and the recipe has "
                 f"{network}; take own/fast, or leave out --init"
