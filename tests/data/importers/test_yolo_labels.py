@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tailseg.data.importers.foreign import LeftOut
 from tailseg.data.importers.yolo_labels import (
+    BESIDE_POLYGONS,
     CAUSES,
     CONFIDENCE,
     LONG_LINE,
@@ -34,14 +35,34 @@ def parse(text, classes=(0, 1), keypoint_numbers=0):
 
 
 def test_a_box_is_its_four_corners_and_edges_are_cut():
-    lines, found = parse("1 0.5 0.5 0.5 0.25\r\n\n 0 -0.005 0 1.009 0 1 1 ")
-    (label, corners, is_box), (_, polygon, drawn) = lines
-    assert (label, is_box, drawn) == (1, True, False)
+    ((label, corners, is_box),), found = parse("1 0.5 0.5 0.5 0.25\r\n\n")
+    assert (label, is_box) == (1, True)
     assert corners.tolist() == [[0.25, 0.375], [0.75, 0.375], [0.75, 0.625], [0.25, 0.625]]
-    assert polygon.tolist() == [[0, 0], [1, 0], [1, 1]]
+    assert not found.counts
+    ((_, polygon, drawn),), found = parse(" 0 -0.005 0 1.009 0 1 1 ")
+    assert (polygon.tolist(), drawn) == ([[0, 0], [1, 0], [1, 1]], False)
     assert not found.counts
     ((_, corners, _),), _ = parse("0 0.1 0.5 0.4 1")  # reaches out of the image
     assert corners.round(9).tolist() == [[0, 0], [0.3, 0], [0.3, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("points", ["0.1 0.1 0.9 0.9", "0.9 0.9 0.925 0.9", "0.5 0.03 0.5 0.1"])
+def test_four_numbers_beside_polygons_that_are_no_box_in_the_image_are_two_points(points):
+    """Ultralytics writes and reads all lines of such a file as polygons, also those of two points."""
+    lines, found = parse(f"0 {points}\n1 {TRIANGLE}")
+    assert [(label, is_box) for label, _, is_box in lines] == [(1, False)]
+    assert found.notes() == [f"1 {NO_SHAPE} (f.txt: line 1)"]
+    assert [is_box for _, _, is_box in parse(f"0 {points}")[0]] == [True]  # in a file of boxes
+
+
+def test_a_box_in_the_image_beside_polygons_is_one_and_counted():
+    lines, found = parse(f"0 {TRIANGLE}\n1 0.25 0.5 0.515 0.25")  # beyond the image by rounding
+    assert [(label, is_box) for label, _, is_box in lines] == [(0, False), (1, True)]
+    assert lines[1][1].round(9).tolist() == [[0, 0.375], [0.5075, 0.375], [0.5075, 0.625], [0, 0.625]]
+    assert found.notes() == [f"1 {BESIDE_POLYGONS} (f.txt: line 2)"]
+    lines, found = parse("0 0.1 0.1 0.9 0.9\n1 0.5 0.5 0.5 0.5 0.1 0.1 1", keypoint_numbers=3)
+    assert [is_box for _, _, is_box in lines] == [True, True]
+    assert not found.counts
 
 
 @pytest.mark.parametrize("text", ["", " \n\r\n", "\t\n \t"])

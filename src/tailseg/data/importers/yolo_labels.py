@@ -28,6 +28,7 @@ NO_SHAPE = "lines that are neither a polygon of 3 points or more nor a box: left
 CONFIDENCE = "lines of a box with a confidence: left out"
 OUTSIDE = "lines with coordinates outside of 0 to 1: left out"
 NO_SIZE = "boxes without width or height: left out"
+BESIDE_POLYGONS = "boxes in a label file with polygons: taken as boxes, though Ultralytics reads polygons of two points"
 CAUSES = {  # kinds of odd lines, and what to do where all are so
     LONG_LINE: "write each object on a line of its own",
     NO_NUMBERS: "write class x y x y ..., numbers with blanks between them",
@@ -43,6 +44,9 @@ def parse_labels(
 ) -> list[Line]:
     """The objects of a label file; blank lines are none.
 
+    Four numbers are a box. In a file that has polygons, whose lines Ultralytics reads as polygons throughout, they are
+    one only if it lies in the image; else they are a polygon of two points.
+
     Args:
         text: of the file.
         where: the file's name.
@@ -54,7 +58,9 @@ def parse_labels(
         UserError: a class has no name; the sentence begins with ``where`` and the line's number.
     """
     lines: list[Line] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    rows = text.splitlines()
+    has_polygons = not keypoint_numbers and any(len(line.split(None, 6)) > 6 for line in rows)
+    for number, line in enumerate(rows, start=1):
         if len(line) > LONGEST_LINE:
             found.add(LONG_LINE, f"{where}: line {number}")
             continue
@@ -83,14 +89,23 @@ def parse_labels(
             kind = OUTSIDE
         elif is_box and min(rest[2:]) <= 0:
             kind = NO_SIZE
+        elif is_box and has_polygons and not _is_inside(*rest):
+            kind = NO_SHAPE
         if kind:
             found.add(kind, f"{where}: line {number}")
             continue
         if is_box:
+            if has_polygons:
+                found.add(BESIDE_POLYGONS, f"{where}: line {number}")
             x, y, w, h = rest
             rest = [x - w / 2, y - h / 2, x + w / 2, y - h / 2, x + w / 2, y + h / 2, x - w / 2, y + h / 2]
         lines.append((int(label), np.array(rest).clip(0, 1).reshape(-1, 2), is_box))
     return lines
+
+
+def _is_inside(x: float, y: float, w: float, h: float) -> bool:
+    """Return whether a box lies in the image."""
+    return all(abs(centre - 0.5) + side / 2 <= 0.5 + BEYOND for centre, side in ((x, w), (y, h)))
 
 
 def _unknown_class(label: float, classes: Collection[int] | None) -> str:
