@@ -85,6 +85,26 @@ def test_a_set_of_boxes_becomes_rectangles(tmp_path):
     assert found.notes == ["6 objects have a box only: their masks are rectangles"]
 
 
+def test_boxes_that_cvat_rotates_become_turned_rectangles(tmp_path):
+    """It writes the box before the turn, and the degrees clockwise about its middle as an attribute."""
+
+    def change(data):
+        for row, degrees in zip(data["annotations"], [45.0, 90.0, 0.0, "30", "left", None], strict=True):
+            row |= {"segmentation": [], "bbox": [30, 15, 20, 10], "area": 200, "attributes": {"rotation": degrees}}
+        data["annotations"][3]["attributes"] = 7
+
+    found = read_coco(changed(tmp_path, change))
+    turned, upright, *others = found.parts["train"].annotations
+    # (30, 15) lies (-10, -5) from the middle (40, 20); turned by 45 degrees that is (-10 + 5, -10 - 5) / sqrt 2.
+    assert turned["segmentation"][0][:4] == [36.464, 9.393, 50.607, 23.536]
+    assert (turned["bbox"], turned["area"]) == ([29.393, 9.393, 21.213, 21.213], 200)
+    assert upright["segmentation"] == [[45, 10, 45, 30, 35, 30, 35, 10]]
+    assert (upright["bbox"], upright["area"]) == ([35, 10, 10, 20], 200)
+    assert [row["segmentation"] for row in others] == [[[30, 15, 50, 15, 50, 25, 30, 25]]] * 4
+    note = "6 objects have a box only: their masks are rectangles, 2 of them turned as their attribute 'rotation' says"
+    assert found.notes == [note]
+
+
 def test_crowds_become_objects_if_asked_for(tmp_path):
     """CVAT writes every mask drawn with the brush as RLE with iscrowd 1."""
 

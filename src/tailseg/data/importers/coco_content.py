@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from tailseg.data.annotations.segmentations import sound_segmentation
 from tailseg.data.importers.coco_images import MEANINGS as OF_IMAGES
 from tailseg.data.importers.coco_images import usable_images
 from tailseg.data.importers.foreign import DECIMALS, id_of, rectangle
+from tailseg.data.importers.shapes import number_of, rotated
 from tailseg.data.importers.writer import Part, Row, new_names
 from tailseg.errors import UserError
 from tailseg.wording import short
@@ -157,7 +159,7 @@ class CocoContent:
         """The annotations that are whole, or can be made so."""
         boxes_only = not any(map(_has_mask, self.annotations))
         listed = {id_of(row.get("id")) for row in self.images} - {None}
-        rectangles = 0
+        rectangles = turned = 0
         for number, row in enumerate(self.annotations):
             own, key, category = (id_of(row.get(name)) for name in ("id", "image_id", "category_id"))
             place = f"annotation number {number + 1} of the list" if own is None else f"annotation {short(own)}"
@@ -177,8 +179,14 @@ class CocoContent:
                 plain["iscrowd"] = 0
             if boxes_only and plain["bbox"][0] == plain["bbox"][0]:
                 x, y, w, h = plain["bbox"]
-                plain["segmentation"] = [rectangle(x, y, x + w, y + h).ravel().tolist()]
+                corners, degrees = rectangle(x, y, x + w, y + h), _rotation(row)
                 rectangles += 1
+                if degrees:  # the area stays
+                    corners = rotated(corners, degrees)
+                    low, high = corners.min(axis=0), corners.max(axis=0)
+                    plain["bbox"] = [*low.round(DECIMALS).tolist(), *(high - low).round(DECIMALS).tolist()]
+                    turned += 1
+                plain["segmentation"] = [corners.round(DECIMALS).ravel().tolist()]
             if self._make_whole(plain, place, (image["height"], image["width"])):
                 part.annotations.append(plain)
         ids = Counter(row["id"] for row in part.annotations)
@@ -187,7 +195,8 @@ class CocoContent:
             self.met.add("annotation_id", again, len(part.annotations) - len(ids))
             part.annotations = [{**row, "id": i} for i, row in enumerate(part.annotations, 1)]
         if rectangles:
-            self.notes.append(f"{rectangles:,} objects have a box only: their masks are rectangles")
+            rotation = f", {turned:,} of them turned as their attribute 'rotation' says" if turned else ""
+            self.notes.append(f"{rectangles:,} objects have a box only: their masks are rectangles{rotation}")
 
     def _make_whole(self, row: Row, place: str, image_hw: tuple[int, int]) -> bool:
         """Check the mask, and fill in box and area where they are missing; False if the object is left out."""
@@ -256,6 +265,13 @@ class CocoContent:
 def _has_mask(row: Row) -> bool:
     value = row.get("segmentation")
     return any(value) if isinstance(value, list) else bool(value)
+
+
+def _rotation(row: Row) -> float:
+    """The degrees by which CVAT turns an object's box, clockwise about its middle."""
+    attributes = row.get("attributes")
+    degrees = number_of(attributes.get("rotation")) if isinstance(attributes, dict) else 0.0
+    return degrees if math.isfinite(degrees) else 0.0
 
 
 def _extent(row: Row) -> tuple[float, float] | None:
