@@ -324,6 +324,30 @@ def test_a_category_that_is_only_a_supercategory_is_left_out(tmp_path):
     assert len(read_coco(root).categories) == 4
 
 
+@pytest.mark.parametrize("first", [1, 7])
+def test_a_project_of_the_name_of_its_class_leaves_the_class_its_name(tmp_path, first):
+    """Roboflow writes it so; also where the files do not agree on the ids."""
+    root = two_files(tmp_path)
+    project = {"id": 0, "name": "fish", "supercategory": "none"}
+    with_categories(root, "train.json", [project, {"id": 1, "name": "fish", "supercategory": "fish"}], [1, 1])
+    with_categories(root, "val.json", [project, {"id": first, "name": "fish", "supercategory": "fish"}], [first])
+    found = read_coco(root)
+    assert [(row["id"], row["name"]) for row in found.categories] == [(1, "fish")]
+    assert classes(found) == {"train": ["fish"] * 2, "val": ["fish"]}
+    assert found.notes[0] == (
+        "'fish': left out, no object has this category and it is only the supercategory of others"
+    )
+    assert len(found.notes) == (1 if first == 1 else 2)
+
+
+def test_a_project_of_the_name_of_its_class_that_has_objects_stays(tmp_path):
+    root = two_files(tmp_path)
+    rows = [{"id": 0, "name": "fish", "supercategory": "none"}, {"id": 1, "name": "fish", "supercategory": "fish"}]
+    with_categories(root, "train.json", rows, [1, 1])
+    with_categories(root, "val.json", rows, [0])
+    assert [(row["id"], row["name"]) for row in read_coco(root).categories] == [(0, "fish"), (1, "fish (2)")]
+
+
 def test_categories_that_contradict_each_other(tmp_path):
     root = two_files(tmp_path)
     with_categories(root, "train.json", [{"id": 1, "name": "bolt"}, {"id": 2, "name": "bolt"}])

@@ -10,9 +10,9 @@ from typing import Any
 from tailseg.data.annotations.image_files import walk
 from tailseg.data.annotations.oddities import counted
 from tailseg.data.images import IMAGE_SUFFIXES
-from tailseg.data.importers.coco_content import CocoContent
+from tailseg.data.importers.coco_content import CocoContent, kind_of
 from tailseg.data.importers.coco_files import coco_files, root_of
-from tailseg.data.importers.foreign import Source
+from tailseg.data.importers.foreign import Source, id_of
 from tailseg.data.importers.layouts import split_of
 from tailseg.data.importers.writer import Part, Row
 from tailseg.errors import UserError
@@ -44,18 +44,17 @@ def read_coco(
     notes = files.notes
     if "val" in contents and not contents["val"].images:
         notes.append(f"{contents.pop('val').path.name} lists no images: left out")
+    parents = _roots_only(contents)
+    if parents:
+        names = ", ".join(dict.fromkeys(repr(row["name"]) for row in parents))
+        notes.append(f"{names}: left out, no object has this category and it is only the supercategory of others")
+    for content in contents.values():
+        content.settle(parents)
     categories, numbers, more = _categories(contents)
     parts, done = {}, 0
     for split, content in contents.items():
         parts[split] = content.part(numbers[split], lambda count, done=done: progress(done + count))  # type: ignore[misc]
         done += len(content.images)
-    used = {row["category_id"] for part in parts.values() for row in part.annotations}
-    parents = _roots_only(categories, used)
-    if parents:
-        names = ", ".join(repr(row["name"]) for row in parents)
-        more.append(f"{names}: left out, no object has this category and it is only the supercategory of others")
-        left_out = {row["id"] for row in parents}
-        categories = [row for row in categories if row["id"] not in left_out]
     if "val" in parts:
         _separate(parts)
     several = len(contents) > 1
@@ -115,12 +114,21 @@ def _unlisted(source: Path, listed: Sequence[Path]) -> list[str]:
     return [counted(len(found), "images that these annotations do not list: left out", found)] if found else []
 
 
-def _roots_only(categories: Sequence[Row], used: set[int]) -> list[Row]:
-    """Categories without an object that are the supercategory of another: Roboflow writes the project's name so."""
-    below: dict[Any, set[int]] = {}
-    for row in categories:
-        below.setdefault(str(row.get("supercategory")), set()).add(row["id"])
-    return [row for row in categories if row["id"] not in used and below.get(row["name"], set()) - {row["id"]}]
+def _roots_only(contents: Mapping[str, CocoContent]) -> list[Row]:
+    """Categories without an object in any file that are the supercategory of another: Roboflow's name of the project.
+
+    The project may have the name of a class.
+    """
+    roots: list[Row] = []
+    used: set[tuple[str, str]] = set()
+    for content in contents.values():
+        with_object = {id_of(row.get("category_id")) for row in content.annotations}
+        below: dict[str, set[Any]] = {}
+        for row in content.categories:
+            below.setdefault(str(row.get("supercategory")), set()).add(row["id"])
+        used |= {kind_of(row) for row in content.categories if row["id"] in with_object}
+        roots += [row for row in content.categories if below.get(row["name"], set()) - {row["id"]}]
+    return [row for row in roots if kind_of(row) not in used]
 
 
 def _separate(parts: dict[str, Part]) -> None:

@@ -57,8 +57,8 @@ class CocoContent:
         self.notes: list[str] = []
         lists = self._lists()
         self.images, self.annotations = lists["image"], lists["annotation"]
-        self.categories = self._named(lists["category"])
-        self.names_are_unique = "same_name" not in self.met.counts
+        self.categories = self._named(lists["category"])  # their names are told apart by `settle`
+        self.names_are_unique = True
 
     def _lists(self) -> dict[str, list[Row]]:
         """The file's rows by kind."""
@@ -80,7 +80,7 @@ class CocoContent:
         return lists
 
     def _named(self, rows: Sequence[Row]) -> list[Row]:
-        """The categories, each once, with a name of its own."""
+        """The categories, each once."""
         named: dict[Any, Row] = {}
         for number, row in enumerate(rows, 1):
             key, name = id_of(row.get("id")), row.get("name")
@@ -92,8 +92,15 @@ class CocoContent:
             if key in named:
                 self.met.add("category_again", [f"category {key!r}: {name!r}"])
             named.setdefault(key, {**row, "id": key, "name": name})
-        names = told_apart(list(named), [row["name"] for row in named.values()], self.met)
-        return [{**row, "name": name} for row, name in zip(named.values(), names, strict=True)]
+        return list(named.values())
+
+    def settle(self, left_out: Sequence[Row]) -> None:
+        """Give each category a name of its own, without those left out: `kind_of` them counts."""
+        kinds = set(map(kind_of, left_out))
+        rows = [row for row in self.categories if kind_of(row) not in kinds]
+        names = told_apart([row["id"] for row in rows], [row["name"] for row in rows], self.met)
+        self.categories = [{**row, "name": name} for row, name in zip(rows, names, strict=True)]
+        self.names_are_unique = "same_name" not in self.met.counts
 
     def part(self, numbers: Mapping[Any, int], progress: Callable[[int], None] = lambda done: None) -> Part:
         """The split as LVIS rows.
@@ -260,6 +267,11 @@ class CocoContent:
             meaning = _MEANINGS.get(kind) or ODD_KINDS[kind].meaning
             told.append((count, counted(count, meaning, self.met.places[kind])))
         return told
+
+
+def kind_of(category: Row) -> tuple[str, str]:
+    """A category's name and supercategory: what it has in common with the same category of another file."""
+    return category["name"], str(category.get("supercategory"))
 
 
 def _has_mask(row: Row) -> bool:
