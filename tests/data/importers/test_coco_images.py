@@ -92,6 +92,40 @@ def test_a_fault_of_most_images_is_an_error(tmp_path, changes, problem):
     assert str(caught.value) == f"{tmp_path / 'train.json'}: {problem.format(tmp_path)}"
 
 
+def test_images_of_one_name_in_several_folders_are_told_by_their_sizes_or_left_out(tmp_path):
+    """Their objects were merged onto the pictures of the first folder."""
+    for name in ("cam1/a", "cam2/b"):
+        picture(tmp_path / f"{name}.jpg")
+    for name in ("cam1/b", "cam2/a"):
+        picture(tmp_path / f"{name}.jpg", size=(40, 40))
+    rows = entries("a.jpg", "b.jpg", "a.jpg", "b.jpg")
+    for row in rows[2:]:
+        row["width"] = 40
+    met = Tally()
+    images, files = usable_images(
+        rows, tmp_path / "train.json", tmp_path, "train", met, lambda done: None, dict, alone=True
+    )
+    places = [(image.row["id"], str(image.path.relative_to(tmp_path))) for image in images]
+    assert places == [(0, "cam1/a.jpg"), (1, "cam2/b.jpg"), (2, "cam2/a.jpg"), (3, "cam1/b.jpg")]
+    assert (len(files), met.counts) == (4, {})
+
+    rows[2]["width"] = 80  # entries 0 and 2 are of the same name and size
+    images, files = usable_images(
+        rows, tmp_path / "train.json", tmp_path, "train", met, lambda done: None, dict, alone=True
+    )
+    assert [image.row["id"] for image in images] == [1, 3]
+    assert met.places == {"one_of_several": ["a.jpg: any of 2 files", "a.jpg: any of 2 files"]}
+    assert len(files) == 4  # none is one that the annotations do not list
+    for row in rows:
+        row["width"] = 80
+    with pytest.raises(UserError) as caught:
+        usable(tmp_path, rows)
+    assert str(caught.value) == (
+        f"{tmp_path}/train.json: 4 of its 4 images may be any of several files in {tmp_path}, the first of them "
+        "a.jpg: any of 2 files; write their folders into the names"
+    )
+
+
 def test_no_images(tmp_path):
     images, met = usable(tmp_path, [])
     assert (images, met.counts) == ([], {})

@@ -106,3 +106,44 @@ def test_an_image_of_another_split_is_meant_only_where_there_is_no_other_file(tm
         [["a.jpg"], ["b.jpg", "train/b.jpg"], ["x.jpg"]], tmp_path, "val", alone=alone
     )
     assert stated == [tmp_path / "val/a.jpg", tmp_path / "train/b.jpg", None]  # LVIS names the folder
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def test_of_files_that_are_as_good_as_each_other_those_that_fit_count(tmp_path):
+    names = ("cam1/a.jpg", "cam1/b.jpg", "cam2/a.jpg", "cam2/b.jpg")
+    touch(tmp_path, *names)
+    finder = ImageFinder(tmp_path)
+    assert finder.locate([["a.jpg"], ["b.jpg"]], tmp_path, "train") == [None, None]
+    assert finder.rivals == {
+        i: [tmp_path / "cam1" / name, tmp_path / "cam2" / name] for i, name in enumerate(["a.jpg", "b.jpg"])
+    }
+    fitting = {0: "cam2", 1: "cam1"}
+    found = finder.locate(
+        [["a.jpg"], ["a.jpg"], ["b.jpg"]],
+        tmp_path,
+        "train",
+        fits=lambda place, path: path.parent.name == fitting.get(place),
+    )
+    assert found == [tmp_path / "cam2/a.jpg", tmp_path / "cam1/a.jpg", None]
+    assert sorted(finder.rivals) == [0, 1, 2]
+    assert finder.locate([["cam2/a.jpg"]], tmp_path, "train") == [tmp_path / "cam2/a.jpg"]
+    assert finder.rivals == {}
+
+
+def test_links_to_one_file_are_one_file(tmp_path):
+    touch(tmp_path, "x/a.jpg")
+    (tmp_path / "y").mkdir()
+    (tmp_path / "y" / "a.jpg").symlink_to(tmp_path / "x" / "a.jpg")
+    assert ImageFinder(tmp_path).locate([["a.jpg"], ["b.jpg"]], tmp_path, "train") == [tmp_path / "x/a.jpg", None]
+
+
+def test_files_of_one_name_are_found_by_their_folders(tmp_path):
+    touch(tmp_path, *(f"scenes/s{i}/rgb.png" for i in range(50)))
+    names = [[f"/old/s{i}/rgb.png"] for i in range(50)]
+    found = ImageFinder(tmp_path).locate([*names, ["/old/s50/rgb.png"]], tmp_path, "train")
+    assert found == [*(tmp_path / f"scenes/s{i}/rgb.png" for i in range(50)), None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ _FAULTS = {
         "images whose file is not there",
         "are not in {}",
         "put the images there, or name their folder in a YAML file with train, val and images",
+    ),
+    "one_of_several": (
+        "images whose file may be any of several of that name",
+        "may be any of several files in {}",
+        "write their folders into the names",
     ),
     "image_without_id": ("images without an id", "have no id", "number them"),
     "broken_image": ("images that cannot be read", "cannot be read", "copy or download them again"),
@@ -91,11 +97,26 @@ def usable_images(
         candidate_names(_text(row.get("file_name")) or _text(row.get("path")), _text(row.get("coco_url")))
         for row in rows
     ]
-    paths = ImageFinder(root).locate(candidates, path.parent, split, alone=alone)
+    finder = ImageFinder(root)
+
+    @cache
+    def sizes(file: Path) -> tuple[tuple[int, int], ...]:
+        try:
+            header = read_header(file)
+        except UserError:
+            return ()
+        return header.shown_hw, header.stored_hw
+
+    def fits(place: int, file: Path) -> bool:
+        return (meant(rows[place].get("height")), meant(rows[place].get("width"))) in sizes(file)
+
+    paths = finder.locate(candidates, path.parent, split, alone=alone, fits=fits)
+    _separate(rows, paths, finder.rivals)
     usable, faults = [], Tally()
-    seen = []
-    for looked in map(_looked_at, rows, paths):
-        seen.append(looked)
+    seen: list[_Looked] = []
+    for place, (row, file) in enumerate(zip(rows, paths, strict=True)):
+        several = len(finder.rivals.get(place, ())) if file is None else 0
+        seen.append(_Looked("one_of_several", f": any of {several} files") if several else _looked_at(row, file))
         progress(len(seen))
     turned = {i: seen[i].image_hw for i, row in enumerate(rows) if _is_exchanged(row, seen[i])}
     if turned and exchanged({id_of(rows[i]["id"]): image_hw for i, image_hw in turned.items()}):
@@ -117,7 +138,21 @@ def usable_images(
         _, problem, fix = _FAULTS[kind]
         share = f"{count} of its {len(rows)} images {problem.format(root)}"
         raise UserError(f"{path}: {share}, the first of them {faults.places[kind][0]}; {fix}")
-    return usable, [file for file in paths if file is not None]
+    there = {file: None for file in paths if file is not None}
+    unknown = {id(rivals): rivals for place, rivals in finder.rivals.items() if paths[place] is None}
+    for rivals in unknown.values():
+        there |= dict.fromkeys(rivals)
+    return usable, list(there)
+
+
+def _separate(rows: Sequence[Row], paths: list[Path | None], rivals: Mapping[int, Sequence[Path]]) -> None:
+    """Take the file from entries of several ids that have one name and so one file, where several have this name."""
+    ids: dict[Path | None, set[Any]] = {}
+    for place in rivals:
+        ids.setdefault(paths[place], set()).add(id_of(rows[place].get("id")))
+    for place in rivals:
+        if len(ids[paths[place]]) > 1:
+            paths[place] = None
 
 
 def _looked_at(row: Row, path: Path | None) -> _Looked:

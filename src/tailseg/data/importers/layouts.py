@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import takewhile
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from tailseg.data.annotations.image_files import FileTree, alike, files_below, linked_folders, parts_below
 from tailseg.data.images import IMAGE_SUFFIXES
+from tailseg.data.importers.path_ends import Parts, PathEnds
+from tailseg.data.importers.writer import IMAGE_FOLDERS
 
 T = TypeVar("T")
 Split = Literal["train", "val", "test"]
@@ -19,6 +22,7 @@ _NAMES: dict[Split, frozenset[str]] = {
     "val": frozenset({"val", "vals", "valid", "validate", "validation", "valset", "eval", "evaluation"}),
     "test": frozenset({"test", "testing", "testset", "tests"}),
 }
+MOST_LOOKED_AT = 100  # files of one name whose sizes are compared
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # digits, signs and a change from lower to upper case end a word
 
 
@@ -69,12 +73,19 @@ class ImageFinder:
     def __init__(self, root: Path) -> None:
         """Make one for the set in ``root``, in which folders may be links; nothing else is listed yet."""
         self.root = root
+        self.rivals: dict[int, list[Path]] = {}  # by place of an image in the last search: files as good as any
         self._tree = FileTree(root, also_inside=linked_folders(root))
 
     def locate(
-        self, names: Sequence[Sequence[str]], folder: Path, split: str, *, alone: bool = False
+        self,
+        names: Sequence[Sequence[str]],
+        folder: Path,
+        split: str,
+        *,
+        alone: bool = False,
+        fits: Callable[[int, Path], bool] = lambda place, path: True,
     ) -> list[Path | None]:
-        """The file of each image, or None.
+        """The file of each image, or None; also where it may be any of several, which `rivals` has then.
 
         Args:
             names: of each image, those it may have, in order of preference.
@@ -82,15 +93,18 @@ class ImageFinder:
             split: "train" or "val"; where files of one name lie in several folders, those of the split come first.
             alone: there is no annotation file of another split. Otherwise an image that is not in the split's folder,
                 where it has one, is not meant to be that of the same name in another split's.
+            fits: asked for the place of an image and one of several files that it may be: whether it has the stated
+                size.
 
         Raises:
             UserError: a file is a link that leads out of the root.
         """
+        self.rivals = {}
         for base in self._usual(folder, split):
             found = [self._first(candidates, base) for candidates in names]
             if all(found):
                 return found
-        return self._searched(names, folder, split, alone)
+        return self._searched(names, folder, split, alone, fits)
 
     def _usual(self, folder: Path, split: str) -> list[Path]:
         """Folders that tools put images in, those of the split first."""
@@ -107,48 +121,101 @@ class ImageFinder:
                 return path
         return None
 
-    def _searched(self, names: Sequence[Sequence[str]], folder: Path, split: str, alone: bool) -> list[Path | None]:
-        by_name: dict[str, list[Path]] = {}
-        for path in files_below(self.root, IMAGE_SUFFIXES):
-            by_name.setdefault(alike(path.name), []).append(path)
-        matches = [[_matches(name, by_name, self.root) for name in candidates] for candidates in names]
-        if not alone and any(split in _told(base) for own in matches for found in own for _, base, _ in found):
-            matches = [
-                [[m for m in found if split in _told(m[1]) or not _told(m[1])] for found in own] for own in matches
-            ]
-        votes = Counter(base for own in matches for found in own for length, base, _ in found if length)
-
+    def _searched(
+        self,
+        names: Sequence[Sequence[str]],
+        folder: Path,
+        split: str,
+        alone: bool,
+        fits: Callable[[int, Path], bool],
+    ) -> list[Path | None]:
+        matches = _Matches(self.root)
+        ways = [[matches.of(name) for name in candidates] for candidates in names]
+        if not alone:
+            matches.keep_apart(split, [way[0] for own in ways for way in own if way])
+        # Of each image: of the first name that any file has, the longest end.
+        ends = [next((key for way in own for key in way if matches.kept(key)), None) for own in ways]
+        votes: Counter[Parts] = Counter()
+        for key, count in Counter(filter(None, ends)).items():
+            for base, _ in matches.kept(key):
+                votes[base] += count
         usual = set(self._usual(folder, split))
 
-        def rank(match: tuple[int, tuple[str, ...], Path]) -> tuple[int, ...]:
-            length, base, path = match
+        def rank(match: tuple[Parts, Path]) -> tuple[int, ...]:
+            base, path = match
             told = _told(base)
             preference = (split in told) - bool(told - {split})
             is_usual = self.root.joinpath(*base) in usual
-            return length, preference, is_usual, votes[base], path.is_relative_to(folder), -len(base)
+            of_images = bool(base) and base[-1] in IMAGE_FOLDERS
+            return preference, is_usual, votes[base], path.is_relative_to(folder), of_images, -len(base)
 
-        best = []
-        for own in matches:
-            found = next((found for found in own if found), [])
-            best.append(max(found, key=rank)[2] if found else None)
-        return best
+        @cache
+        def best(key: _Key) -> tuple[list[Path], list[Path]]:
+            """The files of the highest rank, and those that are as likely but for votes and depth."""
+            ranks = [(rank(match), match[1]) for match in matches.kept(key)]
+            highest = max(own for own, _ in ranks)
+            tied = [path for own, path in ranks if own == highest]
+            return tied, [path for own, path in ranks if own[:2] == highest[:2]]
+
+        found: list[Path | None] = []
+        for place, end in enumerate(ends):
+            tied, rivals = best(end) if end else ([], [])
+            if len(rivals) > 1:
+                self.rivals[place] = rivals
+            if 1 < len(tied) <= MOST_LOOKED_AT:
+                tied = [path for path in tied if fits(place, path)] or tied
+                tied = [tied[0]] if len(set(map(os.path.realpath, tied))) == 1 else tied
+            found.append(tied[0] if len(tied) == 1 else None)
+        return found
 
 
-def _told(folders: Iterable[str]) -> set[Split]:
+@cache
+def _told(folders: Parts) -> frozenset[Split]:
     """The splits that the names of folders tell."""
-    return set(filter(None, map(split_of, folders)))
+    return frozenset(filter(None, map(split_of, folders)))
 
 
-def _matches(name: str, by_name: dict[str, list[Path]], root: Path) -> list[tuple[int, tuple[str, ...], Path]]:
-    """Files that agree with the end of a name: in how many parts, the folder that is left, and the file."""
-    stated = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    wanted = list(map(alike, stated))
-    paths = by_name.get(wanted[-1], []) if wanted else []
-    in_folder = Counter(path.parent for path in paths)  # of several in one, only the very name is meant
-    found = []
-    for path in (path for path in paths if in_folder[path.parent] == 1 or path.name == stated[-1]):
-        parts = path.relative_to(root).parts
-        pairs = zip(reversed(wanted), map(alike, reversed(parts)), strict=False)
-        length = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        found.append((length, parts[: len(parts) - length], path))
-    return found
+_Key = tuple[str, Parts]  # a file's name as it is stated, and the end of the stated path that files have
+
+
+class _Matches:
+    """Files that agree with the ends of names, each with the folders that are left before the end."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        files = list(files_below(root, IMAGE_SUFFIXES))
+        self._ends = PathEnds(files, root)
+        self._in_folder = Counter((path.parent, alike(path.name)) for path in files)
+        self._paths: dict[Parts, list[Path]] = {}
+        self._kept: dict[_Key, list[tuple[Parts, Path]]] = {}
+        self._split: str | None = None
+
+    def of(self, name: str) -> list[_Key]:
+        """The ends of a name that files have, the longest first."""
+        stated = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+        keys = []
+        for end, paths in self._ends.matching(tuple(map(alike, stated))):
+            self._paths[end] = paths
+            keys.append((stated[-1], end))
+        return keys
+
+    def keep_apart(self, split: str, keys: Iterable[_Key]) -> None:
+        """Leave out the files of other splits, if one lies in a folder of this split."""
+        if any(split in _told(base) for key in dict.fromkeys(keys) for base, _ in self.kept(key)):
+            self._split = split
+            self._kept = {}
+
+    def kept(self, key: _Key) -> list[tuple[Parts, Path]]:
+        """The files of an end that may be meant; of several alike in one folder, only the very name is."""
+        known = self._kept.get(key)
+        if known is not None:
+            return known
+        name, end = key
+        found = []
+        for path in self._paths[end]:
+            if self._in_folder[path.parent, end[-1]] == 1 or path.name == name:
+                base = path.relative_to(self._root).parts[: -len(end)]
+                if self._split is None or self._split in _told(base) or not _told(base):
+                    found.append((base, path))
+        self._kept[key] = found
+        return found

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cached_property
-from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -14,6 +13,7 @@ from tailseg.data.annotations.image_files import FileTree, alike, files_below, l
 from tailseg.data.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageTooLargeError
 from tailseg.data.importers.foreign import AnnotatedImage, LeftOut, image_size
 from tailseg.data.importers.layouts import Split, by_split, split_of_path
+from tailseg.data.importers.path_ends import Parts, PathEnds
 from tailseg.errors import UserError
 
 T = TypeVar("T")
@@ -23,12 +23,6 @@ _MASKS = "Segmentation"  # beginning of the names of Pascal VOC's folders of mas
 def _stem(name: str) -> str:
     """A name without suffix in the form in which it is compared."""
     return unicodedata.normalize("NFC", name)
-
-
-def _agreement(one: Sequence[str], other: Sequence[str]) -> int:
-    """The number of equal parts at the ends of two paths."""
-    pairs = zip(reversed(one), reversed(other), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def recognised(files: Iterable[Path], is_own: Callable[[Path], bool], kind: str, found: LeftOut) -> list[Path]:
@@ -71,18 +65,12 @@ class SourceImages:
         return [path for path in files if not path.relative_to(self.root).parts[0].startswith(_MASKS)]
 
     @cached_property
-    def _by_name(self) -> dict[str, list[Path]]:
-        names: dict[str, list[Path]] = {}
-        for path in self._files:
-            names.setdefault(alike(path.name), []).append(path)
-        return names
+    def _by_name(self) -> PathEnds:
+        return PathEnds(self._files, self.root)
 
     @cached_property
-    def _by_stem_alone(self) -> dict[str, list[Path]]:
-        stems: dict[str, list[Path]] = {}
-        for path in self._files:
-            stems.setdefault(_stem(path.stem), []).append(path)
-        return stems
+    def _by_stem_alone(self) -> PathEnds:
+        return PathEnds(self._files, self.root, lambda path: _stem(path.stem))
 
     @cached_property
     def _by_stem(self) -> dict[tuple[Path, str], list[Path]]:
@@ -115,24 +103,21 @@ class SourceImages:
         Of several, the one whose folders agree with more of those of the file that asks, in the folder ``near``:
         ``json/train/a.json`` means ``images/train/a.jpg``. A name without suffix stands for any.
         """
-        best = self._agreeing(name)
-        if len(best) > 1:
-            own = near.relative_to(self.root).parts
-            folders = [path.relative_to(self.root).parts[:-1] for path in best]
-            likeness = [_agreement(parts, own) + _agreement(parts[::-1], own[::-1]) for parts in folders]
-            best = [path for path, number in zip(best, likeness, strict=True) if number == max(likeness)]
-        return best[0] if len(best) == 1 else None
+        ends, end, best = self._agreeing(name)
+        return best[0] if len(best) == 1 else ends.nearest(end, best, near)
 
-    def _agreeing(self, name: str) -> list[Path]:
-        """The image files that agree with a path in the most of its last parts, at least one."""
+    def _agreeing(self, name: str) -> tuple[PathEnds, Parts, list[Path]]:
+        """The image files that agree with a path in the most of its last parts, at least one; where they are kept."""
         *folders, last = name.split("/")
-        paths = self._by_name.get(alike(last)) or self._by_stem_alone.get(_stem(last), [])
-        lengths = [_agreement([*map(alike, folders)], [*map(alike, path.parts[:-1])]) for path in paths]
-        return [path for path, length in zip(paths, lengths, strict=True) if length == max(lengths)]
+        above = tuple(map(alike, folders))
+        for ends, own in ((self._by_name, alike(last)), (self._by_stem_alone, _stem(last))):
+            for end, paths in ends.matching((*above, own)):
+                return ends, end, paths
+        return self._by_name, (), []
 
     def absence(self, name: str) -> str:
         """Why no image is found for a path: part of a sentence about it."""
-        several = len(self._agreeing(name))
+        several = len(self._agreeing(name)[2])
         return f"may be any of {several} files in {self.root}" if several > 1 else f"is not in {self.root}"
 
     def use(
