@@ -244,6 +244,33 @@ def test_images_and_files_without_each_other_are_counted(tmp_path):
     ]
 
 
+def test_masks_of_a_year_in_a_devkit_are_no_photographs(tmp_path):
+    year = voc(tmp_path / "VOC2012", {"a": box(), "b": box()})
+    write(year / "Annotations" / "lost.xml")
+    for name in ("a", "b", "lost"):
+        picture(year / "SegmentationObject" / f"{name}.png")
+        picture(year / "SegmentationClass" / f"{name}.png")
+    found = read_voc(tmp_path)
+    assert stems_of(found) == {"train": ["a", "b"]}
+    lost = f"{year}/Annotations/lost.xml: its image 'lost.jpg' is not in {tmp_path}"
+    assert found.notes == [
+        f"1 annotation files without image: left out ({lost})",
+        "Pascal VOC has boxes only: the masks are rectangles, so mask AP means box AP",
+        f"{year}/SegmentationObject has masks of 3 images, which are not read: export COCO to have them",
+    ]
+
+
+def test_difficult_objects_are_objects_and_counted(tmp_path):
+    flags = [f"<difficult>{flag}</difficult>" for flag in ("1", " 1 ", "0", "")]
+    root = voc(tmp_path, {"a": "".join(box(more=flag) for flag in flags)})
+    found = read_voc(root)
+    assert len(found.parts["train"].annotations) == 4
+    path = root / "Annotations" / "a.xml"
+    assert found.notes[0] == (
+        f"2 objects marked as difficult: taken as all others ({path}: object 1, {path}: object 2)"
+    )
+
+
 @pytest.mark.parametrize(
     ("objects", "problem"),
     [

@@ -17,7 +17,7 @@ from tailseg.data.importers.path_ends import Parts, PathEnds
 from tailseg.errors import UserError
 
 T = TypeVar("T")
-_MASKS = "Segmentation"  # beginning of the names of Pascal VOC's folders of masks, which are no photographs
+_MASKS = ("SegmentationClass", "SegmentationObject")  # begin the names of Pascal VOC's folders of masks
 
 
 def _stem(name: str) -> str:
@@ -61,8 +61,12 @@ class SourceImages:
 
     @cached_property
     def _files(self) -> list[Path]:
-        files = files_below(self.root, IMAGE_SUFFIXES)
-        return [path for path in files if not path.relative_to(self.root).parts[0].startswith(_MASKS)]
+        files = list(files_below(self.root, IMAGE_SUFFIXES))
+        masks = {folder for folder in {path.parent for path in files} if self._has_masks(folder)}
+        return [path for path in files if path.parent not in masks]
+
+    def _has_masks(self, folder: Path) -> bool:
+        return any(part.startswith(_MASKS) for part in folder.relative_to(self.root).parts)
 
     @cached_property
     def _by_name(self) -> PathEnds:

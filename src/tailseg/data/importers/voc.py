@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element
 
@@ -60,7 +60,8 @@ def read_voc(source: Path) -> Source:
     told = _told(source, own, found)
     told.sort(key=lambda item: not reader.has_own_image(item[0]))  # before copies, which state the image of another
     result = source_by_names(reader.images.read(told, reader.read), source, found)
-    return Source(result.categories, result.parts, [*result.notes, *reader.notes()])
+    bases = {_base(path, source) for path in own}
+    return Source(result.categories, result.parts, [*result.notes, *reader.notes(bases)])
 
 
 def _told(source: Path, files: list[Path], found: LeftOut) -> list[tuple[Path, Split | None]]:
@@ -192,6 +193,8 @@ class _Reader:
                 self._found.add(str(odd), f"{where}: object {number}")
             else:
                 objects.add(name, polygon)
+                if (item.findtext("difficult") or "").strip() == "1":
+                    self._found.add("objects marked as difficult: taken as all others", f"{where}: object {number}")
                 self._objects += 1
                 self._boxes += item.find("polygon/x1") is None
         return AnnotatedImage(file, image_hw, objects.names, objects.shapes())
@@ -238,14 +241,14 @@ class _Reader:
                 folders += [base.joinpath(*parts[place + 1 :]), base]
         return [*folders, path.parent, *(self.source / name for name in _IMAGE_FOLDERS), self.source]
 
-    def notes(self) -> list[str]:
-        """Sentences on masks that are rectangles, and on those that are not read."""
+    def notes(self, bases: Iterable[Path]) -> list[str]:
+        """Sentences on masks that are rectangles, and on those not read: beside `Annotations` in the ``bases``."""
         found = []
         if self._boxes == self._objects:
             found.append("Pascal VOC has boxes only: the masks are rectangles, so mask AP means box AP")
         elif self._boxes:
             found.append(f"{self._boxes:,} objects have a box only: their masks are rectangles")
-        for folder in sorted(self.source.glob("SegmentationObject")):
+        for folder in sorted(path for base in bases for path in base.glob("SegmentationObject")):
             number = sum(1 for _ in files_below(folder, (".png",)))
             found.append(f"{folder} has masks of {number:,} images, which are not read: export COCO to have them")
         return found
