@@ -51,6 +51,7 @@ def annotations(tmp_path: Path) -> Annotations:
         ("STOP SIGN", "stop sign"),
         ("cup_(drink)", "cup (drink)"),
         ("", ""),
+        ("Cafe\u0301", "caf\u00e9"),
     ],
 )
 def test_spelling(name: str, plain: str) -> None:

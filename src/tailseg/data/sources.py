@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from unicodedata import normalize
 
 from tailseg.data.annotations.annotations import (
     Annotations,
@@ -266,5 +267,5 @@ def known_categories(annotations: Annotations, categories: Sequence[Category], m
 
 
 def same_name(name: str) -> str:
-    """A category's name without differences of spelling between data sets: case, spaces and underscores."""
-    return " ".join(name.lower().replace("_", " ").split())
+    """A category's name without differences of spelling between data sets: Unicode form, case, spaces, underscores."""
+    return " ".join(normalize("NFC", name).lower().replace("_", " ").split())

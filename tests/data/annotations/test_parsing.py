@@ -257,6 +257,12 @@ def test_categories_of_one_name_are_told_apart(tmp_path):
     assert oddity.places == ("category 3: 'bolt' is now 'bolt (3)'", "category 5: 'bolt' is now 'bolt (4)'")
 
 
+@pytest.mark.parametrize("number", [3, 3.0])
+def test_names_have_one_unicode_form(tmp_path, number):
+    data = load(tmp_path, content([], categories=[{"id": number, "name": "cafe\u0301"}]))
+    assert [c.name for c in data.categories] == ["caf\u00e9"]
+
+
 def test_a_name_that_is_a_number_becomes_a_text(tmp_path):
     data = load(tmp_path, content([], categories=[{"id": 1, "name": 7}]))
     assert [c.name for c in data.categories] == ["7"]

@@ -348,6 +348,16 @@ def test_a_project_of_the_name_of_its_class_that_has_objects_stays(tmp_path):
     assert [(row["id"], row["name"]) for row in read_coco(root).categories] == [(0, "fish"), (1, "fish (2)")]
 
 
+def test_names_that_differ_in_their_unicode_form_only_are_one(tmp_path):
+    root = two_files(tmp_path)
+    whole, pieces = "caf\u00e9", "cafe\u0301"
+    with_categories(root, "train.json", [{"id": 1, "name": pieces}, {"id": 1, "name": whole}])
+    with_categories(root, "val.json", [{"id": 2, "name": whole}])
+    found = read_coco(root)
+    assert [row["name"] for row in found.categories] == [whole]
+    assert classes(found) == {"train": [whole] * 2, "val": [whole]}
+
+
 def test_categories_that_contradict_each_other(tmp_path):
     root = two_files(tmp_path)
     with_categories(root, "train.json", [{"id": 1, "name": "bolt"}, {"id": 2, "name": "bolt"}])

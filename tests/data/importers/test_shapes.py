@@ -38,6 +38,10 @@ def test_values_of_files_are_read_or_refused(value):
     assert size_of(value, value) is None or min(size_of(value, value)) > 0
 
 
+def test_labels_have_one_unicode_form():
+    assert [label_of(value) for value in ("cafe\u0301", "caf\u00e9", 7, 2.5)] == ["caf\u00e9", "caf\u00e9", "7", "2.5"]
+
+
 @pytest.mark.parametrize(
     ("value", "number"), [(3, 3), ("3.5", 3.5), (" 4 ", 4), ("x", None), (None, None), (True, None), (10**400, None)]
 )

@@ -27,6 +27,7 @@ def config(tmp_path, text: str) -> YoloConfig:
         ("names: [1, 2.50, 007]", {0: "1", 1: "2.50", 2: "007"}),
         ("names: [yes, no, null, 2020-13-45]", {0: "yes", 1: "no", 2: "null", 3: "2020-13-45"}),
         ("names: ['traffic light', \"stop: sign\", Käfer]", {0: "traffic light", 1: "stop: sign", 2: "Käfer"}),
+        ("names: [cafe\u0301]", {0: "caf\u00e9"}),
         ("nc: 2", {0: "class_0", 1: "class_1"}),
         ("nc: 3\nnames: [cat]", {0: "cat"}),
         ("a: 1", None),

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -225,6 +226,7 @@ def category_columns(
     except _NotPlainError:
         rows = categories.repaired(tally).rows
         ids, names = np.array([row["id"] for row in rows], np.int64), [row["name"] for row in rows]
+    names = [normalize("NFC", name) for name in names]
     rows_of = Counter(zip(ids.tolist(), names, strict=True))
     for (number, name), count in rows_of.items():
         tally.add("category_again", [f"category {number}: {name!r}"], count - 1)

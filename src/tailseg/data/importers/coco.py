@@ -125,7 +125,7 @@ def _roots_only(contents: Mapping[str, CocoContent]) -> list[Row]:
         with_object = {id_of(row.get("category_id")) for row in content.annotations}
         below: dict[str, set[Any]] = {}
         for row in content.categories:
-            below.setdefault(str(row.get("supercategory")), set()).add(row["id"])
+            below.setdefault(kind_of(row)[1], set()).add(row["id"])
         used |= {kind_of(row) for row in content.categories if row["id"] in with_object}
         roots += [row for row in content.categories if below.get(row["name"], set()) - {row["id"]}]
     return [row for row in roots if kind_of(row) not in used]

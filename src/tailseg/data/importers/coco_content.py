@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from hotcoco import mask as rle
@@ -87,6 +88,7 @@ class CocoContent:
             name = str(name) if type(name) in (int, float) else name
             if key is None or not isinstance(name, str) or not name:
                 raise UserError(f"{self.path}: category number {number} of the list has no id or no name; give it both")
+            name = normalize("NFC", name)
             if key in named and named[key]["name"] != name:
                 raise UserError(f"{self.path}: category {short(key)}: this id occurs more than once; give each its own")
             if key in named:
@@ -271,7 +273,7 @@ class CocoContent:
 
 def kind_of(category: Row) -> tuple[str, str]:
     """A category's name and supercategory: what it has in common with the same category of another file."""
-    return category["name"], str(category.get("supercategory"))
+    return category["name"], normalize("NFC", str(category.get("supercategory")))
 
 
 def _has_mask(row: Row) -> bool:

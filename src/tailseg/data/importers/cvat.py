@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 from xml.etree.ElementTree import Element
 
 import numpy as np
@@ -93,7 +94,7 @@ def _entries(path: Path, root: Path, labels: dict[str, None], found: LeftOut) ->
                 f"{path}: it is 'CVAT for video', which has tracks; export the task as 'CVAT for images' or COCO"
             )
         if element.tag == "meta":
-            labels |= dict.fromkeys(label.findtext("name") or "" for label in element.iter("label"))
+            labels |= dict.fromkeys(normalize("NFC", label.findtext("name") or "") for label in element.iter("label"))
         elif element.tag == "image":
             yield _entry(element, path, root), element.get("subset") or ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ class OddObjectError(UserError):
 
 
 def label_of(value: object) -> str:
-    """A class's name; numbers become text.
+    """A class's name in one Unicode form; numbers become text.
 
     Raises:
         OddObjectError: it is no name.
@@ -31,7 +32,7 @@ def label_of(value: object) -> str:
         value = str(value)
     if not isinstance(value, str) or not value.strip() or not _is_unicode(value):
         raise OddObjectError("objects without a label: left out")
-    return value
+    return normalize("NFC", value)
 
 
 def _is_unicode(text: str) -> bool:

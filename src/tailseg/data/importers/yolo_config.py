@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from tailseg.data.annotations.image_files import is_hidden
 from tailseg.data.importers.foreign import read_object, read_text
@@ -200,6 +201,7 @@ def entries_of(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _distinct(names: dict[int, str], path: Path) -> dict[int, str]:
+    names = {number: normalize("NFC", name) for number, name in names.items()}
     repeated = [name for name, count in Counter(names.values()).items() if count > 1]
     if repeated:
         raise UserError(f"{path}: the class name {repeated[0]!r} occurs more than once; give each class its own")
