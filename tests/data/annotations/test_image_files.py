@@ -244,6 +244,41 @@ def test_folders_beside_the_top_may_be_links_and_nothing_else(tmp_path):
         list(files_below(tmp_path / "set", (".jpg",)))
 
 
+def test_links_below_the_top_are_followed_where_they_stay_inside(tmp_path):
+    root = tmp_path / "set"
+    folder_of(root, "pool/a.jpg", "images/train/b.jpg")
+    folder_of(tmp_path, "disk/one/c.jpg", "disk/all/x.txt", "secret/d.jpg")
+    os.symlink("../pool", root / "images/val")
+    os.symlink(tmp_path / "disk", root / "linked")
+    os.symlink("../one", tmp_path / "disk/all/again")  # inside of what a link at the top leads to
+    os.symlink(tmp_path / "secret", root / "images/secret")
+    os.symlink(tmp_path, root / "images/up")
+    os.symlink(tmp_path, root / "up")
+    os.symlink(root, root / "images/train/loop")
+    os.symlink("../pool", root / "pool/self")
+    left = []
+    found = [str(path.relative_to(root)) for path in files_below(root, (".jpg",), leave=left.append)]
+    assert found == [
+        "images/train/b.jpg",
+        "images/val/a.jpg",
+        "linked/all/again/c.jpg",
+        "linked/one/c.jpg",
+        "pool/a.jpg",
+    ]
+    assert sorted(left) == [root / "images/secret", root / "images/up", root / "up"]
+
+
+def test_folders_that_link_to_each_other_end(tmp_path):
+    names = [f"f{i}" for i in range(6)]
+    folder_of(tmp_path, *(f"{name}/a.jpg" for name in names))
+    for name in names:
+        for other in names:
+            os.symlink(f"../{other}", tmp_path / name / f"to_{other}")
+    found = {path.resolve() for path in files_below(tmp_path, (".jpg",))}
+    assert found == {tmp_path / name / "a.jpg" for name in names}
+    assert len(list(files_below(tmp_path, (".jpg",)))) <= 6 + 30  # each link is followed once
+
+
 def test_links_may_lead_anywhere_inside_a_wider_folder_that_is_named(tmp_path):
     root = tmp_path / "set"
     folder_of(root, "all/a.jpg", "train/b.jpg")
@@ -255,5 +290,5 @@ def test_links_may_lead_anywhere_inside_a_wider_folder_that_is_named(tmp_path):
     assert found == [root / "train/a.jpg", root / "train/b.jpg", root / "train/more/a.jpg"]
     folder_of(tmp_path, "disk/secret.jpg")
     os.symlink(tmp_path / "disk", root / "train/disk")
-    with pytest.raises(UserError, match=rf"disk is a link that leads out of {root}; put the file itself there"):
+    with pytest.raises(UserError, match=rf"disk is a link that leads out of {root}; put the folder itself there"):
         list(files_below(root / "train", (".jpg",), inside=root))

@@ -218,6 +218,13 @@ def test_annotation_files_that_are_left_out_are_named(tmp_path):
     assert read_coco(root / "train.json").notes == []
 
 
+def test_links_to_folders_outside_are_counted(tmp_path):
+    root = coco_set(tmp_path / "src", "train.json", "images", (1,))
+    picture(tmp_path / "secret" / "2.jpg")
+    (root / "images" / "more").symlink_to(tmp_path / "secret")
+    assert read_coco(root).notes == ["1 links to folders outside of the source: not followed (images/more)"]
+
+
 def test_a_picture_in_both_files_is_no_validation_picture(tmp_path):
     root = coco_set(tmp_path / "src", "train.json", "images", (1, 2))
     coco_set(root, "val.json", "images", (2, 3))

@@ -78,6 +78,22 @@ def test_each_image_is_used_once(tmp_path):
     assert found.notes() == ["1 files for an image that is used already: left out (two)"]
 
 
+def test_links_to_folders_are_followed_inside_and_counted_where_they_lead_out(tmp_path):
+    root = tmp_path / "set"
+    picture(root / "pool" / "a.jpg")
+    picture(tmp_path / "secret" / "b.jpg")
+    (root / "images").mkdir()
+    (root / "images" / "inner").symlink_to(root / "pool")
+    (root / "images" / "outer").symlink_to(tmp_path / "secret")
+    found = LeftOut()
+    images = SourceImages(root, found, "files")
+    assert images.anywhere("inner/a.jpg", root) == root / "images" / "inner" / "a.jpg"
+    assert images.anywhere("b.jpg", root) is None
+    images.use(root / "images" / "inner" / "a.jpg", "one", None)
+    images.read([], lambda path: None)
+    assert found.notes() == [f"1 links to folders outside of the source: not followed ({root}/images/outer)"]
+
+
 def annotated(path, *names):
     return AnnotatedImage(path, (40, 80), list(names), [[] for _ in names])
 

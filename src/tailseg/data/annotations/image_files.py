@@ -202,17 +202,23 @@ class ImageFolder:
         return None
 
 
-def files_below(folder: Path, suffixes: Sequence[str], *, inside: Path | None = None) -> Iterator[Path]:
+def files_below(
+    folder: Path,
+    suffixes: Sequence[str],
+    *,
+    inside: Path | None = None,
+    leave: Callable[[Path], None] = lambda link: None,
+) -> Iterator[Path]:
     """The files with one of ``suffixes`` (lower case) in a folder and the folders in it, sorted by path.
 
-    Hidden files and folders are no data (see `is_hidden`). Links to folders are not followed, but for the folder itself
-    and those that lie directly in it, as people link to a disk of images.
+    Hidden files and folders are no data (see `is_hidden`).
 
     Args:
         folder: to look in.
         suffixes: of the files.
         inside: links may lead anywhere in this folder and its `linked_folders`, and nowhere else. By default links to
-            files stay in the folder that they lie in, and links to folders may lead anywhere.
+            files stay in the folder that they lie in, and links to folders are followed as `walk` does.
+        leave: called with each link to a folder that `walk` does not follow.
 
     Raises:
         UserError: a link leads elsewhere.
@@ -221,7 +227,8 @@ def files_below(folder: Path, suffixes: Sequence[str], *, inside: Path | None = 
 
     def require_inside(link: Path) -> None:
         if not any(link.resolve().is_relative_to(top) for top in tops):
-            raise UserError(f"{link} is a link that leads out of {inside or folder}; put the file itself there")
+            what = "folder" if link.is_dir() else "file"
+            raise UserError(f"{link} is a link that leads out of {inside or folder}; put the {what} itself there")
 
     def follow(link: Path) -> None:
         if inside:
@@ -230,7 +237,7 @@ def files_below(folder: Path, suffixes: Sequence[str], *, inside: Path | None = 
             tops.append(link.resolve())
 
     found: list[Path] = []
-    for entry in walk(folder, follow):
+    for entry in walk(folder, follow, leave, anywhere=inside is not None):
         if entry.name.lower().endswith(tuple(suffixes)):
             path = Path(entry.path)
             if entry.is_symlink():
@@ -245,20 +252,33 @@ def linked_folders(root: Path) -> list[Path]:
     return [path.resolve() for path in links]
 
 
-def walk(folder: Path, follow: Callable[[Path], None] = lambda link: None) -> Iterator[os.DirEntry[str]]:
+def walk(
+    folder: Path,
+    follow: Callable[[Path], None] = lambda link: None,
+    leave: Callable[[Path], None] = lambda link: None,
+    *,
+    anywhere: bool = False,
+) -> Iterator[os.DirEntry[str]]:
     """The files in a folder and the folders in it, as `files_below` looks at them, in any order.
+
+    Links to folders that lie directly in the folder may lead anywhere, as people link to a disk of images. Those
+    further below are followed if they stay in the folder, or in what such a link leads to. Each is followed once, and
+    none that leads to a folder that it lies in.
 
     Args:
         folder: where to begin.
         follow: called with each link to a folder before its files come.
+        leave: called with each link to a folder that is not followed, since it leads out.
+        anywhere: all links may lead anywhere.
 
     Raises:
         UserError: a folder cannot be listed, or there are more than `MOST_ENTRIES` files and folders.
     """
-    waiting = [(folder, 0)]
+    waiting = [(folder, os.path.realpath(folder), 0)]
+    followed: set[str] = set()
     count = 0
     while waiting:
-        path, depth = waiting.pop()
+        path, home, depth = waiting.pop()
         try:
             entries = [entry for entry in os.scandir(path) if not is_hidden(entry.name)]
         except OSError as error:
@@ -268,12 +288,25 @@ def walk(folder: Path, follow: Callable[[Path], None] = lambda link: None) -> It
             raise UserError(f"{folder}: holds more than {MOST_ENTRIES:,} files; name the folder of the data itself")
         for entry in entries:
             try:
-                is_folder, is_file = entry.is_dir(follow_symlinks=depth == 0), entry.is_file()
+                is_folder, is_file = entry.is_dir(), entry.is_file()
             except OSError:  # a link to itself
                 continue
-            if is_folder:
-                if entry.is_symlink():
+            if is_folder and entry.is_symlink():
+                link, target = os.path.join(os.path.realpath(path), entry.name), os.path.realpath(entry.path)
+                loop, inner = _is_in(link, target), _is_in(target, home)
+                if not (inner or anywhere) and (loop or depth):
+                    leave(Path(entry.path))
+                elif link not in followed:
+                    followed.add(link)
                     follow(Path(entry.path))
-                waiting.append((Path(entry.path), depth + 1))
+                    if not loop:
+                        waiting.append((Path(entry.path), home if inner else target, depth + 1))
+            elif is_folder:
+                waiting.append((Path(entry.path), home, depth + 1))
             elif is_file:
                 yield entry
+
+
+def _is_in(path: str, folder: str) -> bool:
+    """Return whether a path is a folder or lies in it; both without links."""
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)

@@ -104,14 +104,20 @@ def _categories(contents: Mapping[str, CocoContent]) -> tuple[list[Row], dict[st
 
 
 def _unlisted(source: Path, listed: Sequence[Path]) -> list[str]:
-    """A note on image files that are not ``listed``, if there are any; those of a test split are expected."""
+    """Notes on image files that are not ``listed``, those of a test split aside, and on links that are not followed."""
     known = set(map(str, listed))
-    paths = [entry.path for entry in walk(source) if entry.name.lower().endswith(IMAGE_SUFFIXES)]
+    out: list[Path] = []
+    files_there = walk(source, leave=out.append)
+    paths = [entry.path for entry in files_there if entry.name.lower().endswith(IMAGE_SUFFIXES)]
     if others := [path for path in paths if path not in known]:
         known = set(map(os.path.realpath, listed))
     files = [Path(path).relative_to(source) for path in sorted(others) if os.path.realpath(path) not in known]
     found = [str(path) for path in files if "test" not in map(split_of, path.parts[:-1])]
-    return [counted(len(found), "images that these annotations do not list: left out", found)] if found else []
+    notes = [counted(len(found), "images that these annotations do not list: left out", found)] if found else []
+    links = [str(path.relative_to(source)) for path in sorted(out)]
+    return (
+        [*notes, counted(len(links), "links to folders outside of the source: not followed", links)] if links else notes
+    )
 
 
 def _roots_only(contents: Mapping[str, CocoContent]) -> list[Row]:

@@ -61,7 +61,9 @@ class SourceImages:
 
     @cached_property
     def _files(self) -> list[Path]:
-        files = list(files_below(self.root, IMAGE_SUFFIXES))
+        out: list[Path] = []
+        files = list(files_below(self.root, IMAGE_SUFFIXES, leave=out.append))
+        self._found.add("links to folders outside of the source: not followed", *map(str, out))
         masks = {folder for folder in {path.parent for path in files} if self._has_masks(folder)}
         return [path for path in files if path.parent not in masks]
 
@@ -211,6 +213,7 @@ class SourceImages:
         empty = [str(image.path) for part in read.values() for image in part if not image.names]
         self._found.add("images without an object: kept, as images that show none of the classes", *empty)
         unused = [path for path in self._files if path not in self._used]
+        unused = [path for path in unused if os.path.realpath(path) not in self._used_files]  # by another path to it
         # Images whose annotations are left out, which is said already.
         told_of = {_stem(PurePosixPath(name(item)).stem) for item in rest}
         unused = [path for path in unused if _stem(path.stem) not in told_of]
