@@ -245,6 +245,18 @@ def test_a_folder_of_the_set_may_be_a_link(tmp_path, entries):
     assert LabelFiles(root).find(root / "images/train/1.jpg") == root / "labels/train/1.txt"
 
 
+@pytest.mark.parametrize("above", ["/content/training", "/home/me/test sets", "C:\\validation", "/content/drive"])
+def test_folders_of_another_machine_may_be_called_like_splits(tmp_path, above):
+    root = write_files(tmp_path, dict.fromkeys(("data/obj/1.jpg", "data/obj/2.jpg"), b""))
+    texts = {"train.txt": f"{above}/data/obj/1.jpg", "val.txt": f"{above}/data/obj/2.jpg"}
+    parts, notes, _ = layout_of(root, (), "train: train.txt\nval: val.txt", texts)
+    assert (parts, notes) == ({"train": ["data/obj/1.jpg"], "val": ["data/obj/2.jpg"]}, [])
+    (root / "val.txt").unlink()
+    parts, notes, _ = layout_of(root, (), f"train: '{above}/data'")
+    assert parts == {"train": ["data/obj/1.jpg", "data/obj/2.jpg"]}
+    assert notes == [f"{root}/data.yaml: train is {above}/data, which is not here; {root}/data was taken"]
+
+
 def test_links_inside_are_followed(tmp_path):
     root = write_files(tmp_path, {"all/1.jpg": b"", "all/2.jpg": b"", "images/val/3.jpg": b""})
     os.symlink("../all", root / "images/train")

@@ -141,10 +141,11 @@ def _locate(entry: str, roots: Sequence[Path]) -> Place | None:
 def _ends(text: str) -> list[list[str]]:
     """The parts of a path without those that climb, then without the first, the first two, and so on.
 
-    A part that tells a split stays: ``../test/images`` never stands for ``images``.
+    A part that tells a split stays: ``../test/images`` never stands for ``images``. Not so in an absolute path: the
+    folders of another machine may be called anything, ``/content/training/data/obj``.
     """
     parts = [part for part in text.split("/") if part not in ("", ".", "..")][-_LONGEST:]
-    told = [split_of(part) for part in parts]
+    told = [None if _ABSOLUTE.match(text) else split_of(part) for part in parts]
     return [parts[first:] for first in range(len(parts)) if set(told[:first]) <= {None, *told[first:]}]
 
 
