@@ -34,7 +34,8 @@ def test_values_that_cannot_be(text):
         ('a: "D:\\data"', "not valid YAML at line 1; write slashes in place of backslashes"),
         ("a: b: c", "not valid YAML at line 1; fix the file"),
         ("a: !!python/object/apply:os.system [x]", "not valid YAML at line 1; fix the file"),
-        (b"a: \xff", "not valid YAML; fix the file"),
+        (b"a: \xff", "it is not a UTF-8 text; save it as one"),
+        ("names: [a]".encode("utf-16"), "it is not a UTF-8 text; save it as one"),
         ("a: \0", "not valid YAML; fix the file"),
         ("a: \ud800", "not valid YAML; fix the file"),
         (BOMB, "line 2 has the alias *a, and aliases are not read; write its value out"),
@@ -42,7 +43,7 @@ def test_values_that_cannot_be(text):
         ("[" * 51 + "]" * 51, "more than 50 lists or mappings in each other at line 1; fix the file"),
         ("\n" + "{a: " * 100_000, "more than 50 lists or mappings in each other at line 2; fix the file"),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_texts_at_fault(text, sentence):
     for texts in (False, True):

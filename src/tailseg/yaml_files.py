@@ -74,6 +74,8 @@ def load_yaml(
         return yaml.load(text, loader)
     except UserError:
         raise
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: it is not a UTF-8 text; save it as one") from None
     except Exception as error:  # dates and numbers that cannot be: PyYAML lets through many types
         mark = getattr(error, "problem_mark", None)
         lines = max(1, len(text.splitlines()))  # the end of a text has a mark beyond it

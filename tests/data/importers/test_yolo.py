@@ -220,7 +220,7 @@ def test_odd_things_are_left_out_and_counted(tmp_path):
         f"1 lines that are neither a polygon of 3 points or more nor a box: left out ({labels}/1.txt: line 2)",
         f"1 lines of a box with a confidence: left out ({labels}/1.txt: line 3)",
         f"1 images that cannot be read: left out with their labels ({images}/2.jpg)",
-        f"1 images whose label file is not a UTF-8 text: left out ({images}/3.jpg)",
+        f"1 images whose label file is not a UTF-8 text: left out ({labels}/3.txt)",
         f"1 label files without an image: left out ({labels}/5.txt)",
         f"2 objects without extent in their image: left out ({images}/4.jpg, {images}/4.jpg)",
     ]
@@ -303,6 +303,17 @@ def test_a_split_of_broken_images(tmp_path):
         read_yolo(root)
     image = f"{root}/images/train/1.jpg"
     assert str(caught.value) == f"{root}/data.yaml: no training image can be used, such as {image}; replace it"
+
+
+@pytest.mark.parametrize(("number", "share"), [(1, ""), (3, ", as of 3 images")])
+def test_a_split_of_labels_in_another_encoding(tmp_path, number, share):
+    names = [f"train/{i}" for i in range(number)]
+    root = yolo(tmp_path, dict.fromkeys([*names, "val/1"], f"0 {TRIANGLE}"))
+    write_files(root, {f"labels/{name}.txt": f"0 {TRIANGLE}".encode("utf-16") for name in names})
+    with pytest.raises(UserError) as caught:
+        read_yolo(root)
+    label = f"{root}/labels/train/0.txt"
+    assert str(caught.value) == f"{label}: this label file is not a UTF-8 text{share}; save it as one"
 
 
 def test_a_set_without_an_object_is_refused(tmp_path):

@@ -90,7 +90,7 @@ class _Reader:
         else:
             if self._labels.setdefault(label, path) != path:
                 self._found.add(SHARED, str(path))
-            text = self._text(label, path)
+            text = self._text(label)
             if text is None:
                 return None
             layout = self._layout
@@ -106,15 +106,15 @@ class _Reader:
         shapes: list[Shape] = [[points * image_hw[::-1]] for _, points, _ in lines]
         return AnnotatedImage(path, image_hw, names, shapes)
 
-    def _text(self, label: Path, image: Path) -> str | None:
-        """The text of an image's label file; None, and counted, if it cannot be read."""
+    def _text(self, label: Path) -> str | None:
+        """The text of a label file; None, and counted, if it cannot be read."""
         if label.stat().st_size > MAX_BYTES:
-            self._found.add(LONG_TEXT, str(image))
+            self._found.add(LONG_TEXT, str(label))
             return None
         try:
             return read_text(label)
         except UserError:
-            self._found.add(NO_TEXT, str(image))
+            self._found.add(NO_TEXT, str(label))
             return None
 
     def labels_without_image(self) -> int:
@@ -137,7 +137,12 @@ class _Reader:
                 self._contradictions[0] + (f" ({others:,} more label files are at fault)" if others else "")
             )
         if not objects["train"]:
-            kind = next(kind for kind in UNUSABLE if kind in counts)
+            kind = max((kind for kind in UNUSABLE if kind in counts), key=counts.__getitem__)
+            if kind == NO_TEXT:
+                share = f", as of {counts[kind]:,} images" if counts[kind] > 1 else ""
+                raise UserError(
+                    f"{self._found.first(kind)}: this label file is not a UTF-8 text{share}; save it as one"
+                )
             raise UserError(f"{where}: no training image can be used, such as {self._found.first(kind)}; replace it")
         if not self._labelled:
             raise UserError(f"{where}: no image has a label file; labels/ must lie beside images/, with the same names")
