@@ -96,13 +96,19 @@ def read_header(path: Path, file: IO[bytes] | None = None) -> ImageHeader:
         raise _fault(path, error) from None
 
 
-def require_whole(path: Path, header: ImageHeader) -> None:
-    """Raise UserError for an image file that is cut off; those that do not end as their format wants are decoded."""
-    with path.open("rb") as file:
-        file.seek(max(os.fstat(file.fileno()).st_size - EDGE, 0))
+def require_whole(path: Path, header: ImageHeader, content: bytes | None = None) -> None:
+    """Raise UserError for an image file that is cut off; those that do not end as their format wants are decoded.
+
+    ``content`` is that of an image that is no file of its own.
+    """
+    with path.open("rb") if content is None else BytesIO(content) as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - EDGE, 0))
         if ENDS.get(header.format, b"") in file.read():
             return
-    decode(path)
+    if content is None:
+        decode(path)
+    else:
+        read_content(content, str(path))
 
 
 def orientation_of(image: Image.Image) -> int:

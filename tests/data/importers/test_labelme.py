@@ -408,6 +408,22 @@ def test_an_image_inside_of_a_file_is_measured(tmp_path):
     ]
 
 
+def test_a_photograph_inside_of_a_file_that_is_cut_off_is_left_out(tmp_path):
+    """The import took it by its header, and training stopped at it."""
+    for name in ("a", "b", "c"):
+        write(tmp_path / f"{name}.json", [shape()], imageData=photograph("PNG"))
+    stream = BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 80, 3), np.uint8)).save(stream, "JPEG")
+    cut = base64.b64encode(stream.getvalue()[: len(stream.getvalue()) // 2]).decode()
+    write(tmp_path / "d.json", [shape()], imageData=cut)
+    found = read_labelme(tmp_path)
+    assert [row["file_name"] for row in found.parts["train"].images] == ["a.png", "b.png", "c.png"]
+    (note,) = found.notes
+    assert note.startswith(
+        f"1 annotation files whose image cannot be read: left out ({tmp_path}/d.json: {tmp_path}/d.jpg"
+    )
+
+
 def test_photographs_that_are_gone_when_they_are_written(tmp_path):
     path = write(tmp_path / "a.json", [shape()])
     with pytest.raises(UserError, match=r"a\.json: its 'imageData' is no image; write it again"):

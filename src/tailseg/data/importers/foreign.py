@@ -186,8 +186,7 @@ def image_size(
         raise UserError(f"{where}: {path} does not exist; put the image there")
     try:
         header = read_header(path, None if content is None else BytesIO(content))
-        if content is None:
-            require_whole(path, header)
+        require_whole(path, header, content)
     except UserError as error:
         raise type(error)(f"{where}: {error}") from None
     shown, stored = header.shown_hw, header.stored_hw
