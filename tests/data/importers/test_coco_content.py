@@ -152,6 +152,28 @@ def test_ids_that_do_not_fit_beside_entries_that_are_no_objects(tmp_path):
     assert len(part.annotations) == 4  # of 6 images
 
 
+def test_numbers_of_more_than_64_bits_beside_such_ids_are_written_as_texts(tmp_path):
+    def change(data):
+        for row in data["images"]:
+            row |= {"id": 2**100 + row["id"], "video_id": 2**99, "more": [{"at": -(2**63) - 1, "frame": 2**64 - 1}]}
+        for row in data["annotations"]:
+            row |= {"image_id": 2**100 + row["image_id"], "track": 2**64}
+
+    splits, _ = converted("coco", changed(tmp_path, change), tmp_path)
+    assert len(splits.train.labels) + len(splits.val.labels) == 6
+    content = json.loads((tmp_path / "out" / "train.json").read_text())
+    row = content["images"][0]
+    assert (row["video_id"], row["more"]) == (str(2**99), [{"at": str(-(2**63) - 1), "frame": 2**64 - 1}])
+    assert content["annotations"][0]["track"] == str(2**64)
+
+
+def test_areas_that_are_all_0_come_from_the_masks(tmp_path):
+    root = changed(tmp_path, lambda data: [row.update(area=0) for row in data["annotations"]])
+    found = read_coco(root)
+    assert [row["area"] for row in found.parts["train"].annotations] == [400] * 6
+    assert found.notes[0].startswith("6 annotations without a sound area: taken from the mask (annotation 0,")
+
+
 def test_an_id_of_thousands_of_digits(tmp_path):
     root = changed(tmp_path, lambda data: data["images"][2].update(id=2**70))
     (path,) = root.glob("*.json")

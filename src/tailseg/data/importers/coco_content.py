@@ -73,7 +73,7 @@ class CocoContent:
             with open_unpacked(self.path) as file:  # the fast reader makes floats of these, many of which are the same
                 text = file.read().decode("utf-8-sig")
             try:
-                content = json.loads(text)
+                content = json.loads(text, parse_int=_number)
             except ValueError:
                 raise UserError(f"{self.path}: an id has thousands of digits; number the images 1, 2, ...") from None
             annotations = [row for row in content.get("annotations", []) if type(row) is dict]
@@ -167,6 +167,7 @@ class CocoContent:
     def _add_annotations(self, part: Part, images: Mapping[Any, Row], numbers: Mapping[Any, int]) -> None:
         """The annotations that are whole, or can be made so."""
         boxes_only = not any(map(_has_mask, self.annotations))
+        no_areas = all(row.get("area") == 0 for row in self.annotations)  # a tool that does not know them
         listed = {id_of(row.get("id")) for row in self.images} - {None}
         rectangles = turned = 0
         for number, row in enumerate(self.annotations):
@@ -186,6 +187,8 @@ class CocoContent:
             assert plain is not None
             if self.crowds_are_objects:
                 plain["iscrowd"] = 0
+            if no_areas:
+                plain["area"] = None
             if boxes_only and plain["bbox"][0] == plain["bbox"][0]:
                 x, y, w, h = plain["bbox"]
                 corners, degrees = rectangle(x, y, x + w, y + h), _rotation(row)
@@ -269,6 +272,12 @@ class CocoContent:
             meaning = _MEANINGS.get(kind) or ODD_KINDS[kind].meaning
             told.append((count, counted(count, meaning, self.met.places[kind])))
         return told
+
+
+def _number(digits: str) -> int | str:
+    """A whole number; as the text that it is, where it takes more than 64 bits, which cannot be written again."""
+    number = int(digits)
+    return number if -(2**63) <= number < 2**64 else digits
 
 
 def kind_of(category: Row) -> tuple[str, str]:
