@@ -135,6 +135,15 @@ def test_of_files_that_are_as_good_as_each_other_those_that_fit_count(tmp_path):
     assert finder.rivals == {}
 
 
+def test_a_name_without_suffix_stands_for_any(tmp_path):
+    touch(tmp_path, "images/a.jpg", "images/b.jpg", "images/b.png", "images/x.y.jpg", "images/x.y")
+    finder = ImageFinder(tmp_path)
+    found = finder.locate([["a"], ["old/a"], ["b"], ["x.y"], ["b.jpg"], ["c"], [""]], tmp_path, "train")
+    images = tmp_path / "images"
+    assert found == [images / "a.jpg", images / "a.jpg", None, images / "x.y.jpg", images / "b.jpg", None, None]
+    assert finder.rivals == {2: [images / "b.jpg", images / "b.png"]}
+
+
 def test_links_to_one_file_are_one_file(tmp_path):
     touch(tmp_path, "x/a.jpg")
     (tmp_path / "y").mkdir()

@@ -184,19 +184,21 @@ class _Matches:
     def __init__(self, root: Path) -> None:
         self._root = root
         files = list(files_below(root, IMAGE_SUFFIXES))
-        self._ends = PathEnds(files, root)
+        self._ends = PathEnds(files, root), PathEnds(files, root, lambda path: alike(path.stem))
         self._in_folder = Counter((path.parent, alike(path.name)) for path in files)
         self._paths: dict[Parts, list[Path]] = {}
         self._kept: dict[_Key, list[tuple[Parts, Path]]] = {}
         self._split: str | None = None
 
     def of(self, name: str) -> list[_Key]:
-        """The ends of a name that files have, the longest first."""
+        """The ends of a name that files have, the longest first. A name without suffix stands for any."""
         stated = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-        keys = []
-        for end, paths in self._ends.matching(tuple(map(alike, stated))):
-            self._paths[end] = paths
-            keys.append((stated[-1], end))
+        keys: list[_Key] = []
+        for ends in self._ends:
+            if not keys:
+                for end, paths in ends.matching(tuple(map(alike, stated))):
+                    self._paths[end] = paths
+                    keys.append((stated[-1], end))
         return keys
 
     def keep_apart(self, split: str, keys: Iterable[_Key]) -> None:
@@ -213,7 +215,7 @@ class _Matches:
         name, end = key
         found = []
         for path in self._paths[end]:
-            if self._in_folder[path.parent, end[-1]] == 1 or path.name == name:
+            if self._in_folder[path.parent, end[-1]] <= 1 or path.name == name:  # 0 of a name without suffix
                 base = path.relative_to(self._root).parts[: -len(end)]
                 if self._split is None or self._split in _told(base) or not _told(base):
                     found.append((base, path))
