@@ -88,6 +88,8 @@ def test_links_may_not_lead_out_but_folders_may_be_links(tmp_path):
         ("a%20b/c%25.jpg", None, ["a%20b/c%25.jpg", "a b/c%.jpg"]),  # Label Studio
         ("s3://x/y/a%20b.jpg?c=1/2", None, ["s3://x/y/a%20b.jpg?c=1/2", "a b.jpg", "y/a b.jpg"]),
         (None, "http://x/y/a.jpg?c=1/2", ["a.jpg", "y/a.jpg"]),
+        ("/data/local-files/?d=a%20b.jpg", None, ["/data/local-files/?d=a%20b.jpg", "a b.jpg"]),
+        ("http://h:80/data/local-files/?d=x/a.jpg", None, ["http://h:80/data/local-files/?d=x/a.jpg", "x/a.jpg"]),
     ],
 )
 def test_names_that_an_image_may_have(file_name, coco_url, names):

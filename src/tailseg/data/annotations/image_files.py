@@ -14,6 +14,7 @@ from tailseg.errors import UserError
 
 _SUBFOLDERS = ("", "train2017", "val2017")  # LVIS's val split has files of both COCO splits
 _V05_NAME = re.compile(r"COCO_(?:train|val|test)\d{4}_(\d{12}\.jpg)$")
+_LOCAL_FILE = re.compile(r"/data/local-files/?\?(?:.*&)?d=([^&]+)")  # a file that Label Studio serves
 _DRIVE = re.compile(r"[A-Za-z]:")
 MOST_ENTRIES = 5_000_000  # of a folder and the folders in it
 _HIDDEN = ("__MACOSX", "Thumbs.db", "desktop.ini")  # left by archives and file managers, as are names with a dot first
@@ -30,7 +31,9 @@ def candidate_names(file_name: str | None, coco_url: str | None) -> list[str]:
     if file_name:
         old = _V05_NAME.search(file_name)
         names += [file_name, old.group(1)] if old else [file_name]
-        if "://" in file_name:
+        if local := _LOCAL_FILE.search(file_name):
+            names.append(unquote(local.group(1)))
+        elif "://" in file_name:
             names += _of_url(file_name)
         elif "%" in file_name:
             names.append(unquote(file_name))
