@@ -142,6 +142,8 @@ def test_what_is_no_data_set_is_answered_with_what_is_one(tmp_path):
         (IN_A_FOLDER | {"1.json": LABELME}, "", "labelme"),  # labelme2yolo writes into labelme's folder
         (IN_A_FOLDER | {"1.json": '{"images": []}'}, "", "yolo"),
         ({"a.json.gz": b"PK"}, "a.json.gz", None),
+        ({f"{i:02}.json": '{"a": 1}' for i in range(25)} | {"a.json": LABELME}, "", "labelme"),
+        ({f"{i:02}.json": '{"a": 1}' for i in range(25)} | {"a.json": LABELME, "b.json": '{"images": []}'}, "", "coco"),
     ],
 )
 def test_formats_are_recognised(tmp_path, files, given, kind):

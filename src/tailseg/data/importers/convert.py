@@ -36,6 +36,7 @@ NAMES = {"coco": "COCO", "yolo": "YOLO", "labelme": "labelme", "voc": "Pascal VO
 SHARE = 0.2  # of a source without validation split that is set aside for it
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 LOOKED_AT = 20  # XML and JSON files of a folder, to tell its format
+MOST_LOOKED_AT = 2000  # where these do not tell it
 
 
 def recognise(source: Path) -> str | None:
@@ -49,16 +50,23 @@ def recognise(source: Path) -> str | None:
         return next((kind for kind, told in kinds.items() if told(source)), None)
     if is_yolo(source, inner=False):  # without names where they are made of COCO's file, as Ultralytics' are
         return "yolo" if has_names(source) or not any(map(is_coco, json_files(source))) else "coco"
+    if kind := _of_files(source, LOOKED_AT):
+        return kind
+    if is_yolo(source):
+        return "yolo"
+    return "coco" if any(map(is_coco, json_files(source))) else _of_files(source, MOST_LOOKED_AT)
+
+
+def _of_files(source: Path, most: int) -> str | None:
+    """The format that one of the first ``most`` XML or JSON files of a folder tells."""
     for told, kind, suffix in (
         (is_cvat, "cvat", ".xml"),
         (is_voc, "voc", ".xml"),
         (is_labelme, "labelme", ".json"),
     ):
-        if any(map(told, islice(files_below(source, (suffix,)), LOOKED_AT))):
+        if any(map(told, islice(files_below(source, (suffix,)), most))):
             return kind
-    if is_yolo(source):
-        return "yolo"
-    return "coco" if any(map(is_coco, json_files(source))) else None
+    return None
 
 
 def unrecognised(source: Path) -> UserError:
