@@ -30,7 +30,7 @@ from tailseg.data.importers.yolo_layout import find_layout
 from tailseg.errors import UserError
 from tailseg.wording import controls_escaped
 
-VERSION = 3  # raise it when an import writes anything else
+VERSION = 4  # raise it when an import writes anything else
 _ABOUT = "import.json"
 _ANNOTATIONS = (
     ".json",
