@@ -167,3 +167,12 @@ def test_who_only_evaluates_has_no_training_images_nor_their_file(tmp_path):
     picture(root / "val2017" / "x.jpg")
     (root / val).rename(root / "annotations/x.json")
     assert as_downloaded(root) is None
+
+
+@pytest.mark.parametrize("link", ["a/deep", "z/deep"])
+def test_a_file_that_a_link_to_its_folder_shows_again_is_one(tmp_path, link):
+    root = coco_set(tmp_path / "src", "m/train.json", "images", (1,))
+    (root / link).parent.mkdir()
+    (root / link).symlink_to(root / "m")
+    assert coco_files(root).by_split == {"train": root / "m" / "train.json"}
+    assert coco_files(root).notes == []

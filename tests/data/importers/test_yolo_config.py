@@ -191,7 +191,7 @@ def test_darknets_file(tmp_path):
         ({"mine.yml": "names: ["}, "{}/mine.yml: not valid YAML at line 1; write the entries train, val and names"),
         ({"data.yaml": "- a"}, "{}/data.yaml: expected the entries train, val and names; check the file"),
         ({"data.yaml": "a: &x b\nc: *x"}, "{}/data.yaml: line 2 has the alias *x"),
-        ({"data.yaml": b"names: [\xff]"}, "{}/data.yaml: not valid YAML; write the entries"),
+        ({"data.yaml": b"names: [\xff]"}, "{}/data.yaml: it is not a UTF-8 text; save it as one"),
         ({"data.yaml": "#" * 1_000_001}, "{}/data.yaml: it is larger than 1,000 kB"),
     ],
     ids=range(7),

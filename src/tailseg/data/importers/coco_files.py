@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,9 +120,16 @@ def is_coco(path: Path) -> bool:
 
 
 def json_files(source: Path) -> list[Path]:
-    """The JSON files in a folder, in order; of many the largest."""
-    paths = sorted(files_below(source, _SUFFIXES), key=lambda path: -path.stat().st_size)[:MOST_FILES]
-    return sorted(paths)
+    """The JSON files in a folder, in order, each once also where a link leads to its folder; of many the largest."""
+    folders: dict[Path, str] = {}
+    files: dict[str, Path] = {}
+    for path in files_below(source, _SUFFIXES):
+        real = folders.get(path.parent) or folders.setdefault(path.parent, os.path.realpath(path.parent))
+        if real == os.path.abspath(path.parent):
+            files[os.path.join(real, path.name)] = path
+        else:
+            files.setdefault(os.path.join(real, path.name), path)
+    return sorted(sorted(files.values(), key=lambda path: -path.stat().st_size)[:MOST_FILES])
 
 
 def root_of(path: Path) -> Path:
