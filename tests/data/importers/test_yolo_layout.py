@@ -269,8 +269,8 @@ def test_links_inside_are_followed(tmp_path):
 def test_a_split_that_is_a_link_inside_is_followed_without_a_list_of_splits(tmp_path):
     root = write_files(tmp_path, {"images/train/1.jpg": b"", "pool/2.jpg": b"", "labels/train/1.txt": ""})
     os.symlink("../pool", root / "images/val")
-    parts, _, _ = layout_of(root, (), None)
-    assert parts == {"train": ["images/train/1.jpg"], "val": ["images/val/2.jpg"]}
+    parts, _, counts = layout_of(root, (), None)
+    assert (parts, counts) == ({"train": ["images/train/1.jpg"], "val": ["images/val/2.jpg"]}, {})
     write_files(tmp_path.parent / f"{tmp_path.name}_other", {"3.jpg": b""})
     (root / "images/val").unlink()
     os.symlink(tmp_path.parent / f"{tmp_path.name}_other", root / "images/val")

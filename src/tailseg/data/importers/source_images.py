@@ -213,7 +213,9 @@ class SourceImages:
         empty = [str(image.path) for part in read.values() for image in part if not image.names]
         self._found.add("images without an object: kept, as images that show none of the classes", *empty)
         unused = [path for path in self._files if path not in self._used]
-        unused = [path for path in unused if os.path.realpath(path) not in self._used_files]  # by another path to it
+        real = {folder: os.path.realpath(folder) for folder in {path.parent for path in unused}}
+        # Images that another path leads to, by a link to their folder.
+        unused = [path for path in unused if os.path.join(real[path.parent], path.name) not in self._used_files]
         # Images whose annotations are left out, which is said already.
         told_of = {_stem(PurePosixPath(name(item)).stem) for item in rest}
         unused = [path for path in unused if _stem(path.stem) not in told_of]

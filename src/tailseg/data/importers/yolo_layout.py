@@ -281,7 +281,9 @@ def _by_folders(layout: YoloLayout, root: Path, found: LeftOut) -> dict[Split, _
     files = list(files_below(root, IMAGE_SUFFIXES, inside=root))
     above = {file: file.relative_to(root).parts[:-1] for file in files}
     if chosen := [file for file in files if "images" in map(str.lower, above[file])]:
-        others = [str(file) for file in files if "images" not in map(str.lower, above[file])]
+        real: dict[Path, str] = {}
+        known = {_real(file, real) for file in chosen}  # where links lead to
+        others = [str(file) for file in files if _real(file, real) not in known]
         if others:
             found.add("pictures outside of the folders called images: left out", *others)
         files = chosen
