@@ -1,6 +1,7 @@
 """Pictures, and what every reader of foreign data is asked: what a source becomes, and how it refuses."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,19 @@ def coco_set(root: Path, annotation_file: str, image_folder: str, numbers, name=
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"images": images, "annotations": rows, "categories": [{"id": 17, "name": name}]}))
     return root
+
+
+def calls(action):
+    """The number of calls that an action makes."""
+    count = 0
+
+    def seen(frame, event, argument):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(seen)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return count

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from foreign_files import calls
 
 from tailseg.data.importers.layouts import ImageFinder, by_split, split_of, split_of_path, words_of
 
@@ -156,3 +157,15 @@ def test_files_of_one_name_are_found_by_their_folders(tmp_path):
     names = [[f"/old/s{i}/rgb.png"] for i in range(50)]
     found = ImageFinder(tmp_path).locate([*names, ["/old/s50/rgb.png"]], tmp_path, "train")
     assert found == [*(tmp_path / f"scenes/s{i}/rgb.png" for i in range(50)), None]
+
+
+@pytest.mark.parametrize("name", ["/old/s{}/rgb.png", "/gone/{}/rgb.png"])
+def test_the_work_for_files_of_one_name_grows_as_their_number(tmp_path, name):
+    def search(number):
+        root = tmp_path / str(number)
+        touch(root, *(f"scenes/s{i}/rgb.png" for i in range(number)))
+        names = [[name.format(i)] for i in range(number)]
+        return calls(lambda: ImageFinder(root).locate([*names, ["none.png"]], root, "train"))
+
+    search(10)  # imports and the like
+    assert search(200) < 2.5 * search(100)

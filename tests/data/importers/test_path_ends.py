@@ -1,8 +1,8 @@
-import sys
 from itertools import takewhile
 from pathlib import Path
 
 import pytest
+from foreign_files import calls
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,22 +53,6 @@ def test_files_agree_and_are_near_as_a_plain_statement_has_it(names, wanted, fol
             nearest = [path for path, number in zip(best, near, strict=True) if number == max(near)]
             expected = nearest[0] if len(nearest) == 1 else None
             assert ends.nearest(end, found, ROOT.joinpath(*folder)) == expected
-
-
-def calls(action):
-    """The number of calls that an action makes."""
-    count = 0
-
-    def seen(frame, event, argument):
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    sys.setprofile(seen)
-    try:
-        action()
-    finally:
-        sys.setprofile(None)
-    return count
 
 
 @pytest.mark.parametrize("wanted", ["old/s{}/rgb.png", "gone/{}/rgb.png"])
