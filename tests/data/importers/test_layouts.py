@@ -112,7 +112,7 @@ def test_an_image_of_another_split_is_meant_only_where_there_is_no_other_file(tm
 def touch(root, *names):
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
+        (root / name).write_text(name, encoding="utf-8")
 
 
 def test_of_files_that_are_as_good_as_each_other_those_that_fit_count(tmp_path):
@@ -150,6 +150,16 @@ def test_links_to_one_file_are_one_file(tmp_path):
     (tmp_path / "y").mkdir()
     (tmp_path / "y" / "a.jpg").symlink_to(tmp_path / "x" / "a.jpg")
     assert ImageFinder(tmp_path).locate([["a.jpg"], ["b.jpg"]], tmp_path, "train") == [tmp_path / "x/a.jpg", None]
+
+
+def test_copies_of_one_image_are_as_good_as_it(tmp_path):
+    for name in ("x/a.jpg", "y/a.jpg", "x/b.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name[2:], encoding="utf-8")
+    assert ImageFinder(tmp_path).locate([["a.jpg"], ["b.jpg"]], tmp_path, "train") in (
+        [tmp_path / "x/a.jpg", tmp_path / "x/b.jpg"],
+        [tmp_path / "y/a.jpg", tmp_path / "x/b.jpg"],
+    )
 
 
 def test_files_of_one_name_are_found_by_their_folders(tmp_path):

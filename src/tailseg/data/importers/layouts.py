@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import filecmp
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -164,7 +164,8 @@ class ImageFinder:
                 self.rivals[place] = rivals
             if 1 < len(tied) <= MOST_LOOKED_AT:
                 tied = [path for path in tied if fits(place, path)] or tied
-                tied = [tied[0]] if len(set(map(os.path.realpath, tied))) == 1 else tied
+                if all(filecmp.cmp(tied[0], path, shallow=False) for path in tied[1:]):  # copies
+                    tied = tied[:1]
             found.append(tied[0] if len(tied) == 1 else None)
         return found
 
