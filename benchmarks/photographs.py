@@ -23,6 +23,7 @@ from miniature import METRICS, ROOT, SEED, TITLES, Method, about, collect, diffe
 from tailseg.data.importers.split import class_images, stratified_validation
 from tailseg.data.sources import open_data
 from tailseg.errors import UserError
+from tailseg.recipes.resolve import resolve
 
 PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "coco128-lvis"
 RECIPES = {"cross-entropy": "Cross-entropy", "seesaw": "Seesaw"}
@@ -96,6 +97,7 @@ def page(results: dict[str, Any]) -> str:
             f"The mask AP itself is {mean(values(seesaw, 'segm', 'AP')):.1f}: so few pictures teach a detector little "
             "that holds for new ones.",
             "",
+            *_of_other_pixels(results),
             f"Both recipes start from ImageNet weights and see {results['images_seen']} images; {lowest} to {highest} "
             "pictures of a division are for validation. In a division a class is rare with at most 2 training "
             "pictures, common with 3 to 5; an image may have 20 detections, LVIS's 300 scaled by the classes. "
@@ -119,6 +121,18 @@ def page(results: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _of_other_pixels(results: dict[str, Any]) -> list[str]:
+    """What to know of results that the recipes of today would not give, as paragraphs."""
+    now = resolve("small/seesaw").model.pixel_mean
+    if results.get("pixel_mean") == list(now):
+        return []
+    return [
+        f"The runs were made before `small/*` scaled pixels as the weights of their network want it (`model.pixel_mean` of "
+        f"{now[0]:g}): models of today's recipes will differ.",
+        "",
+    ]
 
 
 def main() -> None:
@@ -158,6 +172,7 @@ def main() -> None:
         "splits": arguments.splits,
         "images_seen": 4 * steps,  # a batch of the small recipes is 4
         "machine": made["machine"],
+        "pixel_mean": resolve("small/seesaw").model.pixel_mean,
         "methods": together(collect(rows, 1, arguments.out), arguments.splits),
     }
     (ROOT / "benchmarks/results/photographs.json").write_text(json.dumps(results, indent=1) + "\n")
