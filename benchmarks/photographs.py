@@ -129,8 +129,8 @@ def _of_other_pixels(results: dict[str, Any]) -> list[str]:
     if results.get("pixel_mean") == list(now):
         return []
     return [
-        f"The runs were made before `small/*` scaled pixels as the weights of their network want it (`model.pixel_mean` of "
-        f"{now[0]:g}): models of today's recipes will differ.",
+        "The runs were made before `small/*` scaled pixels as the weights of their network want it "
+        f"(`model.pixel_mean` of {now[0]:g}): models of today's recipes will differ.",
         "",
     ]
 

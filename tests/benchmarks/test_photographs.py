@@ -60,9 +60,7 @@ def test_the_page_says_what_the_numbers_say(photographs):
     assert "Seesaw minus cross-entropy is +1.0 points of mask AP, 95 % interval [−1.5, 3.5]" in page
     assert "it is ahead in 2 of 3 divisions" in page
     assert "30 to 31 pictures" in page
-    assert (
-        "before `small/*` scaled pixels as the weights of their network want it (`model.pixel_mean` of 127.5)" in page
-    )
+    assert "as the weights of their network want it (`model.pixel_mean` of 127.5): models of" in page
     assert "scaled pixels" not in photographs.page(results | {"pixel_mean": [127.5] * 3})
 
 
