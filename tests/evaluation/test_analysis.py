@@ -166,3 +166,32 @@ def test_bins_of_frequency():
         (100_001, None, 1, pytest.approx(0.5)),
     ]
     assert frequency_bins([], "segm") == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_thresholds_are_of_the_scores_that_predict_shows_by(seed):
+    """With mask scores beside those of boxes: what `raw.scores >= threshold` leaves has the stated precision."""
+    rng = np.random.default_rng(seed)
+    places = [[20 * x, 20 * y, 18, 18] for x in range(5) for y in range(5)]
+    truth = [row(place, (1, 4)[i % 2], id=i + 1) for i, place in enumerate(places[:20])]
+    rows, right = [], []
+    for i, place in enumerate(places):
+        for category in (1, 4) if rng.random() < 0.5 else ((1, 4)[i % 2],):
+            right.append(i < 20 and category == (1, 4)[i % 2])
+            box_score = float(rng.integers(40, 60)) / 100 + 0.3 * right[-1] * float(rng.random() < 0.7)
+            rows.append(row(place, category, box_score=box_score, score=box_score * float(rng.random())))
+    scores = score(TRUTH | {"annotations": truth}, rows, options=ScoreOptions(analyse=True))
+    found, right = scores.analysis["segm"], np.array(right)
+    shown = np.array([one["box_score"] for one in rows]) >= scores.thresholds["default"]
+    stated = {"precision": right[shown].mean(), "recall": right[shown].sum() / 20}
+    assert {key: found["threshold"][key] for key in stated} == pytest.approx(stated)
+    ranked = np.array([one["score"] for one in rows]) >= found["mask_threshold"]["score"]
+    stated = {"precision": right[ranked].mean(), "recall": right[ranked].sum() / 20}
+    assert {key: found["mask_threshold"][key] for key in stated} == pytest.approx(stated)
+    for about, category in zip(found["classes"], (1, 4), strict=True):
+        own = np.array([one["category_id"] == category for one in rows])
+        own &= np.array([one["box_score"] for one in rows]) >= about["threshold"]
+        assert (about["right"], about["precision"]) == (right[own].sum(), right[own].mean())
+    assert found["threshold"] == scores.analysis["bbox"]["threshold"]  # boxes are right where the masks are here
+    assert scores.analysis["bbox"]["mask_threshold"] is None
+    assert analysis()["segm"]["mask_threshold"] is None

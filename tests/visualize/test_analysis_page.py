@@ -86,6 +86,13 @@ def test_what_a_page_says(tmp_path):
     assert "one.png: F1 0.50, 1 right, 1 wrong, 1 missed. Missed: cat. Wrong: dog 0.95." in text
 
 
+def test_a_page_tells_scores_of_masks_from_those_of_boxes(tmp_path):
+    rows = [one | {"box_score": 0.8 - 0.3 * i} for i, one in enumerate(FOUND)]
+    text = text_of(body_of(page_of(TRUTH, rows, tmp_path / "page.html")))
+    assert "Shown from a score of 0.80 on, 100% of the detections are right and 50% of the objects" in text
+    assert "“At the threshold” below means a mask score of 0.95" in text
+
+
 def test_a_page_is_well_formed_whatever_is_missing(tmp_path):
     named = copy.deepcopy(TRUTH)
     named["categories"][0]["name"] = EVIL

@@ -66,6 +66,7 @@ def read_browser(annotations: Annotations, folder: Path) -> Browser:
     analysis, metrics = _part(folder / ANALYSIS), _part(folder / METRICS)
     try:
         common = analysis["threshold"]
+        common = analysis.get("mask_threshold") or common  # of the scores that rank masks, if they have their own
         threshold = FALLBACK if common is None else float(common["score"])
         findings = findings_of(annotations, folder / DETECTIONS, threshold)
         return Browser(annotations, findings, analysis, metrics)

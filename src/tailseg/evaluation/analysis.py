@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,9 @@ def analyse(
         ``errors``: kinds of errors by TIDE, each with what AP50 would gain without it (``delta_ap``) and how often it
         occurs (``counts``). ``calibration``: bins of score with the share that is right, and the expected and the
         largest gap between the two. ``threshold``: the score with the best F1 over all classes, or None. ``classes``:
-        for each with objects or detections its own best threshold. ``curves``: precision at 101 recalls, the mean of
+        for each with objects or detections its own best threshold. Both are of the scores by which `predict` shows
+        objects, those of boxes; where masks are ranked by scores of their own, ``mask_threshold`` is the best of these
+        (else None), and what follows "at the threshold" is at it. ``curves``: precision at 101 recalls, the mean of
         each group of classes. ``confusions`` and ``confusion_matrix`` at the threshold; see
         `tailseg.evaluation.confusions`. ``frequency``: the mean AP of the classes by their number of training images.
         ``slices``, ``worst``: see `tailseg.evaluation.slices`. ``labels``: the number of detections that contradict
@@ -57,8 +60,10 @@ def analyse(
         that count.
     """
     matches = matches_of(evaluation, found, truth.objects)
-    common = common_threshold(matches)
-    threshold = FALLBACK if common is None else common.score
+    by_mask = iou_type == "segm" and found.box_scores is not None
+    shown = matches if found.box_scores is None else replace(matches, scores=found.box_scores[matches.rows])
+    common, ranking = common_threshold(shown), common_threshold(matches)
+    threshold = FALLBACK if ranking is None else ranking.score
     errors, calibration = evaluation.tide_errors(), evaluation.calibration()
     pairs, matrix = confusions(evaluation, [row["name"] for row in per_category], found, truth.objects, threshold)
     groups = [row["frequency"] for row in per_category]
@@ -68,7 +73,8 @@ def analyse(
         "errors": {"delta_ap": errors["delta_ap"], "counts": errors["counts"], "AP50": errors["ap_base"]},
         "calibration": {key: calibration[key] for key in ("ece", "mce", "bins")},
         "threshold": None if common is None else common.content(),
-        "classes": _classes(matches, per_category, iou_type, precision),
+        "mask_threshold": ranking.content() if by_mask and ranking is not None else None,
+        "classes": _classes(shown, per_category, iou_type, precision),
         "curves": _group_curves(precision, groups),
         "confusions": pairs,
         "confusion_matrix": matrix,

@@ -58,6 +58,7 @@ def write_page(
         ],
         metric_names=list(METRICS),
         threshold=_threshold(found["threshold"]),
+        mask_threshold=None if found["mask_threshold"] is None else _score(found["mask_threshold"]["score"]),
         classes=[_class(row) for row in found["classes"]],
         own_thresholds=len(suggested["classes"]),
         fewest=FEWEST,
