@@ -1,8 +1,10 @@
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailseg.wording import LONGEST_LINE, LONGEST_WORD, for_terminal, one_line, short
+from tailseg.wording import LONGEST_LINE, LONGEST_WORD, for_terminal, one_line, printable, score_text, short
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=80),
@@ -59,3 +61,16 @@ def test_whatever_is_printed_can_be(text):
     printed.encode()
     assert "\x1b" not in printed
     assert for_terminal(printed) == printed
+
+
+def test_a_name_that_is_not_utf_8_can_be_printed():
+    assert printable(os.fsdecode(b"caf\xe9/\xc3\xa9.jpg")) == "caf\\xe9/é.jpg"
+    assert printable("plain \\ name.png") == "plain \\ name.png"
+
+
+@pytest.mark.parametrize(
+    ("score", "text"),
+    [(0.5, "0.50"), (1, "1.00"), (0.1, "0.10"), (0.0994, "0.099"), (0.00019, "0.00019"), (0.0, "0.00"), (-3, "-3.00")],
+)
+def test_low_scores_keep_two_digits(score, text):
+    assert score_text(score) == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 
@@ -41,6 +42,16 @@ def _pieces(value: object, limit: int) -> Iterator[str]:
         yield "}"
     else:
         yield repr(value[: limit + 1] if isinstance(value, str | bytes) else value)
+
+
+def printable(name: str) -> str:
+    """The name of a file as JSON may hold it: bytes that are not UTF-8 become ``\\xe9``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def score_text(score: float) -> str:
+    """A score with two decimals; below 0.1 with two digits, or low ones would all read 0.00."""
+    return f"{score:.2g}" if 0 < abs(score) < 0.1 else f"{score:.2f}"
 
 
 def controls_escaped(text: str) -> str:

@@ -291,3 +291,22 @@ def test_an_overlap_without_slices_is_refused(path: Path, tmp_path: Path) -> Non
     assert done.returncode == 2
     assert "--overlap" in done.stderr
     assert "add --slices" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names there are Unicode")
+@pytest.mark.parametrize("kind", ["json", "coco", "labelme", "yolo", "cvat"])
+def test_a_name_that_is_not_utf_8_stops_nothing(path: Path, picture: np.ndarray, tmp_path: Path, kind: str) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in (b"a.png", b"caf\xe9.png", b"z.png"):
+        try:
+            Image.fromarray(picture).save(photos / os.fsdecode(name))
+        except OSError:
+            pytest.skip("this file system takes UTF-8 alone")
+    out = tmp_path / "out"
+    done = tailseg_command("predict", path, photos, "--out", out, "--format", kind, "--score", 0, "--quiet")
+    assert_done(done)
+    assert done.stdout.startswith("3 pictures, ")
+    if kind == "json":
+        named = [json.loads(file.read_bytes())["image"] for file in sorted(out.iterdir())]
+        assert named == [str(photos / name) for name in ("a.png", "caf\\xe9.png", "z.png")]

@@ -31,6 +31,7 @@ from tailseg.results.detections import Detections
 from tailseg.results.pictures import image_bytes
 from tailseg.results.rows import export_objects
 from tailseg.threads import read_ahead, usable_cores
+from tailseg.wording import printable
 
 _NAMED = 5  # faults that the last sentence names
 _THREADS = 4  # that draw; up to two results of each wait in memory
@@ -271,7 +272,7 @@ class _VideoResult:
     def add(self, frame: _Prepared) -> None:
         assert self.item.video is not None
         fps = self.item.video.fps
-        about = {"video": str(self.item.video.path), "frame": self.frames, "seconds": self.frames / fps}
+        about = {"video": printable(str(self.item.video.path)), "frame": self.frames, "seconds": self.frames / fps}
         about |= {key: value for key, value in frame.rows.items() if key != "image"}
         try:
             self.lines.write(orjson.dumps(about, option=orjson.OPT_APPEND_NEWLINE))

@@ -24,7 +24,7 @@ from tailseg.results.indexing import positions
 from tailseg.results.rows import coco_rows, export_objects, json_rows
 from tailseg.structures import RawDetections
 from tailseg.visualize.page import data_uri, render
-from tailseg.wording import controls_escaped
+from tailseg.wording import controls_escaped, printable
 
 if TYPE_CHECKING:
     import pandas
@@ -231,7 +231,8 @@ class Detections:
         """
         height, width = self.image_hw
         rows = json_rows(self.raw, self.categories)
-        return {"image": self.source, "height": height, "width": width, "detections": rows}
+        image = None if self.source is None else printable(self.source)
+        return {"image": image, "height": height, "width": width, "detections": rows}
 
     def to_json(self) -> str:
         """The JSON that `tailseg predict` writes: `to_dict` as text."""
@@ -257,7 +258,7 @@ class Detections:
         Raises:
             UserError: two categories have the same name, or one has none.
         """
-        name = "" if self.source is None else self.source
+        name = "" if self.source is None else printable(self.source)
         found = LeftOut()
         names = class_names(ExportSet("the model", self.categories, {}))
         image = ExportImage(name, Path(name), self.image_hw, export_objects(self.raw, self.categories))
