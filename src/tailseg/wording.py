@@ -45,7 +45,7 @@ def _pieces(value: object, limit: int) -> Iterator[str]:
 
 
 def printable(name: str) -> str:
-    """The name of a file as JSON may hold it: bytes that are not UTF-8 become ``\\xe9``."""
+    r"""The name of a file as JSON may hold it: bytes that are not UTF-8 become ``\xe9``."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 

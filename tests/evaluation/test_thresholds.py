@@ -29,12 +29,22 @@ def test_no_other_score_has_a_better_f1(seed):
     assert found.recall == right[shown].sum() / objects
 
 
-@pytest.mark.parametrize("score", [0.57, 0.123456, 0.99999, 1e-7, 1.0, 0.00005])
+@pytest.mark.parametrize(
+    "score", [0.57, 0.123456, 0.99999, 1e-7, 1.0, 0.00005, 1.8599999e-4, 3e-310, 0.0, -0.123456, 7e300]
+)
 def test_a_threshold_is_never_above_its_score(score):
     """Or what has just this score, which it was made for, would not be shown."""
     found = best_threshold(np.array([score]), np.array([True]), 1).score
-    assert score - 1e-4 < found <= score
-    assert found == round(found, 4)
+    assert score - abs(score) * 1e-3 <= found <= score
+    assert found == float(f"{found:.3e}")  # four digits
+
+
+def test_low_scores_are_told_apart():
+    """As of a model after few steps: what is shown from the stated score on is what is stated of it."""
+    scores, right = np.array([1.9e-4, 1.8e-4, 1.2e-4, 1.2e-4]), np.array([True, True, False, False])
+    found = best_threshold(scores, right, 2)
+    assert (found.score, found.precision) == (1.8e-4, 1)
+    assert (scores >= found.score).tolist() == right.tolist()
 
 
 def test_of_all_and_of_each_class():

@@ -86,6 +86,15 @@ def test_what_a_page_says(tmp_path):
     assert "one.png: F1 0.50, 1 right, 1 wrong, 1 missed. Missed: cat. Wrong: dog 0.95." in text
 
 
+def test_a_page_without_calibration_says_why(tmp_path, caplog):
+    """Logits as scores."""
+    page = page_of(TRUTH, [row | {"score": score} for row, score in zip(FOUND, (3.5, -2), strict=True)], tmp_path / "a")
+    assert "Some scores are outside of 0 to 1, so they are no probabilities" in text_of(body_of(page))
+    assert "the expected gap" not in page
+    for word in ("boxes", "masks"):
+        assert f"2 of 2 scores that count for {word} are outside of 0 to 1" in caplog.text
+
+
 def test_a_page_tells_scores_of_masks_from_those_of_boxes(tmp_path):
     rows = [one | {"box_score": 0.8 - 0.3 * i} for i, one in enumerate(FOUND)]
     text = text_of(body_of(page_of(TRUTH, rows, tmp_path / "page.html")))

@@ -17,6 +17,7 @@ from tailseg.evaluation.findings import CLS, KINDS, MISS, RIGHT, Findings
 from tailseg.evaluation.slices import DETECTIONS_SHOWN, result_row
 from tailseg.visualize.analysis_charts import ERRORS, curve_chart
 from tailseg.visualize.analysis_pictures import pair_of_pictures
+from tailseg.wording import score_text
 
 MISTAKES = "mistakes"
 # By the names of the kinds; `MISTAKES` is all but "right".
@@ -124,7 +125,7 @@ class Browser:
             return f"{name}: not found"
         other = int(findings.other[one])
         on = f" ({self.categories[other]['name']})" if kind in ("Cls", "Both") and other >= 0 else ""
-        return f"{name} {findings.scores[one]:.2f}: {KIND_NAMES[kind]}{on}"
+        return f"{name} {score_text(findings.scores[one])}: {KIND_NAMES[kind]}{on}"
 
     def class_choices(self) -> list[tuple[str, int]]:
         """Names and positions of the classes of the analysis, by name."""
@@ -162,9 +163,8 @@ class Browser:
             "Objects": _said(row["objects"]),
         }
         if row["threshold"] is not None:
-            facts["Best lowest score"] = (
-                f"{row['threshold']:.2f}: precision {_percent(row['precision'])}, recall {_percent(row['recall'])}"
-            )
+            shares = f"precision {_percent(row['precision'])}, recall {_percent(row['recall'])}"
+            facts["Best lowest score"] = f"{score_text(row['threshold'])}: {shares}"
         on_it = (self.findings.kind == CLS) & (self.findings.other == category)
         found, counts = np.unique(self.findings.category[on_it], return_counts=True)
         taken = [f"{self.categories[found[i]]['name']} ×{counts[i]}" for i in np.argsort(-counts, kind="stable")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,8 @@ from tailseg.evaluation.matches import Matches, matches_of
 from tailseg.evaluation.reading import ResultColumns
 from tailseg.evaluation.slices import slices, worst_images
 from tailseg.evaluation.thresholds import FALLBACK, class_thresholds, common_threshold
+
+logger = logging.getLogger(__name__)
 
 LABELS = 50  # doubtful ones listed
 CURVE_STEP = 5  # of a class's 101 recall points, every fifth is kept
@@ -49,29 +52,29 @@ def analyse(
     Returns:
         ``errors``: kinds of errors by TIDE, each with what AP50 would gain without it (``delta_ap``) and how often it
         occurs (``counts``). ``calibration``: bins of score with the share that is right, and the expected and the
-        largest gap between the two. ``threshold``: the score with the best F1 over all classes, or None. ``classes``:
-        for each with objects or detections its own best threshold. Both are of the scores by which `predict` shows
-        objects, those of boxes; where masks are ranked by scores of their own, ``mask_threshold`` is the best of these
-        (else None), and what follows "at the threshold" is at it. ``curves``: precision at 101 recalls, the mean of
-        each group of classes. ``confusions`` and ``confusion_matrix`` at the threshold; see
-        `tailseg.evaluation.confusions`. ``frequency``: the mean AP of the classes by their number of training images.
-        ``slices``, ``worst``: see `tailseg.evaluation.slices`. ``labels``: the number of detections that contradict
-        annotations, with scores from the threshold on, and the 50 surest. ``images``, ``objects``: numbers of those
-        that count.
+        largest gap between the two; None where a score is outside of [0, 1]. ``threshold``: the score with the best F1
+        over all classes, or None. ``classes``: for each with objects or detections its own best threshold. Both are of
+        the scores by which `predict` shows objects, those of boxes; where masks are ranked by scores of their own,
+        ``mask_threshold`` is the best of these (else None), and what follows "at the threshold" is at it. ``curves``:
+        precision at 101 recalls, the mean of each group of classes. ``confusions`` and ``confusion_matrix`` at the
+        threshold; see `tailseg.evaluation.confusions`. ``frequency``: the mean AP of the classes by their number of
+        training images. ``slices``, ``worst``: see `tailseg.evaluation.slices`. ``labels``: the number of detections
+        that contradict annotations, with scores from the threshold on, and the 50 surest. ``images``, ``objects``:
+        numbers of those that count.
     """
     matches = matches_of(evaluation, found, truth.objects)
     by_mask = iou_type == "segm" and found.box_scores is not None
     shown = matches if found.box_scores is None else replace(matches, scores=found.box_scores[matches.rows])
     common, ranking = common_threshold(shown), common_threshold(matches)
     threshold = FALLBACK if ranking is None else ranking.score
-    errors, calibration = evaluation.tide_errors(), evaluation.calibration()
+    errors = evaluation.tide_errors()
     pairs, matrix = confusions(evaluation, [row["name"] for row in per_category], found, truth.objects, threshold)
     groups = [row["frequency"] for row in per_category]
     return {
         "images": len(truth.known.image_ids),
         "objects": len(matches.found_with),
         "errors": {"delta_ap": errors["delta_ap"], "counts": errors["counts"], "AP50": errors["ap_base"]},
-        "calibration": {key: calibration[key] for key in ("ece", "mce", "bins")},
+        "calibration": _calibration(evaluation, found.scores, iou_type),
         "threshold": None if common is None else common.content(),
         "mask_threshold": ranking.content() if by_mask and ranking is not None else None,
         "classes": _classes(shown, per_category, iou_type, precision),
@@ -83,6 +86,18 @@ def analyse(
         "worst": worst_images(matches, truth, annotations, found, threshold, with_masks=iou_type == "segm"),
         "labels": _labels(disagreements_of(evaluation, truth, annotations, found, threshold)),
     }
+
+
+def _calibration(evaluation: COCOeval, scores: NDArray[np.float64], iou_type: str) -> dict[str, Any] | None:
+    outside = int(((scores < 0) | (scores > 1)).sum())
+    if outside:
+        logger.warning(
+            "%d of %d scores that count for %s are outside of 0 to 1, so no probabilities; calibration is left out.",
+            outside, len(scores), "masks" if iou_type == "segm" else "boxes",
+        )  # fmt: skip
+        return None
+    found = evaluation.calibration()
+    return {key: found[key] for key in ("ece", "mce", "bins")}
 
 
 def _classes(

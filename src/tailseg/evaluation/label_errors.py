@@ -19,6 +19,7 @@ from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.diagnosis.mask_checks import iou
 from tailseg.evaluation.ground_truth import GroundTruth
 from tailseg.evaluation.reading import ResultColumns
+from tailseg.wording import score_text
 
 SAME_PLACE = 0.5  # IoU
 
@@ -38,7 +39,7 @@ class Disagreement:
     def __str__(self) -> str:
         """One line for a report: image, annotation or place, classes, score."""
         image = f"image {self.image_id}" + (f" ({Path(self.file_name).name})" if self.file_name else "")
-        found = f"'{self.found}' with {self.score:.2f}"
+        found = f"'{self.found}' with {score_text(self.score)}"
         if self.annotation_id is not None:
             return f"{image}: annotation {self.annotation_id} is '{self.annotated}', found {found}"
         x, y, width, height = self.box_xywh

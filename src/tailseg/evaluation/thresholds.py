@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Context
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from tailseg.evaluation.matches import Matches
 
 FEWEST = 5  # right detections at a class's threshold; with fewer it says nothing about new pictures
 FALLBACK = 0.5  # where nothing at all was found; what `predict` has without a file
-DIGITS = 4  # of thresholds, rounded down
+DIGITS = 4  # significant ones of thresholds, rounded down
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,5 +89,7 @@ def thresholds_content(classes: Sequence[dict[str, Any]], common: dict[str, floa
 
 def _down(score: float) -> float:
     """A score with few digits and not above, or what has just this score would not be shown."""
-    rounded = round(float(score), DIGITS)
-    return rounded if rounded <= score else round(rounded - 10**-DIGITS, DIGITS)
+    rounded = float(f"{score:.{DIGITS - 1}e}")
+    if rounded <= score:
+        return rounded
+    return float(Context(prec=DIGITS, rounding=ROUND_FLOOR).create_decimal_from_float(float(score)))

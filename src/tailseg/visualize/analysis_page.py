@@ -8,7 +8,7 @@ from typing import Any
 
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.annotations.frequency import GROUPS
-from tailseg.errors import writing
+from tailseg.errors import write_whole
 from tailseg.evaluation.comparison import NOTHING
 from tailseg.evaluation.metrics import Scores
 from tailseg.evaluation.thresholds import FALLBACK, FEWEST
@@ -22,6 +22,7 @@ from tailseg.visualize.analysis_charts import (
 )
 from tailseg.visualize.analysis_pictures import worst_pictures
 from tailseg.visualize.page import render
+from tailseg.wording import score_text
 
 METRICS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APs", "APm", "APl")
 TITLES = {"segm": "Masks", "bbox": "Boxes", "boundary": "Outlines"}
@@ -45,7 +46,7 @@ def write_page(
     assert scores.analysis is not None
     kind = "segm" if "segm" in scores.analysis else "bbox"
     found = scores.analysis[kind]
-    suggested = scores.thresholds or {}
+    suggested, calibration = scores.thresholds or {}, found["calibration"]
     page = render(
         "analysis.html",
         title=title,
@@ -66,17 +67,16 @@ def write_page(
         errors=_errors(found["errors"]),
         error_chart=error_chart(kind, found["errors"]),
         matrix=_matrix(found["confusion_matrix"]),
-        calibration=calibration_chart(kind, found["calibration"]),
-        gap=_percent(found["calibration"]["ece"]),
+        calibration=calibration_chart(kind, calibration) if calibration else None,
+        gap=_percent(calibration["ece"]) if calibration else "",
         frequency=frequency_chart(kind, found["frequency"], found["classes"]) if found["frequency"] else None,
         slices=_slices(found["slices"]),
         worst=_worst(found["worst"], annotations),
         with_pictures=annotations is not None,
-        labels=found["labels"]["first"],
+        labels=[row | {"score": score_text(row["score"])} for row in found["labels"]["first"]],
         label_count=f"{found['labels']['count']:,}",
     )
-    with writing(path):
-        path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def _percent(value: float | None) -> str:
@@ -88,7 +88,7 @@ def _count(value: int | None) -> str:
 
 
 def _score(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.2f}"
+    return NOTHING if value is None else score_text(value)
 
 
 def _threshold(found: Row | None) -> dict[str, str]:
@@ -189,7 +189,7 @@ def _worst(worst: Sequence[Row], annotations: Annotations | None) -> list[dict[s
             "numbers": f"{row['right']} right, {row['wrong']} wrong, {row['missed']} missed",
             "F1": _score(row["F1"]),
             "missed": _listed([name + (f" ×{n}" if n > 1 else "") for name, n in row["missed_classes"].items()]),
-            "wrong": _listed([f"{one['name']} {one['score']:.2f}" for one in row["found"] if not one["right"]]),
+            "wrong": _listed([f"{one['name']} {score_text(one['score'])}" for one in row["found"] if not one["right"]]),
             "pictures": pair,
         }
         for row, pair in zip(worst, pairs, strict=True)
