@@ -9,6 +9,7 @@ ground truth. Ties in score keep the order of the file.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from tailseg.data.annotations.annotations import Annotations, load_annotations, summary
-from tailseg.errors import UserError, writing
+from tailseg.errors import UserError, write_whole
 from tailseg.evaluation.analysis import analyse
 from tailseg.evaluation.boundary import boundary_curves
 from tailseg.evaluation.ground_truth import GroundTruth, ground_truth_of
@@ -252,10 +253,11 @@ def write_scores(scores: Scores, metrics: Path, beside: str = "") -> None:
     """
     classes = metrics.with_name(f"{beside}classes.csv")
     write_json(metrics, scores.metrics)
-    with writing(classes), classes.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(scores.per_category[0]) if scores.per_category else [])
-        table.writeheader()
-        table.writerows(scores.per_category)
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(scores.per_category[0]) if scores.per_category else [])
+    table.writeheader()
+    table.writerows(scores.per_category)
+    write_whole(classes, text.getvalue())
     if scores.analysis is not None:
         write_json(metrics.with_name(f"{beside}analysis.json"), scores.analysis)
         write_json(metrics.with_name(f"{beside}thresholds.json"), scores.thresholds)
@@ -263,5 +265,4 @@ def write_scores(scores: Scores, metrics: Path, beside: str = "") -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON."""
-    with writing(path):
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(content, indent=1) + "\n")

@@ -18,7 +18,7 @@ from tailseg.data.exporters.labelme import labelme_content
 from tailseg.data.exporters.records import ExportImage, ExportSet, class_names
 from tailseg.data.images import read_image
 from tailseg.data.importers.foreign import LeftOut
-from tailseg.errors import UserError
+from tailseg.errors import UserError, write_whole
 from tailseg.results import masks, pictures
 from tailseg.results.indexing import positions
 from tailseg.results.rows import coco_rows, export_objects, json_rows
@@ -216,7 +216,7 @@ class Detections:
             kind = pictures.image_kind(path)
             content = pictures.image_bytes(self.plot(), kind)
         try:
-            path.write_bytes(content)
+            write_whole(path, content)
         except OSError as error:
             raise UserError(
                 f"{path}: could not be written ({error.strerror}); make room or choose another place"

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tailseg.errors import UserError
+from tailseg.errors import UserError, write_whole
 from tailseg.evaluation.comparison import KINDS, NOTHING, Stat, number, table, verdict
 from tailseg.visualize.comparison_charts import (
     GROUPS,
@@ -80,7 +80,7 @@ def write_report(results: Mapping[str, Any], out: Path) -> None:
             for run in method["runs"]
         ],
     )
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def _require(results: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.diagnosis.dataset_report import DatasetReport
 from tailseg.data.diagnosis.findings import Finding
+from tailseg.errors import write_whole
 from tailseg.visualize.dataset_charts import objects_chart, repeat_chart, size_chart, tail_chart
 from tailseg.visualize.gallery import rarest_classes
 from tailseg.visualize.page import data_uri, render
@@ -34,7 +35,7 @@ def write_page(report: DatasetReport, train: Annotations, path: Path) -> None:
             "objects": f"{report.memory['objects_of_the_fullest_image']:,}",
         },
     )
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def _count(number: int, what: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from tailseg.data.annotations.frequency import GROUPS
-from tailseg.errors import writing
+from tailseg.errors import write_whole
 from tailseg.evaluation.paired_report import (
     MINUS,
     NOTHING,
@@ -63,8 +63,7 @@ def write_page(content: Content, path: Path) -> None:
         few=sum(row["images"] < fewest for row in rows),
         fewest=fewest,
     )
-    with writing(path):
-        path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def _metric(row: Content) -> dict[str, Any]:
