@@ -1,11 +1,14 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from predictions import rectangles
-from tiny import assert_done, assert_refused
+from tiny import ENVIRONMENT, assert_done, assert_refused
 from tiny import tailseg as tailseg_command
 
 import tailseg
@@ -53,7 +56,7 @@ def test_a_written_video_has_the_frames_and_their_rate(tmp_path: Path) -> None:
     with VideoFile(tmp_path / "none.mp4", 5):
         pass
     assert not (tmp_path / "none.mp4").exists()
-    with pytest.raises(UserError, match=r"nowhere/a\.mp4: the video cannot be written"):
+    with pytest.raises(UserError, match=r"nowhere/a\.mp4: the video could not be written"):
         VideoFile(tmp_path / "nowhere" / "a.mp4", 5).add(frames[0])
 
 
@@ -161,3 +164,48 @@ def test_the_command_on_a_video_that_is_none(path: Path, tmp_path: Path) -> None
     done = tailseg_command("predict", path, tmp_path / "bad.mp4", "--out", tmp_path / "out", "--quiet")
     assert_refused(done, "bad.mp4: not a video that can be decoded")
     assert done.stdout == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+def test_a_video_that_the_disk_cannot_take_is_told(tmp_path: Path) -> None:
+    """OpenCV's writer itself says nothing. What stood there before is left."""
+    (tmp_path / "a.mp4").write_bytes(b"old")
+    code = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from tailseg.errors import UserError
+from tailseg.predict.video import VideoFile
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+noise = np.random.default_rng(0)
+try:
+    with VideoFile(Path("a.mp4"), 25) as video:
+        for _ in range(15):
+            video.add(noise.integers(0, 255, (240, 320, 3), dtype=np.uint8))
+except UserError as error:
+    sys.exit(str(error))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr.strip().splitlines()[-1:]) == (
+        1, ["a.mp4: the video could not be written; make room or choose another --out"]
+    )  # fmt: skip
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"a.mp4": b"old"}
+
+
+def test_a_video_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    path, frame = tmp_path / "a.mp4", np.zeros((32, 32, 3), np.uint8)
+    with VideoFile(path, 25) as video:
+        video.add(frame)
+        assert not path.exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(path, frame)
+    assert len(list(open_video(path).frames())) == 3  # what was found until then
+
+
+def interrupted(path: Path, frame: np.ndarray) -> None:
+    with VideoFile(path, 25) as video:
+        for _ in range(3):
+            video.add(frame)
+        raise KeyboardInterrupt

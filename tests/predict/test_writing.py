@@ -19,7 +19,7 @@ from tailseg.data.importers.convert import READERS
 from tailseg.errors import UserError
 from tailseg.predict import Model
 from tailseg.predict.video import VideoFile
-from tailseg.predict.writing import Request, Tally, export_predictions, predict_files
+from tailseg.predict.writing import Request, Tally, _Folder, export_predictions, predict_files
 
 
 def test_files(model: Model, picture: np.ndarray, tmp_path: Path) -> None:
@@ -310,3 +310,36 @@ def test_a_name_that_is_not_utf_8_stops_nothing(path: Path, picture: np.ndarray,
     if kind == "json":
         named = [json.loads(file.read_bytes())["image"] for file in sorted(out.iterdir())]
         assert named == [str(photos / name) for name in ("a.png", "caf\\xe9.png", "z.png")]
+
+
+def test_numbers_go_on_from_the_last_one(tmp_path: Path) -> None:
+    """And do so at once: 3,000 pictures of one name are not compared with each other."""
+    folder = _Folder(tmp_path, {"p.png", "p-3.json"}, pictures=True)
+    names = [folder._free("p", (".png", ".json")) for _ in range(3)]
+    assert names == ["p-2", "p-4", "p-5"]
+    assert [folder._free("p", (".mp4", ".jsonl")) for _ in range(2)] == ["p", "p-2"]
+    assert [folder._free("P-4", (".json",)), folder._free("q", (".json",))] == ["P-4-2", "q"]
+
+    class Counted(set):
+        asked = 0
+
+        def __contains__(self, name: object) -> bool:
+            Counted.asked += 1
+            return super().__contains__(name)
+
+    folder = _Folder(tmp_path, Counted(), pictures=True)
+    assert [folder._free("p", (".png", ".json")) for _ in range(3000)][-1] == "p-3000"
+    assert Counted.asked < 4 * 3000
+
+
+@pytest.mark.parametrize("kind", ["json", "labelme"])
+def test_the_longest_names_are_cut(path: Path, picture: np.ndarray, tmp_path: Path, kind: str) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for end in "ab":
+        Image.fromarray(picture).save(photos / ("é" * 125 + f"{end}.png"))
+    out = tmp_path / "out"
+    done = tailseg_command("predict", path, photos, "--out", out, "--format", kind, "--score", 0, "--quiet")
+    assert_done(done)
+    written = sorted(file.name for file in out.rglob("*.json"))
+    assert written == ["é" * 115 + "-2.json", "é" * 115 + ".json"]

@@ -110,6 +110,9 @@ def _quiet() -> Iterator[None]:
 class VideoFile:
     """A new .mp4 file (MPEG-4 Part 2), which has the size of its first frame. As a context, it closes the file.
 
+    The writer tells of no fault, of a full disk for instance. So the file is ``STEM.partial.mp4`` until the block ends
+    and all frames are found in it; otherwise that is a UserError, and what stood at ``path`` is left.
+
     Args:
         path: of the file; what is there is replaced.
         fps: frames a second.
@@ -118,7 +121,9 @@ class VideoFile:
     def __init__(self, path: Path, fps: float) -> None:
         self.path = path
         self.fps = fps
+        self._partial = path.with_name(f"{path.stem}.partial.mp4")
         self._writer: cv2.VideoWriter | None = None
+        self._frames = 0
 
     def __enter__(self) -> VideoFile:
         return self
@@ -126,8 +131,25 @@ class VideoFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._writer is not None:
-            self._writer.release()
+        if self._writer is None:
+            return
+        self._writer.release()
+        self._writer = None
+        if self._is_whole():
+            os.replace(self._partial, self.path)
+            return
+        self._partial.unlink(missing_ok=True)
+        if kind is None:
+            raise self._unwritten()
+
+    def _is_whole(self) -> bool:
+        try:
+            return open_video(self._partial).stated_frames == self._frames
+        except UserError:
+            return False
+
+    def _unwritten(self) -> UserError:
+        return UserError(f"{self.path}: the video could not be written; make room or choose another --out")
 
     def add(self, frame: Picture) -> None:
         """Append a frame (H, W, 3) uint8 RGB; an odd side gets a row or column more, as the format wants even ones.
@@ -140,11 +162,12 @@ class VideoFile:
         if self._writer is None:
             self._writer = self._begin((even.shape[1], even.shape[0]))
         self._writer.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
+        self._frames += 1
 
     def _begin(self, size: tuple[int, int]) -> cv2.VideoWriter:
         with _quiet():
             code = cv2.VideoWriter.fourcc(*"mp4v")
-            writer = cv2.VideoWriter(os.path.abspath(self.path), cv2.CAP_FFMPEG, code, self.fps, size)
+            writer = cv2.VideoWriter(os.path.abspath(self._partial), cv2.CAP_FFMPEG, code, self.fps, size)
         if not writer.isOpened():
-            raise UserError(f"{self.path}: the video cannot be written; make room or choose another --out")
+            raise self._unwritten()
         return writer

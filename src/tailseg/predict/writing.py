@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -18,9 +18,9 @@ import orjson
 from PIL import Image
 
 from tailseg.data.exporters.export import Exported, export
-from tailseg.data.exporters.folder import name_key
+from tailseg.data.exporters.folder import fitting_stem, name_key
 from tailseg.data.exporters.records import ExportImage, ExportSet
-from tailseg.errors import UserError
+from tailseg.errors import UserError, write_whole
 from tailseg.model.detector import Wanted
 from tailseg.predict.model import Look, Model, Picture
 from tailseg.predict.sources import Item, Source, open_or_faulty, total_count
@@ -202,6 +202,7 @@ class _Folder:
     def __init__(self, out: Path, taken: set[str], *, pictures: bool) -> None:
         self.out, self.taken, self.pictures = out, taken, pictures
         self._video: _VideoResult | None = None
+        self._numbers: dict[tuple[str, tuple[str, ...]], int] = {}  # the last one of each stem and its suffixes
 
     def __enter__(self) -> _Folder:
         return self
@@ -209,12 +210,13 @@ class _Folder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
+        with nullcontext() if kind is None else suppress(UserError):  # of two faults the first is told
+            self._close()
 
     def _close(self) -> None:
         if self._video is not None:
-            self._video.files.close()
-            self._video = None
+            video, self._video = self._video, None
+            video.close()
 
     def add(self, result: _Prepared) -> None:
         """Write what was found in a picture, or in the next frame of a video."""
@@ -227,7 +229,7 @@ class _Folder:
             for suffix, content in contents.items():
                 path = self.out / f"{stem}{suffix}"
                 try:
-                    path.write_bytes(content)
+                    write_whole(path, content)
                 except OSError as error:
                     raise _unwritten(path, error) from error
             return
@@ -249,12 +251,16 @@ class _Folder:
             video = files.enter_context(VideoFile(self.out / f"{stem}.mp4", item.video.fps))
         return _VideoResult(item, files, lines, video)
 
-    def _free(self, stem: str, suffixes: Sequence[str]) -> str:
-        """``stem``, numbered if files of that name were written before or are among the inputs."""
-        number, free = 1, stem
+    def _free(self, stem: str, suffixes: tuple[str, ...]) -> str:
+        """``stem``, numbered if files of that name were written before or are among the inputs; cut if too long."""
+        stem = fitting_stem(stem)
+        first = (name_key(stem), suffixes)
+        number = self._numbers.get(first, 1)
+        free = stem if number == 1 else f"{stem}-{number}"
         while any(name_key(f"{free}{suffix}") in self.taken for suffix in suffixes):
             number += 1
             free = f"{stem}-{number}"
+        self._numbers[first] = number
         self.taken.update(name_key(f"{free}{suffix}") for suffix in suffixes)
         return free
 
@@ -268,6 +274,13 @@ class _VideoResult:
     lines: BinaryIO
     video: VideoFile | None
     frames: int = 0
+
+    def close(self) -> None:
+        """Finish the files (UserError if one cannot be written)."""
+        try:
+            self.files.close()
+        except OSError as error:
+            raise _unwritten(Path(self.lines.name), error) from error
 
     def add(self, frame: _Prepared) -> None:
         assert self.item.video is not None

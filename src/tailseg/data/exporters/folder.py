@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from tailseg.data.images import decode, read_header, to_rgb
 from tailseg.data.importers.foreign import LeftOut, image_size
 from tailseg.data.importers.writer import ImageFile, place_file
 
+LONGEST_STEM = 230  # bytes; a name has at most 255
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"\\|?*]')  # in names that other systems read too
 
 
@@ -36,6 +38,7 @@ class ExportFolder:
         self.found = found
         self.linked = True
         self._taken: set[str] = set()
+        self._numbers: dict[str, int] = {}  # the last one of each name, or to find the next would take ever longer
         self._opened = ExitStack()
 
     def __enter__(self) -> ExportFolder:
@@ -102,12 +105,24 @@ class ExportFolder:
 
     def _unused(self, folder: str, name: str) -> str:
         path = PurePosixPath(name)
-        number, free = 1, path
+        path = path.with_name(fitting_stem(path.stem) + path.suffix)
+        first = name_key(f"{folder}/{path.with_suffix('')}")
+        number, free = self._numbers.get(first, 1), path
+        if number > 1:
+            free = path.with_name(f"{path.stem}-{number}{path.suffix}")
         while (key := name_key(f"{folder}/{free.with_suffix('')}")) in self._taken:
             number += 1
             free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        self._numbers[first] = number
         self._taken.add(key)
         return str(free)
+
+
+def fitting_stem(stem: str) -> str:
+    """The stem of a file's name, cut where a number and a suffix would make it longer than disks can take."""
+    while len(os.fsencode(stem)) > LONGEST_STEM:
+        stem = stem[:-1]
+    return stem
 
 
 def name_key(name: str) -> str:
