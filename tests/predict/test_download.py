@@ -1,5 +1,6 @@
 """Against a server in this process."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ class Pages(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        if self.path.startswith("/echo/"):
+            return self.answer(self.path.encode())
         page = getattr(self, f"page_{self.path.strip('/').split('.')[0]}", None)
         if page is None:
             self.send_error(404)
@@ -78,6 +81,19 @@ class Pages(BaseHTTPRequestHandler):
             self.wfile.write(b"x")
             time.sleep(0.05)
 
+    def page_headers(self) -> None:
+        self.send_response(200)
+        self.wfile.write(b"HTTP/1.0 200 OK\r\nX-A: ")
+        for _ in range(60):
+            self.wfile.write(b"a")
+            time.sleep(0.05)
+
+    def page_chunks(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;")
+        for _ in range(60):
+            self.wfile.write(b"a")
+            time.sleep(0.05)
+
     def page_large(self) -> None:
         self.send_response(200)
         self.end_headers()
@@ -109,6 +125,32 @@ def test_a_picture_from_the_web(site: str, model: tailseg.Model) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        ("bäum.jpg", "b%C3%A4um.jpg"),
+        ("a b.jpg", "a%20b.jpg"),
+        ("a%20b.jpg?x=1&y=[2]", "a%20b.jpg?x=1&y=[2]"),
+        ("фото.jpg?имя=1#part", "%D1%84%D0%BE%D1%82%D0%BE.jpg?%D0%B8%D0%BC%D1%8F=1"),
+    ],
+)
+def test_addresses_in_any_alphabet(site: str, path: str, sent: str) -> None:
+    assert download(f"{site}/echo/{path}").decode() == f"/echo/{sent}"
+
+
+def test_hosts_in_any_alphabet(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def resolved(address: tuple[str, int], *_: object, **__: object) -> None:
+        asked.append(address)
+        raise ConnectionRefusedError("refused")
+
+    monkeypatch.setattr(socket, "create_connection", resolved)
+    with pytest.raises(UserError, match=r"http://me@bücher\.example:81/ä: cannot be reached"):
+        download("http://me@bücher.example:81/ä")
+    assert [(host.rpartition("@")[2], port) for host, port in asked] == [("xn--bcher-kva.example", 81)]
+
+
+@pytest.mark.parametrize(
     ("page", "sentence"),
     [
         ("dog.png", "the server answers 404 Not Found; check the address"),
@@ -118,12 +160,16 @@ def test_a_picture_from_the_web(site: str, model: tailseg.Model) -> None:
         ("cut", "bytes before the end; try again"),
         ("silent", "no answer for 0.3 s; try again later, or download it by hand"),
         ("slow", "not complete after 0.5 s; download it and give the file"),
+        ("headers", "not complete after 0.5 s; download it and give the file"),
+        ("chunks", "not complete after 0.5 s; download it and give the file"),
         ("large", "larger than 1 MiB; download it and give the file"),
     ],
 )
 def test_what_goes_wrong_is_a_sentence(site: str, page: str, sentence: str) -> None:
+    begin = time.monotonic()
     with pytest.raises(UserError) as error:
         download(f"{site}/{page}", silence=0.3, total=0.5, most_bytes=1 << 20)
+    assert time.monotonic() - begin < 2
     assert str(error.value).startswith(f"{site}/{page}: ")
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)

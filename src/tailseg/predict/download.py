@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import http.client
+import re
+import socket
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import IO, Any
-from urllib.parse import urljoin
+from urllib.parse import quote, urljoin
 
 from tailseg.errors import UserError
 
@@ -15,12 +21,80 @@ SILENCE_SECONDS = 20.0  # longest wait for the next bytes
 TOTAL_SECONDS = 120.0
 MOST_BYTES = 256 << 20
 _CHUNK = 1 << 16
+_SAFE = "%/:?#[]@!$&'()*+,;=~"  # in an address besides letters and digits
 _SCHEMES = ("http://", "https://")
 
 
 def is_url(text: str) -> bool:
     """Return whether a text is an address that `download` takes."""
     return text.lower().startswith(_SCHEMES)
+
+
+def _in_ascii(url: str) -> str:
+    """An address as servers take it: international names of hosts by IDNA, other letters and spaces as %E4."""
+    scheme, place, rest = re.findall(r"(?s)^(\w+://)([^/?#]*)(.*)", url)[0]
+    if not place.isascii():
+        user, at, host = place.rpartition("@")
+        name, colon, port = host.partition(":")
+        place = f"{user}{at}{name.encode('idna').decode()}{colon}{port}"
+    return scheme + place + quote(rest, safe=_SAFE)
+
+
+class _Connections:
+    """Makes connections whose sockets are known, so that they can be shut while a read waits."""
+
+    def __init__(self) -> None:
+        self._sockets: list[socket.socket] = []
+
+    def open(self, kind: type[http.client.HTTPConnection], host: str, **options: Any) -> http.client.HTTPConnection:
+        connection, sockets = kind(host, **options), self._sockets
+        connect = connection.connect
+
+        def known() -> None:
+            connect()
+            sockets.append(connection.sock)
+
+        connection.connect = known  # type: ignore[method-assign]
+        return connection
+
+    @contextmanager
+    def shut_after(self, seconds: float) -> Iterator[None]:
+        """Shut all connections, also those that are still to come, when the block takes longer."""
+        finished = threading.Event()
+
+        def shut() -> None:
+            wait = seconds
+            while not finished.wait(wait):
+                wait = 0.2
+                for one in self._sockets:
+                    with suppress(OSError):  # it is closed
+                        one.shutdown(socket.SHUT_RDWR)
+
+        threading.Thread(target=shut, daemon=True).start()
+        try:
+            yield
+        finally:
+            finished.set()
+
+
+class _Http(urllib.request.HTTPHandler):
+    def __init__(self, connections: _Connections) -> None:
+        super().__init__()
+        self._open = partial(connections.open, http.client.HTTPConnection)
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        """Open a connection."""
+        return self.do_open(self._open, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def __init__(self, connections: _Connections) -> None:
+        super().__init__()
+        self._open = partial(connections.open, http.client.HTTPSConnection)
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        """Open a connection."""
+        return self.do_open(self._open, req)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -62,11 +136,11 @@ def download(
         UserError: no such server or page, an address that is none, a redirect to another protocol, too slow, or too
             large.
     """
-    opener = urllib.request.OpenerDirector()
+    opener, connections = urllib.request.OpenerDirector(), _Connections()
     for handler in (
         urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
+        _Http(connections),
+        _Https(connections),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         _Redirects(),
@@ -74,15 +148,18 @@ def download(
         opener.add_handler(handler)
     end = time.monotonic() + total
     content = bytearray()
+    late = UserError(f"{url}: not complete after {total:g} s; download it and give the file")
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "tailseg"})
-        with opener.open(request, timeout=silence) as answer:
+        request = urllib.request.Request(_in_ascii(url), headers={"User-Agent": "tailseg"})
+        with connections.shut_after(total), opener.open(request, timeout=silence) as answer:
             while chunk := answer.read1(_CHUNK):  # what is there: `read` would wait for a whole chunk
                 content += chunk
                 if len(content) > most_bytes:
                     raise UserError(f"{url}: larger than {most_bytes >> 20} MiB; download it and give the file")
                 if time.monotonic() > end:
-                    raise UserError(f"{url}: not complete after {total:g} s; download it and give the file")
+                    raise late
+            if time.monotonic() > end:
+                raise late
             missing = getattr(answer, "length", None)
             if missing:
                 raise UserError(f"{url}: the connection broke {missing} bytes before the end; try again")
@@ -94,9 +171,13 @@ def download(
     except urllib.error.URLError as error:
         if isinstance(error.reason, TimeoutError):
             raise UserError(f"{url}: no answer for {silence:g} s; try again later, or download it by hand") from None
+        if time.monotonic() > end:
+            raise late from None
         raise UserError(f"{url}: cannot be reached ({error.reason}); check the address and the network") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, UserError):
             raise
+        if time.monotonic() > end:
+            raise late from None
         raise UserError(f"{url}: cannot be downloaded ({error}); check the address") from None
     return bytes(content)
