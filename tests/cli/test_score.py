@@ -87,7 +87,10 @@ def test_scoring_does_not_wait_for_pytorch() -> None:
         (json.dumps([row(score=float("nan"))]), "found.json: not valid JSON at line 1, byte 67: NaN is no JSON number"),
         (json.dumps([row(image_id="7")]), "found.json: image_id of row 0 is '7', expected a whole number"),
         (json.dumps([row(), row(category_id="3")]), "found.json: category_id of row 1 is '3'"),
-        (json.dumps([row(), row(category_id=4)]), "found.json: row 1 names category 4, which the annotation file"),
+        (
+            json.dumps([row(category_id=4)]),
+            "found.json: row 0 names category 4, which the annotation file does not have",
+        ),
         (json.dumps([row(image_id=8)]), "found.json: row 0 names image 8, which the annotation file does not have"),
         (json.dumps([row(segmentation=MASK | {"size": [9, 10]})]), "segmentation of row 0 has the size [9, 10]"),
         (json.dumps({"annotations": []}), "found.json: expected a list of results rows, found an object"),
@@ -127,3 +130,14 @@ def test_options_that_do_not_go_together(tmp_path: Path, data: Content) -> None:
     done = score(tmp_path, "--iou", "bbox", "--boundary")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "add segm" in done.stderr
+
+
+def test_what_finds_nothing_is_said(tmp_path: Path, data: Content) -> None:
+    write(tmp_path, data, [row(category_id=4, score=0.9), row(), row(segmentation=[], score=0.1)])
+    done = score(tmp_path, "--out", "m.json")
+    assert done.returncode == 0
+    assert "found.json: 1 of 3 rows have an unknown category (row 0 names category 4, which" in done.stderr
+    assert "found.json: 1 of 3 rows have no mask (first: row 2)" in done.stderr
+    assert json.loads((tmp_path / "m.json").read_text())["segm"]["AP"] == pytest.approx(1)
+    done = score(tmp_path, "--max-dets", 1, "--out", "m.json")
+    assert json.loads((tmp_path / "m.json").read_text())["segm"]["AP"] == 0

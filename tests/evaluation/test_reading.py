@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pickle
 import tracemalloc
 
 import numpy as np
@@ -109,7 +110,6 @@ def test_boxes_are_optional_for_masks_but_for_all_rows_alike():
         ({"image_id": "1"}, "image_id of row 1 is '1', expected a whole number"),
         ({"image_id": 1.5}, "image_id of row 1 is 1.5"),
         ({"image_id": 2**70}, "image_id of row 1"),
-        ({"category_id": 8}, "row 1 names category 8"),
         ({"category_id": None}, "category_id of row 1 is None"),
         ({"score": float("nan")}, "score of row 1 is nan"),
         ({"score": float("inf")}, "score of row 1 is inf"),
@@ -339,3 +339,77 @@ def test_deep_nesting_is_told_in_a_sentence(tmp_path, key, levels):
     with pytest.raises(UserError, match=r"r\.json: ") as caught:
         read_results(tmp_path / "r.json", str(tmp_path / "r.json"), known(), ("bbox", "segm"), Cut())
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("chunk", [100, 1 << 20])
+def test_a_category_that_is_not_listed_takes_its_place_and_finds_nothing(tmp_path, monkeypatch, caplog, chunk):
+    monkeypatch.setattr(reading, "_CHUNK", chunk)
+    rows = [row(score=0.4), row(category_id=8, score=0.9), row(score=0.8), row(score=0.7), row(category_id=99)]
+    (tmp_path / "r.json").write_text(json.dumps(rows))
+    columns = read(tmp_path / "r.json", cut=Cut(limit=2))
+    assert (columns.scores.tolist(), columns.categories.tolist()) == ([0.8], [0])
+    assert caplog.messages == [
+        "r.json: 2 of 5 rows have an unknown category (row 1 names category 8, which the annotation file does not"
+        " have); they take their places among the best of an image, no more."
+    ]
+    # Of the best of each class over all images it takes none.
+    columns = read(tmp_path / "r.json", cut=Cut(limit=2, per_class=True))
+    assert (columns.scores.tolist(), columns.categories.tolist()) == ([0.8, 0.7], [0, 0])
+    assert caplog.messages[1].endswith("; they are left out.")
+    # In either ranking of masks with scores of their own.
+    both = [one | {"box_score": 1 - one["score"]} for one in rows]
+    for cut, boxes, masks in ((Cut(limit=2), [0.6], [0.8]), (Cut(limit=3), [0.6, 0.3], [0.8, 0.7])):
+        columns = read(both, cut=cut)
+        assert columns.ranked("bbox", cut).scores.tolist() == pytest.approx(boxes)
+        assert columns.ranked("segm", cut).scores.tolist() == masks
+        assert set(columns.categories.tolist()) == {0}
+
+
+def test_rows_of_no_category_that_is_listed_are_of_other_data():
+    with pytest.raises(UserError) as caught:
+        read([row(category_id=8), row(category_id=10)])
+    assert str(caught.value) == (
+        "r.json: row 0 names category 8, which the annotation file does not have; score against the split that the"
+        " results were made on"
+    )
+
+
+def test_rows_without_a_mask_are_counted(caplog):
+    triangle = [4.0, 3.0, 9.0, 3.0, 9.0, 9.0]
+    nothing = [[], [[4, 3, 9, 5]], [[4, 3, 9, 3, 9]], [[*triangle[:5], float("nan")]], [[0, 0], [1, 1, 5, 5]]]
+    nothing += [{"size": [32, 48], "counts": counts} for counts in ("", [])]
+    fine = [[triangle], [triangle, []], [[*triangle, 7]], {"size": [32, 48], "counts": [32 * 48]}]
+    columns = read([row(segmentation=one) for one in fine + nothing])
+    assert columns.mask_areas.tolist() == [*[columns.mask_areas[0]] * 3, *[0] * (1 + len(nothing))]
+    assert columns.mask_areas[0] > 0
+    assert caplog.messages == ["r.json: 7 of 11 rows have no mask (first: row 4); they find nothing in segm."]
+    caplog.clear()
+    read([row(), row(segmentation={"size": [32, 48], "counts": [32 * 48]})])
+    read([row(segmentation=[])], ["bbox"])
+    read([])
+    assert caplog.messages == []
+    empty = coco_mask.encode(np.zeros((32, 48), np.uint8, order="F"))["counts"].decode()
+    read([row(segmentation={"size": [32, 48], "counts": counts}) for counts in (empty, "")])
+    assert caplog.messages == ["r.json: 1 of 2 rows have no mask (first: row 1); they find nothing in segm."]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickle.dumps([row()]), "a Python pickle, expected JSON; have mmdetection write that, with `outfile_prefix`"),
+        (json.dumps([row()]).encode("utf-16"), "text in UTF-16, expected UTF-8; save it as UTF-8"),
+        (json.dumps([row()]).encode("utf-16-be"), "text in UTF-16, expected UTF-8; save it as UTF-8"),
+        (b"\n".join(json.dumps(row()).encode() for _ in "ab"), "a row on each line (JSON lines), expected a list; put"),
+        (
+            json.dumps({"annotations": [row()]}).encode(),
+            'found an object; give the list in it, often under "annotations',
+        ),
+        (json.dumps({"annotations": [row()]}, indent=1).encode(), "expected a list of results rows, found an object"),
+    ],
+)
+def test_files_of_other_formats_are_named(tmp_path, content, message):
+    (tmp_path / "r.json").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read(tmp_path / "r.json")
+    assert str(caught.value).startswith("r.json: ")
+    assert message in str(caught.value)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import gc
 import gzip
+import logging
 import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,9 +28,12 @@ from tailseg.errors import UserError
 from tailseg.evaluation.pairs import Pairs
 from tailseg.evaluation.rows import Row, Rows, kind_of
 
+logger = logging.getLogger(__name__)
+
 _CHUNK = 16 << 20  # bytes read at once
 _WINDOW = 1 << 16  # bytes at their end in which the last row's end is looked for
 _SETTLE = 1_000_000  # rows that wait, at least, until the best are picked
+_JSON_LINES = re.compile(rb"\s*\{[^\n]*\}[ \t\r]*\n\s*\{")
 _SEAM = re.compile(rb"\}\s*,\s*\{")  # between two rows
 
 
@@ -110,12 +114,56 @@ class ResultColumns:
 _NAMES = ResultColumns.__slots__
 
 
+@dataclass(slots=True)
+class _Odd:
+    """Rows that find nothing for what they are: how many, and the place and the id of the first."""
+
+    count: int = 0
+    first: int = 0
+    id: int = 0
+
+    def add(self, flags: NDArray[np.bool_], first_row: int, ids: NDArray[np.int64]) -> None:
+        """Count the rows (N,) that are flagged, of a stretch with these ids that begins at a row."""
+        if self.count == 0 and flags.any():
+            index = int(flags.argmax())
+            self.first, self.id = first_row + index, int(ids[index])
+        self.count += int(flags.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class _Oddities:
+    """What is told of a results file when all of it is read."""
+
+    unlisted: _Odd = field(default_factory=_Odd)  # rows of a category that the annotation file does not list
+    maskless: _Odd = field(default_factory=_Odd)
+
+    def tell(self, source: str, rows: int, cut: Cut) -> None:
+        """Warn of each kind (UserError if no row has a category that is listed)."""
+        if odd := self.unlisted.count:
+            first = (
+                f"row {self.unlisted.first} names category {self.unlisted.id}, which the annotation file does not have"
+            )
+            if odd == rows:
+                raise UserError(f"{source}: {first}; score against the split that the results were made on")
+            left = (
+                "they are left out" if cut.per_class else "they take their places among the best of an image, no more"
+            )
+            logger.warning("%s: %d of %d rows have an unknown category (%s); %s.", source, odd, rows, first, left)
+        if odd := self.maskless.count:
+            logger.warning(
+                "%s: %d of %d rows have no mask (first: row %d); they find nothing in segm.",
+                source, odd, rows, self.maskless.first,
+            )  # fmt: skip
+
+
 def read_results(
     detections: Path | list[Row], source: str, known: Known, need: Sequence[str], cut: Cut
 ) -> ResultColumns:
     """Check the rows of a results file against an annotation file and turn those that may count into columns.
 
-    `ResultColumns.ranked` has those that do.
+    `ResultColumns.ranked` has those that do. As in lvis-api, a row of a category that the annotation file does not list
+    takes its place among the best of its image and finds nothing; such rows are counted in a warning, and so are rows
+    whose segmentation is no mask.
 
     Args:
         detections: the file (``.json`` or ``.json.gz``), or its rows.
@@ -125,24 +173,28 @@ def read_results(
         cut: which rows count.
 
     Raises:
-        UserError: the file is missing or damaged; or names the first row (counted from 0) that is at fault.
+        UserError: the file is missing or damaged; or names the first row (counted from 0) that is at fault; or no row
+            is of a category that is listed.
     """
     settled: list[ResultColumns] = []
     waiting, done = 0, 0
     with_boxes, with_box_scores = "bbox" in need, False
+    odd = _Oddities()
     with _no_garbage_collection():
         for rows in _row_lists(detections, source):
             if done == 0 and rows and isinstance(rows[0], dict):
                 with_boxes |= "bbox" in rows[0]
                 with_box_scores = "box_score" in rows[0]
             table = Rows(rows=rows, source=source, first=done)
-            columns = _columns(table, known, with_boxes, with_box_scores, "segm" in need)
-            settled.append(columns)
+            columns = _columns(table, known, with_boxes, with_box_scores, "segm" in need, odd)
+            settled.append(columns[columns.categories >= 0] if cut.per_class else columns)
             done += len(rows)
             waiting += len(rows)
             if waiting > max(_SETTLE, len(settled[0])):
                 settled, waiting = [_best(settled, cut)], 0
         found = _best(settled, cut)
+    odd.tell(source, done, cut)
+    found = replace(found, categories=found.categories.clip(0))  # of those that are not judged none is looked at
     return found[found.judged] if found.box_scores is None else found
 
 
@@ -178,8 +230,8 @@ def _row_lists(detections: Path | list[Row], source: str) -> Iterator[list[Row]]
     with _reading(detections) as file:
         while block := file.read(_CHUNK):
             text += block if before or text else block.removeprefix(b"\xef\xbb\xbf")  # the mark of some editors
-            if before == 0 and text.lstrip()[:1] == b"{":
-                raise UserError(f"{source}: expected a list of results rows, found an object")
+            if before == 0 and (other := _other_format(text)):
+                raise UserError(f"{source}: {other}")
             seam = _last_seam(text)
             if seam is None:
                 continue
@@ -195,6 +247,19 @@ def _row_lists(detections: Path | list[Row], source: str) -> Iterator[list[Row]]
             before, lines = before + begin - 1, lines + text.count(b"\n", 0, begin)
             text = b"[" + text[begin:]
         yield _parse_rows(text, source, before, lines)
+
+
+def _other_format(text: bytes) -> str:
+    """What a file that begins like this is instead of a list of rows, and what to do; "" if it may be one."""
+    if text[:1] == b"\x80":
+        return "a Python pickle, expected JSON; have mmdetection write that, with `outfile_prefix` of its evaluator"
+    if text[:2] in (b"\xff\xfe", b"\xfe\xff", b"[\0", b"\0["):
+        return "text in UTF-16, expected UTF-8; save it as UTF-8"
+    if _JSON_LINES.match(text):
+        return "a row on each line (JSON lines), expected a list; put commas between the lines and [ ] around them"
+    if text.lstrip()[:1] == b"{":
+        return 'expected a list of results rows, found an object; give the list in it, often under "annotations"'
+    return ""
 
 
 def _last_seam(text: bytes) -> re.Match[bytes] | None:
@@ -255,20 +320,29 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _columns(rows: Rows, known: Known, with_boxes: bool, with_box_scores: bool, with_masks: bool) -> ResultColumns:
-    """Rows of a results file as columns."""
+def _columns(
+    rows: Rows, known: Known, with_boxes: bool, with_box_scores: bool, with_masks: bool, odd: _Oddities
+) -> ResultColumns:
+    """Rows of a results file as columns; a category that is not listed has the position -1."""
     images, categories = rows.whole_numbers("image_id"), rows.whole_numbers("category_id")
     image, strange = positions(images, known.image_ids)
-    _require_known(rows, images, strange, "image")
-    category, strange = positions(categories, known.category_ids)
-    _require_known(rows, categories, strange, "category")
+    if strange.any():
+        index = int(strange.argmax())
+        raise UserError(
+            f"{rows.place(index)} names image {images[index]}, which the annotation file does not have;"
+            " score against the split that the results were made on"
+        )
+    category, unlisted = positions(categories, known.category_ids)
+    odd.unlisted.add(unlisted, rows.first, categories)
     scores = rows.numbers("score")
     box_scores = rows.numbers("box_score") if with_box_scores else None
     boxes = rows.boxes() if with_boxes else None
-    judged = known.judged.has(image, category)
+    judged = known.judged.has(image, category) & ~unlisted
+    category[unlisted] = -1
     counts = areas = None
     if with_masks:
-        counts, areas = rows.masks(known.image_sizes[image])
+        counts, areas, maskless = rows.masks(known.image_sizes[image])
+        odd.maskless.add(maskless, rows.first, images)
         counts[~judged] = None
     return ResultColumns(
         images=image,
@@ -286,12 +360,3 @@ def positions(ids: NDArray[np.int64], known: NDArray[np.int64]) -> tuple[NDArray
     """Position of each id among the known ones, in any order; and a flag for each id that is not among them."""
     places, found = positions_of(ids, known)
     return places, ~found
-
-
-def _require_known(rows: Rows, ids: NDArray[np.int64], strange: NDArray[np.bool_], what: str) -> None:
-    if strange.any():
-        index = int(strange.argmax())
-        raise UserError(
-            f"{rows.place(index)} names {what} {ids[index]}, which the annotation file does not have;"
-            " score against the split that the results were made on"
-        )

@@ -75,8 +75,13 @@ class Rows:
                 raise UserError(f"{place} is {short(row[key], LONGEST)}, expected {expected}")
         raise UserError(f"{self.source}: {key} must be {expected} in every row")
 
-    def masks(self, image_sizes: NDArray[np.int64]) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
-        """The segmentations' run lengths (polygons are rasterised), and their areas in pixels."""
+    def masks(
+        self, image_sizes: NDArray[np.int64]
+    ) -> tuple[NDArray[np.object_], NDArray[np.float64], NDArray[np.bool_]]:
+        """The segmentations' run lengths (polygons are rasterised), their areas in pixels, and a flag for each that is
+        no mask: no run lengths, or not one polygon of three corners.
+        """
+        outlined = None
         try:
             masks = [row["segmentation"] for row in self.rows]
             sizes = np.asarray([mask["size"] for mask in masks]).reshape(-1, 2)
@@ -91,7 +96,10 @@ class Rows:
                     raise UserError(f"{self.place(index)} has no 'segmentation'; score boxes alone or add masks")
                 masks.append(_to_rle(row["segmentation"], image_hw, self._mask_place(index)))
             counts = [mask["counts"] for mask in masks]
-        return np.fromiter(counts, dtype=object, count=len(counts)), self._mask_areas(masks)
+            outlined = [_has_outline(row["segmentation"]) for row in self.rows]
+        areas = self._mask_areas(masks)
+        there = np.array([len(count) > 0 for count in counts] if outlined is None else outlined, np.bool_)
+        return np.fromiter(counts, dtype=object, count=len(counts)), areas, ~there & (areas == 0)
 
     def _mask_place(self, index: int) -> str:
         return f"{self.source}: segmentation of row {self.first + index}"
@@ -117,7 +125,8 @@ def _to_rle(segmentation: Any, image_hw: Sequence[int], place: str) -> Rle:
         place: file and row, for messages.
 
     Raises:
-        UserError: it is neither of the two, or its size is not the image's. Counts are not looked into.
+        UserError: it is neither of the two, or its size is not the image's. Counts are not looked into. Polygons with
+            a number that is not finite are left out.
     """
     if isinstance(segmentation, dict):
         if list(image_hw) != segmentation.get("size"):
@@ -130,10 +139,18 @@ def _to_rle(segmentation: Any, image_hw: Sequence[int], place: str) -> Rle:
         for polygon in segmentation:
             if len(polygon) > 300 and is_too_long(np.array(polygon, np.float64)):
                 raise UserError(f"{place} has a polygon whose outline is longer than {LONGEST_OUTLINE:,} pixels")
-        rle = rle_codec.merge([rle_codec.frPoly(polygon, *image_hw) for polygon in segmentation])
+        finite = [polygon for polygon in segmentation if np.isfinite(polygon).all()]
+        rle = rle_codec.merge([rle_codec.frPoly(polygon, *image_hw) for polygon in finite])
     except (ValueError, TypeError) as error:
         raise UserError(f"{place} is neither a run-length code nor a list of polygons ({error})") from error
     return {"size": list(image_hw), "counts": rle["counts"].decode("ascii")}
+
+
+def _has_outline(segmentation: Any) -> bool:
+    """Return whether a segmentation that `_to_rle` takes has run lengths, or a polygon that can have an area."""
+    if isinstance(segmentation, dict):
+        return len(segmentation["counts"]) > 0
+    return any(len(one) >= 6 and len(one) % 2 == 0 and bool(np.isfinite(one).all()) for one in segmentation)
 
 
 def _is_number(value: Any) -> bool:
