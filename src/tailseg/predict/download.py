@@ -32,12 +32,14 @@ def is_url(text: str) -> bool:
 
 def _in_ascii(url: str) -> str:
     """An address as servers take it: international names of hosts by IDNA, other letters and spaces as %E4."""
-    scheme, place, rest = re.findall(r"(?s)^(\w+://)([^/?#]*)(.*)", url)[0]
+    scheme, slashes, after = url.partition("://")
+    place = re.split("[/?#]", after, maxsplit=1)[0]
+    rest = quote(after[len(place) :], safe=_SAFE)
     if not place.isascii():
         user, at, host = place.rpartition("@")
         name, colon, port = host.partition(":")
         place = f"{user}{at}{name.encode('idna').decode()}{colon}{port}"
-    return scheme + place + quote(rest, safe=_SAFE)
+    return scheme + slashes + place + rest
 
 
 class _Connections:
