@@ -218,6 +218,8 @@ def evaluate(
 
     if split not in ("train", "val"):
         raise ValueError(f"split is 'train' or 'val', received {split!r}")
+    most = 300 if max_dets is None else max_dets
+    options = ScoreOptions(max_dets=most, fixed_ap=fixed_ap, boundary=boundary, analyse=analyse)
     with reporting(show):
         if isinstance(model, Model):
             given = [*settings, *(["device"] if device != "auto" else [])]
@@ -240,8 +242,7 @@ def evaluate(
         tell(dataset.annotations)
         if out is None and loaded.path is None:
             raise ValueError("this model has no file to write beside: name a folder for the results with out=")
-        beside = (loaded.path or Path()).parent / f"eval-{splits.name}-{split}"
-        folder = beside if out is None else Path(out)
+        folder = Path(out) if out is not None else (loaded.path or Path()).parent / f"eval-{splits.name}-{split}"
         learned = {}
         if any(category.image_count for category in loaded.categories):
             pairs = zip(known, loaded.categories, strict=True)
@@ -260,7 +261,7 @@ def evaluate(
             category_ids=known,
             frequencies=frequencies,
             train_images={category_id: category.image_count for category_id, category in learned.items()},
-            options=ScoreOptions(max_dets=max_dets or 300, fixed_ap=fixed_ap, boundary=boundary, analyse=analyse),
+            options=options,
             show=show,
         )
         assert scores is not None
@@ -300,7 +301,7 @@ def score(
         iou_types: "bbox", "segm" or both.
         out: JSON file for the metrics; ``NAME.classes.csv`` and, if asked for, ``NAME.analysis.html``,
             ``NAME.analysis.json`` and ``NAME.thresholds.json`` lie beside it.
-        max_dets: best detections of an image that count.
+        max_dets: best detections of an image that count, from 1 on.
         fixed_ap: count the best 10,000 detections of each class, with no limit per image.
         boundary: add boundary AP, which judges the outlines.
         analyse: add what lies behind the AP.
@@ -309,15 +310,15 @@ def score(
     Raises:
         UserError: a file is missing or damaged, or names ids that the annotation file does not have.
     """
-    from tailseg.evaluation.metrics import ScoreOptions, write_scores
+    from tailseg.evaluation.metrics import ScoreOptions, checked_place, write_scores
     from tailseg.evaluation.metrics import score as score_file
 
     options = ScoreOptions(max_dets=max_dets, fixed_ap=fixed_ap, boundary=boundary, analyse=analyse)
     results = detections if isinstance(detections, list) else Path(detections)
+    out = None if out is None else checked_place(Path(out))
     with reporting(show):
         scores = score_file(Path(annotations), results, iou_types=iou_types, options=options)
     if out is not None:
-        out = Path(out)
         write_scores(scores, out, f"{out.stem}.")
         if scores.analysis is not None:
             from tailseg.visualize.analysis_page import write_page
@@ -365,8 +366,7 @@ def compare(
     truth = Path(str(annotations)) if data is None else data if isinstance(data, DataSplits) else str(data)
     with reporting(show):
         content = compare_runs(runs, truth, split, show=show)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    (out := Path(out)).mkdir(parents=True, exist_ok=True)
     written = (out / "comparison.json", out / "comparison.html")
     write_json(written[0], content)
     write_page(content, written[1])

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from tiny import Done, tailseg
 
+from tailseg import jobs
+
 MASK = {"size": [10, 10], "counts": [0, 40, 60]}  # the left four columns
 Content = dict[str, Any]
 
@@ -141,3 +143,23 @@ def test_what_finds_nothing_is_said(tmp_path: Path, data: Content) -> None:
     assert json.loads((tmp_path / "m.json").read_text())["segm"]["AP"] == pytest.approx(1)
     done = score(tmp_path, "--max-dets", 1, "--out", "m.json")
     assert json.loads((tmp_path / "m.json").read_text())["segm"]["AP"] == 0
+
+
+def test_what_cannot_be_written_is_told_before_scoring(tmp_path: Path, data: Content) -> None:
+    write(tmp_path, data, [])
+    (tmp_path / "found.json").write_text("not read yet")
+    for out, sentence in (
+        (".", ".: is a folder; name a file for the metrics, such as metrics.json"),
+        ("no/m.json", "no/m.json: its folder is not there; make it, or name another"),
+    ):
+        done = score(tmp_path, "--out", out)
+        assert (done.returncode, done.stderr) == (1, f"tailseg: {sentence}\n")
+
+
+@pytest.mark.parametrize("number", [0, -1, 10**30, 2.5, True])
+def test_numbers_of_detections_that_make_no_sense(tmp_path: Path, data: Content, number: Any) -> None:
+    write(tmp_path, data, [row()])
+    with pytest.raises(ValueError, match=r"^max_dets is .*, expected a whole number from 1 to 1,000,000,000$"):
+        jobs.score(tmp_path / "data.json", tmp_path / "found.json", max_dets=number)
+    scores = jobs.score(tmp_path / "data.json", tmp_path / "found.json", max_dets=1_000_000_000)
+    assert scores.metrics["segm"]["AP"] == pytest.approx(1)

@@ -343,3 +343,18 @@ def test_the_longest_names_are_cut(path: Path, picture: np.ndarray, tmp_path: Pa
     assert_done(done)
     written = sorted(file.name for file in out.rglob("*.json"))
     assert written == ["é" * 115 + "-2.json", "é" * 115 + ".json"]
+
+
+def test_pages_that_are_not_looked_at_are_counted(path: Path, picture: np.ndarray, tmp_path: Path) -> None:
+    """One picture a file, however many pages it has."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    pages = [Image.fromarray(np.roll(picture, 9 * i, axis=1)) for i in range(3)]
+    pages[0].save(photos / "scan.tif", save_all=True, append_images=pages[1:])
+    pages[0].save(photos / "film.gif", save_all=True, append_images=pages[1:])
+    pages[0].save(photos / "one.tif")
+    pages[0].save(photos / "phone.jpg", "MPO", save_all=True, append_images=pages[1:])
+    done = tailseg_command("predict", path, photos, "--out", tmp_path / "out", "--score", 0, "--quiet")
+    assert_done(done)
+    assert done.stdout.startswith("4 pictures, ")
+    assert ", 4 more pages of files not looked at" in done.stdout

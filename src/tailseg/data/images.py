@@ -139,6 +139,15 @@ def _may_turn_behind_pixels(file: IO[bytes]) -> bool:
         place += 12 + int.from_bytes(head[:4], "big")
 
 
+def page_count(path: Path) -> int:
+    """Pages or frames of an image file, of which only the first is read; previews in a JPEG, as of phones, are none."""
+    try:
+        with path.open("rb") as file, Image.open(file, formats=_OPENED) as image:
+            return 1 if image.format in ("JPEG", "MPO") else int(getattr(image, "n_frames", 1))
+    except Exception:  # of many types, by files that are told as faulty when they are read
+        return 1
+
+
 def read_image(path: Path) -> Pixels:
     """An image file as (H, W, 3) uint8 RGB; see `to_rgb`. Of several frames or pages it is the first.
 

@@ -29,11 +29,13 @@ from tailseg.evaluation.boundary import boundary_curves
 from tailseg.evaluation.ground_truth import GroundTruth, ground_truth_of
 from tailseg.evaluation.reading import Cut, ResultColumns, read_results
 from tailseg.evaluation.thresholds import thresholds_content
+from tailseg.wording import short
 
 logger = logging.getLogger(__name__)
 
 Metrics = dict[str, dict[str, float | None]]
 CLASSES_AT_ONCE = 2048  # of which precision and recall are worked out
+MOST_DETECTIONS = 1_000_000_000  # of an image that may count
 FIXED_AP_DETECTIONS = 10_000  # of each class over the whole set, by Dave et al., 2021
 
 
@@ -45,6 +47,11 @@ class ScoreOptions:
     fixed_ap: bool = False  # instead, the best 10,000 of each class over all images (Dave et al., 2021)
     boundary: bool = False  # add "boundary", AP by the smaller of mask IoU and boundary IoU
     analyse: bool = False  # add what lies behind the AP: see `tailseg.evaluation.analysis`
+
+    def __post_init__(self) -> None:
+        if type(self.max_dets) is not int or not 1 <= self.max_dets <= MOST_DETECTIONS:
+            most = f"{MOST_DETECTIONS:,}"
+            raise UserError(f"max_dets is {short(self.max_dets)}, expected a whole number from 1 to {most}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -261,6 +268,15 @@ def write_scores(scores: Scores, metrics: Path, beside: str = "") -> None:
     if scores.analysis is not None:
         write_json(metrics.with_name(f"{beside}analysis.json"), scores.analysis)
         write_json(metrics.with_name(f"{beside}thresholds.json"), scores.thresholds)
+
+
+def checked_place(metrics: Path) -> Path:
+    """The path of a file for metrics (UserError if none can be there, so that it is told before scoring)."""
+    if metrics.is_dir():
+        raise UserError(f"{metrics}: is a folder; name a file for the metrics, such as {metrics / 'metrics.json'}")
+    if not metrics.parent.is_dir():
+        raise UserError(f"{metrics}: its folder is not there; make it, or name another")
+    return metrics
 
 
 def write_json(path: Path, content: Any) -> None:

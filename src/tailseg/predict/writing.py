@@ -20,6 +20,7 @@ from PIL import Image
 from tailseg.data.exporters.export import Exported, export
 from tailseg.data.exporters.folder import fitting_stem, name_key
 from tailseg.data.exporters.records import ExportImage, ExportSet
+from tailseg.data.images import page_count
 from tailseg.errors import UserError, write_whole
 from tailseg.model.detector import Wanted
 from tailseg.predict.model import Look, Model, Picture
@@ -60,6 +61,7 @@ class Tally:
     best: float = 0.0  # the best score in these
     floor: float = 0.0  # lowest score that was looked for
     thresholds: Path | None = None  # file of the lowest scores by class
+    more_pages: int = 0  # of files with several, of which the first is the picture
     faults: list[str] = field(default_factory=list)  # a sentence for each picture that could not be read
 
     def add(self, found: Detections, kept: Detections) -> None:
@@ -73,6 +75,8 @@ class Tally:
     def sentence(self) -> str:
         """The counts, with the score to try where there is no object in most of the pictures."""
         counts = f"{_several(self.pictures, 'picture')}, {_several(self.objects, 'object')}, {self.empty} empty"
+        if self.more_pages:
+            counts += f", {_several(self.more_pages, 'more page')} of files not looked at"
         if self.faults:
             counts += f", {len(self.faults)} not readable"
         if 2 * self.empty <= self.pictures:
@@ -138,6 +142,7 @@ class _Opened:
                         outcome.item.name,
                     )
                     tally.add(outcome.found, kept)
+                    tally.more_pages += 0 if outcome.item.path is None else page_count(outcome.item.path) - 1
                     yield outcome.item, kept
                 advance(done)
 
