@@ -3,6 +3,7 @@
 import copy
 import gzip
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -168,6 +169,22 @@ def test_classes_taken_in_turn_are_classes_taken_at_once(federated, monkeypatch)
     monkeypatch.setattr("tailseg.evaluation.metrics.CLASSES_AT_ONCE", 2)
     assert score(data, rows, options=options) == at_once  # to the last digit
     assert at_once.metrics["bbox"]["AP"] > 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_classes_that_do_not_occur_change_no_digit(seed):
+    data, rows = random_data(seed)
+    options = ScoreOptions(analyse=True, boundary=True)
+    few = score(data, rows, options=options)
+    more = [{"id": 100 + i, "name": f"more {i}", "frequency": "r"} for i in range(3000)]
+    tracemalloc.start()
+    many = score(data | {"categories": [*more, *data["categories"]]}, rows, options=options)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40 << 20  # curves of all would be 97 MB
+    assert (many.metrics, many.analysis, many.thresholds) == (few.metrics, few.analysis, few.thresholds)
+    assert many.per_category[:4] == few.per_category
+    assert {row["segm_AP"] for row in many.per_category[4:]} == {None}
 
 
 def one_class(**image):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +47,8 @@ def analyse(
         found: the detections that were matched, all with an area.
         truth: the objects.
         annotations: that they are from.
-        precision: (T, R, K, A) at 10 IoU thresholds, 101 recall points, of each class, in 4 ranges of area.
+        precision: (T, R, M, A) at 10 IoU thresholds, 101 recall points, of the M classes with objects, in 4 ranges of
+            area.
 
     Returns:
         ``errors``: kinds of errors by TIDE, each with what AP50 would gain without it (``delta_ap``) and how often it
@@ -69,7 +70,7 @@ def analyse(
     threshold = FALLBACK if ranking is None else ranking.score
     errors = evaluation.tide_errors()
     pairs, matrix = confusions(evaluation, [row["name"] for row in per_category], found, truth.objects, threshold)
-    groups = [row["frequency"] for row in per_category]
+    groups, labels = [row["frequency"] for row in per_category], truth.objects.labels().tolist()
     return {
         "images": len(truth.known.image_ids),
         "objects": len(matches.found_with),
@@ -77,8 +78,10 @@ def analyse(
         "calibration": _calibration(evaluation, found.scores, iou_type),
         "threshold": None if common is None else common.content(),
         "mask_threshold": ranking.content() if by_mask and ranking is not None else None,
-        "classes": _classes(shown, per_category, iou_type, precision),
-        "curves": _group_curves(precision, groups),
+        "classes": _classes(
+            shown, per_category, iou_type, dict(zip(labels, precision[0, ::CURVE_STEP, :, 0].T, strict=True))
+        ),
+        "curves": _group_curves(precision, [groups[label] for label in labels]),
         "confusions": pairs,
         "confusion_matrix": matrix,
         "frequency": frequency_bins(per_category, iou_type),
@@ -101,13 +104,15 @@ def _calibration(evaluation: COCOeval, scores: NDArray[np.float64], iou_type: st
 
 
 def _classes(
-    matches: Matches, per_category: Sequence[dict[str, Any]], iou_type: str, precision: NDArray[np.float64]
+    matches: Matches,
+    per_category: Sequence[dict[str, Any]],
+    iou_type: str,
+    curves: Mapping[int, NDArray[np.float64]],
 ) -> list[dict[str, Any]]:
     """The classes with objects or detections: names, numbers, AP, their own best threshold and their curve."""
     thresholds, rows = class_thresholds(matches), []
     for number, _, _, objects in matches.by_class():
         category, own = per_category[number], thresholds.get(number)
-        curve = precision[0, ::CURVE_STEP, number, 0]
         rows.append(
             {
                 **{key: category[key] for key in ("id", "name", "frequency", "train_images")},
@@ -117,7 +122,7 @@ def _classes(
                 "precision": None if own is None else own.precision,
                 "recall": None if own is None else own.recall,
                 "right": 0 if own is None else own.right,
-                "curve": [round(value, 3) for value in curve.tolist()] if objects else None,
+                "curve": [round(value, 3) for value in curves[number].tolist()] if objects else None,
             }
         )
     return rows

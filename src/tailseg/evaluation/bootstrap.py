@@ -48,6 +48,10 @@ class ObjectCounts:
         """The image of each object of a class."""
         return self.images[self.starts[label] : self.starts[label + 1]]
 
+    def labels(self) -> NDArray[np.int64]:
+        """The classes with objects that count, in order; M of them."""
+        return np.flatnonzero(np.diff(self.starts))
+
     def image_counts(self) -> NDArray[np.int64]:
         """(K,) images with an object of the class."""
         return np.array([len(np.unique(self.of_class(label))) for label in range(len(self.starts) - 1)], np.int64)
@@ -69,7 +73,7 @@ def resampled(images: int, replicates: int, seed: int) -> Weights:
 def class_aps(
     matches: RankedMatches, objects: ObjectCounts, weights: Weights
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """AP and AP50 (K, B) of every class in every set; NaN where the set has no object of the class.
+    """AP and AP50 (M, B) of `ObjectCounts.labels` in every set; NaN where the set has no object of the class.
 
     It is what the scorer gives for the images repeated by their weights, if no two detections of a class in one image
     have the same score (it takes those of one copy of the image after those of another, here they stand together).
@@ -79,9 +83,9 @@ def class_aps(
         objects: of its ground truth.
         weights: (B, I) how often each set holds each image.
     """
-    count, sets = len(matches.starts) - 1, len(weights)
-    ap, ap50 = np.full((count, sets), np.nan), np.full((count, sets), np.nan)
-    for label in np.flatnonzero(np.diff(objects.starts)).tolist():
+    labels, sets = objects.labels().tolist(), len(weights)
+    ap, ap50 = np.full((len(labels), sets), np.nan), np.full((len(labels), sets), np.nan)
+    for index, label in enumerate(labels):
         rows = matches.of_class(label)
         images, right, wrong = matches.images[rows], matches.right[rows], matches.wrong[rows]
         at_once = max(1, ELEMENTS // max(1, len(images)))
@@ -90,8 +94,8 @@ def class_aps(
             total = some[:, objects.of_class(label)].sum(axis=1)
             there = total > 0
             values = _aps(images, right, wrong, some[there], total[there])
-            ap[label, first : first + at_once][there] = values.mean(axis=0)
-            ap50[label, first : first + at_once][there] = values[0]
+            ap[index, first : first + at_once][there] = values.mean(axis=0)
+            ap50[index, first : first + at_once][there] = values[0]
     return ap, ap50
 
 

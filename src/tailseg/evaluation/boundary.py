@@ -28,7 +28,7 @@ Flags = NDArray[np.bool_]
 def boundary_curves(
     truth: GroundTruth, columns: ResultColumns, areas: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Precision (T, R, K, A) and recall (T, K, A), -1 where a class has no ground truth.
+    """Precision (T, R, K, A) and recall (T, K, A) of the classes with objects; -1 where none of them counts.
 
     Args:
         truth: read with masks.
@@ -45,14 +45,13 @@ def boundary_curves(
     forgiven = outside | truth.not_exhaustive.has(image, category)
     ignored = np.where(matched, to_ignored, forgiven[:, None])  # (A, T, N)
     object_ignored = _ignored(objects)  # (A, all objects)
-    classes = len(known.category_ids)
-    precision = np.full((len(THRESHOLDS), len(RECALLS), classes, len(AREAS)), -1.0)
-    recall = np.full((len(THRESHOLDS), classes, len(AREAS)), -1.0)
-    bounds = np.searchsorted(category, np.arange(classes + 1))
-    for index in np.unique(objects.category):
-        rows = slice(bounds[index], bounds[index + 1])
+    labels = objects.labels()
+    precision = np.full((len(THRESHOLDS), len(RECALLS), len(labels), len(AREAS)), -1.0)
+    recall = np.full((len(THRESHOLDS), len(labels), len(AREAS)), -1.0)
+    for index, label in enumerate(labels.tolist()):
+        rows = slice(*np.searchsorted(category, (label, label + 1)).tolist())
         ranked = np.argsort(-columns.scores[rows], kind="stable")
-        counts = (~object_ignored[:, objects.category == index]).sum(1)
+        counts = (~object_ignored[:, objects.category == label]).sum(1)
         for area in np.flatnonzero(counts):
             right = matched[area, :, rows][:, ranked]
             judged = ~ignored[area, :, rows][:, ranked]

@@ -35,6 +35,10 @@ class Objects:
     ignored: NDArray[np.bool_]  # (M,) whether they are found or not, they do not count
     counts: NDArray[np.object_] | None  # (M,) run lengths of the masks; None if not asked for
 
+    def labels(self) -> NDArray[np.int64]:
+        """The classes with objects, in order: only these have an AP, however many are listed."""
+        return np.unique(self.category)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class GroundTruth:

@@ -117,7 +117,9 @@ def score(
     source = str(detections) if isinstance(detections, Path) else "detections"
     cut = Cut(limit=FIXED_AP_DETECTIONS, per_class=True) if options.fixed_ap else Cut(limit=options.max_dets)
     columns = read_results(detections, source, truth.known, iou_types, cut)
-    groups = {name: np.array([category["frequency"] == name for category in truth.categories], bool) for name in "rcf"}
+    labels = truth.objects.labels()
+    frequencies_of = [truth.categories[label]["frequency"] for label in labels.tolist()]
+    groups = {name: np.array([own == name for own in frequencies_of], bool) for name in "rcf"}
     suffix = "" if options.fixed_ap else str(options.max_dets)
     metrics: Metrics = {}
     analysis: dict[str, Any] = {}
@@ -131,10 +133,12 @@ def score(
         areas = detection_areas(own, use_masks=iou_type == "segm" and mask_areas)
         own, areas = own[areas > 0], areas[areas > 0]
         evaluation = match_detections(truth, dataset, own, areas, iou_type, cut.limit)
-        precision, recall = curves_of(evaluation)
+        precision, recall = curves_of(evaluation, labels)
         metrics[iou_type] = summarise(precision, recall, groups, suffix)
-        for index, row in enumerate(per_category):
-            row[f"{iou_type}_AP"] = mean_measured(precision[:, :, index, 0])
+        for row in per_category:
+            row[f"{iou_type}_AP"] = None
+        for index, label in enumerate(labels.tolist()):
+            per_category[label][f"{iou_type}_AP"] = mean_measured(precision[:, :, index, 0])
         if options.analyse:
             analysis[iou_type] = analyse(*(evaluation, per_category, iou_type, own, truth, annotations, precision))
         del evaluation, precision, recall  # not to stand beside those of the next kind
@@ -201,30 +205,28 @@ def evaluator_of(
     return evaluation
 
 
-def curves_of(evaluation: COCOeval) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def curves_of(evaluation: COCOeval, labels: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Precision (T, R, K, A) and recall (T, K, A) of matched detections; -1 where a class has no ground truth.
 
-    T are 10 IoU thresholds, R 101 recall points, K the classes in order of id, A 4 ranges of area (all, small, medium,
+    T are 10 IoU thresholds, R 101 recall points, K the classes ``labels``, A 4 ranges of area (all, small, medium,
     large). hotcoco holds such arrays four times over, so many classes are taken in turn.
     """
-    classes = list(evaluation.params.cat_ids)
-    precision, recall = np.empty(0), np.empty(0)
-    for first in range(0, max(len(classes), 1), CLASSES_AT_ONCE):
+    whole, classes = list(evaluation.params.cat_ids), (labels + 1).tolist()
+    precision, recall = np.empty((10, 101, 0, 4)), np.empty((10, 0, 4))
+    for first in range(0, len(classes), CLASSES_AT_ONCE):
         evaluation.params.cat_ids = classes[first : first + CLASSES_AT_ONCE]
         evaluation.accumulate()
         curves = evaluation.eval
         assert curves is not None
         part = curves["precision"][..., 0], curves["recall"][..., 0]
         del curves
-        if len(classes) <= CLASSES_AT_ONCE:
-            return part
         if first == 0:
             thresholds, recalls, _, areas = part[0].shape
             precision = np.empty((thresholds, recalls, len(classes), areas))
             recall = np.empty((thresholds, len(classes), areas))
         rows = slice(first, first + CLASSES_AT_ONCE)
         precision[:, :, rows], recall[:, rows] = part
-    evaluation.params.cat_ids = classes
+    evaluation.params.cat_ids = whole
     return precision, recall
 
 

@@ -43,9 +43,9 @@ class _Scored:
     """One run and one kind: what it reaches on the data, and on the resampled sets."""
 
     metrics: dict[str, float | None]
-    classes: list[float | None]  # (K,) AP
+    classes: dict[int, float | None]  # AP of the classes with objects
     metric_sets: dict[str, Values]  # (B,) each; NaN where a set has nothing to measure
-    class_sets: Values  # (K, B) AP
+    class_sets: dict[int, Values]  # (B,) AP of the classes with objects that count
 
 
 def compare(runs: Sequence[str | Path], truth: str | DataSplits | Path, split: str, *, show: bool = True) -> Content:
@@ -164,7 +164,7 @@ def _score(
     cut = Cut()
     columns = read_results(run.detections, str(run.detections), truth.known, kinds, cut)
     dataset = truth.dataset(columns.images, columns.categories)
-    members = _members(truth)
+    labels, counted = truth.objects.labels(), objects.labels()
     scored = {}
     for kind in kinds:
         matches = ranked_matches(truth, dataset, columns.ranked(kind, cut), kind, cut.limit)
@@ -172,19 +172,19 @@ def _score(
             run.require_same_score(kind, mean_measured(matches.precision), data)
         ap, ap50 = class_aps(matches, objects, weights)
         sets = {"AP": _mean_there(ap), "AP50": _mean_there(ap50)}
-        sets |= {f"AP{group}": _mean_there(ap[labels]) for group, labels in members.items()}
+        sets |= {f"AP{group}": _mean_there(ap[places]) for group, places in _members(truth, counted).items()}
         scored[kind] = _Scored(
-            metrics=_metrics(matches, members),
-            classes=[mean_measured(matches.precision[:, :, label]) for label in range(len(truth.categories))],
+            metrics=_metrics(matches, _members(truth, labels)),
+            classes={label: mean_measured(matches.precision[:, :, i]) for i, label in enumerate(labels.tolist())},
             metric_sets=sets,
-            class_sets=ap,
+            class_sets=dict(zip(counted.tolist(), ap, strict=True)),
         )
     return scored
 
 
-def _members(truth: GroundTruth) -> dict[str, NDArray[np.int64]]:
-    """The labels of each frequency group."""
-    groups = np.array([category["frequency"] or "" for category in truth.categories])
+def _members(truth: GroundTruth, labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """The places among ``labels`` of those of each frequency group."""
+    groups = np.array([truth.categories[label]["frequency"] or "" for label in labels.tolist()], np.str_)
     return {group: np.flatnonzero(groups == group) for group in "rcf"}
 
 
@@ -204,8 +204,8 @@ def _mean_there(values: Values) -> Values:
 
 
 def _tables(runs: Sequence[_Scored], truth: GroundTruth, objects: ObjectCounts) -> Content:
-    members, measured = _members(truth), np.flatnonzero(np.diff(objects.starts))
-    of_metric = {metric: np.intersect1d(measured, members[metric[2]]) for metric in ("APr", "APc", "APf")}
+    measured = objects.labels()
+    of_metric = {f"AP{group}": measured[places] for group, places in _members(truth, measured).items()}
     image_counts = objects.image_counts().tolist()
     metrics = []
     for metric in METRICS:

@@ -1,6 +1,7 @@
 """What the scorer matched, detection by detection: from it every metric follows, and those of any choice of images.
 
-Shape letters: I images, K categories, T = 10 IoU thresholds, R = 101 recall points, N detections.
+Shape letters: I images, K categories, M of them with objects, T = 10 IoU thresholds, R = 101 recall points,
+N detections.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tailseg.evaluation.metrics import detection_areas, evaluator_of
 from tailseg.evaluation.reading import ResultColumns
 
 DETECTIONS_AT_ONCE = 200_000  # whose matches are Python lists at one time
+_KINDS = (np.int64, np.int32, np.float64, np.uint16, np.uint16)  # of the columns of `_rows`
 ALL_AREAS = [0.0, 1e10]  # square pixels
 
 
@@ -32,7 +34,7 @@ class RankedMatches:
     images: NDArray[np.int32]  # (N,) position of the image
     right: NDArray[np.uint16]  # (N,) it has found an object
     wrong: NDArray[np.uint16]  # (N,) it has found none
-    precision: NDArray[np.float64]  # (T, R, K) of the scorer, -1 where a class has no object
+    precision: NDArray[np.float64]  # (T, R, M) of the scorer, of the classes with objects; -1 where none counts
 
     def of_class(self, label: int) -> slice:
         """The rows of a class."""
@@ -54,17 +56,20 @@ def ranked_matches(
     areas = detection_areas(columns, use_masks=False)
     evaluation = evaluator_of(truth, dataset, columns, areas, iou_type, limit)
     evaluation.params.area_rng, evaluation.params.area_rng_lbl = [ALL_AREAS], ["all"]
-    count = len(truth.known.category_ids)
-    rows: list[tuple[NDArray[Any], ...]] = []
+    count, with_objects = len(truth.known.category_ids), truth.objects.labels()
+    labels_there = np.union1d(with_objects, columns.categories)
+    rows: list[tuple[NDArray[Any], ...]] = [tuple(np.zeros(0, kind) for kind in _KINDS)]
     precision: list[NDArray[np.float64]] = []
-    for labels in _parts(np.bincount(columns.categories, minlength=count)):
+    for labels in _parts(labels_there, np.bincount(columns.categories, minlength=count)[labels_there]):
         evaluation.params.cat_ids = (labels + 1).tolist()
         evaluation.evaluate()
-        evaluation.accumulate()
-        curves = evaluation.eval
-        assert curves is not None
-        precision.append(curves["precision"][..., 0, 0])
         rows.append(_rows(evaluation))
+        evaluation.params.cat_ids = (np.intersect1d(labels, with_objects) + 1).tolist()
+        if evaluation.params.cat_ids:
+            evaluation.accumulate()
+            curves = evaluation.eval
+            assert curves is not None
+            precision.append(curves["precision"][..., 0, 0])
     categories, images, scores, right, wrong = (np.concatenate(column) for column in zip(*rows, strict=True))
     order = np.lexsort((images, -scores, categories))  # stable: within an image the scorer's own order
     order = order[(right | wrong)[order] != 0]
@@ -77,11 +82,11 @@ def ranked_matches(
     )
 
 
-def _parts(detections: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Labels in parts of at most `DETECTIONS_AT_ONCE` of ``detections`` (K,), or of one class."""
+def _parts(labels: NDArray[np.int64], detections: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Labels in parts of at most `DETECTIONS_AT_ONCE` of their numbers of detections, or of one class."""
     part = np.maximum(0, np.cumsum(detections) - 1) // DETECTIONS_AT_ONCE
     for number in np.unique(part):
-        yield np.flatnonzero(part == number)
+        yield labels[part == number]
 
 
 def _rows(evaluation: COCOeval) -> tuple[NDArray[Any], ...]:
