@@ -117,6 +117,8 @@ def test_boxes_are_optional_for_masks_but_for_all_rows_alike():
         ({"score": None}, "score of row 1 is None"),
         ({"bbox": [1, 2, 3]}, "bbox of row 1"),
         ({"bbox": [1, 2, 3, None]}, "bbox of row 1"),
+        ({"bbox": [1, 2, 3, 10**400]}, "bbox of row 1"),
+        ({"score": 10**400}, "score of row 1"),
         ({"bbox": [1, 2, 3, float("nan")]}, "bbox of row 1"),
         ({"bbox": "1 2 3 4"}, "bbox of row 1"),
         ({"segmentation": {"size": [48, 32], "counts": "0"}}, "row 1 has the size"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -139,7 +140,7 @@ def _to_rle(segmentation: Any, image_hw: Sequence[int], place: str) -> Rle:
         for polygon in segmentation:
             if len(polygon) > 300 and is_too_long(np.array(polygon, np.float64)):
                 raise UserError(f"{place} has a polygon whose outline is longer than {LONGEST_OUTLINE:,} pixels")
-        finite = [polygon for polygon in segmentation if np.isfinite(polygon).all()]
+        finite = [polygon for polygon in segmentation if np.isfinite(np.asarray(polygon, np.float64)).all()]
         rle = rle_codec.merge([rle_codec.frPoly(polygon, *image_hw) for polygon in finite])
     except (ValueError, TypeError) as error:
         raise UserError(f"{place} is neither a run-length code nor a list of polygons ({error})") from error
@@ -154,7 +155,10 @@ def _has_outline(segmentation: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float reaches
+        return False
 
 
 def _is_box(value: Any) -> bool:

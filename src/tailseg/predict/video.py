@@ -161,7 +161,8 @@ class VideoFile:
         even = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         if self._writer is None:
             self._writer = self._begin((even.shape[1], even.shape[0]))
-        self._writer.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
+        with _quiet():  # of a full disk OpenCV would print a line a frame; it is told at the end
+            self._writer.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
         self._frames += 1
 
     def _begin(self, size: tuple[int, int]) -> cv2.VideoWriter:

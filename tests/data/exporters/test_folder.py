@@ -55,6 +55,14 @@ def test_names_that_are_taken_or_unsafe_are_changed_and_counted(tmp_path, folder
     assert folder.place(image(tmp_path, "f g.png"), "images", rename=lambda name: name.replace(" ", "_")) == "f_g.png"
 
 
+def test_names_beyond_what_a_disk_takes_are_cut(tmp_path, folder):
+    """With room for a number and for the suffix of a label."""
+    for end, expected in (("", ""), ("é", "-2"), ("éé", "-3")):
+        assert folder.place(image(tmp_path, f"a/{'é' * 120}{end}.png"), "images") == f"a/{'é' * 115}{expected}.png"
+    (note,) = folder.found.notes()
+    assert note.startswith("3 images renamed")
+
+
 def test_nothing_is_written_outside(tmp_path, folder):
     for name in ("../x", "/x", "a/../../x", "..\\x"):
         with pytest.raises(ValueError, match="expected a path inside of"):
