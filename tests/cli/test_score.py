@@ -150,7 +150,7 @@ def test_what_cannot_be_written_is_told_before_scoring(tmp_path: Path, data: Con
     (tmp_path / "found.json").write_text("not read yet")
     for out, sentence in (
         (".", ".: is a folder; name a file for the metrics, such as metrics.json"),
-        ("no/m.json", "no/m.json: its folder is not there; make it, or name another"),
+        ("no/m.json", "no/m.json: No such file or directory; make its folder, or name another"),
     ):
         done = score(tmp_path, "--out", out)
         assert (done.returncode, done.stderr) == (1, f"tailseg: {sentence}\n")

@@ -277,7 +277,7 @@ def checked_place(metrics: Path) -> Path:
     if metrics.is_dir():
         raise UserError(f"{metrics}: is a folder; name a file for the metrics, such as {metrics / 'metrics.json'}")
     if not metrics.parent.is_dir():
-        raise UserError(f"{metrics}: its folder is not there; make it, or name another")
+        raise UserError(f"{metrics}: No such file or directory; make its folder, or name another")
     return metrics
 
 
