@@ -13,6 +13,7 @@ from tiny import assert_refused, tailseg
 import tailseg as package
 from tailseg import runtime
 from tailseg.errors import UserError
+from tailseg.runtime import other_files
 
 WITHOUT_TORCH = """
 import json, sys
@@ -117,6 +118,57 @@ def test_weights_in_other_files(onnx_file: Path, tmp_path: Path) -> None:
     onnx.save(onnx.load(onnx_file), path, save_as_external_data=True, location="weights", size_threshold=1024)
     with pytest.raises(UserError, match="keeps weights in other files"):
         runtime.load(path)
+
+
+def value_first(entry: bytes) -> bytes:
+    """A key and its value in the other order, which protocol buffers allow."""
+    size = 2 + entry[1]
+    return entry[size:] + entry[:size]
+
+
+@pytest.mark.parametrize("place", ["initializer", "sparse", "attribute", "attributes", "subgraph", "function"])
+def test_weights_in_other_files_wherever_they_are_named(onnx_file: Path, tmp_path: Path, place: str) -> None:
+    """In no order that a search for bytes would find: the value stands before its key."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    tensor = helper.make_tensor("w", TensorProto.FLOAT, [1], [1.0])
+    tensor.ClearField("float_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "weights"
+    node = helper.make_node("Constant", [], ["x"])
+    content = onnx.load(onnx_file)
+    if place == "initializer":
+        content.graph.initializer.append(tensor)
+    elif place == "sparse":
+        content.graph.sparse_initializer.add().values.CopyFrom(tensor)
+    elif place == "subgraph":
+        inner = helper.make_graph([node], "inner", [], [], initializer=[tensor])
+        content.graph.node.append(helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner))
+    else:
+        attribute = node.attribute.add()
+        attribute.name = "value"
+        if place == "attributes":
+            attribute.tensors.append(tensor)
+        else:
+            attribute.t.CopyFrom(tensor)
+        content.functions.add().node.append(node) if place == "function" else content.graph.node.append(node)
+    told = entry.SerializeToString()
+    swapped = content.SerializeToString().replace(told, value_first(told))
+    assert onnx.load_from_string(swapped) == content
+    assert b"\x0a\x08location\x12" not in swapped
+    (tmp_path / "weights").write_bytes(b"\0" * 4)
+    (tmp_path / "model.onnx").write_bytes(swapped)
+    with pytest.raises(UserError, match="keeps weights in other files"):
+        runtime.load(tmp_path / "model.onnx")
+
+
+def test_fields_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(other_files, "MOST_FIELDS", 9)
+    assert not other_files.has_weights_elsewhere(b"\x08\x0a" * 9)
+    with pytest.raises(ValueError, match="more than 9 fields"):
+        other_files.has_weights_elsewhere(b"\x08\x0a" * 10)
 
 
 def test_operators_of_others(tmp_path: Path) -> None:

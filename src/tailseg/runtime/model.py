@@ -15,12 +15,13 @@ from tailseg.data.images import fitted_size, read_image
 from tailseg.errors import UserError
 from tailseg.layers.paste import Rle, encode_masks
 from tailseg.runtime.about import About, read_about
+from tailseg.runtime.other_files import has_weights_elsewhere
 
 if TYPE_CHECKING:
     import onnxruntime
 
 MOST_BYTES = 2 << 30  # of a file: ONNX's own limit
-ELSEWHERE = b"\x0a\x08location\x12"  # in a file whose weights lie in other files
+ELSEWHERE = b"\x0a\x08location\x12"  # in most files whose weights lie in other files
 INPUTS = {"image": "tensor(uint8)", "image_size": "tensor(int64)"}
 OUTPUTS = ("boxes", "scores", "labels", "masks")
 
@@ -146,10 +147,15 @@ def _session(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
     if path.stat().st_size > MOST_BYTES:
         raise UserError(f"{path}: is larger than an ONNX file can be; export it again")
     content = path.read_bytes()
-    if ELSEWHERE in content:
+    try:
+        elsewhere = ELSEWHERE in content or has_weights_elsewhere(content)
+    except ValueError as error:
+        raise UserError(f"{path}: is no ONNX file that onnxruntime can run ({error}); export it again") from None
+    if elsewhere:
         raise UserError(f"{path}: keeps weights in other files, which tailseg's never do; export it again")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # not its own, which was not looked through
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [])
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
