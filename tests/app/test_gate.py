@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from tailseg.app import gate
 from tailseg.app.gate import MOST_SENT, MOST_UPLOADED, Gate
 
 
@@ -16,12 +18,19 @@ class Inner:
 
     body: bytes | None = None
 
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             self.body = b"other"
             return
         message = await receive()
+        self.messages.append(message)
         self.body = message["body"]
+        while message.get("more_body"):
+            message = await receive()
+            self.messages.append(message)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"done"})
 
@@ -34,11 +43,13 @@ def ask(
     method: str = "POST",
     length: object = ...,
     host: str | None = None,
+    more: Sequence[tuple[bytes, bytes]] = (),
 ) -> tuple[int, dict[str, str], Inner]:
     inner, sent = Inner(), list[Message]()
     stated = len(body) if length is ... else length
     headers = [] if stated is None else [(b"content-length", str(stated).encode())]
     headers += [] if host is None else [(b"host", host.encode())]
+    headers += more
     parts = [body[:7], body[7:]]
 
     async def receive() -> Message:
@@ -113,10 +124,35 @@ def test_requests_without_paths_pass(tmp_path: Path) -> None:
         ("/gradio_api/upload/", 9, 200),
         ("/gradio_api/upload", None, 411),
         ("/gradio_api/upload", "-1", 411),
+        ("/gradio_api/upload", "9" * 5000, 411),
     ],
 )
 def test_what_is_sent_is_bounded(tmp_path: Path, path: str, length: object, status: int) -> None:
     assert ask(tmp_path, b"not JSON", path=path, length=length)[0] == status
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/upload"])
+def test_chunks_are_refused_whatever_length_is_stated(tmp_path: Path, path: str) -> None:
+    status, _, inner = ask(tmp_path, b"{}", path=path, more=[(b"transfer-encoding", b"chunked")])
+    assert (status, inner.body) == (411, None)
+
+
+def test_more_than_is_stated_is_not_read(tmp_path: Path) -> None:
+    assert ask(tmp_path, b" " * MOST_SENT, length=9)[0] == 400  # read, and no JSON
+    status, _, inner = ask(tmp_path, b" " * (MOST_SENT + 1), length=9)
+    assert (status, inner.body) == (413, None)
+
+
+def test_an_upload_breaks_off_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "MOST_UPLOADED", 10)
+    assert ask(tmp_path, b"a" * 10, path="/gradio_api/upload")[2].messages == [
+        {"type": "http.request", "body": b"a" * 7, "more_body": True},
+        {"type": "http.request", "body": b"a" * 3, "more_body": False},
+    ]
+    assert ask(tmp_path, b"a" * 11, path="/gradio_api/upload", length=9)[2].messages == [
+        {"type": "http.request", "body": b"a" * 7, "more_body": True},
+        {"type": "http.disconnect"},
+    ]
 
 
 def test_other_than_json_is_refused(tmp_path: Path) -> None:

@@ -65,9 +65,11 @@ class Gate:
             refusal = PlainTextResponse("this page is for this machine alone: open it as http://127.0.0.1", 403)
         elif scope["method"] not in ("GET", "HEAD", "OPTIONS"):
             refusal = _fault_of_size(headers, MOST_UPLOADED if upload else MOST_SENT)
-            if refusal is None and not upload:
+            if refusal is None and upload:
+                receive = _at_most(MOST_UPLOADED, receive)
+            elif refusal is None:
                 body = await _body_of(receive)
-                refusal = self._fault_of_paths(body)
+                refusal = _too_large(MOST_SENT) if len(body) > MOST_SENT else self._fault_of_paths(body)
                 receive = _again(body, receive)
         if refusal is None:
             await self._app(scope, receive, send_with_policy)
@@ -94,24 +96,42 @@ def _host_of(headers: Headers) -> str:
 
 
 def _fault_of_size(headers: Headers, limit: int) -> PlainTextResponse | None:
-    """The server reads no more than is stated."""
+    """A length that is stated counts only where the body is not sent in chunks, whatever their number."""
     stated = headers.get("content-length", "")
-    if not stated.isdecimal():
+    if not (stated.isdecimal() and len(stated) < 20) or "transfer-encoding" in headers:
         return PlainTextResponse("the request does not state its length", 411)
-    if int(stated) > limit:
-        return PlainTextResponse(f"the request is too large, the limit is {limit:,} bytes", 413)
-    return None
+    return _too_large(limit) if int(stated) > limit else None
+
+
+def _too_large(limit: int) -> PlainTextResponse:
+    return PlainTextResponse(f"the request is too large, the limit is {limit:,} bytes", 413)
 
 
 async def _body_of(receive: Receive) -> bytes:
+    """The body of a request; of one beyond `MOST_SENT` no more than shows it."""
     parts: list[bytes] = []
+    read = 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return b"".join(parts)
         parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
+        read += len(parts[-1])
+        if read > MOST_SENT or not message.get("more_body", False):
             return b"".join(parts)
+
+
+def _at_most(limit: int, receive: Receive) -> Receive:
+    """A body that breaks off where it goes beyond a limit, as if its sender had left."""
+    read = 0
+
+    async def counted() -> Message:
+        nonlocal read
+        message = await receive()
+        read += len(message.get("body", b""))
+        return message if read <= limit else {"type": "http.disconnect"}
+
+    return counted
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
