@@ -627,6 +627,9 @@ def test_every_key_has_its_place(published: MaskRCNN, tmp_path: Path) -> None:
             "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlign",
             "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 2,
             "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 0.5,
+            "MODEL.ROI_MASK_HEAD.POOLER_TYPE": "ROIAlign",
+            "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": 2,
+            "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 14,
             "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 256,
         },
     )
@@ -652,6 +655,16 @@ def test_every_key_has_its_place(published: MaskRCNN, tmp_path: Path) -> None:
         ("MODEL.RPN.BBOX_REG_WEIGHTS", [2.0, 2.0, 2.0, 2.0]),
         ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", [20.0, 20.0, 10.0, 10.0]),
         ("MODEL.FPN.FUSE_TYPE", "avg"),
+        ("MODEL.RESNETS.RES5_DILATION", 2),
+        ("MODEL.RPN.IN_FEATURES", ["p3", "p4", "p5", "p6"]),
+        ("MODEL.ROI_HEADS.IN_FEATURES", ["p3", "p4", "p5"]),
+        ("MODEL.PROPOSAL_GENERATOR.MIN_SIZE", 16),
+        ("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 14),
+        ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIPool"),
+        ("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 28),
+        ("MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlign"),
+        ("MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO", 2),
+        ("INPUT.FORMAT", "YUV-BT.601"),
     ],
 )
 def test_what_would_give_other_detections_is_not_passed_over(

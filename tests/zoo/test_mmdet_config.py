@@ -245,6 +245,93 @@ def test_caffe_style_with_blue_first(shared: Path, tmp_path: Path, kind: str) ->
     assert not torch.equal(own, theirs)
 
 
+NORMALIZE = "dict(type='Normalize', mean=[1, 2, 3], std=[4, 5, 6], to_rgb=False)"
+NORMALIZING = {
+    "a step alone": f"test_pipeline = [dict(type='MultiScaleFlipAug', transforms=[{NORMALIZE}])]",
+    "a step before what stands beside it": (
+        f"test_pipeline = [dict(type='MultiScaleFlipAug', transforms=[{NORMALIZE}])]\n"
+        "img_norm_cfg = dict(mean=[7, 8, 9], std=[1, 1, 1], to_rgb=True)"
+    ),
+    "the step of the data set": (
+        f"data = dict(test=dict(pipeline=[{NORMALIZE}]))\n"
+        "test_pipeline = [dict(type='Normalize', mean=[7, 8, 9], std=[1, 1, 1], to_rgb=True)]"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NORMALIZING)
+def test_the_test_pipeline_says_how_pixels_are_normalised(kind: str) -> None:
+    found = said(f"model = dict()\n{NORMALIZING[kind]}")
+    assert found.blue_first
+    assert found.values["model"]["pixel_mean"] == [3, 2, 1]
+    assert found.values["model"]["pixel_std"] == [6, 5, 4]
+
+
+@pytest.mark.parametrize(
+    ("about", "blue_first"),
+    [
+        ("bgr_to_rgb=False", True),
+        ("type='DetDataPreprocessor'", True),
+        ("mean=None, std=None, bgr_to_rgb=True", False),
+        ("mean=None, std=None, rgb_to_bgr=True", False),  # turns them round whatever they were
+    ],
+)
+def test_a_preprocessor_without_a_mean_leaves_pixels_as_they_are(about: str, blue_first: bool) -> None:
+    found = said(f"model = dict(data_preprocessor=dict({about}))\nimg_norm_cfg = dict(mean=[7, 8, 9], std=[1, 1, 2])")
+    assert found.blue_first == blue_first
+    assert found.values["model"]["pixel_mean"] == [0, 0, 0]
+    assert found.values["model"]["pixel_std"] == [1, 1, 1]
+
+
+def test_pixels_that_are_normalised_in_two_places_are_refused() -> None:
+    with pytest.raises(UserError, match=r"data_preprocessor beside a step of the test pipeline = \['Normalize'\]"):
+        said(f"model = dict(data_preprocessor=dict(mean=[1, 2, 3], std=[1, 1, 1]))\ntest_pipeline = [{NORMALIZE}]")
+
+
+def test_proposals_in_the_words_of_version_2_0() -> None:
+    train = "rpn_proposal=dict(nms_pre=2000, nms_post=700, max_num=700, nms_thr=0.7)"
+    test = "rpn=dict(nms_across_levels=False, nms_pre=900, nms_post=800, max_num=800, nms_thr=0.6, min_bbox_size=0)"
+    found = said(f"model = dict()\ntrain_cfg = dict({train})\ntest_cfg = dict({test})")
+    assert found.values["model"]["rpn"] == {
+        "pre_nms_train": 2000,
+        "post_nms_train": 700,
+        "pre_nms_test": 900,
+        "post_nms_test": 800,
+        "nms_iou": 0.6,
+    }
+    found = said("model = dict(test_cfg=dict(rpn=dict(nms_post=300)))")
+    assert found.values["model"]["rpn"] == {"post_nms_test": 300}
+
+
+def test_the_size_of_the_data_set_that_is_tested_on() -> None:
+    steps = "[dict(type='Resize', scale=(640, 640))]"
+    found = said(
+        "model = dict()\ntest_pipeline = [dict(type='Resize', scale=(1333, 800))]\n"
+        f"test_dataloader = dict(dataset=dict(pipeline={steps}))"
+    )
+    assert found.values["data"] == {"test_short_edge": 640, "long_edge": 640}
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "type='ResNet', strides=(1, 2, 2, 2), dilations=(1, 1, 1, 1), act_cfg=dict(type='ReLU')",
+        "type='RegNet', strides=(2, 2, 2, 2)",
+        "type='SwinTransformer', strides=(4, 2, 2, 2), act_cfg=dict(type='GELU')",
+    ],
+)
+def test_usual_values_that_are_said_are_no_obstacle(backbone: str) -> None:
+    heads = (
+        "bbox_roi_extractor=dict(roi_layer=dict(output_size=7, pool_mode='avg')),"
+        "mask_roi_extractor=dict(roi_layer=dict(output_size=(14, 14))),"
+        "bbox_head=dict(reg_predictor_cfg=dict(type='Linear'), bbox_coder=dict(clip_border=True)),"
+        "mask_head=dict(predictor_cfg=dict(type='Conv'))"
+    )
+    anchors = "anchor_generator=dict(base_sizes=[4, 8, 16, 32, 64])"
+    found = said(f"model = dict(backbone=dict({backbone}), rpn_head=dict({anchors}), roi_head=dict({heads}))")
+    assert found.values["model"]["backbone"] == {}
+
+
 def test_red_first_by_the_default_of_version_2() -> None:
     """There, pictures are turned to R, G, B unless it says otherwise."""
     found = said("model = dict(type='MaskRCNN')\nimg_norm_cfg = dict(mean=[1, 2, 3], std=[4, 5, 6])")
@@ -381,6 +468,31 @@ REFUSED = {
     "roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(type='RoIPool')))": "roi_layer.type = 'RoIPool'",
     "roi_head=dict(mask_roi_extractor=dict(featmap_strides=[4, 8, 16]))": "mask_roi_extractor.featmap_strides",
     "roi_head=dict(bbox_roi_extractor=dict(finest_scale=112))": "bbox_roi_extractor.finest_scale = 112",
+    "roi_head=dict(mask_roi_extractor=dict(roi_layer=dict(output_size=28)))": "mask_roi_extractor.roi_layer.output_s",
+    "roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(output_size=14)))": "bbox_roi_extractor.roi_layer.output_s",
+    "roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(pool_mode='max')))": "roi_layer.pool_mode = 'max'",
+    "backbone=dict(type='ResNet', dilations=(1, 1, 1, 2))": "model.backbone.dilations = [1, 1, 1, 2]",
+    "backbone=dict(type='ResNet', strides=(1, 2, 2, 1))": "model.backbone.strides = [1, 2, 2, 1]",
+    "backbone=dict(type='RegNet', strides=(1, 2, 2, 2))": "model.backbone.strides = [1, 2, 2, 2]",
+    "backbone=dict(type='ResNet', act_cfg=dict(type='GELU'))": "model.backbone.act_cfg.type = 'GELU'",
+    "backbone=dict(type='SwinTransformer', act_cfg=dict(type='ReLU'))": "model.backbone.act_cfg.type = 'ReLU'",
+    "rpn_head=dict(act_cfg=dict(type='SiLU'))": "model.rpn_head.act_cfg.type = 'SiLU'",
+    "roi_head=dict(mask_head=dict(act_cfg=dict(type='LeakyReLU')))": "mask_head.act_cfg.type = 'LeakyReLU'",
+    "roi_head=dict(bbox_head=dict(act_cfg=dict(type='GELU')))": "bbox_head.act_cfg.type = 'GELU'",
+    "roi_head=dict(mask_head=dict(predictor_cfg=dict(type='NormedConv2d', power=0.5)))": "predictor_cfg.power = 0.5",
+    "roi_head=dict(mask_head=dict(predictor_cfg=dict(type='DCN')))": "mask_head.predictor_cfg.type = 'DCN'",
+    "roi_head=dict(bbox_head=dict(cls_predictor_cfg=dict(type='NormedLinear', power=0.5)))": "cls_predictor_cfg.power",
+    "roi_head=dict(bbox_head=dict(cls_predictor_cfg=dict(type='NormedLinear', eps=0.1)))": "cls_predictor_cfg.eps",
+    "roi_head=dict(bbox_head=dict(reg_predictor_cfg=dict(type='NormedLinear')))": "bbox_head.reg_predictor_cfg.type",
+    "roi_head=dict(bbox_head=dict(bbox_coder=dict(clip_border=False)))": "bbox_head.bbox_coder.clip_border = False",
+    "roi_head=dict(bbox_head=dict(bbox_coder=dict(add_ctr_clamp=True)))": "bbox_head.bbox_coder.add_ctr_clamp = True",
+    "rpn_head=dict(bbox_coder=dict(type='TBLRBBoxCoder'))": "rpn_head.bbox_coder.type = 'TBLRBBoxCoder'",
+    "rpn_head=dict(bbox_coder=dict(target_means=[0, 0, 0, 0.5]))": "rpn_head.bbox_coder.target_means",
+    "rpn_head=dict(bbox_coder=dict(clip_border=False))": "rpn_head.bbox_coder.clip_border = False",
+    "rpn_head=dict(anchor_generator=dict(base_sizes=[16, 32, 64, 128, 256]))": "anchor_generator.base_sizes = [16, 32,",
+    "rpn_head=dict(anchor_generator=dict(centers=[(0, 0)]))": "anchor_generator.centers = [[0, 0]]",
+    "test_cfg=dict(rpn=dict(max_num=100, nms_post=300))": "model.test_cfg.rpn.nms_post = 300",
+    "test_cfg=dict(rpn=dict(nms_across_levels=True))": "model.test_cfg.rpn.nms_across_levels = True",
     "test_cfg=dict(rcnn=dict(nms=dict(type='soft_nms', iou_threshold=0.5)))": "model.test_cfg.rcnn.nms.type = 'soft_n",
     "test_cfg=dict(rcnn=dict(mask_thr_binary=0.45))": "model.test_cfg.rcnn.mask_thr_binary = 0.45",
     "test_cfg=dict(rcnn=dict(mask_thr_binary=-1))": "model.test_cfg.rcnn.mask_thr_binary = -1",

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from tailseg.errors import UserError
 from tailseg.losses import CLASSIFICATIONS
+from tailseg.model.box_head import ROI_SIZE as BOX_ROI_SIZE
+from tailseg.model.mask_head import ROI_SIZE as MASK_ROI_SIZE
 from tailseg.yaml_files import read_yaml
 from tailseg.zoo.checkpoint_files import read_checkpoint
 from tailseg.zoo.conversion import ForeignModel, change, rename, rpn_convs, state_dict_of
@@ -66,7 +68,18 @@ FIXED: dict[str, Any] = {  # what a recipe cannot say otherwise
     "MODEL.RPN.BBOX_REG_LOSS_TYPE": "smooth_l1",
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": "smooth_l1",
     "MODEL.FPN.FUSE_TYPE": "sum",
+    "MODEL.RESNETS.RES5_DILATION": 1,
+    "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
+    "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
+    "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 0,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": BOX_ROI_SIZE,
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": MASK_ROI_SIZE,
 }
+CHOICES = {  # the same, where there are several
+    "INPUT.FORMAT": ("BGR", "RGB"),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2", "ROIAlign"),
+}
+POOLING = {"POOLER_TYPE": "ROIAlignV2", "POOLER_SAMPLING_RATIO": 0}  # of both heads alike, with detectron2's defaults
 NO_CONFIGURATION = (
     "has no config.yaml beside it: what its tensors do not show is taken from detectron2's model zoo (order and scale "
     "of the colours, strides, thresholds, image sizes); put the run's config.yaml there, or fix it with --set"
@@ -165,10 +178,15 @@ def _zoo(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str
 
 def _configured(config: Mapping[str, Any], source: Path, stages: int) -> dict[str, Any]:
     """A configuration's conventions, as recipe values."""
-    for key, value in FIXED.items():
+    allowed = {key: (value,) for key, value in FIXED.items()} | CHOICES
+    for key, default in POOLING.items():
+        box = _at(config, f"MODEL.ROI_BOX_HEAD.{key}")
+        allowed[f"MODEL.ROI_MASK_HEAD.{key}"] = (default if box is None else box,)
+    for key, values_of_ours in allowed.items():
         found = _at(config, key)
-        if found is not None and found != value:
-            raise UserError(f"{source}: {key} is {found}, which tailseg has not (only {value}); it is not converted")
+        if found is not None and found not in values_of_ours:
+            only = " or ".join(map(str, values_of_ours))
+            raise UserError(f"{source}: {key} is {found}, which tailseg has not (only {only}); it is not converted")
     values: dict[str, Any] = {}
     for theirs, ours in KEYS.items():
         value = _at(config, theirs)

@@ -8,6 +8,8 @@ from typing import Any
 
 from tailseg.errors import UserError
 from tailseg.layers.norm import GROUPS
+from tailseg.model.box_head import ROI_SIZE as BOX_ROI_SIZE
+from tailseg.model.mask_head import ROI_SIZE as MASK_ROI_SIZE
 from tailseg.model.rpn import RATIOS, STRIDES
 from tailseg.zoo.mmdet_config_heads import (
     NORMS,
@@ -18,6 +20,8 @@ from tailseg.zoo.mmdet_config_heads import (
     context,
     mask_head,
     mask_iou,
+    refuse_other_coders,
+    refuse_other_layers,
     refuse_other_norms,
     refuse_other_relays,
     refuse_other_semantics,
@@ -33,10 +37,15 @@ ROI_HEADS = (
 )
 NECKS = ("FPN", "PAFPN", "FPN_CARAFE", "FPG", "HRFPN")
 ROI_LEVELS = STRIDES[:4]
+TRANSFORMERS = ("SwinTransformer", "mmdet.SwinTransformer")
+CONVNEXTS = ("mmcls.ConvNeXt", "mmpretrain.ConvNeXt")
 BACKBONES = (
-    *("ResNet", "ResNeXt", "ResNetV1d", "ResNeSt", "Res2Net", "RegNet", "HRNet", "SwinTransformer"),
-    *("mmdet.SwinTransformer", "mmcls.ConvNeXt", "mmpretrain.ConvNeXt"),
+    *("ResNet", "ResNeXt", "ResNetV1d", "ResNeSt", "Res2Net", "RegNet", "HRNet"),
+    *(*TRANSFORMERS, *CONVNEXTS),
 )
+RESNET_STRIDES = [1, 2, 2, 2]  # of stages
+OTHER_STRIDES = {"RegNet": [2, 2, 2, 2], **{kind: [4, 2, 2, 2] for kind in TRANSFORMERS}}
+POOLED = {"bbox_roi_extractor": BOX_ROI_SIZE, "mask_roi_extractor": MASK_ROI_SIZE}  # cells of a side
 GRID = {  # kinds of FPG's transitions
     "same_up_trans": "conv",
     "across_lateral_trans": "conv",
@@ -87,6 +96,8 @@ def _conventions(config: Config, stages: int) -> Conventions:
     mask_heads = per_stage(roi, "mask_head", stages)
     train, test = (section(model, name) or section(config, name) for name in ("train_cfg", "test_cfg"))
     _neck(section(model, "neck"))
+    for box, mask in zip(box_heads, mask_heads, strict=True):
+        refuse_other_layers(box, mask)
     pixels, blue_first = _pixels(config, model)
     values = {
         "model": {
@@ -161,6 +172,11 @@ def _backbone(backbone: Config) -> dict[str, Any]:
     require("model.backbone.out_indices", backbone.get("out_indices"), ([0, 1, 2, 3],))
     require("model.backbone.avg_down_stride", backbone.get("avg_down_stride"), (True,))
     require("model.backbone.style", backbone.get("style"), ("pytorch", "caffe"))
+    kind = backbone.get("type") or ""
+    activation = "GELU" if kind in (*TRANSFORMERS, *CONVNEXTS) else "ReLU"
+    require("model.backbone.act_cfg.type", section(backbone, "act_cfg").get("type"), (activation,))
+    require("model.backbone.strides", backbone.get("strides"), (OTHER_STRIDES.get(kind, RESNET_STRIDES),))
+    require("model.backbone.dilations", backbone.get("dilations"), ([1, 1, 1, 1],))
     norm_eval, norm = backbone.get("norm_eval"), section(backbone, "norm_cfg")
     require("model.backbone.norm_cfg.type", norm.get("type"), (*NORMS, "LN", "LN2d"))
     require("model.backbone.norm_cfg.num_groups", norm.get("num_groups"), (GROUPS,))
@@ -178,8 +194,12 @@ def _rpn(rpn: Config, train: Config, test: Config) -> dict[str, Any]:
     require(f"{where}.type", anchors.get("type"), ("AnchorGenerator",))
     require(f"{where}.center_offset", anchors.get("center_offset"), (0,))
     require("model.rpn_head.bbox_coder.target_stds", section(rpn, "bbox_coder").get("target_stds"), ([1] * 4,))
+    refuse_other_coders(rpn, "model.rpn_head")
+    require("model.rpn_head.act_cfg.type", section(rpn, "act_cfg").get("type"), ("ReLU",))
     require(f"{where}.ratios", anchors.get("ratios"), (list(RATIOS),))
     require(f"{where}.strides", anchors.get("strides"), (list(STRIDES),))
+    require(f"{where}.base_sizes", anchors.get("base_sizes"), (list(STRIDES),))
+    require(f"{where}.centers", anchors.get("centers"), ())
     require(f"{where}.octave_base_scale", anchors.get("octave_base_scale"), ())
     scales = anchors.get("scales")
     if scales is not None and len(scales) != 1:
@@ -191,31 +211,42 @@ def _rpn(rpn: Config, train: Config, test: Config) -> dict[str, Any]:
         box_beta=box_loss_beta(rpn, "model.rpn_head"),
         inside_image=True if section(train, "rpn").get("allowed_border") == 0 else None,
         pre_nms_train=proposals.get("nms_pre"),
-        post_nms_train=proposals.get("max_per_img"),
+        post_nms_train=_most_proposals(proposals, "model.train_cfg.rpn_proposal"),
         pre_nms_test=at_test.get("nms_pre"),
-        post_nms_test=at_test.get("max_per_img"),
+        post_nms_test=_most_proposals(at_test, "model.test_cfg.rpn"),
         nms_iou=_nms_iou(at_test, "model.test_cfg.rpn"),
     )
 
 
+def _most_proposals(rules: Config, where: str) -> int | None:
+    """Proposals that are left behind NMS; versions before 2.6 had two other names for it, of which each read one."""
+    found = [rules[key] for key in ("max_per_img", "max_num", "nms_post") if rules.get(key) is not None]
+    if "max_per_img" not in rules and len(found) > 1:
+        require(f"{where}.nms_post", found[1], (found[0],))
+    return found[0] if found else None
+
+
 def _nms_iou(rules: Config, where: str) -> float | None:
-    """Threshold of plain NMS, ``iou_thr`` in old versions."""
+    """Threshold of plain NMS; old versions had it in ``iou_thr``, and that of the RPN beside ``nms`` in ``nms_thr``."""
     nms = section(rules, "nms")
     require(f"{where}.nms.type", nms.get("type"), ("nms",))
     require(f"{where}.nms.class_agnostic", nms.get("class_agnostic"), (False,))
     require(f"{where}.min_bbox_size", rules.get("min_bbox_size"), (0,))
-    return nms.get("iou_threshold", nms.get("iou_thr"))
+    require(f"{where}.nms_across_levels", rules.get("nms_across_levels"), (False,))
+    return nms.get("iou_threshold", nms.get("iou_thr", rules.get("nms_thr")))
 
 
 def _roi_pooling(roi: Config) -> dict[str, Any]:
     pooling: dict[str, Any] = {}
-    for name in ("bbox_roi_extractor", "mask_roi_extractor"):
+    for name, cells in POOLED.items():
         for extractor in per_stage(roi, name, 1):
             layer, where = section(extractor, "roi_layer"), f"model.roi_head.{name}"
             require(f"{where}.type", extractor.get("type"), ("SingleRoIExtractor",))
             require(f"{where}.roi_layer.type", layer.get("type"), ("RoIAlign",))
             require(f"{where}.featmap_strides", extractor.get("featmap_strides"), (list(ROI_LEVELS),))
             require(f"{where}.finest_scale", extractor.get("finest_scale"), (56,))
+            require(f"{where}.roi_layer.output_size", layer.get("output_size"), (cells, [cells, cells]))
+            require(f"{where}.roi_layer.pool_mode", layer.get("pool_mode"), ("avg",))
             found = known(sampling_ratio=layer.get("sampling_ratio"), aligned=layer.get("aligned"))
             for key, value in found.items():
                 require(f"{where}.roi_layer.{key}", value, (pooling.get(key, value),))
@@ -224,13 +255,25 @@ def _roi_pooling(roi: Config) -> dict[str, Any]:
 
 
 def _pixels(config: Config, model: Config) -> tuple[dict[str, Any], bool]:
-    """Mean and deviation in the order R, G, B; and whether the network takes them the other way round."""
+    """Mean and deviation in the order R, G, B; and whether the network takes them the other way round.
+
+    In 3.x the model's preprocessor does all of it, or none where it has no mean. In 2.x it is a step of the test
+    pipeline, which mostly takes it from ``img_norm_cfg``.
+    """
     new, old = section(model, "data_preprocessor"), section(config, "img_norm_cfg")
-    about = new or old
+    steps = [step for step in _test_steps(config) if step.get("type") == "Normalize" and step.get("mean") is not None]
+    if new:
+        require(
+            "model.data_preprocessor beside a step of the test pipeline", [step["type"] for step in steps] or None, ()
+        )
+        blue_first = not (new.get("bgr_to_rgb", False) or new.get("rgb_to_bgr", False))
+        about = new if None not in (new.get("mean"), new.get("std")) else {"mean": [0.0] * 3, "std": [1.0] * 3}
+    else:
+        about = steps[0] if steps else old
+        blue_first = not about.get("to_rgb", True)
     mean, std = about.get("mean"), about.get("std")
     if mean is None or std is None:
         return {}, False
-    blue_first = not (new.get("bgr_to_rgb", False) if new else old.get("to_rgb", True))  # each by its own default
     if blue_first:
         mean, std = mean[::-1], std[::-1]
     return {"pixel_mean": mean, "pixel_std": std}, blue_first
@@ -238,8 +281,8 @@ def _pixels(config: Config, model: Config) -> tuple[dict[str, Any], bool]:
 
 def _data(config: Config) -> dict[str, Any]:
     """Image sizes; scales are (long, short) or (short, long)."""
-    test = [scale for step in _steps(config, "test_pipeline") for scale in _scales(step)]
-    train = [scale for step in _steps(config, "train_pipeline") for scale in _scales(step)]
+    test = [scale for step in _test_steps(config) for scale in _scales(step)]
+    train = [scale for step in _steps(config.get("train_pipeline")) for scale in _scales(step)]
     values: dict[str, Any] = {}
     if test:
         values |= {"test_short_edge": min(test[0]), "long_edge": max(test[0])}
@@ -248,8 +291,16 @@ def _data(config: Config) -> dict[str, Any]:
     return values
 
 
-def _steps(config: Config, key: str) -> Iterator[Config]:
-    for step in config.get(key) or ():
+def _test_steps(config: Config) -> list[Config]:
+    """The steps by which images are made to be tested on, and those in them; where a data set says its own, these."""
+    places = (section(section(config, "test_dataloader"), "dataset"), section(section(config, "data"), "test"))
+    pipelines = [place["pipeline"] for place in places if isinstance(place.get("pipeline"), list)]
+    outer = _steps(pipelines[0] if pipelines else config.get("test_pipeline"))
+    return [one for step in outer for one in (step, *_steps(step.get("transforms")))]
+
+
+def _steps(pipeline: Any) -> Iterator[Config]:
+    for step in pipeline or ():
         if isinstance(step, dict):
             yield step
 

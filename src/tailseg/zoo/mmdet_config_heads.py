@@ -20,6 +20,10 @@ UPSAMPLING = {  # what a mask head's transposed convolution or CARAFE, or a neck
     "encoder_dilation": 1,
     "compressed_channels": 64,
 }
+PREDICTORS = {  # of a head: key -> what it may be
+    "bbox_head": {"cls_predictor_cfg": ("Linear", "NormedLinear"), "reg_predictor_cfg": ("Linear",)},
+    "mask_head": {"predictor_cfg": ("Conv", "Conv2d", "Linear", "NormedConv2d")},
+}
 BOX_LOSSES = (
     *("L1Loss", "SmoothL1Loss", "IoULoss", "BoundedIoULoss", "GIoULoss", "DIoULoss", "CIoULoss", "EIoULoss"),
     *("SIoULoss", "BalancedL1Loss"),
@@ -42,6 +46,27 @@ def refuse_other_norms(part: Config, where: str, norms: Sequence[str] = NORMS) -
     require(f"{where}.norm_cfg.type", norm.get("type"), norms)
     require(f"{where}.norm_cfg.num_groups", norm.get("num_groups"), (GROUPS,))
     require(f"{where}.norm_cfg.eps", norm.get("eps"), (1e-5,))
+
+
+def refuse_other_coders(head: Config, where: str) -> None:
+    """Refuse boxes that are decoded otherwise than ours; deviations are left to the caller."""
+    coder, where = section(head, "bbox_coder"), f"{where}.bbox_coder"
+    require(f"{where}.type", coder.get("type"), ("DeltaXYWHBBoxCoder",))
+    require(f"{where}.target_means", coder.get("target_means"), ([0.0] * 4,))
+    require(f"{where}.clip_border", coder.get("clip_border"), (True,))
+    require(f"{where}.add_ctr_clamp", coder.get("add_ctr_clamp"), (False,))
+
+
+def refuse_other_layers(box: Config, mask: Config) -> None:
+    """Refuse activations and predictors of a stage's heads that ours cannot have."""
+    for head, name in ((box, "bbox_head"), (mask, "mask_head")):
+        where = f"model.roi_head.{name}"
+        require(f"{where}.act_cfg.type", section(head, "act_cfg").get("type"), ("ReLU",))
+        for key, kinds in PREDICTORS[name].items():
+            predictor = section(head, key)
+            require(f"{where}.{key}.type", predictor.get("type"), kinds)
+            require(f"{where}.{key}.power", predictor.get("power"), (1,))
+            require(f"{where}.{key}.eps", predictor.get("eps"), (1e-6,))
 
 
 def box_loss_beta(head: Config, where: str) -> float | None:
@@ -154,14 +179,11 @@ def stage_rows(roi: Config, heads: Sequence[Config], train: Sequence[Config]) ->
     of_masks = [sum(weights)] * len(weights) if roi.get("type") == "SCNetRoIHead" else weights
     rows = []
     for head, rules, weight, mask_weight in zip(heads, train, weights, of_masks, strict=False):
-        coder = section(head, "bbox_coder")
-        kind = coder.get("type")
-        require("model.roi_head.bbox_head.bbox_coder.type", kind, ("DeltaXYWHBBoxCoder",))
-        require("model.roi_head.bbox_head.bbox_coder.target_means", coder.get("target_means"), ([0.0] * 4,))
+        refuse_other_coders(head, "model.roi_head.bbox_head")
         rows.append(
             known(
                 iou=section(rules, "assigner").get("pos_iou_thr"),
-                stds=coder.get("target_stds"),
+                stds=section(head, "bbox_coder").get("target_stds"),
                 weight=float(weight),
                 mask_weight=float(mask_weight),
             )
