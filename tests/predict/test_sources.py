@@ -96,6 +96,19 @@ def test_a_folder_without_images(tmp_path: Path) -> None:
         open_source(tmp_path)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_named_pipes_are_no_images(tmp_path: Path) -> None:
+    """To open one waits for its writer."""
+    write_image(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    files, left_out = images_below(tmp_path)
+    assert files == [tmp_path / "a.png"]
+    assert left_out == {"files that are no images": 1}
+    source = open_source(str(tmp_path / "*.png"))
+    assert source.paths == [tmp_path / "a.png"]
+    assert source.left_out == {"files that are no images": 1}
+
+
 def test_patterns(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_video(folder / "clip.mp4", 3)
     with caplog.at_level("INFO"):

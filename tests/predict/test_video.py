@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,12 +8,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from predictions import rectangles
 from tiny import ENVIRONMENT, assert_done, assert_refused
 from tiny import tailseg as tailseg_command
 
 import tailseg
 from tailseg.errors import UserError
+from tailseg.predict import video as video_files
 from tailseg.predict.video import VideoFile, open_video
 
 FRAMES, FPS = 7, 12.5
@@ -90,6 +93,67 @@ def test_videos_that_cannot_be_decoded(tmp_path: Path) -> None:
             open_video(tmp_path / name)
     with pytest.raises(UserError, match=r"gone\.mp4: no such video"):
         open_video(tmp_path / "gone.mp4")
+
+
+def test_lists_of_other_files_are_no_videos(tmp_path: Path, clip: Path) -> None:
+    (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile {clip.name}\n")
+    Image.new("RGB", (8, 8)).save(tmp_path / "picture.mp4", "JPEG")
+    for name in ("list.mp4", "picture.mp4"):
+        with pytest.raises(UserError, match=f"{name}: not a video that can be decoded; convert it to H.264"):
+            open_video(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "begin"),
+    [
+        (".mp4", "mp4v", b"....ftyp"),
+        (".mov", "mp4v", b"....ftyp"),
+        (".mkv", "mp4v", b"\x1aE\xdf\xa3"),
+        (".avi", "MJPG", b"RIFF....AVI "),
+        (".mpg", "MPG1", b"\0\0\x01\xba"),
+        (".ts", "MPG2", b"G"),
+        (".m2ts", "MPG2", b"....G"),
+        (".flv", "FLV1", b"FLV"),
+        (".wmv", "WMV2", b"\x30\x26\xb2\x75"),
+        (".ogv", "THEO", b"OggS"),
+    ],
+)
+def test_containers(tmp_path: Path, ending: str, code: str, begin: bytes) -> None:
+    path = tmp_path / f"clip{ending}"
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*code), 25, (96, 64))
+    if not writer.isOpened():
+        pytest.skip("FFmpeg cannot write it here")
+    for _ in range(5):
+        writer.write(np.full((64, 96, 3), 120, np.uint8))
+    writer.release()
+    assert re.match(re.escape(begin).replace(rb"\.", b"."), path.read_bytes(), re.DOTALL)
+    assert next(open_video(path).frames()).shape == (64, 96, 3)
+
+
+def test_a_quicktime_file_may_begin_with_its_pictures(tmp_path: Path) -> None:
+    with VideoFile(tmp_path / "a.mp4", 25) as video:
+        video.add(np.zeros((32, 32, 3), np.uint8))
+    content = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "a.mov").write_bytes(b"\0\0\0\x08wide" + content)
+    assert len(list(open_video(tmp_path / "a.mov").frames())) == 1
+
+
+def test_a_name_that_is_not_utf_8(tmp_path: Path, clip: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.avi")
+    try:
+        clip.rename(path)
+    except OSError:
+        pytest.skip("no such names on this disk")
+    with pytest.raises(UserError, match="the name of a video must be UTF-8, and this is not; rename the file"):
+        open_video(path)
+
+
+def test_frames_of_too_many_pixels_are_not_decoded(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video_files, "MAX_PIXELS", 64 * 96)
+    assert open_video(clip).fps == FPS
+    monkeypatch.setattr(video_files, "MAX_PIXELS", 64 * 96 - 1)
+    with pytest.raises(UserError, match=r"clip\.avi: the frames are too large \(6,144 pixels, the limit is 6,143\)"):
+        open_video(clip)
 
 
 def test_a_video_that_is_cut_off_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

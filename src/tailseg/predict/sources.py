@@ -178,7 +178,7 @@ def _open_pattern(pattern: str) -> Source:
             left_out["folders"] += 1
         elif is_video(path):
             parts.append(open_or_faulty(path))
-        elif path.name.lower().endswith(IMAGE_SUFFIXES):
+        elif path.name.lower().endswith(IMAGE_SUFFIXES) and (path.is_file() or not path.exists()):
             parts.append(Source("one", [_file(path)], 1, [path]))
         else:
             left_out["files that are no images"] += 1
@@ -224,7 +224,7 @@ def images_below(folder: Path, results: Path | None = None) -> tuple[list[Path],
                 left_out["links that lead out of the folder"] += 1
             elif entry.is_dir():
                 left_out["links to folders"] += 1  # which is come upon by itself, as it lies inside
-            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+            elif entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():  # a named pipe would block
                 images.append(path)
             elif is_video(path):
                 left_out["videos (name them one by one)"] += 1

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tailseg.data.images import MAX_PIXELS
 from tailseg.errors import UserError
 
 # Read by OpenCV when it opens its first video: what FFmpeg has to say about a faulty one is told in a sentence.
@@ -25,6 +26,13 @@ logger = logging.getLogger(__name__)
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ogv", ".3gp", ".mts")
 USUAL_FPS = 25.0  # taken where a file does not state its own
+# What video files begin with, at which byte; QuickTime's may have any of these first.
+_BEGINNINGS = (
+    *((4, box) for box in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")),
+    *((0, mark) for mark in (b"\x1aE\xdf\xa3", b"OggS", b"FLV", b"\x30\x26\xb2\x75")),  # Matroska, WMV
+    *((0, b"\0\0\x01" + kind) for kind in (b"\xba", b"\xb3")),  # MPEG
+)
+_NO_VIDEO = "not a video that can be decoded; convert it to H.264 in an .mp4 file"
 _SLACK = 0.05  # share of the frames that a container may state too many: some only estimate
 
 
@@ -88,14 +96,46 @@ def open_video(path: Path) -> Video:
 def _open(path: Path) -> cv2.VideoCapture:
     if not path.is_file():
         raise UserError(f"{path}: no such video; check the path")
+    if not _is_utf_8(str(path)):
+        raise UserError(f"{path}: the name of a video must be UTF-8, and this is not; rename the file or its folder")
+    if not _begins_like_a_video(path):
+        raise UserError(f"{path}: {_NO_VIDEO}")
     with _quiet():
         # By its absolute name, in which FFmpeg sees no protocol, and by FFmpeg alone: another of OpenCV's readers takes
         # names for patterns of files.
         capture = cv2.VideoCapture(os.path.abspath(path), cv2.CAP_FFMPEG)
     if not capture.isOpened():
-        raise UserError(f"{path}: not a video that can be decoded; convert it to H.264 in an .mp4 file")
+        raise UserError(f"{path}: {_NO_VIDEO}")
+    pixels = capture.get(cv2.CAP_PROP_FRAME_WIDTH) * capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
+    if not pixels <= MAX_PIXELS:
+        capture.release()
+        raise UserError(
+            f"{path}: the frames are too large ({pixels:,.0f} pixels, the limit is {MAX_PIXELS:,}); make them smaller"
+        )
     capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
     return capture
+
+
+def _is_utf_8(text: str) -> bool:
+    """OpenCV ends the process over a name that is not."""
+    try:
+        os.path.abspath(text).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _begins_like_a_video(path: Path) -> bool:
+    """Return whether a file is in itself a video: FFmpeg takes lists of files for videos, too, and plays these."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(256)
+    except OSError as error:
+        raise UserError(f"{path}: the video cannot be read ({error.strerror}); check its rights") from None
+    # Each packet of an MPEG transport stream has 188 bytes and begins with G; cameras put four bytes before each.
+    packets = any(head[at : at + 1] == head[at + step : at + step + 1] == b"G" for at, step in ((0, 188), (4, 192)))
+    avi = head[:4] == b"RIFF" and head[8:11] == b"AVI"
+    return packets or avi or any(head.startswith(mark, at) for at, mark in _BEGINNINGS)
 
 
 @contextmanager
