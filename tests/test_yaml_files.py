@@ -1,4 +1,5 @@
 import datetime
+import os
 
 import pytest
 from foreign_files import attempt
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailseg.errors import UserError
-from tailseg.yaml_files import DEEPEST, LARGEST, MOST_ALIASES, load_yaml, read_yaml
+from tailseg.yaml_files import DEEPEST, LARGEST, LONGEST_NUMBER, MOST_ALIASES, load_yaml, read_yaml
 
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
 
@@ -18,6 +19,22 @@ def test_values_and_texts():
     assert load_yaml("", "w") is None
     assert load_yaml("\ufeffa: 1", "w") == load_yaml(b"\xef\xbb\xbfa: 1\r\n", "w") == {"a": 1}
     assert load_yaml("a: é".encode(), "w") == {"a": "é"}
+
+
+def test_numbers_to_base_60_are_texts():
+    text = "[1:30, 1:30.5, 12:30:45, !!int '1:1', -1:1, 1_000, 0x1F, 1.5e+3]"
+    values = ["1:30", "1:30.5", "12:30:45", "1:1", "-1:1", 1000, 31, 1500.0]
+    assert load_yaml(text, "w") == values
+    long = "1" + ":1" * 400_000  # to compute its value would take hours
+    assert load_yaml(f"a: {long}", "w") == {"a": long}
+    assert load_yaml(f"a: !!float '{long}.5'", "w") == {"a": f"{long}.5"}
+
+
+def test_whole_numbers_have_a_largest_length():
+    assert load_yaml("9" * LONGEST_NUMBER, "w") == int("9" * LONGEST_NUMBER)
+    for text in ("9" * (LONGEST_NUMBER + 1), "0x" + "f" * 5000, "-0b" + "1" * 99, "!!int '" + "7" * 99 + "'"):
+        with pytest.raises(UserError, match=r"^d\.yaml: not valid YAML; fix the file$"):
+            load_yaml(f"a: [{text}]", "d.yaml")
 
 
 @pytest.mark.parametrize("text", ["2020-13-45", "2020-02-30", "9" * 5000, "!!timestamp x", "!!bool x", "!!int ''"])
@@ -88,3 +105,11 @@ def test_any_text_is_read_or_refused_with_a_sentence(text):
         _, fault = attempt(lambda t, texts=texts: load_yaml(t, "d.yaml", texts=texts), text)
         assert "\n" not in fault
         assert not fault or fault.startswith("d.yaml: ")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_named_pipe_is_no_file(tmp_path):
+    """To open it waits for its writer."""
+    os.mkfifo(tmp_path / "a.yaml")
+    with pytest.raises(UserError, match=r"a\.yaml: is no file but a pipe or a device; give a YAML file$"):
+        read_yaml(tmp_path / "a.yaml")

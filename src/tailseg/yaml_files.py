@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,33 @@ from tailseg.errors import UserError
 LARGEST = 1_000_000  # bytes of a file
 DEEPEST = 50  # lists and mappings in each other
 MOST_ALIASES = 100  # where they are read at all
+LONGEST_NUMBER = 40  # letters of a whole number
 _SafeLoader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML has it
 
 
-class _TextLoader(_SafeLoader):  # type: ignore[misc]
+class _ValueLoader(_SafeLoader):  # type: ignore[misc]
+    """Reads whole numbers of bounded length; 1:30, which YAML 1.1 takes for 90, is a text, as in YAML 1.2."""
+
+    def whole_number(self, node: yaml.ScalarNode) -> int | str:
+        """The value of an int."""
+        text = str(self.construct_scalar(node))
+        if ":" in text:
+            return text
+        if len(text) > LONGEST_NUMBER:
+            raise ValueError("a whole number is too long")
+        return int(self.construct_yaml_int(node))
+
+    def number(self, node: yaml.ScalarNode) -> float | str:
+        """The value of a float."""
+        text = str(self.construct_scalar(node))
+        return text if ":" in text else float(self.construct_yaml_float(node))
+
+
+_ValueLoader.add_constructor("tag:yaml.org,2002:int", _ValueLoader.whole_number)
+_ValueLoader.add_constructor("tag:yaml.org,2002:float", _ValueLoader.number)
+
+
+class _TextLoader(_ValueLoader):
     """Leaves every value as it is written: ``no``, ``007`` and ``2020-13-45`` are texts."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # PyYAML's own type
@@ -28,8 +52,13 @@ def read_yaml(path: Path, *, fix: str = "fix the file", texts: bool = False, ali
         UserError: it cannot be read, or `load_yaml` refuses it.
     """
     try:
-        size = path.stat().st_size
+        about = path.stat()
+        if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):  # a named pipe waits for its writer
+            raise UserError(f"{path}: is no file but a pipe or a device; give a YAML file")
+        size = about.st_size
         content = path.read_bytes() if size <= LARGEST else b""
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be read ({reason}); check the path and its rights") from None
@@ -53,7 +82,7 @@ def load_yaml(
     Raises:
         UserError: it is not valid YAML, or uses aliases (which can unfold to any size), or is nested too deeply.
     """
-    loader = _TextLoader if texts else _SafeLoader
+    loader = _TextLoader if texts else _ValueLoader
     text = content if isinstance(content, str) else ""
     depth = within = count = 0  # ``within``: the depth at which a value with an anchor begins
     try:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from recipe_stages import THREE_STAGES, plain_stage
 
 from tailseg.checkpoint import save_model
@@ -155,3 +156,14 @@ def test_a_file_is_named_after_itself_unless_it_says_otherwise(tmp_path: Path) -
     assert resolve(str(path)).name == "yours"
     path.write_text("data: {flip: 0}\n")
     assert diff(Recipe(name="x"), resolve(str(path))) == [("data.flip", 0.5, 0.0)]
+
+
+@pytest.mark.parametrize("name", ["a\0.yaml", "a\0.safetensors", "a\0"])
+def test_a_name_with_a_zero_byte(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump({"extends": name}))
+    for asked, place in ((str(file), f"{file}: extends "), (name, "")):
+        with pytest.raises(UserError) as refused:
+            resolve(asked)
+        assert str(refused.value).startswith(place)
+        assert "cannot be a name, as it has a zero byte; give a recipe, a file or a model" in str(refused.value)

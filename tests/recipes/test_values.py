@@ -184,3 +184,10 @@ def test_sections_are_merged_and_values_replaced() -> None:
     other = merge({"loss": "seesaw", "normalized": True, "temperature": 9.0, "p": 0.1}, {"loss": "eql"})
     assert other == {"loss": "eql", "normalized": True, "temperature": 9.0, "threshold": 0.0011}
     assert merge(other, {"loss": "eql", "threshold": 0.5})["threshold"] == 0.5
+
+
+def test_numbers_that_python_does_not_write() -> None:
+    with pytest.raises(UserError, match=r"received a number of thousands of digits$"):
+        changed(Recipe(name=""), {"schedule.epochs": -(10**5000)})
+    with pytest.raises(UserError, match=r"^--set optimizer\.lr=0xf+: not valid YAML; write another value$"):
+        override(Recipe(name=""), ["optimizer.lr=0x" + "f" * 5000])

@@ -49,6 +49,11 @@ def resolve(name: str, settings: Sequence[str] = ()) -> Recipe:
 def _load(name: str, chain: tuple[Path, ...]) -> Recipe:
     if name in BUILT_IN:
         return BUILT_IN[name]()
+    if "\0" in name:
+        place = f"{chain[-1]}: extends " if chain else ""
+        raise UserError(
+            f"{place}{name[:80]!r} cannot be a name, as it has a zero byte; give a recipe, a file or a model"
+        )
     path = model_file(Path(name))
     if path.suffix == ".safetensors":
         return recipe_in(read_header(path), path)

@@ -65,13 +65,20 @@ def fault_of(refused: ValidationError) -> str:
         return unknown_key(key)
     if error["type"] == "union_tag_invalid":
         return f"{key}.loss: {_nearest(error['ctx']['tag'], CLASSIFIERS, 'loss')}"
-    received = repr(error.get("input"))
+    received = _shown(error.get("input"))
     shown = received if len(received) < 60 else received[:57] + "..."
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if error["type"] == "value_error":
         return f"{key or 'recipe'}: {message}"
     return f"{key or 'recipe'}: {message}, received {shown}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python writes no whole number of more than 4300 digits
+        return "a number of thousands of digits"
 
 
 def _nearest(name: str, known: Iterable[str], what: str) -> str:
@@ -115,7 +122,7 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     Raises:
         UserError: a key is unknown or a value is wrong.
     """
-    return _changed(recipe, dict(changes), {key: f"{key} = {value!r}" for key, value in changes.items()})
+    return _changed(recipe, dict(changes), {key: f"{key} = {_shown(value)}" for key, value in changes.items()})
 
 
 def dotted(keywords: Mapping[str, Any]) -> dict[str, Any]:
