@@ -653,6 +653,7 @@ def test_lies_about_legacy_storages(tmp_path: Path, count: int) -> None:
         ((2**62, 4), b"", "<", "f4"),
         ((0, 2**62, 2**62), b"", "<", "f4"),
         ((1,) * 70, bytes(4), "<", "f4"),
+        ((2**61,) * 2000, bytes(4), "<", "f4"),
         ("2", bytes(8), "<", "f4"),
         (None, bytes(8), "<", "f4"),
         ((2,), None, "<", "f4"),
@@ -667,6 +668,19 @@ def test_lies_about_arrays(tmp_path: Path, shape: Any, raw: Any, order: Any, cod
     new = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n" + body((0,)) + body("b") + b"tR"
     path.write_bytes(b"\x80\x02" + new + b"(" + body(1) + body(shape) + dtype + b"\x89" + body(raw) + b"tb.")
     with pytest.raises(UserError, match=f"^{path}: is damaged"):
+        read_checkpoint(path)
+
+
+def test_sides_are_counted_before_they_are_multiplied(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    sides = (2**61,) * 65
+    path.write_bytes(wrap(tensor_program(size=sides, stride=sides), "zip", {"0": FOUR}))
+    with pytest.raises(UserError, match="a tensor has too many dimensions"):
+        read_checkpoint(path)
+    dtype = call("numpy.dtype", "f4", False, True) + body((3, "<", None, None, None, -1, -1, 0)) + b"b"
+    new = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n" + body((0,)) + body("b") + b"tR"
+    path.write_bytes(b"\x80\x02" + new + b"(" + body(1) + body(sides) + dtype + b"\x89" + body(bytes(4)) + b"tb.")
+    with pytest.raises(UserError, match="an array has too many dimensions"):
         read_checkpoint(path)
 
 

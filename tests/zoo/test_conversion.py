@@ -29,6 +29,7 @@ from tailseg.zoo import conversion
 from tailseg.zoo.architecture import infer_model
 from tailseg.zoo.backbones import infer_resnet
 from tailseg.zoo.conversion import ForeignModel, change, coco_ids, convert, rename, state_dict_of
+from tailseg.zoo.start import READERS
 
 State = dict[str, Tensor]
 CLASSES = 4
@@ -453,6 +454,51 @@ def test_state_dict_of() -> None:
     for content in ({}, {"model": {}}, [one], one, None, "text", {"model": {"x": 3}}):
         with pytest.raises(UserError, match=r"^m\.pth: holds no tensors by name, at its top or under 'model' or"):
             state_dict_of(content, path, nests)
+
+
+def test_names_of_tensors_are_bounded() -> None:
+    one, path, longest = torch.ones(1), Path("m.pth"), "a." * 500
+    assert list(state_dict_of({longest: one}, path, ())) == [longest]
+    for name in (longest + "b", 3, 2**20000, None, ("x",)):
+        with pytest.raises(UserError, match=r"^m\.pth: a tensor has a name that is no text of at most 1,000 letters"):
+            state_dict_of({"x": one, name: one}, path, ())
+    assert list(state_dict_of({3: "no tensor", "x": one}, path, ())) == ["x"]
+    # Wrappers are taken off four times.
+    assert list(state_dict_of({"module." * 4 + "x": one}, path, ())) == ["x"]
+    assert list(state_dict_of({"module." * 6 + "x": one}, path, ())) == ["module.module.x"]
+
+
+ODD_TENSORS: dict[str, dict[str, Any]] = {
+    "no side at all": {"state_dict": {"backbone.conv1.weight": torch.tensor(1.0)}},
+    "no side of a patch": {
+        "state_dict": {
+            "backbone.patch_embed.projection.weight": torch.zeros(2, 2),
+            "backbone.stages.0.downsample.norm.weight": torch.tensor(1.0),
+        }
+    },
+    "a version of 6000 digits": {"meta": {"mmdet_version": 2**20000}, "state_dict": {"a": torch.zeros(1)}},
+    "one side": {"model": {"backbone.bottom_up.res2.0.conv2.weight": torch.ones(3)}},
+    "a scale of three": {
+        "model": {
+            "roi_heads.box_predictor.cls_score.weight": torch.zeros(2, 2),
+            "roi_heads.box_predictor.scale": torch.ones(3),
+        }
+    },
+    "a bias without sides": {"model": {"roi_heads.box_predictor.cls_score.bias": torch.tensor(1.0)}},
+    "none": {"model": {"roi_heads.box_predictor.cls_score.weight": torch.tensor(1.0), "x": torch.zeros(0)}},
+}
+
+
+@pytest.mark.parametrize("kind", ODD_TENSORS)
+def test_odd_tensors_give_one_sentence_about_the_checkpoint(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "m.pth"
+    torch.save(ODD_TENSORS[kind], path)
+    for reader in READERS.values():
+        with pytest.raises(UserError) as caught:
+            convert(reader(path), tmp_path / "out.safetensors")
+        assert str(caught.value).startswith(f"{path}: ")
+        assert "\n" not in str(caught.value)
+        assert "config.yaml" not in str(caught.value)
 
 
 def test_weights_that_overflow_are_not_taken(state: State, tmp_path: Path) -> None:

@@ -109,6 +109,32 @@ def test_coco_is_converted_once(downloaded: Path, cache: Path, monkeypatch: pyte
     assert starting_model(downloaded) != path
 
 
+def test_the_configuration_beside_a_checkpoint_makes_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says of detectron2's models what tensors do not."""
+    path, made = tmp_path / "m.pth", []
+    torch.save({"model": {"proposal_generator.rpn_head.conv.weight": torch.zeros(1)}}, path)
+
+    def convert(foreign: Any, out: Path) -> None:
+        made.append(foreign)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.touch()
+
+    monkeypatch.setattr(start, "convert", convert)
+    monkeypatch.setitem(start.READERS, "detectron2", lambda path: path.with_name("config.yaml").is_file())
+    alone = starting_model(path)
+    (tmp_path / "config.yaml").write_text("MODEL: {}")
+    beside = starting_model(path)
+    (tmp_path / "config.yaml").write_text("MODEL: {MASK_ON: true}")
+    changed = starting_model(path)
+    assert len({alone, beside, changed}) == 3
+    assert starting_model(path) == changed
+    (tmp_path / "config.yaml").unlink()
+    assert starting_model(path) == alone
+    assert made == [False, True, True]
+
+
 def test_a_training_starts_from_coco(downloaded: Path, data: Path, tmp_path: Path) -> None:
     """Recipe `table1/seesaw`, as the README says: all but the classifier is COCO's, the class that it knows by name."""
     done = tailseg(

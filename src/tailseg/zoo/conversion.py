@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ FROM_ZERO = (
     *("num_batches_tracked", COUNTS, "classification.positive_gradients", "classification.negative_gradients"),
     *("box_head.classification.spared", "box_head.classification.weights"),
 )
+LONGEST_NAME = 1000  # letters of a tensor's name
+MOST_WRAPPERS = 4  # around a model, each of which puts "module." before all names
 MOST_NAMED = 8  # names of a list that an error message prints; --explain prints all
 Values = dict[str, Any]
 
@@ -125,11 +128,12 @@ def plan_of(foreign: ForeignModel, listed: int | None, settings: Sequence[str]) 
         UserError: the architecture cannot be told.
     """
     known = len(foreign.names) if foreign.names and not foreign.labels_are_ids else None
-    try:
-        inferred, num_classes = infer_model(foreign.state, known, listed, foreign.loss)
-    except UserError as error:
-        unknown = f" (not understood: {_left_over(foreign, foreign.unknown)})" if foreign.unknown else ""
-        raise UserError(f"{foreign.path}: {error}{unknown}") from error
+    with faults_named(foreign.path):
+        try:
+            inferred, num_classes = infer_model(foreign.state, known, listed, foreign.loss)
+        except UserError as error:
+            unknown = f" (not understood: {_left_over(foreign, foreign.unknown)})" if foreign.unknown else ""
+            raise UserError(f"{foreign.path}: {error}{unknown}") from error
     recipe = override(_recipe(foreign, inferred), settings)
     try:
         with torch.device("meta"):  # shapes alone: nothing is allocated
@@ -218,15 +222,37 @@ def state_dict_of(content: Any, path: Path, nests: Sequence[str]) -> dict[str, T
         if isinstance(state, Mapping) and isinstance(state.get(nest), Mapping):
             state = state[nest]
             break
-    tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
+    found = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
+    tensors = {key: value for key, value in found.items() if isinstance(key, str) and len(key) <= LONGEST_NAME}
+    if len(tensors) < len(found):
+        raise UserError(
+            f"{path}: a tensor has a name that is no text of at most {LONGEST_NAME:,} letters; the file is damaged or "
+            "was edited"
+        )
     if not tensors:
         raise UserError(
             f"{path}: holds no tensors by name, at its top or under {' or '.join(map(repr, nests))}; give a checkpoint "
             "with the model's state dict"
         )
-    while all(key.startswith("module.") for key in tensors):
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    for _ in range(MOST_WRAPPERS):
+        if all(key.startswith("module.") for key in tensors):
+            tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
     return tensors
+
+
+@contextmanager
+def faults_named(path: Path) -> Iterator[None]:
+    """What fails inside, on a checkpoint whose tensors or settings are not those of its project, names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:100]}"
+        raise UserError(
+            f"{path}: holds tensors or settings that its project never writes ({reason}); the file is damaged or was "
+            "edited: get it again"
+        ) from error
 
 
 def change(

@@ -14,9 +14,10 @@ from tailseg.model.box_head import ROI_SIZE as BOX_ROI_SIZE
 from tailseg.model.mask_head import ROI_SIZE as MASK_ROI_SIZE
 from tailseg.yaml_files import read_yaml
 from tailseg.zoo.checkpoint_files import read_checkpoint
-from tailseg.zoo.conversion import ForeignModel, change, rename, rpn_convs, state_dict_of
+from tailseg.zoo.conversion import ForeignModel, change, faults_named, rename, rpn_convs, state_dict_of
 from tailseg.zoo.deformable import modulate
 
+CONFIGURATION = "config.yaml"  # beside a checkpoint, where detectron2 writes it
 PREDICTOR = "roi_heads.box_predictor"
 STAGES = 3  # of a cascade
 COSINE_SCALE = 20.0  # of TFA, where its configuration says no other
@@ -96,8 +97,13 @@ def read_detectron2(path: Path) -> ForeignModel:
         UserError: the checkpoint cannot be read safely, or the configuration is broken. One that asks for what we have
             not is the model's `refusal`.
     """
+    with faults_named(path):
+        return _read(path)
+
+
+def _read(path: Path) -> ForeignModel:
     tensors = state_dict_of(read_checkpoint(path), path, ("model",))
-    source = path.with_name("config.yaml")
+    source = path.with_name(CONFIGURATION)
     config = _read_config(source)
     unused = [key for key in tensors if key.startswith(IGNORED) or key.endswith(".box_predictor.scale")]
     stages = STAGES if any(key.startswith(f"{PREDICTOR}.{STAGES - 1}.") for key in tensors) else 1
@@ -105,8 +111,9 @@ def read_detectron2(path: Path) -> ForeignModel:
     origins, unknown = rename((key for key in tensors if key not in unused), prefixes)
     state = {ours: tensors[theirs] for ours, theirs in origins.items()}
     modulate(state, origins, path)
-    values, refusal, loss, classifier = VALUES, None, None, _cosine(state, tensors, config)
+    values, refusal, loss, classifier = VALUES, None, None, dict[str, Any]()
     try:
+        classifier = _cosine(state, tensors, config)
         values = _merged(VALUES, CASCADE if stages > 1 else {})
         values = _merged(values, _zoo(state, tensors) if config is None else _configured(config, source, stages))
         if config is not None and _at(config, "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE"):
@@ -118,6 +125,8 @@ def read_detectron2(path: Path) -> ForeignModel:
     except UserError as error:
         refusal = str(error)
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        if config is None:  # then it is the tensors' fault
+            raise
         raise UserError(f"{source}: holds what detectron2 would not take ({error}); fix or remove it") from error
     if config is None or _blue_first(config):
         change(state, path, "backbone.net.conv1.weight", lambda weight: weight.flip(1))

@@ -15,7 +15,7 @@ from tailseg.errors import UserError
 from tailseg.losses import CLASSIFICATIONS
 from tailseg.model.semantic import LEVELS
 from tailseg.zoo.checkpoint_files import read_checkpoint
-from tailseg.zoo.conversion import COUNTS, ForeignModel, change, rename, rpn_convs, state_dict_of
+from tailseg.zoo.conversion import COUNTS, ForeignModel, change, faults_named, rename, rpn_convs, state_dict_of
 from tailseg.zoo.deformable import modulate
 from tailseg.zoo.mmdet_backbones import (
     FIRST_CONVOLUTIONS,
@@ -72,6 +72,11 @@ def read_mmdet(path: Path) -> ForeignModel:
         UserError: the file cannot be read safely, or is of mmdetection 1.x. A configuration that asks for what we have
             not is the model's `refusal`.
     """
+    with faults_named(path):
+        return _read(path)
+
+
+def _read(path: Path) -> ForeignModel:
     content = read_checkpoint(path)
     meta = content.get("meta") if isinstance(content, Mapping) else None
     meta = meta if isinstance(meta, Mapping) else {}

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from tailseg.zoo.pickle_limits import Allowance, require
 
+MOST_SIDES = 64  # of a tensor or an array, as numpy and PyTorch have them
+
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
@@ -100,6 +102,7 @@ class LazyTensor(Inert):
         """The tensor, once every number in its description is found to be true."""
         if self.made is None:
             require(len(self.shape) == len(self.stride), "a tensor has more dimensions than strides")
+            require(len(self.shape) <= MOST_SIDES, "a tensor has too many dimensions")
             for number in (self.offset, *self.shape, *self.stride):
                 require(type(number) is int and 0 <= number < 2**62, "a tensor has a size that cannot be")
             storage, itemsize = self.storage, self.dtype.itemsize
@@ -156,6 +159,9 @@ class LazyArray(Inert):
         """The array as a tensor, if it is one of numbers."""
         if self.made is None:
             require(type(self.dtype) is Dtype, "an array without a dtype")
+            require(type(self.shape) is tuple and len(self.shape) <= MOST_SIDES, "an array has too many dimensions")
+            for number in self.shape:
+                require(type(number) is int and 0 <= number < 2**62, "an array has a size that cannot be")
             dtype = self.dtype.numpy()
             if dtype is None:
                 self.made = Foreign("numpy.ndarray")

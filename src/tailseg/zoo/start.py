@@ -16,7 +16,7 @@ from tailseg.recipes.model_header import model_file
 from tailseg.recipes.schema import Recipe
 from tailseg.zoo.checkpoint_files import read_checkpoint
 from tailseg.zoo.conversion import ForeignModel, convert, state_dict_of
-from tailseg.zoo.detectron2 import read_detectron2
+from tailseg.zoo.detectron2 import CONFIGURATION, read_detectron2
 from tailseg.zoo.mmdet import read_mmdet
 from tailseg.zoo.torchvision import NAME, published_file, read_torchvision
 
@@ -89,7 +89,9 @@ def _converted(source: Path, kind: str, read: Callable[[], ForeignModel]) -> Pat
     """The conversion of a checkpoint, from the cache if it was made before."""
     folder = cache_folder() / "converted"
     stem = re.sub(r"[^\w.-]+", "-", source.stem)[:60]
-    out = folder / f"{stem}-{content_key(source)}-{VERSION}.safetensors"
+    config = source.with_name(CONFIGURATION)  # which says what the tensors of detectron2 do not
+    beside = "" if kind != "detectron2" else f"-{content_key(config) if config.is_file() else 'alone'}"
+    out = folder / f"{stem}-{content_key(source)}{beside}-{VERSION}.safetensors"
     if not out.is_file():
         # Several processes may do so at once: each writes a file of its own.
         part = folder / f"{out.stem}.{os.getpid()}.safetensors"

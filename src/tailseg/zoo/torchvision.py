@@ -15,7 +15,7 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights, MaskR
 
 from tailseg.errors import UserError
 from tailseg.zoo.checkpoint_files import read_checkpoint
-from tailseg.zoo.conversion import ForeignModel, change, rename, rpn_convs, state_dict_of
+from tailseg.zoo.conversion import ForeignModel, change, faults_named, rename, rpn_convs, state_dict_of
 
 NAME = "maskrcnn_resnet50_fpn"
 CONVS = 4  # of the mask head, and of version 2's box head
@@ -51,6 +51,11 @@ def read_torchvision(source: str) -> ForeignModel:
     Raises:
         UserError: there is neither, the weights cannot be downloaded, or the file cannot be read safely.
     """
+    with faults_named(Path(source)):
+        return _read(source)
+
+
+def _read(source: str) -> ForeignModel:
     path = Path(source)
     frozen_with_zero_eps = source == NAME or path.name == Path(PUBLISHED.url).name  # version 2 learnt its batch norm
     if path.exists() or path.suffix:
