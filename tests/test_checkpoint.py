@@ -126,6 +126,31 @@ def test_a_checkpoint_of_another_version(tmp_path: Path, about: dict[str, Any]) 
         load_model(tmp_path / "m")
 
 
+CATEGORY = {"id": 1, "name": "owl", "frequency": "f", "image_count": 1, "instance_count": 1}
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ({"id": 2**63}, "has a number of more than 64 bits"),
+        ({"id": -(2**63) - 1}, "has a number of more than 64 bits"),
+        ({"instance_count": 10**4000}, "has a number of more than 64 bits"),
+        ({"frequency": "z"}, "has a frequency that is none of r, c and f"),
+        ({"name": "o" * 1001}, "has a name of more than 1,000 letters"),
+        ({"name": "a\ud800"}, "has a name that is no text"),
+        ({"id": True}, "is not made of id, name, frequency, image_count, instance_count"),
+    ],
+)
+def test_categories_that_cannot_be(tmp_path: Path, value: dict[str, Any], fault: str) -> None:
+    about = {"tailseg": "1.0", "recipe": {"name": "x"}, "step": 0, "metrics": None}
+    largest = {"id": 2**63 - 1, "name": "o" * 1000}
+    write_tensors(tmp_path / "m", {}, about | {"categories": [CATEGORY | largest]})
+    assert load_model(tmp_path / "m").categories == (Category(**{**CATEGORY, **largest}),)
+    write_tensors(tmp_path / "m", {}, about | {"categories": [CATEGORY, CATEGORY | value]})
+    with pytest.raises(UserError, match=rf"m: its recipe or categories cannot be read \(category 1 {fault}\)"):
+        load_model(tmp_path / "m")
+
+
 def test_weights_must_fit_in_full(tmp_path: Path) -> None:
     model, path = toy(), tmp_path / "m"
     state = model.state_dict()

@@ -12,7 +12,7 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from tailseg.data.annotations.annotations import Category
 from tailseg.errors import UserError
 from tailseg.recipes.model_header import model_file, read_header, recipe_in, unreadable
 from tailseg.recipes.schema import Recipe
+from tailseg.runtime.about import fault_of_class
 
 VERSION = version("tailseg")
 CHECKSUM = "checksum"  # its key among the metadata
@@ -149,10 +150,9 @@ def load_model(path: Path) -> Checkpoint:
 
 def _categories(about: Mapping[str, Any], path: Path) -> tuple[Category, ...]:
     rows = about["categories"]
-    types = {field.name: int if field.type == "int" else str for field in fields(Category)}
     for place, row in enumerate(rows if isinstance(rows, list) else [None]):
-        if not isinstance(row, dict) or {key: type(value) for key, value in row.items()} != types:
-            raise unreadable(about, path, f"category {place} is not made of {', '.join(types)}")
+        if fault := fault_of_class(row):
+            raise unreadable(about, path, f"category {place} {fault}")
     return tuple(Category(**row) for row in rows)
 
 

@@ -81,6 +81,7 @@ CLASS = {"id": 1, "name": "a", "frequency": "r", "image_count": 1, "instance_cou
         ({"recipe": "{}"}, None),
         ({"recipe": DEEP}, "its metadata are damaged"),
         ({"classes": '[{"id": "1"}]'}, "a class is not made of id, name"),
+        ({"classes": json.dumps([CLASS | {"frequency": "z"}])}, "a class has a frequency that is none of r, c and f"),
         ({"classes": json.dumps([CLASS])}, "finds classes that it does not name"),
         ({"input": "[]"}, "its metadata are damaged"),
         ({"input": '{"short_edge": 0}'}, "its metadata are damaged"),

@@ -69,6 +69,16 @@ def test_what_is_not_known_is_not_made_up() -> None:
     assert "| AP | 30.0 |" in model_card(MODEL, "a/b", licence="mit", metrics={"segm": {"AP": 0.3}})
 
 
+@pytest.mark.parametrize(
+    "metrics", [{"segm": {"AP": "x"}}, {"segm": {"AP": [1]}}, {"bbox": {"AP": 2**2000}}, {"segm": 3}]
+)
+def test_metrics_in_the_model_that_are_none(metrics: dict[str, object]) -> None:
+    model = replace(MODEL, metrics=metrics)
+    with pytest.raises(UserError, match=r"^m\.safetensors: its metrics are no fractions from 0 to 1.* --metrics"):
+        model_card(model, "a/b", licence="mit")
+    assert "| AP | 30.0 |" in model_card(model, "a/b", licence="mit", metrics={"segm": {"AP": 0.3}})
+
+
 def test_metrics_are_read_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     path.write_text(json.dumps(METRICS))

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailseg.structures import Instances, RawDetections
+from tailseg.visualize import draw as draw_module
 from tailseg.visualize.colours import PALETTE
 from tailseg.visualize.draw import (
     FILL_OPACITY,
@@ -229,3 +230,29 @@ def test_contact_sheet_of_nothing_and_of_a_wrong_count():
     assert (contact_sheet([], [], 3) == 255).all()
     with pytest.raises(ValueError, match="1 pictures, 0 captions"):
         contact_sheet([grey()], [], 3)
+
+
+def test_a_long_name_is_cut_in_its_middle_by_few_measurements() -> None:
+    measured = 0
+
+    class Counting:
+        """A font of which each letter is 7 pixels wide."""
+
+        def getlength(self, text: str) -> float:
+            nonlocal measured
+            measured += 1
+            return 7.0 * len(text)
+
+    for length in (1, 20, 60, 5000):
+        text = "".join(chr(97 + i % 26) for i in range(length)) + " 0.50"
+        for width in (0, 30, 43, 70, 240, 300):
+            measured = 0
+            short = draw_module._shortened(text, Counting(), width)  # type: ignore[arg-type]
+            letters = width // 7
+            if len(text) <= letters:
+                assert short == text
+            elif letters < 7:
+                assert short == "0.50"
+            else:
+                assert short == f"{text[: letters - 6]}… 0.50"
+            assert measured < 20

@@ -47,6 +47,9 @@ def model_card(
 
     Returns:
         Markdown with the hub's YAML header. Names from the model are escaped.
+
+    Raises:
+        UserError: what the model has for metrics are none.
     """
     recipe = model.recipe
     header = {
@@ -77,7 +80,7 @@ def model_card(
         _plain(data) if data else "Not stated.",
         _groups(model),
         "## Results",
-        _results(model.metrics if metrics is None else metrics),
+        _results(_metrics_in(model) if metrics is None else metrics),
         "## Licence",
         f"`{licence}`, for the weights. The images that the model was trained on may have terms of their own.",
     ]
@@ -96,6 +99,15 @@ def _groups(model: Checkpoint) -> str:
     names = [_plain(category.name) for category in model.categories]
     rest = f", and {len(names) - NAMES:,} more" if len(names) > NAMES else ""
     return "\n".join(lines) + f"\n\nClasses: {', '.join(names[:NAMES])}{rest}."
+
+
+def _metrics_in(model: Checkpoint) -> Mapping[str, Any] | None:
+    found = model.metrics or {}
+    if not all(_is_metrics(found[kind]) for kind in KINDS if kind in found):
+        raise UserError(
+            f"{model.path}: its metrics are no fractions from 0 to 1; the file was edited: give --metrics METRICS.json"
+        )
+    return found
 
 
 def _results(metrics: Mapping[str, Any] | None) -> str:

@@ -13,6 +13,7 @@ from tailseg.errors import UserError
 FORMAT = 1
 PREFIX = "tailseg."  # of the keys
 MOST_TEXT = 16 << 20  # characters of all texts
+LONGEST_NAME = 1000  # letters of a class's name
 _CLASS = {"id": int, "name": str, "frequency": str, "image_count": int, "instance_count": int}
 
 
@@ -66,10 +67,27 @@ def read_about(texts: Mapping[str, str], path: Path) -> About:
         ) from None
 
 
+def fault_of_class(row: object) -> str | None:
+    """What is wrong with a class in the metadata of a model, to be read behind its name; None if nothing is."""
+    if not isinstance(row, dict) or {key: type(value) for key, value in row.items()} != _CLASS:
+        return "is not made of " + ", ".join(_CLASS)
+    if not all(-(2**63) <= row[key] < 2**63 for key, kind in _CLASS.items() if kind is int):
+        return "has a number of more than 64 bits"
+    if row["frequency"] not in ("r", "c", "f"):
+        return "has a frequency that is none of r, c and f"
+    if len(row["name"]) > LONGEST_NAME:
+        return f"has a name of more than {LONGEST_NAME:,} letters"
+    try:
+        row["name"].encode()
+    except UnicodeEncodeError:
+        return "has a name that is no text"
+    return None
+
+
 def _require_sound(about: About) -> None:
     for row in about.classes:
-        if {key: type(value) for key, value in row.items()} != _CLASS:
-            raise ValueError("a class is not made of " + ", ".join(_CLASS))
+        if fault := fault_of_class(row):
+            raise ValueError(f"a class {fault}")
     sides = (about.short_edge, about.long_edge, about.divisor, about.max_detections, *(about.size or ()))
     if not all(type(side) is int and 1 <= side <= 1 << 16 for side in sides) or len(about.size or (1, 1)) != 2:
         raise ValueError("a size is no number of pixels")

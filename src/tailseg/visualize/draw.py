@@ -8,6 +8,7 @@ hangs on colour alone.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -309,11 +310,13 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """The text, its name cut in the middle with an ellipsis when wider than ``width`` pixels."""
     if font.getlength(text) <= width:
         return text
-    for kept in range(len(text) - 1, 5, -1):
-        short = f"{text[: kept - 5]}…{text[-5:]}"  # the score stands in the last five characters
-        if font.getlength(short) <= width:
-            return short
-    return text[-4:]
+
+    def cut(kept: int) -> str:
+        return f"{text[:kept]}…{text[-5:]}"  # the score stands in the last five characters
+
+    # The most letters of the beginning that fit, by halving.
+    kept = bisect_right(range(1, len(text) - 5), width, key=lambda count: font.getlength(cut(count)))
+    return cut(kept) if kept else text[-4:]
 
 
 def _draw_leader(pen: ImageDraw.ImageDraw, item: Drawn, plate: tuple[int, int, int, int], near: float) -> None:
