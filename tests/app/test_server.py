@@ -106,6 +106,8 @@ def test_downloads(user: Client, address: str, photo: Path) -> None:
     assert [one["category"] for one in content["detections"]] == ["fork"]
     assert [one["category_id"] for one in answers["COCO"].json()["annotations"]] == [5]
     assert answers["Pictures"].content[:3] == b"\xff\xd8\xff"
+    for label, status in ((0, 200), (1 << 64, 422), (-1, 422), ("fork", 422)):
+        assert httpx.get(f"{address}{shown['JSON']}&label={label}").status_code == status
     detected(user, photo)  # what was before is gone
     assert httpx.get(address + shown["JSON"]).status_code == 404
     assert httpx.get(f"{address}download/unknown/json").status_code == 404

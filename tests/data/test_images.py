@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 import zlib
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tailseg.data.images import (
     FORMATS,
     IMAGE_SUFFIXES,
     MAX_PIXELS,
+    MOST_SCANS,
     ImageTooLargeError,
     decode,
     fitted_size,
@@ -319,6 +321,40 @@ def test_unreadable_images_are_named(tmp_path):
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(UserError, match="floating point"):
         read_image(tmp_path / "float.tif")
+
+
+def with_scans(more: int) -> bytes:
+    """A progressive JPEG whose last scan stands there again and again."""
+    buffer = BytesIO()
+    Image.new("L", (64, 64), 128).save(buffer, "JPEG", progressive=True)
+    content = buffer.getvalue()
+    last = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + more * last + content[-2:]
+
+
+def test_scans_of_a_jpeg_are_counted(tmp_path):
+    usual = with_scans(0).count(b"\xff\xda")
+    assert 1 < usual < 20
+    path = tmp_path / "a.jpg"
+    path.write_bytes(with_scans(MOST_SCANS - usual))
+    assert (read_image(path) == 128).all()
+    path.write_bytes(with_scans(MOST_SCANS - usual + 1))
+    for read in (lambda: read_image(path), lambda: read_content(path.read_bytes(), str(path)), lambda: decode(path, 2)):
+        with pytest.raises(UserError) as refused:
+            read()
+        assert str(refused.value) == (
+            f"{path}: the JPEG file has more than 500 scans of its pixels, which would take too long to decode; save "
+            "it anew with another program"
+        )
+
+
+def test_what_only_looks_like_scans_is_no_fault(tmp_path):
+    """In a text of the file, and behind its end, where phones put a film."""
+    path, marks = tmp_path / "a.jpg", b"\xff\xda" * 900
+    content = with_scans(3)
+    comment = b"\xff\xfe" + (len(marks) + 2).to_bytes(2, "big") + marks
+    path.write_bytes(content[:2] + comment + content[2:] + marks)
+    assert (read_image(path) == 128).all()
 
 
 @pytest.mark.parametrize("read", [read_header, read_image])

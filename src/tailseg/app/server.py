@@ -18,6 +18,7 @@ from urllib.parse import quote
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Response
+from pydantic import Field
 
 from tailseg.app import html
 from tailseg.app.browser import Browser
@@ -32,6 +33,7 @@ from tailseg.errors import UserError
 MOST_WAITING = 64  # calls in the queue; who comes then is told to try again
 SWEEP = 60  # seconds between two looks for uploads that have lain as long as pictures are kept
 PATIENCE = 1  # second that open connections get when the server ends
+Label = Annotated[int, Field(ge=0, lt=1 << 31)]  # of a class
 _TEMP = "GRADIO_TEMP_DIR"
 
 
@@ -97,7 +99,7 @@ def _add_downloads(app: FastAPI, sessions: Sessions) -> None:
         key: str,
         kind: str,
         score: Annotated[float, Query(ge=0, le=1)] = 0.5,
-        label: Annotated[list[int] | None, Query()] = None,
+        label: Annotated[list[Label] | None, Query()] = None,
     ) -> Response:
         pictures = sessions.get(key)
         if kind not in DOWNLOADS or not pictures:

@@ -32,6 +32,11 @@ _OPENED = tuple(name for name in FORMATS if name in Image.OPEN)
 # ".jpg", ".png", ...: all that Pillow knows for these formats, in lower case.
 IMAGE_SUFFIXES = tuple(suffix for name in FORMATS for suffix, owner in Image.EXTENSION.items() if owner == name)
 
+MOST_SCANS = 500  # of a JPEG: each of its scans, of which a few bytes are enough, takes as long as all of its pixels
+_SCAN, _END = 0xDA, 0xD9
+# A marker of JPEG that a length follows, or its end: none of those within pixels.
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
+
 EDGE = 4096  # bytes at the end of a file that are looked at, for what a complete file of its format has there
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 _FLOATS = "the pixels are floating point numbers; save the image with 8 bits a channel"
@@ -53,6 +58,10 @@ _PNG_ORIENTED = re.compile(rb"eXIf|[tzi][ET]Xt(?:Raw profile type exif|XML:com\.
 
 class ImageTooLargeError(UserError):
     """An image has more than `MAX_PIXELS` pixels."""
+
+
+class _ManyScansError(ValueError):
+    """A JPEG has more than `MOST_SCANS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,10 +209,26 @@ def _decoded(file: IO[bytes], reduction: int, max_pixels: int = MAX_PIXELS) -> t
         width, height = image.size
         if width * height > max_pixels:
             raise Image.DecompressionBombError(f"{width * height} pixels")
+        if image.format in ("JPEG", "MPO"):
+            file.seek(0)
+            _require_few_scans(file.read())
         if reduction > 1 and width % reduction == 0 and height % reduction == 0:
             image.draft(None, (width // reduction, height // reduction))
         image.load()
         return image, width // image.width
+
+
+def _require_few_scans(content: bytes) -> None:
+    """Raise _ManyScansError if a JPEG has more than `MOST_SCANS`."""
+    if content.count(b"\xff\xda") <= MOST_SCANS:  # also in what is no scan: a small picture in it, a film behind it
+        return
+    scans = place = 0
+    while (marker := _MARKER.search(content, place)) and marker[1][0] != _END:
+        place = marker.end()
+        place += int.from_bytes(content[place : place + 2], "big")
+        scans += marker[1][0] == _SCAN
+        if scans > MOST_SCANS:
+            raise _ManyScansError
 
 
 def open_content(content: bytes, kind: str) -> Image.Image:
@@ -290,6 +315,9 @@ def _fault(path: Path | str, error: Exception, max_pixels: int = MAX_PIXELS) -> 
         return ImageTooLargeError(
             f"{path}: the image is too large ({found}, the limit is {max_pixels:,}); shrink it or cut it into pieces"
         )
+    if isinstance(error, _ManyScansError):
+        scans = f"more than {MOST_SCANS} scans of its pixels, which would take too long to decode"
+        return UserError(f"{path}: the JPEG file has {scans}; save it anew with another program")
     if isinstance(error, UnidentifiedImageError):
         empty = isinstance(path, Path) and path.is_file() and path.stat().st_size == 0
         problem = "the file is empty" if empty else "not an image that can be read"
