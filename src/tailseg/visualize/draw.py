@@ -315,7 +315,7 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
         return f"{text[:kept]}…{text[-5:]}"  # the score stands in the last five characters
 
     # The most letters of the beginning that fit, by halving.
-    kept = bisect_right(range(1, len(text) - 5), width, key=lambda count: font.getlength(cut(count)))
+    kept = bisect_right(range(1, len(text) - 5), float(width), key=lambda count: font.getlength(cut(count)))
     return cut(kept) if kept else text[-4:]
 
 

@@ -267,7 +267,7 @@ def _pixels(config: Config, model: Config) -> tuple[dict[str, Any], bool]:
             "model.data_preprocessor beside a step of the test pipeline", [step["type"] for step in steps] or None, ()
         )
         blue_first = not (new.get("bgr_to_rgb", False) or new.get("rgb_to_bgr", False))
-        about = new if None not in (new.get("mean"), new.get("std")) else {"mean": [0.0] * 3, "std": [1.0] * 3}
+        about: Config = new if None not in (new.get("mean"), new.get("std")) else {"mean": [0.0] * 3, "std": [1.0] * 3}
     else:
         about = steps[0] if steps else old
         blue_first = not about.get("to_rgb", True)

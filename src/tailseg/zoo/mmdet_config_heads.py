@@ -20,7 +20,7 @@ UPSAMPLING = {  # what a mask head's transposed convolution or CARAFE, or a neck
     "encoder_dilation": 1,
     "compressed_channels": 64,
 }
-PREDICTORS = {  # of a head: key -> what it may be
+PREDICTORS: dict[str, dict[str, tuple[str, ...]]] = {  # of a head: key -> what it may be
     "bbox_head": {"cls_predictor_cfg": ("Linear", "NormedLinear"), "reg_predictor_cfg": ("Linear",)},
     "mask_head": {"predictor_cfg": ("Conv", "Conv2d", "Linear", "NormedConv2d")},
 }
