@@ -30,9 +30,17 @@ def test_numbers_to_base_60_are_texts():
     assert load_yaml(f"a: !!float '{long}.5'", "w") == {"a": f"{long}.5"}
 
 
-def test_whole_numbers_have_a_largest_length():
-    assert load_yaml("9" * LONGEST_NUMBER, "w") == int("9" * LONGEST_NUMBER)
-    for text in ("9" * (LONGEST_NUMBER + 1), "0x" + "f" * 5000, "-0b" + "1" * 99, "!!int '" + "7" * 99 + "'"):
+def test_whole_numbers_have_at_most_64_bits():
+    assert load_yaml(f"[{2**64 - 1}, {-(2**63)}, 0xffffffffffffffff]", "w") == [2**64 - 1, -(2**63), 2**64 - 1]
+    assert load_yaml("0" * (LONGEST_NUMBER - 1) + "7", "w") == 7
+    for text in (
+        str(2**64),
+        str(-(2**63) - 1),
+        "0" * LONGEST_NUMBER + "7",
+        "0x" + "f" * 5000,
+        "-0b" + "1" * 99,
+        "!!int '" + "7" * 99 + "'",
+    ):
         with pytest.raises(UserError, match=r"^d\.yaml: not valid YAML; fix the file$"):
             load_yaml(f"a: [{text}]", "d.yaml")
 

@@ -18,7 +18,7 @@ _SafeLoader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C w
 
 
 class _ValueLoader(_SafeLoader):  # type: ignore[misc]
-    """Reads whole numbers of bounded length; 1:30, which YAML 1.1 takes for 90, is a text, as in YAML 1.2."""
+    """Reads whole numbers of at most 64 bits; 1:30, which YAML 1.1 takes for 90, is a text, as in YAML 1.2."""
 
     def whole_number(self, node: yaml.ScalarNode) -> int | str:
         """The value of an int."""
@@ -27,7 +27,10 @@ class _ValueLoader(_SafeLoader):  # type: ignore[misc]
             return text
         if len(text) > LONGEST_NUMBER:
             raise ValueError("a whole number is too long")
-        return int(self.construct_yaml_int(node))
+        number = int(self.construct_yaml_int(node))
+        if not -(2**63) <= number < 2**64:  # keys of more bits can share one hash, which makes mappings slow
+            raise ValueError("a whole number has more than 64 bits")
+        return number
 
     def number(self, node: yaml.ScalarNode) -> float | str:
         """The value of a float."""

@@ -51,6 +51,8 @@ def test_all_detections_are_kept_with_the_area_of_their_masks(seen: Seen) -> Non
         (Choice(0.95), []),
         (Choice(0.0, frozenset({1, 2})), ["owl", "egg_cup"]),
         (Choice(0.7, frozenset({1})), []),
+        (Choice(0.0, frozenset({1, 7, -1, 1 << 64})), ["egg_cup"]),  # there are no such classes
+        (Choice(0.0, frozenset({7})), []),
     ],
 )
 def test_a_choice_is_by_score_and_class(seen: Seen, choice: Choice, names: list[str]) -> None:

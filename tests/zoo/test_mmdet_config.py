@@ -471,6 +471,7 @@ REFUSED = {
     "roi_head=dict(mask_roi_extractor=dict(roi_layer=dict(output_size=28)))": "mask_roi_extractor.roi_layer.output_s",
     "roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(output_size=14)))": "bbox_roi_extractor.roi_layer.output_s",
     "roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(pool_mode='max')))": "roi_layer.pool_mode = 'max'",
+    "roi_head=dict(bbox_roi_extractor=[dict(), dict(finest_scale=112)])": "bbox_roi_extractor.finest_scale = 112",
     "backbone=dict(type='ResNet', dilations=(1, 1, 1, 2))": "model.backbone.dilations = [1, 1, 1, 2]",
     "backbone=dict(type='ResNet', strides=(1, 2, 2, 1))": "model.backbone.strides = [1, 2, 2, 1]",
     "backbone=dict(type='RegNet', strides=(1, 2, 2, 2))": "model.backbone.strides = [1, 2, 2, 2]",

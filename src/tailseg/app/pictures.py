@@ -52,7 +52,8 @@ class Choice:
         """(K,) positions of the chosen objects."""
         chosen = found.scores >= self.score
         if self.labels:
-            chosen &= torch.isin(found.labels, torch.tensor(sorted(self.labels)))
+            known = [label for label in range(len(found.categories)) if label in self.labels]
+            chosen &= torch.isin(found.labels, torch.tensor(known, dtype=torch.int64))
         return np.asarray(chosen.nonzero().flatten(), np.int64)
 
 

@@ -239,7 +239,8 @@ def _nms_iou(rules: Config, where: str) -> float | None:
 def _roi_pooling(roi: Config) -> dict[str, Any]:
     pooling: dict[str, Any] = {}
     for name, cells in POOLED.items():
-        for extractor in per_stage(roi, name, 1):
+        count = len(roi[name]) if isinstance(roi.get(name), list) else 1
+        for extractor in per_stage(roi, name, max(count, 1)):
             layer, where = section(extractor, "roi_layer"), f"model.roi_head.{name}"
             require(f"{where}.type", extractor.get("type"), ("SingleRoIExtractor",))
             require(f"{where}.roi_layer.type", layer.get("type"), ("RoIAlign",))
