@@ -1,4 +1,4 @@
-"""The one exception that is the user's to fix, and faults of the disk that name their file."""
+"""The one exception that is the user's to fix; files written whole, and faults of the disk that name their file."""
 
 from __future__ import annotations
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -358,3 +359,24 @@ def test_pages_that_are_not_looked_at_are_counted(path: Path, picture: np.ndarra
     assert_done(done)
     assert done.stdout.startswith("4 pictures, ")
     assert ", 4 more pages of files not looked at" in done.stdout
+
+
+def test_a_full_disk_leaves_the_files_of_before(
+    model: Model, picture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(picture).save(tmp_path / "p.png")
+    out, request = tmp_path / "out", Request([tmp_path / "p.png"], show=False)
+    predict_files(model, request, out)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    write_bytes = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        write_bytes(path, content[:20])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match=r"out/p\.png: could not be written \(No space left on device\); make room"):
+        predict_files(model, request, out)
+    with pytest.raises(UserError, match=r"p\.json: could not be written \(No space left on device\)"):
+        model.predict(picture).save(out / "p.json")
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before

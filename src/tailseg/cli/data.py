@@ -11,7 +11,7 @@ import orjson
 import typer
 
 from tailseg.cli.console import DATA_HELP, QuietOption, cell, log, print_table, say
-from tailseg.errors import UserError
+from tailseg.errors import UserError, write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -91,7 +91,7 @@ def data_check(
         print_table(table)
     say(f"To begin: {report.suggestion['command']}\n  ({report.suggestion['reason']})")
     if json is not None:
-        json.write_bytes(orjson.dumps(report.as_json(), option=orjson.OPT_INDENT_2))
+        write_whole(json, orjson.dumps(report.as_json(), option=orjson.OPT_INDENT_2))
     if page is not None:
         from tailseg.visualize.dataset_page import write_page
 

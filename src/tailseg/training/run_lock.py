@@ -20,7 +20,7 @@ if sys.platform != "win32":
 logger = logging.getLogger(__name__)
 
 NAME = ".lock"
-# As `checkpoint.write_tensors`, `RunLog` and an evaluation name what is not complete yet.
+# As `checkpoint.write_tensors`, `errors.write_whole`, `RunLog` and an evaluation name what is not complete yet.
 UNFINISHED = (
     *(".*.part", "features/.*.part", "features/*/.*.part"),
     *(".detections.*.json", ".detections.*.json.partial", "detections.json.partial"),
