@@ -685,7 +685,7 @@ def test_what_would_give_other_detections_is_not_passed_over(
     assert key in message
 
 
-@pytest.mark.parametrize("content", ["MODEL: [", "{", "\tx: 1", b"\xff\xfe\x00", "!!python/object/apply:os.getcwd []"])
+@pytest.mark.parametrize("content", ["MODEL: [", "{", "\tx: 1", "!!python/object/apply:os.getcwd []"])
 def test_a_broken_configuration(published: MaskRCNN, tmp_path: Path, content: str | bytes) -> None:
     path = save_pth(state_of(published), tmp_path)
     (tmp_path / "config.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())

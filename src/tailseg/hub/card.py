@@ -65,8 +65,8 @@ def model_card(
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# {_plain(name)}",
         f"An instance segmenter made with [tailseg](https://github.com/tailseg/tailseg): {heads} with "
-        f"{_plain(recipe.model.backbone.name)}, classifier `{recipe.classifier.loss}`, {len(model.categories):,} "
-        f"classes. Recipe `{_plain(recipe.name)}`, {model.step:,} training steps, images of "
+        f"{_plain(recipe.model.backbone.name.partition('.')[0])}, classifier `{recipe.classifier.loss}`, "
+        f"{len(model.categories):,} classes. Recipe `{_plain(recipe.name)}`, {model.step:,} training steps, images of "
         f"{recipe.data.test_short_edge} px on the shorter edge.",
         "## Use it",
         f"```\npip install tailseg\ntailseg hub pull {repository}\ntailseg predict {file} photo.jpg\n```",

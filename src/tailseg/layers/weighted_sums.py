@@ -44,11 +44,12 @@ class _WeightedSums(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weighs = any(ctx.needs_input_grad[2::2])
-        parts = ctx.saved_tensors[:-1] if weighs else ctx.saved_tensors
+        saved = ctx.saved_tensors  # once: activation checkpointing lets it be asked for only once
+        parts = saved[:-1] if weighs else saved
         grad = grad.contiguous()
         found: list[Tensor | None] = [None] * len(parts)
         if weighs:
-            table, first = ctx.saved_tensors[-1], 0
+            table, first = saved[-1], 0
             for pair in range(0, len(parts), 2):
                 places = parts[pair]
                 if ctx.needs_input_grad[2 + pair]:
