@@ -136,7 +136,7 @@ CATEGORY = {"id": 1, "name": "owl", "frequency": "f", "image_count": 1, "instanc
         ({"id": -(2**63) - 1}, "has a number of more than 64 bits"),
         ({"instance_count": 10**4000}, "has a number of more than 64 bits"),
         ({"frequency": "z"}, "has a frequency that is none of r, c and f"),
-        ({"name": "o" * 1001}, "has a name of more than 1,000 letters"),
+        ({"name": "o" * 100_001}, "has a name of more than 100,000 letters"),
         ({"name": "a\ud800"}, "has a name that is no text"),
         ({"id": True}, "is not made of id, name, frequency, image_count, instance_count"),
     ],

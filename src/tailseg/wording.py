@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 LONGEST_WORD = 500  # letters without a space
 LONGEST_LINE = 4000  # letters of a message
-LONGEST_NAME = 1000  # letters of a class's name
 
 # C0 and C1 controls but for tab and line end, line separators, marks that turn the direction of writing, and halves
 # of surrogate pairs, which no terminal can print.

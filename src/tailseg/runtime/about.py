@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tailseg.errors import UserError
-from tailseg.wording import LONGEST_NAME
 
 FORMAT = 1
 PREFIX = "tailseg."  # of the keys
 MOST_TEXT = 16 << 20  # characters of all texts
+LONGEST_NAME = 100_000  # letters of a class's name
 _CLASS = {"id": int, "name": str, "frequency": str, "image_count": int, "instance_count": int}
 
 

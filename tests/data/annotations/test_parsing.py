@@ -198,13 +198,6 @@ def test_groups_count_only_if_every_category_states_one(groups):
     assert category_columns(Table(Path("f"), "category", rows))[2] is None
 
 
-def test_a_name_that_no_model_file_could_hold():
-    rows = [{"id": 1, "name": "n" * 1000}, {"id": 2, "name": "n" * 1001}]
-    assert len(category_columns(Table(Path("f"), "category", rows[:1]))[1][0]) == 1000
-    with pytest.raises(UserError, match=r"^f: category 2 has a name of 1,001 letters, more than 1,000; shorten it$"):
-        category_columns(Table(Path("f"), "category", rows))
-
-
 def test_what_is_left_out_is_counted_once(tmp_path):
     """No mask comes before outside, that before no area, and that before thin."""
     rows = [

@@ -22,7 +22,7 @@ from tailseg.data.annotations.segmentations import MAX_SIDE, Fault, segmentation
 from tailseg.data.annotations.streaming import read_lists
 from tailseg.data.images import MAX_PIXELS
 from tailseg.errors import UserError
-from tailseg.wording import LONGEST_NAME, short
+from tailseg.wording import short
 
 Row = dict[str, Any]
 Frequency = Literal["r", "c", "f"]
@@ -227,12 +227,6 @@ def category_columns(
         rows = categories.repaired(tally).rows
         ids, names = np.array([row["id"] for row in rows], np.int64), [row["name"] for row in rows]
     names = [normalize("NFC", name) for name in names]
-    for number, name in zip(ids.tolist(), names, strict=True):
-        if len(name) > LONGEST_NAME:
-            raise UserError(
-                f"{categories.path}: category {number} has a name of {len(name):,} letters, more than "
-                f"{LONGEST_NAME:,}; shorten it"
-            )
     rows_of = Counter(zip(ids.tolist(), names, strict=True))
     for (number, name), count in rows_of.items():
         tally.add("category_again", [f"category {number}: {name!r}"], count - 1)
