@@ -23,6 +23,7 @@ from tailseg.data.images import read_image
 from tailseg.data.importers.coco import read_coco
 from tailseg.data.importers.cvat import read_cvat
 from tailseg.data.importers.labelme import read_labelme
+from tailseg.data.importers.labelstudio import read_labelstudio
 from tailseg.data.importers.voc import read_voc
 from tailseg.data.importers.yolo import read_yolo
 from tailseg.data.sources import open_data
@@ -79,6 +80,23 @@ def cvat(folder: Path) -> Path:
     image = f'<image id="0" name="a.jpg" width="80" height="40">{shapes}</image>'
     (folder / "annotations.xml").write_text(f"<annotations><version>1.1</version>{image}</annotations>")
     return folder / "annotations.xml"
+
+
+def labelstudio(folder: Path) -> Path:
+    picture(folder / "a.jpg")
+    size = {"original_width": 80, "original_height": 40}
+    values = [
+        {"points": [[25, 25], [75, 25], [25, 75]], "polygonlabels": ["cat"]},
+        {"x": 25, "y": 25, "width": 50, "height": 50, "rotation": 10, "rectanglelabels": ["owl"]},
+        {"x": 50, "y": 50, "radiusX": 20, "radiusY": 30, "rotation": 0, "ellipselabels": ["owl"]},
+        # 12,800 values in runs of up to 65,536: 1,600 transparent ones, then opaque ones.
+        {"format": "rle", "rle": [0, 0, 50, 0, 57, 28, 127, 6, 63, 0, 229, 119, 255, 224], "brushlabels": ["cat"]},
+    ]
+    result = [{"id": str(i), "type": "x", "value": value, **size} for i, value in enumerate(values)]
+    annotations = [{"completed_by": 1, "result": result, "was_cancelled": False, "updated_at": "2024-01-01"}]
+    content = [{"id": 1, "annotations": annotations, "data": {"image": "/data/upload/1/1234abcd-a.jpg"}}]
+    (folder / "export.json").write_text(json.dumps(content))
+    return folder / "export.json"
 
 
 def yolo_labels(folder: Path) -> Path:
@@ -249,6 +267,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     "labelme": (labelme, lambda path: read_labelme(path.parent)),
     "VOC": (voc, lambda path: read_voc(path.parent)),
     "CVAT": (cvat, read_cvat),
+    "Label Studio": (labelstudio, read_labelstudio),
     "YOLO labels": (yolo_labels, lambda path: read_yolo(path.parents[1])),
     "YOLO data.yaml": (yolo_config, read_yolo),
     "data YAML": (data_yaml, open_data),

@@ -261,14 +261,31 @@ def cvat_set(root):
     return root
 
 
+def labelstudio_set(root):
+    tasks = []
+    for number in range(6):
+        picture(root / f"{number}.jpg")
+        value = {"points": [[25, 25], [75, 25], [25, 75]], "polygonlabels": ["cat"]}
+        annotation = {"completed_by": 1, "result": [{"value": value, "type": "polygonlabels"}]}
+        tasks.append({"id": number, "annotations": [annotation], "data": {"image": f"/data/upload/{number}.jpg"}})
+    (root / "project.json").write_text(json.dumps(tasks))
+    return root
+
+
 SETS = {
     "COCO": lambda root: coco_set(root, "result.json", "images", range(6)),
     "YOLO": yolo_set,
     "labelme": labelme_set,
     "Pascal VOC": voc_set,
     "CVAT for images": cvat_set,
+    "Label Studio": labelstudio_set,
 }
-FILES = {"COCO": "result.json", "YOLO": "data.yaml", "CVAT for images": "annotations.xml"}
+FILES = {
+    "COCO": "result.json",
+    "YOLO": "data.yaml",
+    "CVAT for images": "annotations.xml",
+    "Label Studio": "project.json",
+}
 
 
 @pytest.mark.parametrize("tool", SETS)

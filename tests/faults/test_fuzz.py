@@ -37,6 +37,7 @@ def test_damaged_files(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatc
 
 
 JSON = ("annotations", "annotations with errors", "COCO import", "results", "labelme", "labelme with pixels", "log")
+JSON += ("Label Studio",)
 YAML = ("recipe", "data YAML", "YOLO data.yaml", "detectron2's config")
 XML = ("VOC", "CVAT")
 WORDS = ("YOLO labels", "--set", "mmdetection's config")

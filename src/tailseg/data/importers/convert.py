@@ -18,6 +18,7 @@ from tailseg.data.importers.coco_files import is_coco, json_files, unreadable
 from tailseg.data.importers.cvat import is_cvat, read_cvat
 from tailseg.data.importers.foreign import Source
 from tailseg.data.importers.labelme import is_labelme, read_labelme
+from tailseg.data.importers.labelstudio import is_labelstudio, read_labelstudio
 from tailseg.data.importers.split import divide
 from tailseg.data.importers.voc import is_voc, read_voc
 from tailseg.data.importers.writer import Part, Row, write_parts
@@ -31,8 +32,22 @@ READERS: dict[str, Callable[..., Source]] = {
     "labelme": read_labelme,
     "voc": read_voc,
     "cvat": read_cvat,
+    "labelstudio": read_labelstudio,
 }
-NAMES = {"coco": "COCO", "yolo": "YOLO", "labelme": "labelme", "voc": "Pascal VOC", "cvat": "CVAT for images"}
+NAMES = {
+    "coco": "COCO",
+    "yolo": "YOLO",
+    "labelme": "labelme",
+    "voc": "Pascal VOC",
+    "cvat": "CVAT for images",
+    "labelstudio": "Label Studio",
+}
+_TOLD: dict[str, tuple[Callable[[Path], bool], str]] = {  # formats that one file tells, and its suffix
+    "cvat": (is_cvat, ".xml"),
+    "voc": (is_voc, ".xml"),
+    "labelme": (is_labelme, ".json"),
+    "labelstudio": (is_labelstudio, ".json"),
+}
 SHARE = 0.2  # of a source without validation split that is set aside for it
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 LOOKED_AT = 20  # XML and JSON files of a folder, to tell its format
@@ -45,9 +60,9 @@ def recognise(source: Path) -> str | None:
     A folder is looked through once; of its files the beginnings of a few are read.
     """
     if source.is_file():  # of labelme and VOC too, whose readers say what to give instead
-        kinds: dict[str, Callable[[Path], bool]]
-        kinds = {"yolo": is_yolo, "coco": is_coco, "cvat": is_cvat, "labelme": is_labelme, "voc": is_voc}
-        return next((kind for kind, told in kinds.items() if told(source)), None)
+        kinds: list[tuple[str, Callable[[Path], bool]]] = [("yolo", is_yolo), ("coco", is_coco)]
+        kinds += [(kind, told) for kind, (told, _) in _TOLD.items()]
+        return next((kind for kind, told in kinds if told(source)), None)
     if is_yolo(source, inner=False):  # without names where they are made of COCO's file, as Ultralytics' are
         return "yolo" if has_names(source) or not any(map(is_coco, json_files(source))) else "coco"
     if kind := _of_files(source, LOOKED_AT):
@@ -59,11 +74,7 @@ def recognise(source: Path) -> str | None:
 
 def _of_files(source: Path, most: int) -> str | None:
     """The format that one of the first ``most`` XML or JSON files of a folder tells."""
-    for told, kind, suffix in (
-        (is_cvat, "cvat", ".xml"),
-        (is_voc, "voc", ".xml"),
-        (is_labelme, "labelme", ".json"),
-    ):
+    for kind, (told, suffix) in _TOLD.items():
         if any(map(told, islice(files_below(source, (suffix,)), most))):
             return kind
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import re
@@ -32,6 +31,7 @@ from tailseg.data.importers.shapes import (
     ObjectList,
     OddObjectError,
     Piece,
+    decoded,
     ellipse,
     label_of,
     polygon_of,
@@ -149,7 +149,7 @@ def _locate(path: Path, content: dict[str, Any], images: SourceImages) -> tuple[
     file = file or images.of_stem(path.stem, [folder])
     if file is not None:
         return file, None
-    photograph = _decoded(content.get("imageData"))
+    photograph = decoded(content.get("imageData"), MAX_BYTES)
     if photograph is not None:
         with contextlib.suppress(UserError):
             kind = read_header(path, BytesIO(photograph)).format
@@ -161,16 +161,6 @@ def _locate(path: Path, content: dict[str, Any], images: SourceImages) -> tuple[
         images.missing(f"{path}: its image {shown!r} {images.absence(shown)}; {fix}")
         return None
     return file, None
-
-
-def _decoded(text: object, most: int = MAX_BYTES) -> bytes | None:
-    """The bytes of a text in base64; None if it is none, or too long."""
-    if not isinstance(text, str) or not 0 < len(text) <= most:
-        return None
-    try:
-        return base64.b64decode(text.rpartition("base64,")[2]) or None
-    except ValueError:
-        return None
 
 
 def _path_of_photograph(path: Path, base: str, kind: str, images: SourceImages) -> Path:
@@ -194,7 +184,7 @@ def _path_of_photograph(path: Path, base: str, kind: str, images: SourceImages) 
 
 def read_photograph(path: Path) -> bytes:
     """The bytes of the image that stands inside of a labelme file; UserError if there is none."""
-    photograph = _decoded(_content(path).get("imageData"))
+    photograph = decoded(_content(path).get("imageData"), MAX_BYTES)
     if photograph is None:
         raise UserError(f"{path}: its 'imageData' is no image; write it again")
     return photograph
@@ -240,7 +230,7 @@ def _mask(points: Any, text: object, image_hw: tuple[int, int]) -> Bitmap:
     """
     (x, y), (right, low) = np.rint([points.min(axis=0), points.max(axis=0)]).astype(int).tolist()
     require_mask_fits(low - y + 1, right - x + 1, image_hw)
-    content = _decoded(text, MAX_MASK)
+    content = decoded(text, MAX_MASK)
     try:
         with open_content(content or b"", "PNG") as image:
             if abs(image.width - (right - x + 1)) > 1 or abs(image.height - (low - y + 1)) > 1:

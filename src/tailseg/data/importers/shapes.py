@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Hashable, Sequence
 from unicodedata import normalize
 
@@ -92,10 +93,22 @@ def _no_numbers() -> OddObjectError:
     return OddObjectError("objects with coordinates that are not numbers: left out")
 
 
-def rotated(corners: NDArray[np.float64], degrees: float) -> NDArray[np.float64]:
-    """Points (K, 2) turned clockwise, as seen on the image, about the middle of their bounds."""
+def decoded(text: object, most: int) -> bytes | None:
+    """The bytes of a text in base64, also of a data URL; None if it is none, or has more than ``most`` characters."""
+    if not isinstance(text, str) or not 0 < len(text) <= most:
+        return None
+    try:
+        return base64.b64decode(text.rpartition("base64,")[2]) or None
+    except ValueError:
+        return None
+
+
+def rotated(
+    corners: NDArray[np.float64], degrees: float, pivot: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Points (K, 2) turned clockwise, as seen on the image, about a point (2,), else the middle of their bounds."""
     angle = np.deg2rad(degrees)
-    middle = (corners.min(axis=0) + corners.max(axis=0)) / 2
+    middle = (corners.min(axis=0) + corners.max(axis=0)) / 2 if pivot is None else pivot
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     return np.asarray((corners - middle) @ turn + middle)
 

@@ -60,7 +60,8 @@ class SourceImages:
         self._faults: list[str] = []
 
     @cached_property
-    def _files(self) -> list[Path]:
+    def files(self) -> list[Path]:
+        """All image files of the source."""
         out: list[Path] = []
         files = list(files_below(self.root, IMAGE_SUFFIXES, leave=out.append))
         self._found.add("links to folders outside of the source: not followed", *map(str, out))
@@ -72,16 +73,16 @@ class SourceImages:
 
     @cached_property
     def _by_name(self) -> PathEnds:
-        return PathEnds(self._files, self.root)
+        return PathEnds(self.files, self.root)
 
     @cached_property
     def _by_stem_alone(self) -> PathEnds:
-        return PathEnds(self._files, self.root, lambda path: _stem(path.stem))
+        return PathEnds(self.files, self.root, lambda path: _stem(path.stem))
 
     @cached_property
     def _by_stem(self) -> dict[tuple[Path, str], list[Path]]:
         stems: dict[tuple[Path, str], list[Path]] = {}
-        for path in self._files:
+        for path in self.files:
             stems.setdefault((path.parent, _stem(path.stem)), []).append(path)
         return stems
 
@@ -212,7 +213,7 @@ class SourceImages:
             raise UserError(self._faults[0] + share)
         empty = [str(image.path) for part in read.values() for image in part if not image.names]
         self._found.add("images without an object: kept, as images that show none of the classes", *empty)
-        unused = [path for path in self._files if path not in self._used]
+        unused = [path for path in self.files if path not in self._used]
         real = {folder: os.path.realpath(folder) for folder in {path.parent for path in unused}}
         # Images that another path leads to, by a link to their folder.
         unused = [path for path in unused if os.path.join(real[path.parent], path.name) not in self._used_files]
