@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from tailseg.data.annotations.frequency import GroupRule
 from tailseg.data.dataset import DetectionDataset
-from tailseg.data.sources import known_categories, open_source
+from tailseg.data.sources import known_categories, open_data
 from tailseg.data.transforms import fit_transform
 from tailseg.evaluation.evaluate import evaluate
 from tailseg.model.context import multilabel_average_precision
@@ -164,7 +164,7 @@ def measure(path: Path, data: str, split: str) -> dict[str, Any]:
     if not isinstance(detector, Detector) or detector.context is None:
         sys.exit(f"{path}: has no context encoder; give a model of table2/04-htc-lite or a later row.")
     recipe = model.recipe.data
-    splits = open_source(data, need=(split,), rule=GroupRule.of(recipe), show=False)
+    splits = open_data(data, need=(split,), rule=GroupRule.of(recipe), show=False)
     annotations = splits.val if split == "val" else splits.train
     assert annotations is not None
     resize = fit_transform(recipe.test_short_edge, recipe.long_edge)

@@ -23,8 +23,8 @@ from torch import nn
 
 from tailseg.checkpoint import VERSION
 from tailseg.data.annotations.annotations import Category
+from tailseg.data.batches import batch_of
 from tailseg.data.images import IMAGE_SUFFIXES, read_image
-from tailseg.data.loading import batch_of
 from tailseg.data.transforms import fit_transform
 from tailseg.errors import UserError
 from tailseg.export.job import about_model, export, write_openvino

@@ -32,7 +32,7 @@ import torch
 from harness import Times
 from torch import Tensor
 
-from tailseg.data.sources import DataSplits, open_source
+from tailseg.data.sources import DataSplits, open_data
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
@@ -84,7 +84,7 @@ def finetuned(recipe: Recipe, data: DataSplits, init: Path, out: Path, device: t
 def small_model(folder: Path, options: argparse.Namespace) -> tuple[Path, DataSplits]:
     """A model of row 6 with Seesaw Loss, trained for one epoch on a built-in set of that size."""
     settings = SyntheticSettings(train_images=options.images, val_images=2, size=options.size)
-    data = open_source(str(write_synthetic(folder / "data", settings)), show=False)
+    data = open_data(str(write_synthetic(folder / "data", settings)), show=False)
     edges = f"short_edges: [{options.size}], test_short_edge: {options.size}, long_edge: {options.size}"
     sizes = f"data={{{edges}, batch_per_device: {options.batch}}}"
     short = "schedule={epochs: 1, milestones: [], warmup_steps: 4}"
@@ -127,7 +127,7 @@ def main() -> None:
         if options.model is None:
             init, data = small_model(folder, options)
         else:
-            init, data = options.model, open_source(options.data)
+            init, data = options.model, open_data(options.data)
         schedule = f"schedule={{epochs: {options.epochs}, milestones: [], warmup_steps: 4}}"
         section = f"finetune={{enabled: true, views: {options.views}}}"
         recipe = override(resolve(str(init)), ["data.sampler=repeat-factor", schedule, section, *options.set])

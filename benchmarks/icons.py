@@ -27,7 +27,7 @@ from icon_data import Settings, draw, fewest_val_images
 from icon_sets import HELD_OUT, STYLES, attribution, fetch
 from miniature import METRICS, ROOT, SEED, TITLES, Method, about, collect, differences, run_all, table, values
 
-from tailseg.data.sources import open_data
+from tailseg.data.sources import open_splits
 from tailseg.errors import UserError
 from tailseg.progress import progress_bar
 from tailseg.recipes.resolve import resolve
@@ -72,8 +72,8 @@ def methods(folder: Path, common: tuple[str, ...]) -> dict[str, Method]:
 
 def train(folder: Path, out: Path, seeds: int, jobs: int, settings: tuple[str, ...]) -> None:
     """Run what is not complete in ``out``, then write the results, the page and the picture."""
-    data = open_data(folder)  # which also reads the annotations into the cache, once for all runs
-    open_data(folder / "heldout.yaml")
+    data = open_splits(folder)  # which also reads the annotations into the cache, once for all runs
+    open_splits(folder / "heldout.yaml")
     assert data.train is not None
     classes, size = len(data.train.categories), int(data.train.image_sizes.max())
     common = shared_settings(classes, size, settings)

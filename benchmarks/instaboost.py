@@ -33,7 +33,7 @@ from tailseg.data import instaboost
 from tailseg.data.copy_paste import CopyPaste
 from tailseg.data.dataset import DetectionDataset, train_dataset, trained_images
 from tailseg.data.instaboost import InstaBoost
-from tailseg.data.sources import DataSplits, open_data, open_source
+from tailseg.data.sources import DataSplits, open_data, open_splits
 from tailseg.data.transforms import Compose, boxes_from_masks
 from tailseg.recipes.data_section import DataRecipe
 from tailseg.structures import Sample
@@ -58,7 +58,7 @@ def datasets(splits: DataSplits, mask_grid: int) -> dict[str, DetectionDataset]:
 
 def survive(images: int) -> dict[str, Any]:
     """Jitter random samples of the built-in set."""
-    splits = open_source("synthetic", need=("train",))
+    splits = open_data("synthetic", need=("train",))
     assert splits.train is not None
     plain = datasets(splits, mask_grid=512)  # a cell a pixel, so that masks are known exactly
     augmented = {"long_edges": (96, 180), "crop": 112, "instaboost": 1.0}
@@ -125,7 +125,7 @@ def inside(boxes: torch.Tensor, height: int, width: int) -> bool:
 
 def cost(data: Path) -> dict[str, Any]:
     """Time each photograph of the training split."""
-    splits = open_data(data, need=("train",))
+    splits = open_splits(data, need=("train",))
     assert splits.train is not None
     cases = datasets(splits, mask_grid=112)
     pasting = CopyPaste.of(splits.train, trained_images(splits.train), DataRecipe(copy_paste=1.0))
@@ -177,7 +177,7 @@ def milliseconds(times: list[Times]) -> dict[str, float]:
 
 def draw_sheet(data: Path, path: Path, heatmap: bool) -> None:
     """Sixteen photographs before and after, with their masks."""
-    splits = open_data(data, need=("train",))
+    splits = open_splits(data, need=("train",))
     assert splits.train is not None
     names = [category.name for category in splits.train.categories]
     cases = datasets(splits, mask_grid=512)

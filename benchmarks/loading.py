@@ -40,7 +40,7 @@ from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.dataset import DetectionDataset, train_dataset
 from tailseg.data.loading import train_loader
 from tailseg.data.sampling import TrainSampler
-from tailseg.data.sources import open_data
+from tailseg.data.sources import open_splits
 from tailseg.data.transforms import Compose
 from tailseg.recipes.data_section import DataRecipe
 
@@ -151,7 +151,7 @@ def processor_seconds() -> float:
 
 def enlarged(data: Path, factor: int, folder: Path) -> Path:
     """The training split with images of ``factor`` times the sides, as a camera takes them, in ``folder``."""
-    train = open_data(data, need=("train",)).train
+    train = open_splits(data, need=("train",)).train
     assert train is not None
     content = json.loads(train.path.read_text())
     (folder / "images").mkdir()
@@ -170,7 +170,7 @@ def enlarged(data: Path, factor: int, folder: Path) -> Path:
 
 def measure(data: Path, recipe: DataRecipe, options: argparse.Namespace, batches: int, repeats: int) -> dict[str, Any]:
     """All loaders in turn on one data set."""
-    train = open_data(data, need=("train",)).train
+    train = open_splits(data, need=("train",)).train
     assert train is not None
     ours = train_dataset(train, recipe)
     sampler = TrainSampler(ours.aspect_groups, recipe.batch)

@@ -20,7 +20,7 @@ import torch
 from scipy.stats import t
 
 from tailseg.data.sources import SYNTHETIC, DataSplits
-from tailseg.evaluation.comparison import number
+from tailseg.evaluation.methods import number
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 1  # the first; the budget was chosen with seed 0, for all methods alike

@@ -2,7 +2,7 @@
 
     python benchmarks/photographs.py [--out DIR] [--data FOLDER] [--splits 5] [--jobs 2]
 
-The annotated pictures are divided anew by each seed (a fifth of every class's pictures to validation, one at least to
+The annotated pictures are divided again by each seed (a fifth of every class's pictures to validation, one at least to
 training), and each division is trained on twice from ImageNet weights: `small/cross-entropy` and `small/seesaw`. What
 is complete in DIR is not repeated and interrupted runs go on. Writes benchmarks/results/photographs.json and
 docs/results/photographs.md.
@@ -21,7 +21,7 @@ import numpy as np
 from miniature import METRICS, ROOT, SEED, TITLES, Method, about, collect, differences, run_all, table, values
 
 from tailseg.data.importers.split import class_images, stratified_validation
-from tailseg.data.sources import open_data
+from tailseg.data.sources import open_splits
 from tailseg.errors import UserError
 from tailseg.recipes.resolve import resolve
 
@@ -92,7 +92,7 @@ def page(results: dict[str, Any]) -> str:
             "",
             "<!-- made by benchmarks/photographs.py -->",
             "",
-            f"On {data['images']} photographs with {data['classes']} classes, divided anew {results['splits']} times, "
+            f"On {data['images']} photographs with {data['classes']} classes, divided again {results['splits']} times, "
             f"Seesaw minus cross-entropy is {gain}; it is ahead in {wins} of {results['splits']} divisions. "
             f"The mask AP itself is {mean(values(seesaw, 'segm', 'AP')):.1f}: so few pictures teach a detector little "
             "that holds for new ones.",
@@ -151,7 +151,7 @@ def main() -> None:
     for seed in range(SEED, SEED + arguments.splits):
         file = divide(arguments.data, arguments.out, seed)
         try:
-            data = open_data(file)
+            data = open_splits(file)
         except UserError as error:
             sys.exit(f"photographs.py: {error}")
         assert data.val is not None

@@ -35,7 +35,7 @@ from miniature import (
 )
 
 from tailseg.data.dataset import trained_images
-from tailseg.data.sources import SYNTHETIC, open_source
+from tailseg.data.sources import SYNTHETIC, open_data
 
 BASELINE, RECIPE = "seesaw", "demo/seesaw"
 # As in the finetuning of the demo recipes: 0.001, LVIS's, would repeat the classes in up to 6 of 6,000 images.
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "rare.md")
     parser.add_argument("--machine", help="of the runs, if they were made elsewhere")
     options = parser.parse_args()
-    data = open_source(options.data, show=False)
+    data = open_data(options.data, show=False)
     assert data.train is not None
     rows = rows_for(len(trained_images(data.train)), options.data)
     chosen = options.rows.split(",") if options.rows else list(rows)

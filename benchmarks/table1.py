@@ -36,7 +36,7 @@ from miniature import (
 )
 
 from tailseg.data.annotations.annotations import Annotations
-from tailseg.data.sources import SYNTHETIC, open_source
+from tailseg.data.sources import SYNTHETIC, open_data
 
 BASELINE = "cross-entropy"
 RFS = "-rfs"
@@ -280,7 +280,7 @@ def main() -> None:
     parser.add_argument("--methods", help="some rows only, separated by commas; the others stay as recorded")
     parser.add_argument("--machine", help="of the runs, if they were made elsewhere")
     arguments = parser.parse_args()
-    data = open_source(SYNTHETIC, show=False)
+    data = open_data(SYNTHETIC, show=False)
     assert data.train is not None
     rows = methods(data.train)
     chosen = arguments.methods.split(",") if arguments.methods else list(rows)

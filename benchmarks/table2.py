@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from miniature import ROOT, SEED, TITLES, Method, about, collect, described, gains, run_all, table
 
-from tailseg.data.sources import SYNTHETIC, open_source
+from tailseg.data.sources import SYNTHETIC, open_data
 from tailseg.evaluation.tta import view_edges
 from tailseg.model.build import build_detector
 from tailseg.recipes.ladder import REPORT
@@ -202,7 +202,7 @@ def main() -> None:
         results = recorded
     else:
         first_run = arguments.out / f"{trained}-{SEED}"
-        results = about(open_source(SYNTHETIC, show=False), arguments.seeds, first_run) | {"parameters": sizes()}
+        results = about(open_data(SYNTHETIC, show=False), arguments.seeds, first_run) | {"parameters": sizes()}
     results |= {
         "methods": {n: found[n] for n in REPORT if n in found},
         "aside": {n: found[n] for n in aside() if n in found},

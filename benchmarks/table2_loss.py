@@ -35,7 +35,7 @@ from miniature import (
 )
 from table2 import CONTEXT
 
-from tailseg.data.sources import SYNTHETIC, DataSplits, open_source
+from tailseg.data.sources import SYNTHETIC, DataSplits, open_data
 from tailseg.recipes.ladder import REPORT
 
 RESULTS = ROOT / "benchmarks" / "results" / "table2_loss.json"
@@ -170,7 +170,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.seeds < 1 or arguments.jobs < 1 or arguments.out.is_file():
         parser.error("--seeds and --jobs are at least 1, and --out is a folder")
-    data = open_source(SYNTHETIC, show=False)
+    data = open_data(SYNTHETIC, show=False)
     take_up(json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}, about_data(data), arguments.out)
     record(data, arguments.seeds, arguments.out)
     run_all(

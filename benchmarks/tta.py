@@ -41,7 +41,7 @@ import torch
 from losses import held_memory
 from throughput import Settings, our_detector
 
-from tailseg.data.loading import batch_of
+from tailseg.data.batches import batch_of
 from tailseg.data.transforms import Image, fit_transform
 from tailseg.evaluation.tta import View, detect_views
 from tailseg.layers.paste import encode_masks

@@ -22,7 +22,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 
 from tailseg import NormalizedLinear, UserError
 from tailseg.data.dataset import DetectionDataset
-from tailseg.data.sources import open_data
+from tailseg.data.sources import open_splits
 from tailseg.data.transforms import fit_transform
 from tailseg.layers.paste import encode_masks
 from tailseg.losses import SeesawClassification
@@ -83,7 +83,7 @@ def use_seesaw(model: MaskRCNN, num_classes: int) -> MaskRCNN:
 
 def read(folder: Path, images: int) -> tuple[int, list[tuple[Tensor, dict[str, Tensor]]]]:
     """The number of classes, and the first training images (3, H, W) with torchvision's targets."""
-    annotations = open_data(folder, need=("train",)).train
+    annotations = open_splits(folder, need=("train",)).train
     assert annotations is not None
     dataset = DetectionDataset(annotations, fit_transform(SIZES["min_size"], SIZES["max_size"]), drop_empty=True)
     pairs = []

@@ -21,7 +21,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from tailseg import SeesawLoss, UserError
 from tailseg.data.dataset import DetectionDataset
-from tailseg.data.sources import open_data
+from tailseg.data.sources import open_splits
 from tailseg.data.transforms import fit_transform
 
 SIZES = {"min_size": 160, "max_size": 256}  # pixels of an image's short and long side: for a CPU
@@ -68,7 +68,7 @@ def use_seesaw(model: RetinaNet, num_classes: int) -> RetinaNet:
 
 def read(folder: Path, images: int) -> tuple[int, list[tuple[Tensor, dict[str, Tensor]]]]:
     """The number of classes, and the first training images (3, H, W) with torchvision's targets."""
-    annotations = open_data(folder, need=("train",)).train
+    annotations = open_splits(folder, need=("train",)).train
     assert annotations is not None
     dataset = DetectionDataset(annotations, fit_transform(SIZES["min_size"], SIZES["max_size"]), drop_empty=True)
     samples = [dataset[index] for index in range(min(images, len(dataset)))]

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from tailseg.data.diagnosis.dataset_report import check_data
-from tailseg.data.sources import open_source
+from tailseg.data.sources import open_data
 from tailseg.recipes.resolve import resolve
 
 RECIPE = resolve("table1/seesaw", ())
@@ -41,7 +41,7 @@ def write(folder, train, val=(), names=("cat", "owl"), sizes=None):
 
 
 def report(folder):
-    return check_data(str(folder), open_source(str(folder), show=False, examine=True), RECIPE)
+    return check_data(str(folder), open_data(str(folder), show=False, examine=True), RECIPE)
 
 
 def finding(found, text, split=None):

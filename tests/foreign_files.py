@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tailseg.data.importers.convert import convert
-from tailseg.data.sources import open_source
+from tailseg.data.sources import open_data
 from tailseg.errors import UserError
 
 
@@ -38,7 +38,7 @@ def converted(kind, source, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in Path(source).rglob("*")}
     parts, notes = convert(kind, Path(source), tmp_path / "out")
     assert {path: path.stat().st_mtime_ns for path in Path(source).rglob("*")} == before
-    splits = open_source(str(tmp_path / "out"), show=False)
+    splits = open_data(str(tmp_path / "out"), show=False)
     assert len(parts["train"].images) == len(splits.train)
     return splits, notes
 

@@ -26,7 +26,7 @@ from tailseg.data.importers.labelme import read_labelme
 from tailseg.data.importers.labelstudio import read_labelstudio
 from tailseg.data.importers.voc import read_voc
 from tailseg.data.importers.yolo import read_yolo
-from tailseg.data.sources import open_data
+from tailseg.data.sources import open_splits
 from tailseg.evaluation.metrics import score
 from tailseg.model.build import build_detector
 from tailseg.recipes.resolve import resolve
@@ -270,7 +270,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     "Label Studio": (labelstudio, read_labelstudio),
     "YOLO labels": (yolo_labels, lambda path: read_yolo(path.parents[1])),
     "YOLO data.yaml": (yolo_config, read_yolo),
-    "data YAML": (data_yaml, open_data),
+    "data YAML": (data_yaml, open_splits),
     "recipe": (recipe, lambda path: resolve(str(path))),
     "--set": (setting, use_setting),
     "packed annotations": (packed(coco), lambda path: load_annotations(path, path.parent)),

@@ -12,6 +12,7 @@ TESTS = Path(__file__).parent
 ORDER = (
     *(
         "errors",
+        "files",
         "wording",
         "yaml_files",
         "devices",

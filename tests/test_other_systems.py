@@ -12,8 +12,8 @@ import torch
 from tiny import tailseg
 
 from tailseg.checkpoint import write_tensors
-from tailseg.data.importers.writer import new_folder
 from tailseg.data.loading import _DeathNotice
+from tailseg.files import new_folder
 from tailseg.training import local_ranks
 from tailseg.training.step_note import memory_in_use
 

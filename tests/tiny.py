@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from tailseg.data.annotations.masks import Segmentation, bitmap_of, into_grid
 from tailseg.evaluation.metrics import Scores, score
-from tailseg.recipes.classifiers import CrossEntropyRecipe, Section
+from tailseg.recipes.classifiers import CrossEntropyRecipe
 from tailseg.recipes.model_section import (
     BackboneRecipe,
     BoxHeadRecipe,
@@ -41,6 +41,7 @@ from tailseg.recipes.model_section import (
     TsdRecipe,
 )
 from tailseg.recipes.schema import TestRecipe
+from tailseg.recipes.section import Section
 from tailseg.structures import Batch
 
 Done = subprocess.CompletedProcess[str]

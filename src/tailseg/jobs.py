@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tailseg.data import sources
 from tailseg.data.annotations.annotations import tell
 from tailseg.data.annotations.frequency import LVIS_LIMITS, GroupRule, require_rule_in_use
-from tailseg.data.sources import DataSplits, known_categories, open_source
+from tailseg.data.sources import DataSplits, known_categories
 from tailseg.errors import UserError
 from tailseg.recipes import get
 from tailseg.recipes.schema import Recipe
@@ -100,7 +101,7 @@ def open_data(
                 raise UserError(f"{data.name}: was opened without its split {split}; open it with need={list(need)}")
         return data
     with reporting(show):
-        return open_source(str(data), need=tuple(need), rule=rule, show=show)
+        return sources.open_data(str(data), need=tuple(need), rule=rule, show=show)
 
 
 def train(
@@ -357,7 +358,7 @@ def compare(
     """
     from tailseg.evaluation.metrics import write_json
     from tailseg.evaluation.paired import compare as compare_runs
-    from tailseg.visualize.runs_page import write_page
+    from tailseg.visualize.comparison_page import write_page
 
     if split not in ("train", "val"):
         raise ValueError(f"split is 'train' or 'val', received {split!r}")

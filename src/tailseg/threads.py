@@ -14,12 +14,12 @@ T = TypeVar("T")
 
 
 def usable_cores() -> int:
-    """Those that this process may use."""
+    """Number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def sharing_cores(processes: int) -> int:
-    """Those of a run's processes, on one machine or many, that share the cores which this one may use."""
+    """Number of a run's processes, on one machine or many, that share the cores which this one may use."""
     if "LOCAL_WORLD_SIZE" in os.environ:  # of torchrun
         return int(os.environ["LOCAL_WORLD_SIZE"])
     if "SLURM_NNODES" in os.environ and "SLURM_NTASKS" in os.environ:

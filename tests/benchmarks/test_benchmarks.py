@@ -17,7 +17,7 @@ from tiny import tailseg
 
 from tailseg.checkpoint import save_model
 from tailseg.data.dataset import train_dataset
-from tailseg.data.sources import open_data
+from tailseg.data.sources import open_splits
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.losses import CLASSIFICATIONS, SeesawLoss
 from tailseg.model.build import build_detector
@@ -415,7 +415,7 @@ def test_context(run, tmp_path):
         tmp_path / "data", SyntheticSettings(classes=6, train_images=6, val_images=5, size=64, rarest=3)
     )
     recipe = resolve("demo-table2/04-htc-lite", ["model.backbone.pretrained=false", "test.max_detections=5"])
-    val = open_data(data).val
+    val = open_splits(data).val
     torch.manual_seed(0)
     save_model(tmp_path / "m.safetensors", build_detector(recipe, len(val.categories)), recipe, val.categories, step=0)
     options = ["--data", str(data), "--threads=1", "--out", str(tmp_path / "c.json")]
@@ -517,7 +517,7 @@ def test_the_loader_that_we_compare_with_gives_the_same_samples(photographs, pil
     from loading import Reference
 
     recipe = DataRecipe(short_edges=(96,), flip=1.0)
-    ours = train_dataset(open_data(photographs, need=("train",)).train, recipe)
+    ours = train_dataset(open_splits(photographs, need=("train",)).train, recipe)
     theirs = Reference(ours, recipe, pillow=pillow)
     for i in range(4):
         sample, (image, target) = ours[i, 0], theirs[i, 0]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hotcoco import mask as rle
 
-from tailseg.data.sources import open_data
+from tailseg.data.sources import open_splits
 from tailseg.errors import UserError
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.values import diff
@@ -288,7 +288,7 @@ def test_a_data_set(icons, files, tmp_path):
     ids = [image["id"] for found in content.values() for image in found["images"]]
     assert len(set(ids)) == len(ids) == 64
     for data, count in ((folder, 20), (folder / "heldout.yaml", 20)):
-        splits = open_data(data)
+        splits = open_splits(data)
         assert (len(splits.train), len(splits.val)) == (24, count)
         assert splits.train.report.empty_images == 0
 

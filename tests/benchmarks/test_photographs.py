@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tailseg.data.sources import open_data
+from tailseg.data.sources import open_splits
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.values import diff
@@ -27,7 +27,7 @@ def test_a_division_shares_out_all_pictures_and_keeps_every_class_in_training(ph
     whole = [json.loads((source / f"{split}.json").read_text()) for split in ("train", "val")]
     divided = []
     for seed in (1, 2):
-        data = open_data(photographs.divide(source, tmp_path / "out", seed))
+        data = open_splits(photographs.divide(source, tmp_path / "out", seed))
         ids = [set(part.image_ids.tolist()) for part in (data.train, data.val)]
         assert not ids[0] & ids[1]
         assert len(ids[0] | ids[1]) == 48

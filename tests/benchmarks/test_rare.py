@@ -7,7 +7,7 @@ import pytest
 
 from tailseg.data.dataset import trained_images
 from tailseg.data.sampling import TrainSampler, epoch_draw
-from tailseg.data.sources import open_source
+from tailseg.data.sources import open_data
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.values import diff
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 
 def test_every_row_makes_the_same_number_of_steps(rare, folder):
-    train = open_source(str(folder)).train
+    train = open_data(str(folder)).train
     images = trained_images(train)
     rows = rare.rows_for(len(images))
     assert next(iter(rows)) == rare.BASELINE

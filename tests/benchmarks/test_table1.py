@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tailseg.data.sources import open_source
+from tailseg.data.sources import open_data
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.recipes.classifiers import CLASSIFIERS
 from tailseg.recipes.resolve import resolve
@@ -26,7 +26,7 @@ def table1(monkeypatch):
 @pytest.fixture(scope="module")
 def train(tmp_path_factory):
     settings = SyntheticSettings(classes=24, train_images=60, val_images=4, size=32)
-    return open_source(str(write_synthetic(tmp_path_factory.mktemp("set") / "data", settings))).train
+    return open_data(str(write_synthetic(tmp_path_factory.mktemp("set") / "data", settings))).train
 
 
 def test_rows_differ_in_the_classifier_only_and_cover_every_loss(table1, train):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tailseg.data.sources import open_source
+from tailseg.data.sources import open_data
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.values import diff
 
@@ -54,7 +54,7 @@ def test_page(script):
 
 
 def test_recorded_runs_are_taken_up_and_complete_ones_recorded(script, monkeypatch, tmp_path):
-    data = open_source("synthetic", show=False)
+    data = open_data("synthetic", show=False)
     results, first, second = tmp_path / "results.json", tmp_path / "first", tmp_path / "second"
     monkeypatch.setattr(script, "RESULTS", results)
     assert script.record(data, 2, first) == {"methods": {}}

@@ -15,7 +15,7 @@ from tailseg.checkpoint import save_model
 from tailseg.cli.main import app
 from tailseg.data.annotations.annotations import Category
 from tailseg.data.dataset import DetectionDataset
-from tailseg.data.sources import open_source
+from tailseg.data.sources import open_data
 from tailseg.data.transforms import Compose
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
@@ -168,7 +168,7 @@ def test_a_turned_tiff_from_import_to_training(tmp_path):
     done = run("check", out, "--json", tmp_path / "check.json", "--quiet")
     assert done.exit_code == 0, done.output
     assert [f["what"] for f in json.loads((tmp_path / "check.json").read_text())["findings"]] == []
-    splits = open_source(str(out), show=False)
+    splits = open_data(str(out), show=False)
     sample = DetectionDataset(splits.train, Compose(()), drop_empty=True)[0]
     assert tuple(sample.image.shape) == (3, 200, 100)
     assert sample.image[:, :20].min() == 255  # what the camera had on its left is above

@@ -13,10 +13,10 @@ from PIL import Image
 
 from tailseg.cli import demo
 from tailseg.cli.demo_objects import Objects, is_found
-from tailseg.data.sources import SYNTHETIC, DataSplits, open_source
+from tailseg.data.sources import SYNTHETIC, DataSplits, open_data
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.errors import UserError
-from tailseg.evaluation.comparison import results_markdown, verdict
+from tailseg.evaluation.methods import results_markdown, verdict
 
 SETTINGS = (
     "model.backbone.pretrained=false",
@@ -36,7 +36,7 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR20
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataSplits:
     settings = SyntheticSettings(classes=4, train_images=12, val_images=6, size=64)
-    opened = open_source(str(write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)))
+    opened = open_data(str(write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)))
     return DataSplits(SYNTHETIC, opened.train, opened.val)
 
 
@@ -46,7 +46,7 @@ def made(data: DataSplits, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     out = tmp_path_factory.mktemp("demo") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "draw_synthetic", lambda settings, show: "drawn" if settings == demo.DATA else None)
-        patch.setattr(demo, "open_source", lambda name, show: data if name == "drawn" else None)
+        patch.setattr(demo, "open_data", lambda name, show: data if name == "drawn" else None)
         return out, demo.run_demo(out, seeds=2, show=False, settings=SETTINGS)
 
 
@@ -99,7 +99,7 @@ def test_a_quick_demo_trains_on_few_pictures_and_claims_nothing(
     data: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "draw_synthetic", lambda settings, show: f"{settings.train_images} drawn")
-    monkeypatch.setattr(demo, "open_source", lambda name, show: data if name == "160 drawn" else None)
+    monkeypatch.setattr(demo, "open_data", lambda name, show: data if name == "160 drawn" else None)
     results = demo.run_demo(tmp_path, quick=True, show=False, settings=SETTINGS)
     assert results["command"] == "tailseg demo --seeds 1 --quick"
     sentence = "Everything runs. 3 steps are too few to compare the methods; `tailseg demo` does that."

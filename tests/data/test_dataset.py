@@ -15,7 +15,7 @@ from tailseg.data.images import read_image
 from tailseg.data.instaboost import InstaBoost
 from tailseg.data.loading import train_loader
 from tailseg.data.sampling import TrainSampler
-from tailseg.data.sources import DataSplits, open_data
+from tailseg.data.sources import DataSplits, open_splits
 from tailseg.data.transforms import Compose, HorizontalFlip, ResizeShortestEdge, boxes_from_masks
 from tailseg.errors import UserError
 from tailseg.recipes.data_section import DataRecipe
@@ -189,7 +189,7 @@ def test_an_image_of_just_the_reduced_size_is_still_an_error(tmp_path, format_):
 
 
 def test_photographs(shared):
-    train = open_data(shared / "data" / "coco128-lvis").train
+    train = open_splits(shared / "data" / "coco128-lvis").train
     dataset = DetectionDataset(train, TRAIN, drop_empty=True)
     assert len(dataset) == 101  # 103, of which 2 are without annotation
     sample = dataset[5, 1]
@@ -388,7 +388,7 @@ def test_the_recipe_says_how_often(tmp_path):
 
 
 def test_jittered_photographs(shared):
-    train = open_data(shared / "data" / "coco128-lvis").train
+    train = open_splits(shared / "data" / "coco128-lvis").train
     plain = DetectionDataset(train, KEEP, drop_empty=True)
     boosted = DetectionDataset(train, KEEP, drop_empty=True, instaboost=InstaBoost(1.0))
     for index in (3, 11, 30, 60):
@@ -558,7 +558,7 @@ def test_the_recipe_says_what_is_pasted(tmp_path):
 
 def test_pasted_photographs(shared):
     """A reduced JPEG as source, and all augmentation at once."""
-    train = open_data(shared / "data" / "coco128-lvis").train
+    train = open_splits(shared / "data" / "coco128-lvis").train
     settings = {"long_edges": (64, 640), "crop": 320, "colour_jitter": 0.4, "instaboost": 0.5, "copy_paste": 1.0}
     dataset = train_dataset(train, DataRecipe(**settings))
     for index in (3, 11, 30, 60):

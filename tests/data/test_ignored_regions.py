@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from tailseg.data.annotations.masks import Bitmap, into_grid
+from tailseg.data.batches import collate
 from tailseg.data.dataset import train_dataset
 from tailseg.data.ignored_regions import painted
-from tailseg.data.loading import collate
-from tailseg.data.sources import open_data
+from tailseg.data.sources import open_splits
 from tailseg.recipes.data_section import DataRecipe
 from tailseg.structures import Instances
 
@@ -70,7 +70,7 @@ def write_set(folder, **flags: int):
     }
     for split in ("train", "val"):
         (folder / f"{split}.json").write_text(json.dumps(content))
-    annotations = open_data(folder).train
+    annotations = open_splits(folder).train
     assert annotations is not None
     return annotations
 

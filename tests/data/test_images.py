@@ -344,7 +344,7 @@ def test_scans_of_a_jpeg_are_counted(tmp_path):
             read()
         assert str(refused.value) == (
             f"{path}: the JPEG file has more than 500 scans of its pixels, which would take too long to decode; save "
-            "it anew with another program"
+            "it again with another program"
         )
 
 

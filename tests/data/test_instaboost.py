@@ -21,7 +21,7 @@ from tailseg.data.instaboost import (
     inpaint,
 )
 from tailseg.data.placement import Placement, near_sides
-from tailseg.data.sources import open_data
+from tailseg.data.sources import open_splits
 
 ALWAYS, GUIDED = InstaBoost(1.0), InstaBoost(1.0, heatmap=True)
 
@@ -219,7 +219,7 @@ def test_inpainting_what_is_seen_equals_inpainting_the_image(seed):
 
 
 def test_inpainting_a_photograph(shared):
-    train = open_data(shared / "data" / "coco128-lvis").train
+    train = open_splits(shared / "data" / "coco128-lvis").train
     checked = 0
     for index in (5, 13, 40):
         image = read_image(train.image_path(index))

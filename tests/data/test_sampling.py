@@ -24,7 +24,7 @@ from tailseg.data.sampling import (
     repeat_factors,
     trained_rows,
 )
-from tailseg.data.sources import open_data
+from tailseg.data.sources import open_splits
 from tailseg.recipes.data_section import DataRecipe
 
 tall = st.lists(st.booleans(), min_size=1, max_size=60).map(lambda flags: np.array(flags, dtype=bool))
@@ -195,7 +195,7 @@ def test_repeat_factors_by_hand(tmp_path):
 
 
 def test_repeat_factors_are_the_recorded_ones(recorded, check, shared):
-    train = open_data(shared / "data" / "coco128-lvis").train
+    train = open_splits(shared / "data" / "coco128-lvis").train
     compared = 0
     for case, _, _, outputs in recorded("repeat_factors"):
         ours = repeat_factors(train, case["settings"]["threshold"])

@@ -13,7 +13,7 @@ from foreign_files import coco_set, picture
 
 from tailseg.data.annotations.annotations import Annotations, Category
 from tailseg.data.annotations.frequency import GroupRule
-from tailseg.data.sources import known_categories, open_data, open_source, same_name, splits_there
+from tailseg.data.sources import known_categories, open_data, open_splits, same_name, splits_there
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.errors import UserError
 
@@ -27,7 +27,7 @@ def annotations_of(folder: Path, names: list[str], first_id: int = 10) -> Annota
     ]
     written["annotations"] = [row | {"category_id": first_id} for row in written["annotations"]]
     (folder / "val.json").write_bytes(orjson.dumps(written))
-    val = open_source(str(folder), need=("val",)).val
+    val = open_data(str(folder), need=("val",)).val
     assert val is not None
     return val
 
@@ -120,18 +120,18 @@ def make_splits(folder, val=None):
 
 def test_open_data_from_a_folder_and_from_yaml(tmp_path):
     make_splits(tmp_path)
-    splits = open_data(tmp_path, rule=GroupRule(rare_max=0))
+    splits = open_splits(tmp_path, rule=GroupRule(rare_max=0))
     assert splits.name == tmp_path.name
     assert [c.frequency for c in splits.val.categories] == ["c", "r", "c"]  # those of the training images
     (tmp_path / "pets.yaml").write_text("train: train.json\nval: val.json\nimages: images\n")
-    again = open_data(str(tmp_path / "pets.yaml"), need=("val",), rule=GroupRule(rare_max=0))
+    again = open_splits(str(tmp_path / "pets.yaml"), need=("val",), rule=GroupRule(rare_max=0))
     assert again.name == "pets"
     assert again.val.path == tmp_path / "val.json"
     assert again.val.categories == splits.val.categories
     assert again.groups == splits.groups
     assert splits.groups.startswith("Groups: rare up to 0 training images, common up to 100: 1 rare, 2 common, 0 ")
     (tmp_path / "val.json").unlink()
-    assert open_data(tmp_path, need=("train",)).val is None
+    assert open_splits(tmp_path, need=("train",)).val is None
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_bad_yaml(tmp_path, text, expected):
     make_splits(tmp_path)
     (tmp_path / "d.yaml").write_text(text)
     with pytest.raises(UserError, match=rf"d\.yaml: .*{expected}"):
-        open_data(tmp_path / "d.yaml")
+        open_splits(tmp_path / "d.yaml")
 
 
 @pytest.mark.parametrize("key", ["train", "val", "images"])
@@ -159,9 +159,9 @@ def test_a_path_of_hundreds_of_letters(tmp_path, key):
     path = tmp_path / "set.yaml"
     path.write_text("\n".join(f"{k}: {'x' * 300 if k == key else '.'}" for k in ("train", "val", "images")))
     with pytest.raises(UserError, match=rf"^{path}: {tmp_path}/x+ does not exist; it should be"):
-        open_data(path)
+        open_splits(path)
     with pytest.raises(UserError, match="no such folder or file"):
-        open_data("x" * 300)
+        open_splits("x" * 300)
 
 
 def test_missing_pieces_of_a_folder(tmp_path):
@@ -169,12 +169,12 @@ def test_missing_pieces_of_a_folder(tmp_path):
     (tmp_path / "train.json").unlink()
     (tmp_path / "val.json").unlink()
     with pytest.raises(UserError, match=r": there is no data set in it; give a folder with train\.json"):
-        open_data(tmp_path)
+        open_splits(tmp_path)
     with pytest.raises(UserError, match="no such folder or file"):
-        open_data(tmp_path / "nowhere")
+        open_splits(tmp_path / "nowhere")
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match=r"notes\.txt: there is no data set in it; give .*, a YAML file with"):
-        open_data(tmp_path / "notes.txt")
+        open_splits(tmp_path / "notes.txt")
 
 
 def test_splits_need_the_same_categories(tmp_path):
@@ -182,7 +182,7 @@ def test_splits_need_the_same_categories(tmp_path):
     val["categories"][1]["name"] = "lynx"
     make_splits(tmp_path, val)
     with pytest.raises(UserError, match=r"category 2 is 'cat' in .*train\.json but 'lynx' in .*val\.json"):
-        open_data(tmp_path)
+        open_splits(tmp_path)
 
 
 def test_the_splits_that_are_there(tmp_path: Path) -> None:
@@ -209,15 +209,15 @@ def test_images_are_looked_at_before_they_are_needed(tmp_path, monkeypatch, spli
     path = sorted((folder / "images").glob(f"{split}*"))[4]
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(UserError, match=rf"{path}: the image is broken or cut off"):
-        open_source(str(folder))
-    assert open_source(str(folder), need=("train" if split == "val" else "val",)) is not None
-    assert open_source(str(folder), examine=True).val is not None
+        open_data(str(folder))
+    assert open_data(str(folder), need=("train" if split == "val" else "val",)) is not None
+    assert open_data(str(folder), examine=True).val is not None
     monkeypatch.setattr("tailseg.data.sources.TRAIN_SAMPLE", 0)
     if split == "train":
-        open_source(str(folder))
+        open_data(str(folder))
     else:
         with pytest.raises(UserError, match="broken or cut off"):
-            open_source(str(folder))
+            open_data(str(folder))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_sets_of_other_tools_open_directly(tmp_path, monkeypatch, caplog, tool):
     source = SETS[tool](tmp_path / "src")
     before = {path: path.stat().st_mtime_ns for path in source.rglob("*")}
     with caplog.at_level(logging.INFO):
-        splits = open_source(str(source), show=False)
+        splits = open_data(str(source), show=False)
     assert (
         f"{source}: recognised as {tool}: 5 training images with 5 objects, 1 validation images with 1." in caplog.text
     )
@@ -305,7 +305,7 @@ def test_sets_of_other_tools_open_directly(tmp_path, monkeypatch, caplog, tool):
     assert all(splits.train.image_path(i).is_relative_to(source) for i in range(5))
     assert {path: path.stat().st_mtime_ns for path in source.rglob("*")} == before
     if tool in FILES:
-        again = open_source(str(source / FILES[tool]), show=False)
+        again = open_data(str(source / FILES[tool]), show=False)
         assert again.train.image_path(0) == splits.train.image_path(0)
 
 
@@ -313,7 +313,7 @@ def test_a_folder_of_anything_else_is_answered_with_what_is_wanted(tmp_path):
     picture(tmp_path / "a.jpg")
     (tmp_path / "package.json").write_text("{}")
     with pytest.raises(UserError, match=r": there is no data set in it; give a folder with train\.json"):
-        open_data(tmp_path)
+        open_splits(tmp_path)
 
 
 def test_who_downloaded_validation_alone_can_evaluate(tmp_path, caplog):
@@ -321,21 +321,21 @@ def test_who_downloaded_validation_alone_can_evaluate(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     val = "annotations/instances_val2017.json"
     root = coco_set(tmp_path, val, "val2017", range(6))
-    splits = open_source(str(root), need=("val",), show=False)
+    splits = open_data(str(root), need=("val",), show=False)
     assert (splits.train, len(splits.val)) == (None, 6)
     assert f"{root}: recognised as COCO or LVIS as downloaded: {root / val}." in caplog.messages
     assert splits_there(str(root)) == ("val",)
     with pytest.raises(UserError) as caught:
-        open_source(str(root), show=False)
+        open_data(str(root), show=False)
     divide = f"`tailseg data split {root / val} OUT`"
     assert str(caught.value).endswith(f"{root / val}, is of the validation split; divide it with {divide}")
     coco_set(root, "annotations/instances_train2017.json", "train2017", (7,))
     assert splits_there(str(root)) == ("train", "val")
     (root / "train2017/7.jpg").unlink()
     (root / "train2017").rmdir()
-    assert len(open_source(str(root), need=("val",), show=False).val) == 6
+    assert len(open_data(str(root), need=("val",), show=False).val) == 6
     with pytest.raises(UserError, match=r"image 7: '7\.jpg' is not in"):
-        open_source(str(root), show=False)
+        open_data(str(root), show=False)
 
 
 @pytest.mark.parametrize("name", ["train.json", "annotations/instances_train.json", "train.json.gz"])
@@ -345,7 +345,7 @@ def test_a_file_that_cannot_be_read_is_told_and_nothing_else_taken_for_the_set(t
     (root / name).write_bytes(b"\xff\xfe{\0}\0")
     for data in (root, root / name):
         with pytest.raises(UserError) as caught:
-            open_data(data)
+            open_splits(data)
         assert str(caught.value) == f"{root / name}: the text is UTF-16; save it as UTF-8"
 
 
@@ -353,7 +353,7 @@ def test_a_file_that_cannot_be_read_is_told_and_nothing_else_taken_for_the_set(t
 def test_a_json_file_that_is_no_annotation_file_is_answered_with_what_is_wrong(tmp_path, text, problem):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match=rf"a\.json: .*{problem}"):
-        open_data(tmp_path / "a.json")
+        open_splits(tmp_path / "a.json")
 
 
 def test_a_validation_file_that_lists_what_occurs_in_it_has_all_categories(tmp_path, caplog):
@@ -361,7 +361,7 @@ def test_a_validation_file_that_lists_what_occurs_in_it_has_all_categories(tmp_p
     val = content([annotation(7, 1, 9)])
     val["categories"] = [row for row in val["categories"] if row["name"] == "owl"]
     make_splits(tmp_path, val)
-    splits = open_data(tmp_path)
+    splits = open_splits(tmp_path)
     assert [c.name for c in splits.val.categories] == ["cat", "dog", "owl"]
     assert splits.val.labels.tolist() == [2]
     assert f"{tmp_path / 'val.json'} lists 1 of 3 categories: it gets all of them." in caplog.messages
@@ -375,7 +375,7 @@ def test_two_classes_of_one_name_keep_their_ids(tmp_path):
     data["categories"] = [{"id": 1, "name": "crack"}, {"id": 2, "name": "crack"}, {"id": 5, "name": "Crack"}]
     make_splits(tmp_path, data)
     (tmp_path / "train.json").write_text(json.dumps(data))
-    val = open_data(tmp_path).val
+    val = open_splits(tmp_path).val
     assert known_categories(val, val.categories, "m") == [1, 2, 5]
     assert known_categories(val, model_of("CRACK", "crack", "Crack", "crack (2)"), "m") == [None, 1, 5, 2]
     assert known_categories(val, model_of("crack", "crack (2)", "CRACK"), "m") == [1, 2, 5]

@@ -17,7 +17,7 @@ from torch import nn
 
 from tailseg.data.dataset import DetectionDataset
 from tailseg.data.images import read_image
-from tailseg.data.sources import open_source
+from tailseg.data.sources import open_data
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.data.transforms import Compose, fit_transform
 from tailseg.errors import UserError
@@ -45,7 +45,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> DetectionDataset:
     last = content["images"][-1]["id"]
     content["annotations"] = [row for row in content["annotations"] if row["image_id"] != last]
     (folder / "val.json").write_bytes(orjson.dumps(content))
-    val = open_source(str(folder), need=("val",)).val
+    val = open_data(str(folder), need=("val",)).val
     assert val is not None
     return DetectionDataset(val, fit_transform(96, 96), drop_empty=False, mask_grid=28)
 
@@ -272,7 +272,7 @@ def unannotated(dataset: DetectionDataset, tmp_path: Path) -> DetectionDataset:
     folder.mkdir()
     (folder / "val.json").write_bytes(orjson.dumps(content))
     (folder / "images").symlink_to(dataset.annotations.images_dir)
-    val = open_source(str(folder), need=("val",)).val
+    val = open_data(str(folder), need=("val",)).val
     assert val is not None
     return DetectionDataset(val, fit_transform(96, 96), drop_empty=False, mask_grid=28)
 

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from tailseg.checkpoint import load_model, save_model
 from tailseg.cli.main import app, main
-from tailseg.data.loading import batch_of
+from tailseg.data.batches import batch_of
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.data.transforms import fit_transform
 from tailseg.evaluation.tta import View, ViewFeatures, detect_views, pooled, view_edges, views_of

@@ -25,8 +25,6 @@ from tailseg.model.rpn import RPN
 from tailseg.recipes.resolve import resolve
 from tailseg.structures import Batch, Proposals, RawDetections
 
-CLASSES = 37
-
 LOSS_NAMES = {
     "loss_rpn_cls": "rpn_objectness",
     "loss_rpn_bbox": "rpn_box",

@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 from tailseg.errors import UserError
-from tailseg.predict.sources import images_below, open_source
+from tailseg.predict.sources import images_below, open_pictures
 from tailseg.predict.video import VideoFile
 
 
 def read(source: object) -> np.ndarray:
-    (item,) = open_source(source).items
+    (item,) = open_pictures(source).items
     return item.read()
 
 
@@ -81,7 +81,7 @@ def test_a_folder(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     }
     (folder / "inside.png").symlink_to(folder / "b.png")
     with caplog.at_level("INFO"):
-        source = open_source(str(folder))
+        source = open_pictures(str(folder))
     assert (source.kind, source.count) == ("stream", 4)
     assert [item.stem for item in source.items] == ["a", "b", "c", "inside"]
     assert list(source.paths) == [item.path for item in source.items]
@@ -90,10 +90,10 @@ def test_a_folder(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_folder_without_images(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no image in the folder \(it is empty\); name a folder"):
-        open_source(tmp_path)
+        open_pictures(tmp_path)
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(UserError, match=r"no image in the folder \(1 files that are no images\)"):
-        open_source(tmp_path)
+        open_pictures(tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
@@ -104,7 +104,7 @@ def test_named_pipes_are_no_images(tmp_path: Path) -> None:
     files, left_out = images_below(tmp_path)
     assert files == [tmp_path / "a.png"]
     assert left_out == {"files that are no images": 1}
-    source = open_source(str(tmp_path / "*.png"))
+    source = open_pictures(str(tmp_path / "*.png"))
     assert source.paths == [tmp_path / "a.png"]
     assert source.left_out == {"files that are no images": 1}
 
@@ -112,22 +112,22 @@ def test_named_pipes_are_no_images(tmp_path: Path) -> None:
 def test_patterns(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_video(folder / "clip.mp4", 3)
     with caplog.at_level("INFO"):
-        source = open_source(f"{folder}/*")
+        source = open_pictures(f"{folder}/*")
     assert caplog.messages == ["4 folders left out.", "1 files that are no images left out."]
     names = [item.name for item in source.items]
     wanted = ["a.JPG", "b.png", *(f"clip.mp4 frame {i}" for i in range(3)), "nowhere.png", "out.png"]
     assert names == [f"{folder}/{name}" for name in wanted]
     assert source.count == len(names)
-    assert [item.stem for item in open_source(f"{folder}/**/*.webp").items][:1] == ["c"]
+    assert [item.stem for item in open_pictures(f"{folder}/**/*.webp").items][:1] == ["c"]
     write_image(folder / "[1].png")  # a file of that name comes before the pattern
-    (item,) = open_source(f"{folder}/[1].png").items
+    (item,) = open_pictures(f"{folder}/[1].png").items
     assert item.path == folder / "[1].png"
     with pytest.raises(UserError, match=r"none\*: no image fits the pattern; check it"):
-        open_source(f"{folder}/none*")
+        open_pictures(f"{folder}/none*")
 
 
 def test_a_pattern_with_a_broken_video_keeps_the_rest(folder: Path) -> None:
-    items = list(open_source(f"{folder}/[bc]*.*").items)
+    items = list(open_pictures(f"{folder}/[bc]*.*").items)
     assert [item.name for item in items] == [f"{folder}/b.png", f"{folder}/clip.mp4"]
     assert items[0].read().shape == (3, 4, 3)
     with pytest.raises(UserError, match=r"clip\.mp4: not a video that can be decoded"):
@@ -135,12 +135,12 @@ def test_a_pattern_with_a_broken_video_keeps_the_rest(folder: Path) -> None:
 
 
 def test_lists_are_flattened(folder: Path, picture: np.ndarray) -> None:
-    source = open_source([folder, [picture], (part for part in (picture, folder / "b.png"))])
+    source = open_pictures([folder, [picture], (part for part in (picture, folder / "b.png"))])
     assert (source.kind, source.count) == ("list", None)
     assert [item.name.replace(str(folder), "") for item in source.items] == [
         "/a.JPG", "/b.png", "/deeper/c.webp", "image 1 0", "image 2 0", "/b.png",
     ]  # fmt: skip
-    assert open_source([folder, picture]).count == 4
+    assert open_pictures([folder, picture]).count == 4
 
 
 def test_paths_of_any_type(folder: Path) -> None:
@@ -159,7 +159,7 @@ def test_urls_are_not_asked_before_their_turn() -> None:
         "http://127.0.0.1:9/" + "n" * 400 + ".png": "n" * 100,
     }
     for url, stem in names.items():
-        (item,) = open_source(url).items
+        (item,) = open_pictures(url).items
         assert (item.name, item.stem, item.path) == (url, stem, None)
         with pytest.raises(UserError, match="cannot be reached"):
             item.read()

@@ -10,11 +10,12 @@ from pydantic import ValidationError
 
 from tailseg.errors import UserError
 from tailseg.losses import CLASSIFICATIONS
-from tailseg.recipes.classifiers import CLASSIFIERS, ClassifierRecipe, Section
+from tailseg.recipes.classifiers import CLASSIFIERS, ClassifierRecipe
 from tailseg.recipes.data_section import DataRecipe
 from tailseg.recipes.model_section import ContextRecipe, NeckRecipe
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import FinetuneRecipe, Recipe, ScheduleRecipe
+from tailseg.recipes.section import Section
 
 
 def test_every_loss_has_one_home_for_its_defaults() -> None:

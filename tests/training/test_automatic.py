@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import SMALL_RECIPE, assert_refused, tailseg
 
+from tailseg.data.batches import collate
 from tailseg.data.dataset import train_dataset
-from tailseg.data.loading import collate, worker_count
-from tailseg.data.sources import DataSplits, open_source
+from tailseg.data.loading import worker_count
+from tailseg.data.sources import DataSplits, open_data
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.errors import UserError
 from tailseg.model.build import build_detector
@@ -30,7 +31,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataSplits:
     settings = SyntheticSettings(classes=4, train_images=12, val_images=4, size=64, rarest=3)
-    return open_source(str(write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)))
+    return open_data(str(write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)))
 
 
 @given(fixed=st.integers(0, 50), each=st.integers(1, 30), most=st.integers(1, 64), bend=st.floats(0, 0.5))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import SMALL_RECIPE
 
-from tailseg.data.sources import DataSplits, open_source
+from tailseg.data.sources import DataSplits, open_data
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.model.build import build_detector
 from tailseg.recipes.resolve import resolve
@@ -33,7 +33,7 @@ def recipe(*settings: str) -> Recipe:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataSplits:
     settings = SyntheticSettings(classes=4, train_images=8, val_images=VAL_IMAGES, size=64, rarest=3)
-    return open_source(str(write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)))
+    return open_data(str(write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)))
 
 
 def test_a_sound_run_warns_of_nothing(data: DataSplits, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tailseg.checkpoint import load_model, save_model
+from tailseg.data.batches import collate
 from tailseg.data.dataset import DetectionDataset
-from tailseg.data.loading import collate
-from tailseg.data.sources import DataSplits, open_source
+from tailseg.data.sources import DataSplits, open_data
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.errors import UserError
 from tailseg.model.box_head import BoxHead, BoxPrediction
@@ -90,7 +90,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(folder: Path) -> DataSplits:
-    return open_source(str(folder))
+    return open_data(str(folder))
 
 
 Model = Callable[..., Path]
@@ -739,7 +739,7 @@ def test_two_processes(folder: Path, model: Model, tmp_path: Path) -> None:
     in_processes(2, folder, init, tmp_path / "cached", *cached)
     assert not (tmp_path / "cached" / "features").exists()
     one = (views, "optimizer={name: sgd, lr: 0.05, clip: null}")
-    train(finetuned("row-6-seesaw", *one), open_source(str(folder)), tmp_path / "one", init=init, show=False)
+    train(finetuned("row-6-seesaw", *one), open_data(str(folder)), tmp_path / "one", init=init, show=False)
     before, both, alone = load_file(init), load_file(tmp_path / "cached" / "last.safetensors"), None
     alone = load_file(tmp_path / "one" / "last.safetensors")
     assert [key for key in before if bits(before[key]) != bits(both[key])] == []
@@ -830,9 +830,7 @@ def test_a_cache_of_something_else_is_refused(
     for name in ("val.json", "images"):
         (tmp_path / "moved" / name).symlink_to(folder / name)
     with pytest.raises(UserError, match="made with another annotation file; remove the folder"):
-        train(
-            recipe_of("seesaw", *settings), open_source(str(tmp_path / "moved")), out, init=model("seesaw"), show=False
-        )
+        train(recipe_of("seesaw", *settings), open_data(str(tmp_path / "moved")), out, init=model("seesaw"), show=False)
     (out / "features" / "about.json").write_text("{")
     assert "its about.json is missing or broken" in refused(out, "--init", model("seesaw"), settings=settings)
     (out / "features" / "about.json").unlink()
@@ -1042,14 +1040,14 @@ def test_digests_tell_models_and_annotations_apart(data: DataSplits, folder: Pat
     for name in ("train.json", "val.json"):
         (tmp_path / "copy" / name).write_bytes((folder / name).read_bytes())
     (tmp_path / "copy" / "images").symlink_to(folder / "images")
-    moved = open_source(str(tmp_path / "copy"))
+    moved = open_data(str(tmp_path / "copy"))
     assert moved.train is not None
     assert digest_of_annotations(moved.train) == known  # wherever it lies
     assert digest_of_annotations(data.val) != known
     content = json.loads((folder / "train.json").read_text())
     content["annotations"][-1]["segmentation"] = content["annotations"][0]["segmentation"]  # which crops look at
     (tmp_path / "copy" / "train.json").write_text(json.dumps(content))
-    changed = open_source(str(tmp_path / "copy"))
+    changed = open_data(str(tmp_path / "copy"))
     assert changed.train is not None
     assert digest_of_annotations(changed.train) != known
 

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from tiny import SMALL_RECIPE
 from torch import Tensor, nn
 
-from tailseg.data import loading
-from tailseg.data.loading import collate
-from tailseg.data.sources import DataSplits, open_source
+from tailseg.data.batches import collate
+from tailseg.data.sources import DataSplits, open_data
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector
@@ -139,7 +138,7 @@ def trained(
     ids=["mask-rcnn-seesaw", "cascade-tsd"],
 )
 def test_replayed_steps_equal_steps_as_ever(name, settings, monkeypatch):
-    monkeypatch.setattr(loading, "FEW_SHAPES_DIVISOR", 64)
+    monkeypatch.setattr("tailseg.data.batches.FEW_SHAPES_DIVISOR", 64)
     model = detector(name, *settings)
     twin = copy.deepcopy(model)
     replayed = GraphedStep(work_of(model), CPU, lambda: CalledAgain(model))
@@ -299,7 +298,7 @@ def test_runs_have_graphs_if_they_are_asked_for(monkeypatch, caplog):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataSplits:
     settings = SyntheticSettings(classes=4, train_images=6, val_images=2, size=64, rarest=2)
-    return open_source(str(write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)))
+    return open_data(str(write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)))
 
 
 def test_a_run_with_graphs_equals_one_in_which_none_can_be_recorded(data, tmp_path, monkeypatch, caplog):
@@ -313,7 +312,7 @@ def test_a_run_with_graphs_equals_one_in_which_none_can_be_recorded(data, tmp_pa
         "model.backbone.train_norm=true",
         "model.mask_head.norm=true",
     )
-    monkeypatch.setattr(loading, "FEW_SHAPES_DIVISOR", 64)
+    monkeypatch.setattr("tailseg.data.batches.FEW_SHAPES_DIVISOR", 64)
     monkeypatch.setattr(graphs, "why_none", lambda *_: "")
     runs: list[Run] = []
     begin = Run.start

@@ -24,7 +24,7 @@ from torch import Tensor
 from tailseg.checkpoint import read_tensors, write_tensors
 from tailseg.data.annotations.annotations import Annotations, load_annotations
 from tailseg.data.dataset import evaluation_dataset, train_dataset
-from tailseg.data.sources import DataSplits, open_source
+from tailseg.data.sources import DataSplits, open_data
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.errors import UserError
 from tailseg.recipes.resolve import resolve
@@ -52,7 +52,7 @@ def tiny(*settings: str) -> Recipe:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataSplits:
     settings = SyntheticSettings(classes=4, train_images=IMAGES, val_images=4, size=64, rarest=3)
-    return open_source(str(write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)))
+    return open_data(str(write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)))
 
 
 @pytest.fixture(scope="module")
@@ -482,7 +482,7 @@ def test_images_without_objects_are_trained_on_as_background(data: DataSplits, t
     content["annotations"] = [row for row in content["annotations"] if row["image_id"] not in empty]
     (folder / "train.json").write_text(json.dumps(content))
     settings = ("data.keep_empty=true", "data.batch_per_device=1", "training.log_steps=1", "schedule.milestones=[]")
-    train(tiny(*settings), open_source(str(folder)), tmp_path / "run", show=False)
+    train(tiny(*settings), open_data(str(folder)), tmp_path / "run", show=False)
     losses = [row for row in rows(tmp_path / "run") if "loss" in row]
     assert [row["step"] for row in losses] == list(range(1, IMAGES + 1))
     assert all(math.isfinite(row["loss"]) for row in losses)
@@ -716,7 +716,7 @@ def test_resuming_needs_the_same_run(data: DataSplits, reference: Path, tmp_path
         (other / f"{split}.json").write_bytes(orjson.dumps({**renamed}))
     (other / "images").symlink_to(data.train.images_dir)  # type: ignore[union-attr]
     with pytest.raises(UserError, match="other categories"):
-        train(tiny(), open_source(str(other)), out, resume=True, show=False)
+        train(tiny(), open_data(str(other)), out, resume=True, show=False)
     assert differing(out, reference, "trainer.safetensors") == []
 
 
@@ -827,7 +827,7 @@ def test_other_data_is_refused_then_started_from_as_advised(data: DataSplits, re
     (other / "train.json").write_bytes(orjson.dumps(content))
     shutil.copy(data.train.path.with_name("val.json"), other)
     (other / "images").symlink_to(data.train.images_dir)
-    fewer = open_source(str(other))
+    fewer = open_data(str(other))
     with pytest.raises(UserError) as refused:
         train(tiny(), fewer, out, resume=True, show=False)
     assert str(refused.value) == (
@@ -840,7 +840,7 @@ def test_other_data_is_refused_then_started_from_as_advised(data: DataSplits, re
     assert again is not None
     # Moved to another folder it is the same data.
     shutil.copy(data.train.path, other)
-    assert train(tiny(), open_source(str(other)), out, resume=True, show=False) is None
+    assert train(tiny(), open_data(str(other)), out, resume=True, show=False) is None
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

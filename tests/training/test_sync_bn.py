@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tiny import SMALL_RECIPE, Done, options, run_together, tailseg
 from torch import Tensor
 
-from tailseg.data.sources import open_source
+from tailseg.data.sources import open_data
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.model import box_head, rpn
 from tailseg.model.build import build_detector
@@ -187,7 +187,7 @@ def steps(fabric: Fabric, folder: Path, data: Path) -> dict[str, Found]:
     rank, each = fabric.global_rank, 4 // fabric.world_size
     own = ("model.backbone.frozen_stages=2", f"data.batch_per_device={each}")  # frozen as in the recipe
     recipe = resolve("demo-table2/10-seesaw", [*TINY, *SMALL_VIEWS, *own])
-    splits, results = open_source(str(data)), {}
+    splits, results = open_data(str(data)), {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rpn, "sample", by_place)
         patch.setattr(box_head, "sample", by_place)

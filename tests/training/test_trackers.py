@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 from tiny import SMALL_RECIPE, assert_refused, options, tailseg
 
-from tailseg.data.sources import DataSplits, open_source
+from tailseg.data.sources import DataSplits, open_data
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.errors import UserError
 from tailseg.recipes.resolve import resolve
@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(folder: Path) -> DataSplits:
-    return open_source(str(folder))
+    return open_data(str(folder))
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from tiny import SMALL_RECIPE
 from torch import Tensor, nn
 
+from tailseg.data.batches import collate
 from tailseg.data.dataset import DetectionDataset
-from tailseg.data.loading import collate
-from tailseg.data.sources import DataSplits, open_source
+from tailseg.data.sources import DataSplits, open_data
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.data.transforms import fit_transform
 from tailseg.model.build import build_detector
@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(folder: Path) -> DataSplits:
-    return open_source(str(folder))
+    return open_data(str(folder))
 
 
 def measured(learner: Learner, data: DataSplits, wanted: Recipe, **share: int) -> dict[str, float]:

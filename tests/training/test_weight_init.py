@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tailseg.checkpoint import load_model, save_model
 from tailseg.data.annotations.annotations import Category
-from tailseg.data.sources import DataSplits, open_source
+from tailseg.data.sources import DataSplits, open_data
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.errors import UserError
 from tailseg.losses import ClassStatistics
@@ -394,7 +394,7 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataSplits:
     settings = SyntheticSettings(classes=4, train_images=4, val_images=2, size=64, rarest=3)
-    return open_source(str(write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)))
+    return open_data(str(write_synthetic(tmp_path_factory.mktemp("set") / "data", settings)))
 
 
 def names_of(data: DataSplits) -> list[str]:

@@ -1,308 +1,157 @@
-"""The report says what the numbers say, no more, and needs nothing but itself."""
+"""The page of a comparison: its numbers, names from files, and its table in a browser."""
 
-import copy
-import logging
-from html.parser import HTMLParser
+from __future__ import annotations
 
-import numpy as np
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
 import pytest
-from PIL import Image
 
-from tailseg.errors import UserError
-from tailseg.evaluation.comparison import Stat, difference, results_markdown, summary, verdict
-from tailseg.visualize.comparison_charts import class_points, method_colour, smoothed
-from tailseg.visualize.comparison_page import write_report
+from tailseg.evaluation.paired_report import difference_texts, verdicts
+from tailseg.visualize.comparison_page import write_page
 
-BASE = {
-    "AP": 0.2,
-    "AP50": 0.36,
-    "AP75": 0.18,
-    "APs": 0.1,
-    "APm": 0.2,
-    "APl": None,
-    "APr": 0.1,
-    "APc": 0.2,
-    "APf": 0.3,
-}
+Content = dict[str, Any]
+EVIL = "\x1b[2J</td><script>alert(1)</script>"
 
 
-def one_run(seed: int, segm: dict, bbox: dict | None = None) -> dict:
-    return {
-        "seed": seed,
-        "metrics": {"segm": BASE | segm, "bbox": BASE | (bbox or {})},
-        "per_category": [
-            {
-                "id": i,
-                "name": f"kind_{i}",
-                "frequency": "rcf"[i],
-                "train_images": n,
-                "train_instances": 2 * n,
-                "bbox_AP": 0.5,
-                "segm_AP": None if i == 1 else 0.1 * (i + 1),
-            }
-            for i, n in enumerate((0, 9, 200))
-        ],
-        "curves": [{"step": step, "loss": 3.0 - step / 100, "loss_mask": 0.5} for step in range(0, 100, 10)],
-        "seconds": 326.4,
-        "checkpoint": f"{seed}/best.safetensors",
-        "detections": f"{seed}/detections.json",
-    }
+def difference(value: float | None, ends: list[float] | None, beyond: bool | None) -> Content:
+    return {"value": value, "interval": ends, "beyond_chance": beyond}
 
 
-def make(baseline: list[dict], seesaw: list[dict]) -> dict:
-    return {
-        "version": "0.1.0",
-        "command": "tailseg demo --out <folder>",
-        "dataset": {
-            "name": "shapes & co",
-            "classes": 3,
-            "train_images": 1200,
-            "val_images": 50,
-            "image_size": 128,
-            "frequency_classes": {"r": 1, "c": 1, "f": 1},
-        },
-        "budget": {"epochs": 12.0, "steps": 3000, "images_seen": 24000, "device": "cpu", "seconds": 3723.0},
-        "seeds": list(range(len(baseline))),
-        "methods": {
-            "cross-entropy": {
-                "title": "Cross-entropy",
-                "runs": [one_run(i, m) for i, m in enumerate(baseline)],
-            },
-            "seesaw": {"title": "Seesaw", "runs": [one_run(i, m) for i, m in enumerate(seesaw)]},
-        },
-        "pictures": [],
-    }
-
-
-def runs(pairs: list[tuple[float, float]]) -> list[dict]:
-    return [{"AP": ap, "APr": rare} for ap, rare in pairs]
-
-
-@pytest.fixture
-def winning() -> dict:
-    return make(runs([(0.20, 0.10), (0.21, 0.11), (0.19, 0.09)]), runs([(0.25, 0.20), (0.26, 0.21), (0.24, 0.19)]))
-
-
-class Checker(HTMLParser):
-    """Collects what stands in the page and insists that tags nest."""
-
-    VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
-        self.text: list[str] = []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-def read(path) -> Checker:
-    checker = Checker()
-    checker.feed(path.read_text(encoding="utf-8"))
-    checker.close()
-    assert checker.open == []
-    return checker
-
-
-def test_summary_gives_mean_and_sample_deviation(winning):
-    stat = summary(winning)["seesaw"]["segm"]["APr"]
-    assert stat.mean == pytest.approx(20.0)
-    assert stat.sd == pytest.approx(1.0)
-    assert str(stat) == "20.0 ± 1.0"
-    assert summary(winning)["seesaw"]["segm"]["APl"].mean is None
-
-
-def test_markdown_table(winning):
-    lines = results_markdown(winning).splitlines()
-    assert lines[:4] == [
-        "| | Cross-entropy | Seesaw | Difference |",
-        "|---|---:|---:|---:|",
-        "| Mask AP | 20.0 ± 1.0 | 25.0 ± 1.0 | +5.0 |",
-        "| Mask APr | 10.0 ± 1.0 | 20.0 ± 1.0 | +10.0 |",
+def comparison(*, runs: int = 2, kinds: tuple[str, ...] = ("bbox", "segm"), classes: int = 3) -> Content:
+    """Class i has AP 0.1 + 0.01 i in the first run and 0.05 more or less in the others."""
+    names = ["owl", "cat", EVIL, *(f"class {i}" for i in range(3, classes))]
+    metrics = [
+        {
+            **{"metric": metric, "classes": 2, "images": 40, "runs": [value, *[value + 0.02] * (runs - 1)]},
+            "differences": [difference(0.02, [0.0125, 0.04], True)] * (runs - 1),
+        }
+        for metric, value in (("AP", 0.3), ("AP50", 0.5), ("APc", 0.2), ("APf", 0.4))
     ]
-    assert len(lines) == 2 + 12
-    assert lines[8] == "| Box AP | 20.0 ± 0.0 | 20.0 ± 0.0 | ±0.0 |"
-
-
-def test_nulls_are_dashes():
-    results = make(runs([(0.2, None)]), runs([(0.25, None)]))
-    assert "| Mask APr | – | – | – |" in results_markdown(results)
-    assert "on rare classes has no value" in verdict(results)
-    nothing = make(runs([(None, None)]), runs([(float("nan"), None)]))
-    assert verdict(nothing).startswith("Seesaw and cross-entropy cannot be compared")
-
-
-def test_verdict_of_a_clear_win(winning):
-    assert verdict(winning) == (
-        "Seesaw beats cross-entropy on rare classes and overall: "
-        "mask AP on rare classes went from 10.0 to 20.0 "
-        "(+10.0 points, beyond the spread of 3 seeds), and on all classes went from 20.0 to 25.0 "
-        "(+5.0 points, beyond the spread of 3 seeds)."
+    nothing = difference(None, None, None)
+    metrics.insert(
+        2, {"metric": "APr", "classes": 0, "images": 0, "runs": [None] * runs, "differences": [nothing] * (runs - 1)}
     )
+    rows = []
+    for i, name in enumerate(names):
+        few, gain = i % 3 == 0, 0.05 if i % 2 else -0.05
+        ends = None if few else sorted([gain / 2, 2 * gain])
+        rows.append(
+            {
+                **{"id": i, "name": name, "frequency": "cf"[i % 2], "train_images": None},
+                **{"instances": 1000 + i, "images": 3 if few else 30, "runs": [0.1 + 0.01 * i] * runs},
+                "differences": [difference(gain, ends, None if few else True)] * (runs - 1),
+            }
+        )
+    return {
+        **{"data": "photos, val", "images": 1234, "sets": 1000, "confidence": 0.95, "fewest_images": 6},
+        "runs": [{"name": f"runs/{name}", "detections": "d.json"} for name in "abc"[:runs]],
+        "kinds": {kind: {"metrics": metrics, "classes": rows} for kind in kinds},
+    }
 
 
-def test_verdict_of_a_loss(winning):
-    methods = winning["methods"]
-    methods["seesaw"]["runs"], methods["cross-entropy"]["runs"] = (
-        methods["cross-entropy"]["runs"],
-        methods["seesaw"]["runs"],
+def written(content: Content, folder: Path) -> str:
+    write_page(content, folder / "page.html")
+    return (folder / "page.html").read_text()
+
+
+def cells(page: str, name: str) -> list[list[str]]:
+    """The cells, as text, of all rows that begin with a name."""
+    rows = re.findall(rf'<tr><th scope="row">{name}</th>(.*?)</tr>', page, re.DOTALL)
+    return [re.sub(r"<[^>]+>", "", row.replace("</td>", "|")).strip("|\n").split("|") for row in rows]
+
+
+def test_the_numbers(tmp_path: Path) -> None:
+    page = written(comparison(), tmp_path)
+    assert "<title>2 runs on photos, val</title>" in page
+    assert "<dt>A</dt><dd>runs/a</dd>" in page
+    assert cells(page, "AP50") == [["50.0", "52.0", "+2.0 [1.2, 4.0]"]] * 2  # boxes and masks
+    assert cells(page, "APr") == [["–", "–", "– "]] * 2
+    assert "<strong>+2.0</strong>" in page
+    gains, in_all = cells(page, "cat")
+    assert gains == ["+5.0 [2.5, 10.0]", "11.0", "11.0"]
+    assert in_all == ["11.0", "11.0", "+5.0 [2.5, 10.0]", "30", "1,001", "frequent"]
+    assert cells(page, "owl") == [["10.0", "10.0", "−5.0 ", "3", "1,000", "common"]]  # in too few images to be listed
+    assert "1 of 3 classes have objects in fewer than 6 images" in " ".join(page.split())
+    assert "95% intervals over images: of 1,000 sets of 1,234 images" in " ".join(page.split())
+    assert page.count("<svg") == 2
+
+
+def test_names_do_no_harm(tmp_path: Path) -> None:
+    page = written(comparison(), tmp_path)
+    assert page.count("<script>") == 1
+    assert "alert(1)</script>" not in page
+    assert "\x1b" not in page
+    assert r"\x1b[2J&lt;/td&gt;&lt;script&gt;" in page
+
+
+def test_several_runs_and_one_kind(tmp_path: Path) -> None:
+    page = written(comparison(runs=3, kinds=("bbox",)), tmp_path)
+    assert cells(page, "AP50") == [["50.0", "52.0", "52.0", "+2.0 [1.2, 4.0]", "+2.0 [1.2, 4.0]"]]
+    assert page.count("B − A") == page.count("C − A") > 3
+    assert page.count("<svg") == 1
+    assert page.count('<p class="verdict">') == 2
+    assert "AP of boxes, percent" in page
+
+
+def test_verdicts() -> None:
+    (sentence,) = verdicts(comparison())
+    assert sentence == (
+        "runs/b against runs/a, masks: AP +2.0 points [1.2, 4.0], beyond chance. Of 2 classes in 6 images or more, "
+        "1 gain and 1 lose beyond chance; 0 would by chance alone."
     )
-    sentence = verdict(winning)
-    assert sentence.startswith("Seesaw did not win, it is worse than cross-entropy on rare classes and on all")
-    assert "from 20.0 to 10.0 (−10.0 points" in sentence
-
-
-def test_verdict_when_rare_classes_win_and_the_whole_loses():
-    results = make(runs([(0.30, 0.10), (0.31, 0.11)]), runs([(0.20, 0.30), (0.21, 0.31)]))
-    assert verdict(results).startswith("Mixed: Seesaw beats cross-entropy on rare classes but loses on all classes")
-
-
-def test_verdict_within_the_spread():
-    results = make(runs([(0.20, 0.10), (0.24, 0.14)]), runs([(0.22, 0.12), (0.26, 0.16)]))
-    sentence = verdict(results)
-    assert sentence.startswith("Seesaw did not win clearly: what sets it apart from cross-entropy may be chance")
-    assert sentence.count("within the spread of the seeds") == 2
-
-
-def test_verdict_of_one_seed_claims_nothing():
-    ahead = verdict(make(runs([(0.2, 0.1)]), runs([(0.3, 0.2)])))
-    assert ahead.startswith("Seesaw came out ahead of cross-entropy in a single run, but one seed cannot tell")
-    behind = verdict(make(runs([(0.3, 0.2)]), runs([(0.2, 0.1)])))
-    assert behind.startswith("Seesaw did not come out ahead of cross-entropy in a single run, and one seed cannot")
-    split = verdict(make(runs([(0.3, 0.1)]), runs([(0.2, 0.2)])))
-    assert split.startswith("Seesaw did not come out ahead of cross-entropy except on rare classes in a single run")
+    content = comparison(kinds=("bbox",))
+    content["kinds"]["bbox"]["metrics"][2]["differences"] = [difference(-0.001, None, None)]
+    content["kinds"]["bbox"]["metrics"][0]["differences"] = [difference(0.0, [-0.01, 0.01], False)]
+    content["kinds"]["bbox"]["classes"] = content["kinds"]["bbox"]["classes"][:1]
+    (sentence,) = verdicts(content)
+    assert sentence == (
+        "runs/b against runs/a, boxes: AP ±0.0 points [−1.0, 1.0], may be chance; APr −0.10 points, in fewer than 6 "
+        "images, which cannot tell. No class is in 6 images or more, so none can tell by itself."
+    )
 
 
 @pytest.mark.parametrize(
-    ("baseline", "contender", "outcome"),
+    ("value", "ends", "texts"),
     [
-        ((10.0, 12.0), (20.0, 22.0), "gain"),
-        ((20.0, 22.0), (10.0, 12.0), "loss"),
-        ((10.0, 12.0), (13.9, 15.9), "unclear"),  # 3.9 points against 2 · √(2 + 2) = 4
-        ((10.0, 12.0), (15.1, 17.1), "gain"),
-        ((10.0,), (20.0, 22.0), "single"),
-        ((), (20.0,), "missing"),
+        (None, None, ("–", "")),
+        (0.0, [0.0, 0.0], ("±0.00", "[0.00, 0.00]")),
+        (-0.0004, [-0.0009, -0.0001], ("−0.04", "[−0.09, −0.01]")),
+        (0.0004, [-0.02, 0.0301], ("±0.0", "[−2.0, 3.0]")),
+        (-0.0123, None, ("−1.2", "")),
+        (-0.02, [-0.04, -0.00001], ("−2.0", "[−4.0, 0.0]")),
     ],
 )
-def test_a_difference_must_exceed_twice_its_deviation(baseline, contender, outcome):
-    assert difference(Stat(baseline), Stat(contender)).outcome == outcome
+def test_differences_in_points(value: float | None, ends: list[float] | None, texts: tuple[str, str]) -> None:
+    assert difference_texts(difference(value, ends, None)) == texts
 
 
-def test_a_single_method_is_reported_without_difference(winning, tmp_path):
-    del winning["methods"]["cross-entropy"]
-    assert results_markdown(winning).startswith("| | Seesaw |\n|---|---:|\n| Mask AP | 25.0 ± 1.0 |\n")
-    assert verdict(winning) == "Nothing is compared: the results hold Seesaw only."
-    write_report(winning, tmp_path / "report.html")
-    assert "Difference" not in read(tmp_path / "report.html").text[:40]
-
-
-def test_page_is_well_formed_and_refers_to_nothing_outside(winning, tmp_path):
-    Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(tmp_path / "one.png")
-    winning["pictures"] = [{"file": "one.png", "caption": 'A <b> & a "c"', "kind": "only-seesaw"}]
-    write_report(winning, tmp_path / "report.html")
-    page = read(tmp_path / "report.html")
-    for tag, attributes in page.tags:
-        assert tag not in ("script", "link", "iframe")
-        for name in ("src", "href", "xlink:href"):
-            assert attributes.get(name, "#").startswith(("#", "data:"))
-    assert "@import" not in (tmp_path / "report.html").read_text()
-    identifiers = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
-    assert len(identifiers) == len(set(identifiers))
-    images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert images[0]["src"].startswith("data:image/png;base64,iVBOR")
-    assert images[0]["alt"] == 'A <b> & a "c"'
-    charts = [attributes for tag, attributes in page.tags if tag == "svg"]
-    assert len(charts) == 4  # groups, classes, two losses
-    assert all(attributes["role"] == "img" and attributes["aria-label"] for attributes in charts)
-
-
-def test_page_shows_numbers_origin_and_escapes_text(winning, tmp_path):
-    write_report(winning, tmp_path)
-    text = "".join(read(tmp_path / "report.html").text)
-    for expected in (
-        verdict(winning),
-        "10.0 ± 1.0",
-        "+10.0",
-        "tailseg demo --out <folder>",
-        "shapes & co",
-        "1,200 training",
-        "12 epochs, 3,000 steps, 24,000 images",
-        "cpu, 1 h 2 min in all",
-        "5 min 26 s",
-    ):
-        assert expected in text
-
-
-def test_a_missing_picture_is_named_in_the_page_and_in_the_log(winning, tmp_path, caplog):
-    winning["pictures"] = [{"file": "pictures/gone.png", "caption": "A tiger", "kind": "only-cross-entropy"}]
-    with caplog.at_level(logging.WARNING):
-        write_report(winning, tmp_path / "report.html")
-    page = read(tmp_path / "report.html")
-    assert "The picture pictures/gone.png is missing." in page.text
-    assert "Found by cross-entropy only" in page.text
-    assert "gone.png" in caplog.text
-
-
-def test_page_without_curves_categories_and_values(tmp_path):
-    results = make(runs([(None, None)]), runs([(None, None)]))
-    for method in results["methods"].values():
-        for run in method["runs"]:
-            run.update(curves=[], per_category=[], seconds=None)
-            run["metrics"] = {"segm": dict.fromkeys(BASE), "bbox": {}}
-    write_report(results, tmp_path / "report.html")
-    page = read(tmp_path / "report.html")
-    assert page.text.count("–") >= 36  # every cell of the tables
-    assert len([tag for tag, _ in page.tags if tag == "svg"]) == 2  # no training curves
-
-
-@pytest.mark.parametrize("key", ["methods", "budget", "dataset", "command"])
-def test_incomplete_results_are_the_users_to_fix(winning, tmp_path, key):
-    broken = copy.deepcopy(winning)
-    del broken[key]
-    with pytest.raises(UserError, match=key):
-        write_report(broken, tmp_path / "report.html")
-
-
-def test_results_without_runs_are_refused(winning, tmp_path):
-    with pytest.raises(UserError, match="no method"):
-        write_report(winning | {"methods": {}}, tmp_path / "report.html")
-    winning["methods"]["seesaw"]["runs"] = []
-    with pytest.raises(UserError, match="no runs of 'seesaw'"):
-        write_report(winning, tmp_path / "report.html")
-
-
-def test_class_points_average_the_seeds_and_skip_nulls(winning):
-    winning["methods"]["seesaw"]["runs"][0]["per_category"][2]["segm_AP"] = 0.6
-    images, values = class_points(winning["methods"]["seesaw"])
-    np.testing.assert_array_equal(images, [0, 200])
-    np.testing.assert_allclose(values, [10.0, 40.0])
-
-
-def test_smoothing_keeps_constants_and_lies_between_extremes():
-    x = np.array([0.0, 1.0, 5.0])
-    np.testing.assert_allclose(smoothed(x, np.full(3, 7.0))[1], 7.0)
-    places, line = smoothed(x, np.array([0.0, 10.0, 4.0]))
-    assert (places[0], places[-1]) == (0.0, 5.0)
-    assert line.min() >= 0
-    assert line.max() <= 10
-    np.testing.assert_allclose(smoothed(np.array([2.0]), np.array([3.0]))[1], 3.0)
-
-
-def test_methods_keep_their_colours():
-    methods = {"seesaw": {}, "eql": {}, "cross-entropy": {}}
-    assert method_colour(methods, "seesaw") == method_colour({"seesaw": {}}, "seesaw") == "#d55e00"
-    assert len({method_colour(methods, key) for key in methods}) == 3
+def test_a_browser_sorts_and_searches(tmp_path: Path) -> None:
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("needs Chromium")
+    page = written(comparison(classes=1203), tmp_path)
+    act = """
+    const shown = () => [...document.querySelectorAll("table.sortable tbody tr")].filter((row) => !row.hidden)
+      .map((row) => row.cells[0].textContent);
+    const heads = document.querySelectorAll("table.sortable thead button");
+    const told = [shown()[0]];
+    for (const head of [heads[3], heads[3], heads[0]]) { head.click(); told.push(shown()[0]); }
+    const search = document.getElementById("search");
+    search.value = "CLASS_12"; search.dispatchEvent(new Event("input")); told.push(shown().length);
+    document.title = told.join("|") + "|" + (document.documentElement.scrollWidth <= innerWidth);
+    """
+    (tmp_path / "acted.html").write_text(page.replace("</body>", f"<script>{act}</script></body>"))
+    line = [browser, "--headless", "--no-sandbox", "--window-size=400,900", "--dump-dom"]
+    done = subprocess.run([*line, f"file://{tmp_path}/acted.html"], capture_output=True, text=True, timeout=120)
+    (title,) = re.findall(r"<title>(.*?)</title>", done.stdout)
+    first, most, least, by_name, found, fits = title.split("|")
+    assert first == "owl"
+    assert most == "cat"  # the first of the greatest gain
+    assert least == "owl"
+    assert by_name.startswith(r"\x1b[2J")
+    assert found == "14"  # 12, 120 to 129, 1200 to 1202
+    assert fits == "true"

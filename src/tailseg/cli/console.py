@@ -1,4 +1,4 @@
-"""Output that the commands share: the log and tables on the terminal."""
+"""Options that the commands share, and their output: the log and tables on the terminal."""
 
 from __future__ import annotations
 

@@ -81,11 +81,11 @@ def _require_out(out: Path | None, explain: bool) -> None:
             "writes nothing; leave out OUT" if explain else "name the model file to write, or add --explain",
             param_hint="--explain" if explain else "OUT",
         )
-    log(quiet=False)
 
 
 def _convert(foreign: ForeignModel, out: Path | None, categories: Path | None, settings: list[str] | None) -> None:
     """Convert to ``out``; where that is None, explain."""
+    log(quiet=False)
     if out is None:
         from tailseg.zoo.explanation import explain
 

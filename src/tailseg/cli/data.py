@@ -11,7 +11,8 @@ import orjson
 import typer
 
 from tailseg.cli.console import DATA_HELP, QuietOption, cell, log, print_table, say
-from tailseg.errors import UserError, write_whole
+from tailseg.errors import UserError
+from tailseg.files import write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,11 +72,11 @@ def data_check(
 
     given = None if recipe is None else resolve(recipe, ())
     from tailseg.data.annotations.frequency import LVIS_LIMITS, GroupRule, require_rule_in_use
-    from tailseg.data.sources import open_source
+    from tailseg.data.sources import open_data
     from tailseg.progress import progress_bar
 
     rule = LVIS_LIMITS if given is None else GroupRule.of(given.data)
-    splits = open_source(data, rule=rule, show=not quiet, examine=True)
+    splits = open_data(data, rule=rule, show=not quiet, examine=True)
     # Imported after the data is there: PyTorch comes with it.
     from tailseg.data.diagnosis.dataset_report import check_data, file_steps, suggest
 
@@ -240,11 +241,11 @@ def data_export(
         raise typer.BadParameter(f"'{kind}' is not one of coco, yolo, voc", param_hint="FORMAT")
     from tailseg.data.annotations.annotations import summary
     from tailseg.data.exporters.export import annotated_set, export
-    from tailseg.data.sources import open_source, splits_there
+    from tailseg.data.sources import open_data, splits_there
     from tailseg.progress import progress_bar
 
     there = splits_there(data)
-    opened = open_source(data, need=there, show=not quiet)
+    opened = open_data(data, need=there, show=not quiet)
     splits = {split: getattr(opened, split) for split in there}
     with progress_bar("writing", sum(map(len, splits.values())), show=not quiet) as advance:
         exported = export(kind, annotated_set(splits), out, advance)

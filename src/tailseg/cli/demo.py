@@ -27,7 +27,7 @@ from tailseg.cli.demo_objects import (
 )
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.images import read_image
-from tailseg.data.sources import SYNTHETIC, DataSplits, draw_synthetic, open_source
+from tailseg.data.sources import SYNTHETIC, DataSplits, draw_synthetic, open_data
 from tailseg.data.synthetic.generate import SyntheticSettings
 from tailseg.devices import find_device
 from tailseg.errors import UserError
@@ -36,7 +36,7 @@ from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import override
 from tailseg.training.loop import train
-from tailseg.visualize.comparison_page import write_report
+from tailseg.visualize.demo_page import write_report
 from tailseg.visualize.draw import contact_sheet, draw_objects
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def run_demo(
     if (out / "results.json").exists() or (out / "runs").exists():
         raise UserError(f"{out}: already holds a demo; remove it or choose another --out")
     started = time.perf_counter()
-    data = replace(open_source(draw_synthetic(QUICK_DATA if quick else DATA, show=show), show=show), name=SYNTHETIC)
+    data = replace(open_data(draw_synthetic(QUICK_DATA if quick else DATA, show=show), show=show), name=SYNTHETIC)
     warmup = ["schedule.warmup_steps=5"] if quick else []
     recipes = {method: resolve(f"demo/{method}", (*BUDGET, *warmup, *settings)) for method in METHODS}
     limit = recipes["seesaw"].test.max_detections

@@ -87,7 +87,7 @@ def demo(
     """Train cross-entropy and Seesaw on the built-in data, score both and write a report; minutes on two cores."""
     _log(quiet)
     from tailseg.cli.demo import run_demo
-    from tailseg.evaluation.comparison import results_markdown, verdict
+    from tailseg.evaluation.methods import results_markdown, verdict
 
     results = _stoppable(
         lambda: run_demo(out, seeds=seeds, quick=quick, device=device, show=not quiet),

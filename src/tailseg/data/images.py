@@ -317,7 +317,7 @@ def _fault(path: Path | str, error: Exception, max_pixels: int = MAX_PIXELS) -> 
         )
     if isinstance(error, _ManyScansError):
         scans = f"more than {MOST_SCANS} scans of its pixels, which would take too long to decode"
-        return UserError(f"{path}: the JPEG file has {scans}; save it anew with another program")
+        return UserError(f"{path}: the JPEG file has {scans}; save it again with another program")
     if isinstance(error, UnidentifiedImageError):
         empty = isinstance(path, Path) and path.is_file() and path.stat().st_size == 0
         problem = "the file is empty" if empty else "not an image that can be read"

@@ -53,7 +53,7 @@ class _Sources:
     images: Path | None
 
 
-def open_data(
+def open_splits(
     data: str | Path,
     *,
     need: tuple[str, ...] = ("train", "val"),
@@ -156,7 +156,7 @@ def _imported(kind: str, data: Path, show: bool) -> _Sources:
     return _Sources(found.train, found.val, found.images)
 
 
-def open_source(
+def open_data(
     data: str,
     *,
     need: tuple[str, ...] = ("train", "val"),
@@ -169,7 +169,7 @@ def open_source(
     Of a training split, 5,000 images are read in part, always the same ones: all would take as long as opening LVIS.
 
     Args:
-        data: as for `open_data`, or ``synthetic``: the built-in set, drawn on first use.
+        data: as for `open_splits`, or ``synthetic``: the built-in set, drawn on first use.
         need: the splits that must be there.
         rule: makes the frequency groups where the files state none.
         show: draw a progress bar while the built-in set is drawn or a set is imported.
@@ -179,17 +179,17 @@ def open_source(
         UserError: something is missing or broken.
     """
     if data == SYNTHETIC:
-        splits = open_data(str(draw_synthetic(SyntheticSettings(), show=show)), need=need)
+        splits = open_splits(str(draw_synthetic(SyntheticSettings(), show=show)), need=need)
         splits = replace(splits, name=SYNTHETIC)
     else:
-        splits = open_data(data, need=need, rule=rule, tolerant=examine, show=show)
+        splits = open_splits(data, need=need, rule=rule, tolerant=examine, show=show)
     if not examine:
         _check_images(splits, need, show)
     return splits
 
 
 def splits_there(data: str) -> tuple[str, ...]:
-    """The splits, of train and val, that `open_source` finds behind ``data``; at least one. Nothing is imported.
+    """The splits, of train and val, that `open_data` finds behind ``data``; at least one. Nothing is imported.
 
     Raises:
         UserError: ``data`` is no data set, or has neither.

@@ -37,7 +37,7 @@ class ObjectCounts:
 
     @staticmethod
     def of(truth: GroundTruth) -> ObjectCounts:
-        """Those of a ground truth: neither crowds nor such as are to be ignored."""
+        """The counts of a ground truth, without crowds and ignored objects."""
         objects = truth.objects
         counted = ~objects.crowd & (objects.areas >= ALL_AREAS[0]) & (objects.areas <= ALL_AREAS[1])
         labels, images = objects.category[counted], objects.image[counted]

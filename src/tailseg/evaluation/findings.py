@@ -40,26 +40,25 @@ class Findings:
         return len(self.kind)
 
 
-def findings_of(annotations: Annotations, detections: Path, threshold: float, max_dets: int = 300) -> Findings:
-    """Match a results file by its masks, and tell the kinds of what has at least the score ``threshold``.
+def findings_of(annotations: Annotations, detections: Path, threshold: float) -> Findings:
+    """Match the 300 best detections of each image by their masks, and tell the kinds of those from ``threshold`` on.
 
     Args:
         annotations: a split.
         detections: LVIS results file with masks.
         threshold: in [0, 1].
-        max_dets: best detections of an image that are matched.
 
     Raises:
         UserError: the file is missing, damaged or of other data.
     """
     truth = ground_truth_of(annotations, with_masks=True)
-    cut = Cut(limit=max_dets)
+    cut = Cut()
     columns = read_results(detections, str(detections), truth.known, ("segm",), cut)
     own = columns.ranked("segm", cut)
     areas = detection_areas(own, use_masks=True)
     own, areas = own[areas > 0], areas[areas > 0]
     dataset = truth.dataset(columns.images, columns.categories)
-    matches = matches_of(match_detections(truth, dataset, own, areas, "segm", max_dets), own, truth.objects)
+    matches = matches_of(match_detections(truth, dataset, own, areas, "segm", cut.limit), own, truth.objects)
     shown, missed = matches.scores >= threshold, matches.found_with < threshold
     rows, right = matches.rows[shown], matches.right[shown]
     kind, other = _kinds(truth, own, rows, right)

@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from tailseg.data.annotations.annotations import Annotations, load_annotations, summary
-from tailseg.errors import UserError, write_whole
+from tailseg.errors import UserError
 from tailseg.evaluation.analysis import analyse
 from tailseg.evaluation.boundary import boundary_curves
 from tailseg.evaluation.ground_truth import GroundTruth, ground_truth_of
 from tailseg.evaluation.reading import Cut, ResultColumns, read_results
 from tailseg.evaluation.thresholds import thresholds_content
+from tailseg.files import write_whole
 from tailseg.wording import short
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.annotations import Annotations, load_annotations, tell
-from tailseg.data.sources import SYNTHETIC, DataSplits, open_data, open_source
+from tailseg.data.sources import SYNTHETIC, DataSplits, open_data, open_splits
 from tailseg.errors import UserError
 from tailseg.evaluation.bootstrap import ObjectCounts, Weights, class_aps, resampled
 from tailseg.evaluation.ground_truth import GroundTruth, ground_truth_of
@@ -68,7 +68,7 @@ def compare(runs: Sequence[str | Path], truth: str | DataSplits | Path, split: s
         return compare_runs(annotations, files, kinds, truth.name)
     if not isinstance(truth, DataSplits):
         # Only the built-in set is not on the disk yet; of others the images need not be there.
-        truth = open_source(truth, need=(split,), show=show) if truth == SYNTHETIC else open_data(truth, need=(split,))
+        truth = open_data(truth, need=(split,), show=show) if truth == SYNTHETIC else open_splits(truth, need=(split,))
     opened = truth.val if split == "val" else truth.train
     if opened is None:
         raise UserError(f"{truth.name}: was opened without its split {split}; open it with need={[split]}")
@@ -112,7 +112,7 @@ def compare_runs(
     truth = ground_truth_of(annotations, "segm" in kinds, frequencies)
     stated = [groups for run in runs if (groups := run.groups(truth.categories)) is not None]
     if stated:
-        _tell_groups(runs, stated)
+        _tell_groups(stated)
         for category in truth.categories:
             category["frequency"] = stated[0][category["id"]]
     images = len(truth.known.image_ids)
@@ -149,7 +149,7 @@ def common_kinds(runs: Sequence[RunFiles]) -> list[str]:
     return common
 
 
-def _tell_groups(runs: Sequence[RunFiles], stated: Sequence[dict[int, str]]) -> None:
+def _tell_groups(stated: Sequence[dict[int, str]]) -> None:
     differing = sum(any(groups[i] != stated[0][i] for groups in stated[1:]) for i in stated[0])
     if differing:
         logger.warning(

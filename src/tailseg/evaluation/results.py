@@ -19,7 +19,8 @@ from typing import IO, Any, Self
 import numpy as np
 import orjson
 
-from tailseg.errors import UserError, writing
+from tailseg.errors import UserError
+from tailseg.files import writing
 from tailseg.layers.paste import encode_masks
 from tailseg.structures import RawDetections
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from tailseg.data.loading import batch_of
+from tailseg.data.batches import batch_of
 from tailseg.data.transforms import Compose, HorizontalFlip, Image, ResizeLongestEdge
 from tailseg.model.detector import EVERYTHING, Detector, Wanted
 from tailseg.recipes.schema import Recipe

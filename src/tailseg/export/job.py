@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from tailseg.errors import UserError, writing
+from tailseg.errors import UserError
 from tailseg.export.onnx_file import write_onnx
 from tailseg.export.program import MOST_CELLS, output_names, trace
+from tailseg.files import writing
 from tailseg.model.detector import Detector
 from tailseg.model.traceable import keep_within_classes, kept_within_classes
 from tailseg.predict.model import Model

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from tailseg.losses.inputs import flat_logits, require_labels, require_shapes
 
-PRIOR_001 = -6.906755  # ln(0.001 / 0.999): the bias at which a sigmoid starts at 0.001
+PRIOR_01 = -4.595120  # ln(0.01 / 0.99): the bias at which a sigmoid starts at 0.01
+PRIOR_001 = -6.906755  # ln(0.001 / 0.999)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tailseg.losses.classification import Classification, ClassStatistics, at_least_float32, mean_over_valid, one_hot
+from tailseg.losses.classification import (
+    PRIOR_01,
+    Classification,
+    ClassStatistics,
+    at_least_float32,
+    mean_over_valid,
+    one_hot,
+)
 from tailseg.losses.fused import binary_entropies, may_fuse, with_gradient
 
 
@@ -30,10 +37,10 @@ class FederatedClassification(Classification):
         ValueError: the statistics are of another number of classes, or an argument is negative.
     """
 
-    # ln(0.01 / 0.99), as in detectron2, and not the 0.001 of losses over all C: a RoI meets some 50 sigmoids, so the
+    # As in detectron2, and not the 0.001 of losses over all C: a RoI meets some 50 sigmoids, so the
     # negatives of a fresh classifier still add up to no more than half a nat, and positives are not as rare.
     needs_statistics = True
-    initial_bias = -4.595120
+    initial_bias = PRIOR_01
     weights: Tensor  # (C,) float32, of the draw; NaN while nothing is known of the data
 
     def __init__(

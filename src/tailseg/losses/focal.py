@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tailseg.losses.classification import Classification, at_least_float32, one_hot
+from tailseg.losses.classification import PRIOR_01, Classification, at_least_float32, one_hot
 from tailseg.losses.fused import may_fuse, with_gradient
 
 
@@ -25,7 +25,7 @@ class FocalClassification(Classification):
         ValueError: gamma is negative, or alpha not in [0, 1].
     """
 
-    initial_bias = -4.595120  # ln(0.01 / 0.99): a sigmoid starts at the paper's prior of 0.01 (section 4.1)
+    initial_bias = PRIOR_01  # the paper's (section 4.1)
 
     def __init__(self, num_classes: int, *, gamma: float = 2.0, alpha: float = 0.25) -> None:
         super().__init__()

@@ -193,7 +193,7 @@ class BoxHead(nn.Module):
 
 
 class ClassBranch(nn.Module):
-    """Hidden layers and a classifier, as those of a box head: a second opinion on what its class features show.
+    """Hidden layers and a classifier, as those of a box head: an additional classifier of the same class features.
 
     Args:
         inputs: F.

@@ -1,4 +1,4 @@
-"""A recipe's `model` and `classifier` sections, made into a detector: the only place that reads them."""
+"""The detector that a recipe's sections `model`, `classifier`, `test` and `finetune` describe."""
 
 from __future__ import annotations
 

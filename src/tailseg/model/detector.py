@@ -67,7 +67,7 @@ class Stage(nn.Module):
         sampler: chooses the RoIs that it learns from.
         box_head: of the stage.
         mask_head: of the stage, if it has one.
-        second_branch: another opinion on classes, trained when all else was (report, section 2.2), if there is one.
+        second_branch: additional classifier, trained in the finetuning stage (report, section 2.2), if there is one.
         weight: of the losses of classes and boxes.
         mask_weight: of the mask loss.
         interleaved: the mask head learns from boxes that this stage has refined, sampled again, not from those that it

@@ -126,20 +126,17 @@ class MaskHead(nn.Module):
             return torch.bmm(normalize(cells.float(), 2, EPS), directions.unsqueeze(2)).squeeze(2)
 
 
-def mask_logits(
-    heads: Sequence[MaskHead], features: Tensor, labels: Tensor, live: Tensor | None = None
-) -> list[Tensor]:
+def mask_logits(heads: Sequence[MaskHead], features: Tensor, labels: Tensor) -> list[Tensor]:
     """Logits (M, 28, 28) of each head, which is given the hidden maps of the one before it if they are chained.
 
     Args:
         heads: in the order of their stages.
         features: (M, in_channels, 14, 14) of RoIs.
         labels: (M,) int64, classes of the masks.
-        live: (M,) bool, rows that batch statistics count; None: all.
     """
     if all(head.flow is None for head in heads):
-        return [head(features, labels, live) for head in heads]
-    return [head.logits(maps, labels) for head, maps in zip(heads, _chained(heads, features, live), strict=True)]
+        return [head(features, labels) for head in heads]
+    return [head.logits(maps, labels) for head, maps in zip(heads, _chained(heads, features, None), strict=True)]
 
 
 def last_mask_logits(heads: Sequence[MaskHead], features: Tensor, labels: Tensor, live: Tensor | None = None) -> Tensor:

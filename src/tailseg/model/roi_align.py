@@ -92,7 +92,7 @@ class _Sums:
         return self.of_maps(self.flat)
 
     def taken(self, dtype: torch.dtype) -> list[Tensor | None]:
-        """What there is, in the dtype of the maps; the next backward pass begins with nothing."""
+        """The collected gradients in the dtype of the maps; the next backward pass begins with nothing."""
         flat, self.flat = self.flat, None
         return [None] * len(self.shapes) if flat is None else [*self.of_maps(flat.to(dtype))]
 

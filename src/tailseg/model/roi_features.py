@@ -72,11 +72,11 @@ class ImageFeatures:
         return pyramid_rows(self.pyramid)
 
 
-def roi_levels(boxes: Tensor, levels: int, finest_scale: float = 56.0) -> Tensor:
+def roi_levels(boxes: Tensor, levels: int) -> Tensor:
     """Pyramid level (N,) int64 of boxes (N, 4): clamp(floor(log2(sqrt(w·h) / 56 + 1e-6)), 0, levels - 1)."""
     scale = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
     # A box that is no number belongs somewhere too: so a diverged model shows in its losses, not as a broken shape.
-    return torch.log2(scale / finest_scale + 1e-6).floor().nan_to_num(0).clamp(0, levels - 1).long()
+    return torch.log2(scale / 56 + 1e-6).floor().nan_to_num(0).clamp(0, levels - 1).long()
 
 
 def pooled_by_table(rois: Tensor) -> bool:

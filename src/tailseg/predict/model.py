@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tailseg.checkpoint import load_model, load_weights, require_fit
 from tailseg.data.annotations.annotations import Category
-from tailseg.data.loading import batch_of
+from tailseg.data.batches import batch_of
 from tailseg.data.transforms import fit_transform
 from tailseg.devices import find_device
 from tailseg.errors import UserError
@@ -29,7 +29,7 @@ from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector, Wanted
 from tailseg.predict.exported import ExportedModel, load_exported
 from tailseg.predict.slices import detect_slices
-from tailseg.predict.sources import Item, open_source
+from tailseg.predict.sources import Item, open_pictures
 from tailseg.predict.thresholds import Thresholds, class_scores
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import override
@@ -190,7 +190,7 @@ class Model:
             ValueError: an array or tensor of another shape or type, an option out of range, or ``score`` beside
                 ``thresholds``.
         """
-        opened = open_source(source, bgr=bgr)
+        opened = open_pictures(source, bgr=bgr)
         look = Look(self._wanted(score, thresholds, classes, max_detections), batch, slices, overlap)
         outcomes = self.outcomes(opened.items, look)
         if opened.kind == "stream":

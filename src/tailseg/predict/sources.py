@@ -62,7 +62,7 @@ class Source:
             logger.info("%d %s left out.", count, reason)
 
 
-def open_source(source: Any, *, bgr: bool = False, name: str = "image", results: Path | None = None) -> Source:
+def open_pictures(source: Any, *, bgr: bool = False, name: str = "image", results: Path | None = None) -> Source:
     """Find out what something is that holds pictures; nothing is decoded yet.
 
     Args:
@@ -81,7 +81,7 @@ def open_source(source: Any, *, bgr: bool = False, name: str = "image", results:
     if read is not None:
         return Source("one", [Item(name, read)], 1)
     if isinstance(source, list | tuple):
-        parts = [open_source(part, bgr=bgr, name=f"{name} {i}") for i, part in enumerate(source)]
+        parts = [open_pictures(part, bgr=bgr, name=f"{name} {i}") for i, part in enumerate(source)]
         return Source("list", (item for part in parts for item in part.items), total_count(parts))
     if isinstance(source, Iterable) and not isinstance(source, Mapping | Set | TextIOBase):
         return Source("stream", _items_of(source, bgr, name), None)
@@ -89,9 +89,9 @@ def open_source(source: Any, *, bgr: bool = False, name: str = "image", results:
 
 
 def open_or_faulty(source: str | Path, results: Path | None = None) -> Source:
-    """`open_source` of a path that becomes one faulty picture where it raises a UserError."""
+    """`open_pictures` of a path that becomes one faulty picture where it raises a UserError."""
     try:
-        return open_source(source, results=results)
+        return open_pictures(source, results=results)
     except UserError as error:
         return Source("one", [faulty(str(source), error)], 1)
 
@@ -105,7 +105,7 @@ def total_count(parts: Sequence[Source]) -> int | None:
 def _items_of(source: Iterable[Any], bgr: bool, name: str) -> Iterator[Item]:
     for i, part in enumerate(source):
         try:
-            yield from open_source(part, bgr=bgr, name=f"{name} {i}").items
+            yield from open_pictures(part, bgr=bgr, name=f"{name} {i}").items
         except UserError as error:
             yield faulty(str(part), error)
 

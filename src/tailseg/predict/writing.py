@@ -21,7 +21,8 @@ from tailseg.data.exporters.export import Exported, export
 from tailseg.data.exporters.folder import fitting_stem, name_key
 from tailseg.data.exporters.records import ExportImage, ExportSet
 from tailseg.data.images import page_count
-from tailseg.errors import UserError, write_whole
+from tailseg.errors import UserError
+from tailseg.files import write_whole
 from tailseg.model.detector import Wanted
 from tailseg.predict.model import Look, Model, Picture
 from tailseg.predict.sources import Item, Source, open_or_faulty, total_count

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tailseg.recipes.bounds import LONGEST_EDGE, Edge
-from tailseg.recipes.classifiers import Section
+from tailseg.recipes.section import Section
 
 # Defaults that functions of tailseg.data have too: LVIS's frequency groups, and the cells of a stored mask.
 RARE_MAX, COMMON_MAX, MASK_GRID = 10, 100, 112

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from tailseg.recipes.backbone_options import require_known_options
 from tailseg.recipes.bounds import DEEPEST, MOST_BOXES, WIDEST, Deviation
-from tailseg.recipes.classifiers import Section
+from tailseg.recipes.section import Section
 
 # Norm after a convolution: none, batch norm over all processes, or group norm of 32 groups.
 Norm = bool | Literal["group"]

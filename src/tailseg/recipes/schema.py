@@ -1,7 +1,7 @@
 """The typed recipe: everything that a run depends on but its data, its seed and its devices.
 
-A recipe is complete and frozen. Built-in ones are functions, one file a table; `tailseg.recipes.values`
-makes recipes of names, files and overrides.
+A recipe is complete and frozen. Built-in ones are functions, one file a table; `tailseg.recipes.resolve`
+makes recipes of names and files, `tailseg.recipes.values` changes them by key.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tailseg.recipes.bounds import MOST_BOXES, TestEdges
-from tailseg.recipes.classifiers import AnyClassifier, CrossEntropyRecipe, Section
+from tailseg.recipes.classifiers import AnyClassifier, CrossEntropyRecipe
 from tailseg.recipes.data_section import DataRecipe
 from tailseg.recipes.model_section import ModelRecipe
+from tailseg.recipes.section import Section
 
 # Trackers of a run, for `training.loggers`.
 LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]

@@ -18,7 +18,8 @@ from tailseg.data.exporters.labelme import labelme_content
 from tailseg.data.exporters.records import ExportImage, ExportSet, class_names
 from tailseg.data.images import read_image
 from tailseg.data.importers.foreign import LeftOut
-from tailseg.errors import UserError, write_whole
+from tailseg.errors import UserError
+from tailseg.files import write_whole
 from tailseg.results import masks, pictures
 from tailseg.results.indexing import positions
 from tailseg.results.rows import coco_rows, export_objects, json_rows

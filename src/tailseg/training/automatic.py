@@ -12,8 +12,8 @@ import torch
 from lightning_fabric import Fabric
 
 from tailseg.data.annotations.annotations import Annotations
+from tailseg.data.batches import coarser, rounded_rows
 from tailseg.data.images import fitted_size
-from tailseg.data.loading import coarser, rounded_rows
 from tailseg.data.sources import DataSplits
 from tailseg.errors import UserError
 from tailseg.losses.equalization import EqualizationV2Classification

@@ -35,7 +35,7 @@ HIGH_THRESHOLD = 0.01  # test.score_threshold from which on it is the first susp
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluated:
+class Candidate:
     """The model of a step."""
 
     step: int
@@ -87,7 +87,7 @@ class Evaluations:
             self.evaluated_step, self.best = step, better(best, recorded["segm"]["AP"])
             self.ends_early = self._out_of_patience(step)
 
-    def evaluate_once(self, model: Evaluated, save_best: Callable[[Metrics], None], *, show: bool) -> None:
+    def evaluate_once(self, model: Candidate, save_best: Callable[[Metrics], None], *, show: bool) -> None:
         """Evaluate the model of a step, unless that is done or nothing can be scored.
 
         What an evaluation changes is written down by itself (metrics.jsonl, best.safetensors), so the trainer file of
@@ -105,7 +105,7 @@ class Evaluations:
     def _out_of_patience(self, step: int) -> bool:
         return out_of_patience(self.fabric, self.run_log, step, self.recipe.training.patience)
 
-    def _evaluate(self, model: Evaluated, save_best: Callable[[Metrics], None], show: bool) -> None:
+    def _evaluate(self, model: Candidate, save_best: Callable[[Metrics], None], show: bool) -> None:
         step, epoch = model.step, model.epoch
         scores, trouble = attempt(self.fabric, lambda meet: self._score(model.detector, meet, show))
         losses = None if trouble else self._losses(model, show)
@@ -150,7 +150,7 @@ class Evaluations:
             show=show,
         )
 
-    def _losses(self, model: Evaluated, show: bool) -> dict[str, float] | None:
+    def _losses(self, model: Candidate, show: bool) -> dict[str, float] | None:
         """Mean losses over the split, of all processes, their sum first; None if not asked for or not to be had."""
         if not self.recipe.training.validation_loss:
             return None

@@ -67,7 +67,7 @@ class FeatureCache:
         os.replace(part, self.folder / "about.json")
 
     def missing(self, samples: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Those of the samples (index, seed) that have no file yet."""
+        """The samples (index, seed) that have no file yet."""
         there = {file.name for part in _listed(self.folder) if part.is_dir() for file in _listed(Path(part))}
         return [sample for sample in samples if self.path(*sample).name not in there]
 

@@ -26,8 +26,9 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from tailseg.data.batches import collate
 from tailseg.data.dataset import DetectionDataset
-from tailseg.data.loading import Pairs, TrainPlan, collate, plan_loader, worker_count
+from tailseg.data.loading import Pairs, TrainPlan, plan_loader, worker_count
 from tailseg.data.sampling import TrainSampler
 from tailseg.errors import UserError
 from tailseg.model.box_head import ClassBranch
@@ -89,7 +90,7 @@ class BranchInputs:
 
     @staticmethod
     def of(tensors: dict[str, Tensor]) -> BranchInputs:
-        """The other way round."""
+        """The inputs of such tensors: the inverse of `tensors`."""
         count = len(tensors) // len(NAMES)
         return BranchInputs(
             stages=tuple(ClassInputs(**{name: tensors[f"{n}.{name}"] for name in NAMES}) for n in range(count))
@@ -244,7 +245,7 @@ class Finetuning:
                 yield join([self.frozen(image.batch.to(self.frozen.device), image.seed) for image in images])
 
     def _cached_batches(self, cache: FeatureCache, plan: TrainPlan) -> Generator[BranchInputs, None, None]:
-        """Those batches out of the cache; what is damaged there is computed and kept again."""
+        """The batches of a plan from the cache; damaged files are computed and written again."""
         damaged: list[Path] = []
         try:
             with closing(read_ahead(partial(self._cached, cache), plan, self.workers)) as steps:
@@ -370,7 +371,7 @@ class Finetuning:
         }
 
     def losses_with(self, trained: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
-        """Those of other second branches."""
+        """The losses of other second branches."""
         losses: dict[str, Tensor] = trained(self.frozen(batch, seed))
         return losses
 

@@ -53,7 +53,7 @@ class WholeDetector:
         detector: to train.
         recipe, dataset, sampler: of the run.
         pin_memory: put batches into page-locked memory.
-        few_shapes: of batches, see `tailseg.data.loading.collate`.
+        few_shapes: of batches, see `tailseg.data.batches.collate`.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class WholeDetector:
         return iter(loader)
 
     def detector_with(self, trained: nn.Module) -> Detector:
-        """That other state, which is a whole detector."""
+        """``trained`` itself: it is a whole detector."""
         assert isinstance(trained, Detector)
         return trained
 
     def losses_with(self, trained: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
-        """Those of that detector, which samples in its forward pass."""
+        """The losses of ``trained``, which samples RoIs in its forward pass, by this seed."""
         with random_numbers(seed, batch.images.device):
             losses: dict[str, Tensor] = trained(batch)
         return losses

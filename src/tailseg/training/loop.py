@@ -1,4 +1,4 @@
-"""Training, written out: one function a job, read downwards."""
+"""Training: `train`, and the run that it makes, read downwards."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from tailseg.data.dataset import train_dataset
 from tailseg.data.loading import LoaderKilledError, worker_count
 from tailseg.data.sampling import TrainSampler, epoch_draw
 from tailseg.data.sources import DataSplits
-from tailseg.errors import UserError, writing
+from tailseg.errors import UserError
 from tailseg.evaluation.metrics import Metrics, Scores
+from tailseg.files import writing
 from tailseg.model.build import build_detector, stored_recipe
 from tailseg.model.detector import Detector
 from tailseg.progress import Advance, progress_bar
@@ -31,7 +32,7 @@ from tailseg.training.automatic import settled
 from tailseg.training.average import MovingAverage
 from tailseg.training.class_statistics import class_statistics
 from tailseg.training.distributed import batch_norm_note, first_trouble, launch, worst
-from tailseg.training.evaluations import Evaluated, Evaluations
+from tailseg.training.evaluations import Candidate, Evaluations
 from tailseg.training.finetune import Finetuning
 from tailseg.training.graphs import GraphedStep, Outcome, cuda_graphs, has_graphs
 from tailseg.training.health import Health, LossWatch
@@ -338,7 +339,7 @@ class Run:
         wanted = self.step == self.total_steps or epoch % self.recipe.training.evaluate_every == 0
         if within == 0 and wanted:
             trained = self.learner.trained if self.average is None else self.average.module
-            model = Evaluated(self.step, epoch, self._saved_detector(), trained)
+            model = Candidate(self.step, epoch, self._saved_detector(), trained)
             self.is_learning = False
             self.evaluations.evaluate_once(model, partial(self._save_model, "best.safetensors"), show=show)
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from lightning_fabric import Fabric
 
-from tailseg.errors import UserError, writing
+from tailseg.errors import UserError
+from tailseg.files import writing
 
 if sys.platform != "win32":
     import fcntl

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailseg.errors import writing
+from tailseg.files import writing
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from tailseg.data.annotations.annotations import Annotations
+from tailseg.data.batches import collate
 from tailseg.data.dataset import DetectionDataset, evaluation_dataset
-from tailseg.data.loading import collate
 from tailseg.data.transforms import Compose
 from tailseg.model.detector import Detector
 from tailseg.recipes.data_section import DataRecipe

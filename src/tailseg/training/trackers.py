@@ -15,7 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tailseg.errors import UserError, writing
+from tailseg.errors import UserError
+from tailseg.files import writing
 from tailseg.training.run_log import Logged
 from tailseg.training.tracker_kinds import KINDS, PACKAGES, Opening, Tracker
 from tailseg.visualize.draw import Picture

@@ -8,10 +8,10 @@ from typing import Any
 
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.annotations.frequency import GROUPS
-from tailseg.errors import write_whole
-from tailseg.evaluation.comparison import NOTHING
+from tailseg.evaluation.methods import NOTHING
 from tailseg.evaluation.metrics import Scores
 from tailseg.evaluation.thresholds import FALLBACK, FEWEST
+from tailseg.files import write_whole
 from tailseg.visualize.analysis_charts import (
     ERRORS,
     SUMS,

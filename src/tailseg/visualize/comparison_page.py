@@ -1,243 +1,139 @@
-"""The report of a comparison: one HTML page with everything inside, from the content of `results.json`."""
+"""The page of `tailseg compare`: runs side by side, their differences with intervals, and the classes behind them."""
 
 from __future__ import annotations
 
-import logging
-import mimetypes
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tailseg.errors import UserError, write_whole
-from tailseg.evaluation.comparison import KINDS, NOTHING, Stat, number, table, verdict
-from tailseg.visualize.comparison_charts import (
-    GROUPS,
-    class_chart,
-    curve_chart,
-    curve_names,
-    fate_chart,
-    frequency_chart,
-    method_colour,
-    score_chart,
+from markupsafe import Markup
+
+from tailseg.data.annotations.frequency import GROUPS
+from tailseg.evaluation.paired_report import (
+    MINUS,
+    NOTHING,
+    WORDS,
+    difference_texts,
+    main_kind,
+    most_changed,
+    percent,
+    verdicts,
 )
-from tailseg.visualize.page import data_uri, render
+from tailseg.files import write_whole
+from tailseg.visualize.charts import add_legend, new_figure, to_svg
+from tailseg.visualize.page import render
 
-log = logging.getLogger(__name__)
+COLOURS = ("#3a87c8", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#7f7f7f")
 
-PICTURE_KINDS = {
-    "comparison": "Side by side",
-    "only-seesaw": "Found by Seesaw only",
-    "only-cross-entropy": "Found by cross-entropy only",
-    "both": "Found by both",
-}
+Content = Mapping[str, Any]
 
 
-def write_report(results: Mapping[str, Any], out: Path) -> None:
-    """Write the report page.
+def write_page(content: Content, path: Path) -> None:
+    """Write the page.
 
     Args:
-        results: the content of the demo's `results.json`.
-        out: the HTML file, or a folder that gets `report.html`; pictures are looked up from that folder on.
-
-    Raises:
-        UserError: a part of the results is missing.
+        content: as `tailseg.evaluation.paired.compare_runs` returns it.
+        path: the HTML file.
     """
-    _require(results)
-    path = out / "report.html" if out.is_dir() else out
-    methods, rows = results["methods"], table(results)
-    named = {key: {"title": method["title"], "colour": method_colour(methods, key)} for key, method in methods.items()}
-    seeds = max(len(method["runs"]) for method in methods.values())
-    titles = [method["title"] for method in reversed(methods.values())]
+    labels = [_label(number) for number in range(len(content["runs"]))]
+    main, fewest = main_kind(content), content["fewest_images"]
+    rows = content["kinds"][main]["classes"]
     page = render(
         "comparison.html",
-        title=f"{' against '.join([titles[0], *map(str.lower, titles[1:])])} on long-tailed data",
-        verdict=verdict(results),
-        methods=list(named.values()),
-        metrics={name: [row for row in rows if row.kind == name] for name in KINDS.values()},
-        spread=f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "a single seed",
-        frequency_charts=_frequency_charts(results, seeds),
-        classes=_classes(methods),
-        why=_why(results),
-        curves=[
-            {"chart": curve_chart(methods, name), "caption": name.replace("_", " ")} for name in curve_names(methods)
-        ],
-        pictures=_pictures(results.get("pictures", []), path.parent),
-        command=results["command"],
-        facts=_facts(results),
-        runs=[
+        title=f"{len(labels)} runs on {content['data']}",
+        runs={label: run["name"] for label, run in zip(labels, content["runs"], strict=True)},
+        verdicts=verdicts(content),
+        labels=labels,
+        differences=[_minus_first(label) for label in labels[1:]],
+        kinds=[
             {
-                "method": named[key],
-                "numbers": [
-                    run["seed"],
-                    *(_percent(run["metrics"].get("segm", {}).get(metric)) for metric in ("AP", "APr")),
-                    _duration(run.get("seconds")),
-                ],
-                "weights": run.get("checkpoint") or NOTHING,
+                "name": WORDS[kind].capitalize(),
+                "metrics": [_metric(row) for row in tables["metrics"]],
+                "chart": _chart(kind, tables["metrics"], labels),
             }
-            for key, method in methods.items()
-            for run in method["runs"]
+            for kind, tables in content["kinds"].items()
         ],
+        confidence=f"{content['confidence']:.0%}",
+        sets=f"{content['sets']:,}",
+        images=f"{content['images']:,}",
+        groups=_groups(content["kinds"][main]["metrics"]),
+        changes=[_changes(rows, number, fewest) for number in range(1, len(labels))],
+        main=WORDS[main],
+        classes=[_class(row) for row in rows],
+        few=sum(row["images"] < fewest for row in rows),
+        fewest=fewest,
     )
     write_whole(path, page)
 
 
-def _require(results: Mapping[str, Any]) -> None:
-    missing = [key for key in ("version", "command", "dataset", "budget", "seeds", "methods") if key not in results]
-    if missing:
-        raise UserError(f"results.json has no {missing[0]!r}: write it again with `tailseg demo`.")
-    if not results["methods"]:
-        raise UserError("results.json names no method under 'methods': write it again with `tailseg demo`.")
-    for key, method in results["methods"].items():
-        if not method.get("runs"):
-            raise UserError(f"results.json has no runs of {key!r}: write it again with `tailseg demo`.")
+def _metric(row: Content) -> dict[str, Any]:
+    differences = [_difference(one) for one in row["differences"]]
+    return {"metric": row["metric"], "runs": [percent(value) for value in row["runs"]], "differences": differences}
 
 
-def _frequency_charts(results: Mapping[str, Any], seeds: int) -> list[dict[str, object]]:
-    groups = results["dataset"].get("frequency_classes", {})
-    dots = " Dots are the single seeds." if seeds > 1 else ""
-    return [
-        {
-            "chart": frequency_chart(results["methods"], groups),
-            "caption": f"Mask AP by class frequency.{dots}",
-        },
-        {
-            "chart": class_chart(results["methods"]),
-            "caption": "Mask AP of each class against the number of training images that show it. Lines are "
-            "smoothed; points of single classes scatter widely where the validation set has few of them.",
-        },
-    ]
+def _difference(difference: Content) -> dict[str, Any]:
+    value, ends = difference_texts(difference)
+    return {"points": value, "interval": ends, "beyond_chance": difference["beyond_chance"]}
 
 
-def _why(results: Mapping[str, Any]) -> dict[str, object] | None:
-    """What the limit of detections does, and what became of the objects; None for results without these."""
-    if "why" not in results:
-        return None
-    methods, why, limit = results["methods"], results["why"], results["limit"]
-    rows = [
-        {
-            "method": {"title": method["title"], "colour": method_colour(methods, key)},
-            "detections": limit[which],
-            "numbers": [
-                Stat(tuple(100 * ap for run in method["runs"] if (ap := number(run[name]["segm"][metric])) is not None))
-                for metric in GROUPS
-            ],
-        }
-        for key, method in methods.items()
-        for which, name in (("detections", "metrics"), ("beyond", "beyond"))
-    ]
+def _class(row: Content) -> dict[str, Any]:
     return {
-        "rows": rows,
-        "metrics": [f"Mask {metric}" for metric in GROUPS],
-        "limit": limit,
-        "charts": [
-            {
-                "chart": fate_chart(methods, why["outcomes"]),
-                "caption": f"What the best detection on each annotated object says, among the {limit['detections']} of "
-                "its image (first seed). A look-alike is a class that differs in texture, colour or shape only.",
-            },
-            {
-                "chart": score_chart(methods, why["outcomes"]),
-                "caption": "Scores of the objects' own classes (first seed): a tenth of the objects lie below the thin "
-                f"line, a quarter below the bar, half below the dot. Dashed: the score that it takes to be among the "
-                f"{limit['detections']} detections of an image (median). The scales of two losses differ; what counts "
-                "is where a group lies against its own dashed line.",
-            },
-        ],
-        "example": _example(why["example"], methods),
+        **{"name": row["name"], "group": GROUPS.get(row["frequency"], NOTHING)},
+        **{"images": f"{row['images']:,}", "objects": f"{row['instances']:,}"},
+        "runs": [percent(value) for value in row["runs"]],
+        "differences": [_difference(one) for one in row["differences"]],
     }
 
 
-def _example(example: Mapping[str, Any] | None, methods: Mapping[str, Any]) -> str | None:
-    """A rare class and the look-alike that takes its objects, in a sentence."""
-    if example is None:
-        return None
-    name, other = (example[key].replace("_", " ") for key in ("label", "other"))
-    few, many = example["train_images"]
-    told = "; ".join(
-        f"{method['title']} calls {counts['taken']} of them {other} and {counts['right']} by their name"
-        for method, counts in zip(methods.values(), example["counts"], strict=True)
-    )
-    return (
-        f"For example {name} ({_images(few)}) and its look-alike {other} ({_images(many)}): of {example['objects']} "
-        f"{name}s in the validation images, {told}."
-    )
+def _groups(metrics: Sequence[Content]) -> str:
+    """The numbers of classes with objects in each frequency group, if there are groups."""
+    counts = {row["metric"][2]: row["classes"] for row in metrics if row["metric"] in ("APr", "APc", "APf")}
+    if not any(counts.values()):
+        return ", which this data does not tell"
+    return f" ({', '.join(str(count) for count in counts.values())} of them have objects here)"
 
 
-def _images(count: int) -> str:
-    return f"{count:,} training image{'' if count == 1 else 's'}"
+def _changes(rows: Sequence[Content], number: int, fewest_images: int) -> list[dict[str, Any]]:
+    """The tables of the classes that gain and that lose with one run; a table without rows is left out."""
+    label = _label(number)
+    sides = []
+    for gains, word in ((True, "Gain"), (False, "Lose")):
+        found = most_changed(rows, number - 1, fewest_images, gains=gains)
+        if found:
+            about = {"caption": f"{word} most with {label}.", "label": label, "difference": _minus_first(label)}
+            sides.append({**about, "number": number, "rows": [_class(row) for row in found]})
+    return sides
 
 
-def _classes(methods: Mapping[str, Any]) -> list[dict[str, object]]:
-    """Every class, the frequent ones first, with its mask AP by each method."""
-    found: dict[int, dict[str, list[float]]] = {}
-    about: dict[int, Mapping[str, Any]] = {}
-    for key, method in methods.items():
-        for run in method["runs"]:
-            for row in run.get("per_category", []):
-                about[row["id"]] = row
-                value = number(row["segm_AP"])
-                found.setdefault(row["id"], {}).setdefault(key, []).extend([] if value is None else [100 * value])
-    return [
-        {
-            "name": row["name"].replace("_", " "),
-            "group": row["frequency"],
-            "numbers": [
-                row["train_images"],
-                row["train_instances"],
-                *(Stat(tuple(found[ident].get(key, []))) for key in methods),
-            ],
-        }
-        for ident, row in sorted(about.items(), key=lambda item: (-item[1]["train_images"], item[0]))
-    ]
+def _label(number: int) -> str:
+    """A letter for each run: A, B, ..., Z, A1, B1, ..."""
+    return f"{chr(ord('A') + number % 26)}{number // 26 or ''}"
 
 
-def _pictures(pictures: Sequence[Mapping[str, Any]], folder: Path) -> list[dict[str, object]]:
-    """The kinds of pictures that there are, each with its pictures."""
-    kinds = dict.fromkeys([*PICTURE_KINDS, *(picture["kind"] for picture in pictures)])
-    shown = {kind: [_picture(picture, folder) for picture in pictures if picture["kind"] == kind] for kind in kinds}
-    return [{"title": PICTURE_KINDS.get(kind, kind), "pictures": found} for kind, found in shown.items() if found]
+def _minus_first(label: str) -> str:
+    return f"{label} {MINUS} {_label(0)}"
 
 
-def _picture(picture: Mapping[str, Any], folder: Path) -> dict[str, str | None]:
-    path = folder / picture["file"]
-    try:
-        source = data_uri(path.read_bytes(), mimetypes.guess_type(path.name)[0] or "image/png")
-    except OSError as error:
-        log.warning("picture %s is left out of the report: %s", path, error.strerror)
-        source = None
-    return {"file": picture["file"], "caption": picture["caption"], "source": source}
-
-
-def _facts(results: Mapping[str, Any]) -> dict[str, str]:
-    data, budget = results["dataset"], results["budget"]
-    groups = data.get("frequency_classes", {})
-    counts = ", ".join(
-        f"{groups.get(key, 0)} {name}" for key, name in zip("rcf", ("rare", "common", "frequent"), strict=True)
-    )
-    return {
-        "Data": f"{data['name']}: {data['train_images']:,} training and {data['val_images']:,} validation images "
-        f"of {data['image_size']} pixels, {data['classes']:,} classes ({counts})",
-        "Budget": f"{budget['epochs']:g} epochs, {budget['steps']:,} steps, {budget['images_seen']:,} images a run",
-        "Device": f"{budget['device']}, {_duration(budget['seconds'])} in all",
-        "Seeds": ", ".join(map(str, results["seeds"])),
-        "Versions": f"tailseg {results['version']}; report written with Python {platform.python_version()}, "
-        f"PyTorch {version('torch')}, hotcoco {version('hotcoco')}",
-    }
-
-
-def _percent(value: object) -> str:
-    found = number(value)
-    return NOTHING if found is None else f"{100 * found:.1f}"
-
-
-def _duration(seconds: object) -> str:
-    found = number(seconds)
-    if found is None:
-        return NOTHING
-    minutes, rest = divmod(round(found), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+def _chart(kind: str, metrics: Sequence[Content], labels: Sequence[str]) -> Markup:
+    """Differences to the first run with their intervals, a colour a run."""
+    shown = [row for row in metrics if row["differences"][0]["value"] is not None]
+    height = 0.9 + max(1, len(shown)) * (0.24 + 0.2 * len(labels[1:]))
+    with new_figure((5.4, height)) as (figure, axes):
+        axes.axvline(0, color="#7f7f7f", lw=1)
+        for index, label in enumerate(labels[1:]):
+            nudge = 0.6 * ((index + 0.5) / len(labels[1:]) - 0.5)
+            colour = COLOURS[index % len(COLOURS)]
+            for place, row in enumerate(shown):
+                difference = row["differences"][index]
+                if difference["interval"] is not None:
+                    low, high = (100 * end for end in difference["interval"])
+                    axes.plot([low, high], [place + nudge] * 2, color=colour, lw=3, alpha=0.5)
+                named = _minus_first(label) if place == 0 and len(labels) > 2 else None
+                axes.plot(100 * difference["value"], place + nudge, "o", color=colour, label=named)
+        axes.set_yticks(range(len(shown)), [row["metric"] for row in shown])
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("points")
+        add_legend(figure, axes)
+        alt = f"Differences in AP of {WORDS[kind]} with intervals; their numbers stand in the table above."
+        return to_svg(figure, f"differences-{kind}", alt)

@@ -7,7 +7,7 @@ from pathlib import Path
 from tailseg.data.annotations.annotations import Annotations
 from tailseg.data.diagnosis.dataset_report import DatasetReport
 from tailseg.data.diagnosis.findings import Finding
-from tailseg.errors import write_whole
+from tailseg.files import write_whole
 from tailseg.visualize.dataset_charts import objects_chart, repeat_chart, size_chart, tail_chart
 from tailseg.visualize.gallery import rarest_classes
 from tailseg.visualize.page import data_uri, render

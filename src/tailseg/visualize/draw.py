@@ -86,12 +86,12 @@ def draw_detections(
     return _draw_grids(image, kept.boxes, kept.labels, kept.masks, kept.boxes, texts, scale)
 
 
-def draw_instances(image: Picture, instances: Instances, names: Sequence[str], *, scale: int | None = None) -> Picture:
-    """Draw annotated objects of an `Instances` record; arguments and result as in `draw_detections`."""
+def draw_instances(image: Picture, instances: Instances, names: Sequence[str]) -> Picture:
+    """Draw annotated objects of an `Instances` record; the other arguments and the result as in `draw_detections`."""
     _require_picture(image)
     texts = [_readable(names, label) for label in instances.labels.tolist()]
     coverage = instances.masks.cpu().float() / 255
-    return _draw_grids(image, instances.boxes, instances.labels, coverage, instances.mask_frames, texts, scale)
+    return _draw_grids(image, instances.boxes, instances.labels, coverage, instances.mask_frames, texts)
 
 
 def draw_objects(
@@ -209,7 +209,7 @@ def _draw_grids(
     grids: Tensor,
     frames: Tensor,
     texts: Sequence[str],
-    scale: int | None,
+    scale: int | None = None,
 ) -> Picture:
     """Draw objects whose masks are (N, M, M) grids in [0, 1] over ``frames`` (N, 4)."""
     factor = scale or enlargement(image.shape[:2])

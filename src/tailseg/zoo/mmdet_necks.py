@@ -22,7 +22,7 @@ def neck_names() -> dict[str, str]:
 
 
 def _grid_names(level: int) -> dict[str, str]:
-    """Those of FPG at a level."""
+    """The names of FPG at a level."""
     names = {f"neck.output_transition.{level}.conv_out.conv": f"neck.output_convs.{level}"}
     for part in ("weight", "bias"):  # of plain convolutions, unlike FPN's
         names[f"neck.lateral_convs.{level}.{part}"] = f"neck.lateral_convs.{level}.{part}"

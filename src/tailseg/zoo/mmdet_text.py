@@ -64,7 +64,7 @@ def per_stage(config: Config, key: str, stages: int) -> list[dict[str, Any]]:
 
 
 def known(**values: Any) -> dict[str, Any]:
-    """Those that are not None."""
+    """The entries that are not None."""
     return {key: value for key, value in values.items() if value is not None}
 
 

@@ -5,7 +5,7 @@ import pytest
 from annotation_files import content, load
 
 from tailseg.data.annotations.annotations import load_annotations
-from tailseg.data.sources import open_data
+from tailseg.data.sources import open_splits
 from tailseg.errors import UserError
 
 
@@ -54,7 +54,7 @@ def test_missing_image_is_named(tmp_path):
 
 
 def test_lvis_v1_set(shared):
-    splits = open_data(shared / "data" / "coco128-lvis")
+    splits = open_splits(shared / "data" / "coco128-lvis")
     train, val = splits.train, splits.val
     assert (len(train), len(val)) == (103, 25)
     assert (train.report.annotations, train.report.dropped, train.report.crowd) == (684, 0, 0)

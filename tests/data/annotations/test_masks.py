@@ -12,7 +12,7 @@ from tiny import rasterise
 from torchvision.ops import roi_align
 
 from tailseg.data.annotations.masks import Bitmap, encode_bitmap, rle_runs
-from tailseg.data.sources import open_data
+from tailseg.data.sources import open_splits
 
 GRID = 112
 
@@ -162,7 +162,7 @@ def test_broken_rle_is_refused(code):
 
 
 def test_photographs_targets_agree_with_full_bitmaps(shared):
-    data = open_data(shared / "data" / "coco128-lvis", need=("val",)).val
+    data = open_splits(shared / "data" / "coco128-lvis", need=("val",)).val
     rows = json.loads((shared / "data" / "coco128-lvis" / "val.json").read_text())["annotations"]
     polygons = {row["id"]: row["segmentation"] for row in rows}  # the decimals as they stand in the file
     wrong, apart = [], []

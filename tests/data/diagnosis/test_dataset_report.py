@@ -3,7 +3,7 @@ import pytest
 from checked_data import RECIPE, SOUND, SOUND_VAL, finding, report, row, write
 
 from tailseg.data.diagnosis.dataset_report import check_data, expected_memory, suggest, tiny_classes
-from tailseg.data.sources import open_source
+from tailseg.data.sources import open_data
 from tailseg.recipes.resolve import resolve
 
 
@@ -23,15 +23,15 @@ def test_classes_whose_objects_are_tiny(tmp_path):
     rows = [row(i, i % 4 + 1, (1, 1, *box), 1 if i < 4 else 2) for i, box in boxes.items()]
     rows += [row(7, 1, (1, 1, 50, 50), 3), row(8, 2, (1, 1, 2, 2), 3, iscrowd=1)]
     folder = write(tmp_path, rows, SOUND_VAL, ("nut", "pin", "cat"), sizes=sizes)
-    train = open_source(str(folder), show=False).train
+    train = open_data(str(folder), show=False).train
     assert tiny_classes(train, RECIPE) == ["pin (median 6.0)", "nut (median 7.0)"]
-    none = open_source(str(write(tmp_path / "none", [], SOUND_VAL)), show=False).train
+    none = open_data(str(write(tmp_path / "none", [], SOUND_VAL)), show=False).train
     assert tiny_classes(none, RECIPE) == []
 
 
 def test_repeat_factors_and_epochs(tmp_path):
     folder = write(tmp_path, [row(1, 1), row(2, 2), row(3, 3), row(4, 4, category=2)], SOUND_VAL)
-    splits = open_source(str(folder), show=False)
+    splits = open_data(str(folder), show=False)
     found = check_data("x", splits, resolve("table1/seesaw", ["data.repeat_threshold=1"]))
     # owl is in a quarter of the images: sqrt(1 / 0.25) = 2; cat in three quarters: sqrt(4 / 3) = 1.155
     assert [c.repeat_factor for c in found.classes] == [1.155, 2.0]
@@ -41,7 +41,7 @@ def test_repeat_factors_and_epochs(tmp_path):
 
 
 def test_memory_is_that_of_columns_and_of_the_largest_batch(tmp_path):
-    splits = open_source(str(write(tmp_path, SOUND, SOUND_VAL)), show=False)
+    splits = open_data(str(write(tmp_path, SOUND, SOUND_VAL)), show=False)
     memory = expected_memory(splits, RECIPE)
     assert memory["batch"] == 2 * (3 * 800 * 1344 * 5 + 1 * 114 * 114)
     assert 500 < memory["annotations"] < 5000

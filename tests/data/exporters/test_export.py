@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from tailseg.data.exporters.export import WRITERS, annotated_set, export
 from tailseg.data.exporters.records import ExportImage, ExportSet
 from tailseg.data.importers.convert import convert
-from tailseg.data.sources import open_source, splits_there
+from tailseg.data.sources import open_data, splits_there
 from tailseg.errors import UserError
 
 
@@ -29,7 +29,7 @@ def data_folder(root, frequency=None):
 
 
 def opened(root):
-    splits = open_source(str(root), show=False)
+    splits = open_data(str(root), show=False)
     return {"train": splits.train, "val": splits.val}
 
 

@@ -120,10 +120,6 @@ def test_rows_keep_what_the_file_says(tmp_path):
 # Layouts: each as the tool writes it
 
 
-def names_of(part):
-    return [row["file_name"] for row in part.images]
-
-
 LAYOUTS = {
     "CVAT, Datumaro": (
         ("annotations/instances_Train.json", "images/Train"),

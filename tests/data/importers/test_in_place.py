@@ -14,7 +14,7 @@ from PIL import Image
 from tailseg.data.importers import in_place
 from tailseg.data.importers.convert import convert
 from tailseg.data.importers.in_place import import_in_place
-from tailseg.data.sources import open_source
+from tailseg.data.sources import open_data
 from tailseg.errors import UserError
 
 
@@ -96,7 +96,7 @@ def test_images_of_several_disks(tmp_path, imports):
     for split in ("train", "val"):
         (source / split).rename(tmp_path / f"{split}-disk")
         (source / split).symlink_to(tmp_path / f"{split}-disk")
-    splits = open_source(str(source), show=False)
+    splits = open_data(str(source), show=False)
     assert splits.train.image_path(0) == tmp_path / "train-disk" / "1.jpg"
     assert splits.val.image_path(0) == tmp_path / "val-disk" / "3.jpg"
 
@@ -113,7 +113,7 @@ def test_images_that_stand_in_annotation_files_go_into_the_cache(tmp_path, impor
     found = import_in_place("labelme", tmp_path / "src")
     assert found.images == found.train.parent / "images"
     assert len(list(found.images.iterdir())) == 6
-    splits = open_source(str(tmp_path / "src"), show=False)
+    splits = open_data(str(tmp_path / "src"), show=False)
     assert len(splits.train) == 5
 
 

@@ -238,10 +238,6 @@ def test_any_file_is_read_or_refused(tmp_path_factory, content):
     assert str(root) in refused
 
 
-def noise(seed: int):
-    return np.random.default_rng(seed).random((1 + seed % 7, 1 + seed % 5)) < 0.6
-
-
 coordinates = st.tuples(st.integers(-10, 90), st.integers(-10, 50))
 drawn = st.one_of(
     st.builds(

@@ -15,7 +15,7 @@ from tailseg.data.importers.convert import recognise
 from tailseg.data.importers.foreign import rectangle
 from tailseg.data.importers.labelstudio import brush_mask, is_labelstudio, parse_region, read_labelstudio
 from tailseg.data.importers.shapes import OddObjectError
-from tailseg.data.sources import open_source
+from tailseg.data.sources import open_data
 from tailseg.errors import UserError
 
 SIZE = (40, 80)  # of `picture`
@@ -394,7 +394,7 @@ def test_converted_and_opened_in_place(tmp_path):
     assert len(notes) == 2  # a fifth was set aside; images are links
     truth = json.loads((tmp_path / "out" / "train.json").read_text(encoding="utf-8"))
     assert rle.decode(truth["annotations"][0]["segmentation"]).tolist() == mask.tolist()
-    opened = open_source(str(source / "export.json"), show=False)
+    opened = open_data(str(source / "export.json"), show=False)
     assert len(opened.train) == 4
     (source / "export.json").write_text("[", encoding="utf-8")
     assert "no JSON export of Label Studio" in fault("labelstudio", source, tmp_path / "new")

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tailseg.data.importers.convert import read_set
 from tailseg.data.importers.split import class_images, divide, stratified_validation
-from tailseg.data.sources import open_source
+from tailseg.data.sources import open_data
 from tailseg.errors import UserError
 
 
@@ -116,7 +116,7 @@ def test_real_photographs(shared, tmp_path):
     categories, part, _ = read_set(shared / "data" / "coco128-lvis" / "train.json")
     division = divide(part, categories, share=0.2, seed=0, source=shared)
     write_parts(tmp_path / "out", categories, division.parts)
-    splits = open_source(str(tmp_path / "out"), show=False)
+    splits = open_data(str(tmp_path / "out"), show=False)
     assert len(splits.train) + len(splits.val) == 103
     once = {c.name for c, n in zip(splits.train.categories, splits.train.image_counts(), strict=True) if n == 1}
     for t, v in zip(splits.train.categories, splits.val.categories, strict=True):

@@ -7,7 +7,7 @@ from foreign_files import picture
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailseg.data.importers.writer import Part, new_folder, new_names, require_inside, write_parts
+from tailseg.data.importers.writer import Part, new_names, require_inside, write_parts
 from tailseg.errors import UserError
 
 CATEGORIES = [{"id": 3, "name": "cat", "synset": "cat.n.01"}, {"id": 8, "name": "owl"}]
@@ -97,43 +97,6 @@ def test_a_failure_leaves_nothing_behind(tmp_path, missing):
     with pytest.raises((OSError, TypeError)):
         write_parts(tmp_path / "out", categories, {"train": part})
     assert os.listdir(tmp_path) == ["src"]
-
-
-def test_a_folder_appears_whole(tmp_path):
-    out = tmp_path / "deep" / "out"
-    with new_folder(out) as folder:
-        (folder / "a").write_text("1")
-        assert not out.exists()
-        assert folder.parent.parent == out.parent  # on the same file system, so that it can be moved
-    assert (out / "a").read_text() == "1"
-    assert os.listdir(out.parent) == ["out"]
-
-
-def test_an_interruption_leaves_nothing_behind(tmp_path):
-    def interrupted():
-        with new_folder(tmp_path / "out") as folder:
-            (folder / "a").touch()
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_place_that_is_taken(tmp_path):
-    (tmp_path / "empty").mkdir()
-    with new_folder(tmp_path / "empty") as folder:  # may be there already
-        (folder / "a").touch()
-    (tmp_path / "file").touch()
-    for out in (tmp_path / "empty", tmp_path / "file"):
-        before = sorted(tmp_path.rglob("*"))
-        with pytest.raises(UserError, match=f"^{out} is there already and is not empty; name a new folder or remove"):
-            new_folder(out).__enter__()
-        assert sorted(tmp_path.rglob("*")) == before
-    with pytest.raises(
-        UserError, match=rf"^no folder can be made at {tmp_path / 'file/out'}: .*; choose another place"
-    ):
-        new_folder(tmp_path / "file" / "out").__enter__()
 
 
 @pytest.mark.parametrize(

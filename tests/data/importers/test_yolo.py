@@ -11,7 +11,7 @@ from PIL import Image
 
 from tailseg.data.images import IMAGE_SUFFIXES, read_image
 from tailseg.data.importers.yolo import is_yolo, read_yolo
-from tailseg.data.sources import open_source
+from tailseg.data.sources import open_data
 from tailseg.errors import UserError
 
 TRIANGLE = "0.25 0.25 0.75 0.25 0.25 0.75"
@@ -416,7 +416,7 @@ def test_random_sets_come_back(tmp_path_factory, images, roboflow):
 def test_real_photographs_to_yolo_and_back(shared, tmp_path):
     """Objects of one polygon survive the way to normalised text and back."""
     source = shared / "data" / "coco128-lvis"
-    theirs = open_source(str(source), show=False)
+    theirs = open_data(str(source), show=False)
     root = tmp_path / "src"
     for split, part in (("train", theirs.train), ("val", theirs.val)):
         (root / "labels" / split).mkdir(parents=True)

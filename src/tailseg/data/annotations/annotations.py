@@ -1,8 +1,9 @@
-"""Annotation files (LVIS v1, LVIS v0.5, COCO) as flat columns, and the data sets they make up.
+"""Annotation files (LVIS v1, LVIS v0.5, COCO) as flat columns.
 
-A file becomes a handful of numpy arrays, those of a large file mapped from the cache (`store.py`): no Python object
+A file becomes a handful of numpy arrays, those of a large file mapped from the cache (`cache.py`): no Python object
 per annotation, so that all processes share the memory.
-The instance filter follows MMDetection's ``datasets/coco.py``; `frequency.py` makes the groups of the LVIS paper.
+The instance filter (`filtering.py`) follows MMDetection's ``datasets/coco.py``; `frequency.py` makes the groups of
+the LVIS paper.
 """
 
 from __future__ import annotations

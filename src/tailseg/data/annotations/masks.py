@@ -33,7 +33,7 @@ class Bitmap:
         return self.x, self.y, self.x + self.pixels.shape[1], self.y + self.pixels.shape[0]
 
     def tight(self) -> Bitmap:
-        """The same pixels in the smallest rectangle; one that covers nothing becomes a single empty pixel."""
+        """These pixels in the smallest rectangle; one that covers nothing becomes a single empty pixel."""
         rows, columns = np.flatnonzero(self.pixels.any(axis=1)), np.flatnonzero(self.pixels.any(axis=0))
         if rows.size == 0:
             return Bitmap(np.zeros((1, 1), np.uint8), self.x, self.y)

@@ -17,7 +17,7 @@ from tailseg.data.exporters.voc import VocWriter
 from tailseg.data.exporters.yolo import YoloWriter
 from tailseg.data.importers.convert import image_note
 from tailseg.data.importers.foreign import LeftOut
-from tailseg.data.importers.writer import new_folder
+from tailseg.files import new_folder
 
 
 class Writer(Protocol):

@@ -67,7 +67,7 @@ def read_cvat(source: Path) -> Source:
     told: list[tuple[_Entry, Split | None]] = []
     for path in _files(source, found):
         of_file = split_of_path(path, root) or split_of(path.stem)
-        for entry, subset in _entries(path, root, labels, found):
+        for entry, subset in _entries(path, root, labels):
             told.append((entry, split_of(subset) or of_file))
     read = images.read(
         told, lambda entry: _read(entry, images, found), lambda entry: entry.where, lambda entry: entry.name
@@ -86,7 +86,7 @@ def _files(source: Path, found: LeftOut) -> list[Path]:
     return own
 
 
-def _entries(path: Path, root: Path, labels: dict[str, None], found: LeftOut) -> Iterator[tuple[_Entry, str]]:
+def _entries(path: Path, root: Path, labels: dict[str, None]) -> Iterator[tuple[_Entry, str]]:
     """The images of a file with their subsets; ``labels`` gets the names of its classes."""
     for element in children_of_root(path, ROOT):
         if element.tag == "track":

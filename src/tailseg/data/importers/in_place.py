@@ -25,9 +25,10 @@ from tailseg.data.images import IMAGE_SUFFIXES
 from tailseg.data.importers.coco_files import root_of
 from tailseg.data.importers.convert import read_source
 from tailseg.data.importers.foreign import LeftOut
-from tailseg.data.importers.writer import Part, new_folder, place_parts, require_text, write_annotations
+from tailseg.data.importers.writer import Part, place_parts, require_text, write_annotations
 from tailseg.data.importers.yolo_layout import find_layout
 from tailseg.errors import UserError
+from tailseg.files import new_folder
 from tailseg.wording import controls_escaped
 
 VERSION = 4  # raise it when an import writes anything else

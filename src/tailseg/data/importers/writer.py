@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +13,7 @@ import orjson
 
 from tailseg.data.annotations.image_files import parts_below
 from tailseg.errors import UserError
+from tailseg.files import new_folder
 
 Row = dict[str, Any]
 ImageFile = Path | Callable[[], bytes]  # where an image lies now; or reads its bytes, if it lies in no file of its own
@@ -29,31 +28,6 @@ class Part:
     images: list[Row] = field(default_factory=list)  # with id, file_name (its name in the new folder), height, width
     files: list[ImageFile] = field(default_factory=list)  # of each image
     annotations: list[Row] = field(default_factory=list)
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes ``out`` when the block ends well and vanishes when it does not.
-
-    Raises:
-        UserError: ``out`` is not empty or cannot be made.
-    """
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise UserError(f"{out} is there already and is not empty; name a new folder or remove it first")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise UserError(f"no folder can be made at {out}: {error.strerror}; choose another place") from None
-    try:
-        content = scratch / "content"  # unlike the scratch folder itself, readable for others
-        content.mkdir()
-        yield content
-        if out.is_dir():
-            out.rmdir()  # empty, as was seen; Windows puts nothing in the place of a folder
-        content.replace(out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_parts(

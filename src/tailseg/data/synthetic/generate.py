@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from tailseg.data.annotations.cache import cache_folder
 from tailseg.data.synthetic.scenes import MAX_OBJECTS, ObjectClass, Scene, draw_scene, object_classes
 from tailseg.errors import UserError
+from tailseg.files import new_folder
 from tailseg.recipes.data_section import COMMON_MAX, RARE_MAX
 
 Split = Literal["train", "val"]
@@ -310,22 +310,8 @@ def write_synthetic(
         UserError: where ``out`` is not empty or no folder can be made there.
 
     """
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise UserError(f"{out} is there already and is not empty; name a new folder or remove it first.")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise UserError(f"no folder can be made at {out}: {error.strerror}; choose another place.") from error
-    try:
-        content = scratch / "content"  # unlike the scratch folder itself, readable for others
-        content.mkdir()
+    with new_folder(out) as content:
         _write_all(content, settings, progress)
-        if out.is_dir():
-            out.rmdir()  # empty, as was seen; Windows puts nothing in the place of a folder
-        content.replace(out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return out
 
 

@@ -1,4 +1,4 @@
-"""The charts of a comparison, drawn from the methods of `results.json`."""
+"""The charts of the demo's report, drawn from the methods of `results.json`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from tailseg.evaluation.comparison import number
+from tailseg.evaluation.methods import number
 from tailseg.visualize.charts import INK, add_legend, new_figure, to_svg
 
 # One colour a method in every chart and table, dark enough for white paper and light enough for a dark page;
