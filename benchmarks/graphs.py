@@ -61,6 +61,17 @@ def several(step: Callable[[int], object], seeds: Iterable[int]) -> None:
         step(seed)
 
 
+def taken_memory(call: Callable[[], object], device: torch.device) -> int:
+    """Bytes that a call adds at its peak: on CUDA what PyTorch takes from the device, the pool of graphs included."""
+    if device.type != "cuda":
+        return harness.peak_memory(call, device)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    return torch.cuda.max_memory_reserved(device) - before
+
+
 def measured(row: str, settings: Settings, repeats: int, new_graph: NewGraph | None) -> dict[str, Any]:
     """Times of both in turn, memory that each adds at its peak, and by how much their losses differ."""
     device = torch.device(settings.device)
@@ -68,7 +79,7 @@ def measured(row: str, settings: Settings, repeats: int, new_graph: NewGraph | N
     for name, maker in (("without", None), ("with graphs", new_graph)):
         steps[name] = training_step(row, settings, maker)
         started = time.perf_counter()
-        peaks[name] = harness.peak_memory(partial(several, steps[name], range(3)), device)
+        peaks[name] = taken_memory(partial(several, steps[name], range(3)), device)
         seconds[name] = time.perf_counter() - started
     pairs = [[step(seed) for step in steps.values()] for seed in (3, 4)]
     differences = [

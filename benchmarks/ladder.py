@@ -216,7 +216,7 @@ def main() -> None:
             "images_per_second": {task: own.get(task, {}).get("images_per_second") for task in ("train", "infer")},
         }
         print(f"{name:18}{parameters:>14,}{flops / 1e12:>10.2f} TFLOP")
-    COSTS.write_text(json.dumps({"gpu": gpu.get("machine", {}).get("device"), "rows": rows}, indent=1) + "\n")
+    COSTS.write_text(json.dumps({"gpu": on_gpu.get("machine", {}).get("device"), "rows": rows}, indent=1) + "\n")
     page = PAGE.read_text()
     for begin, lines in ((COUNTED, training_table(rows)), (MEASURED, measured_table(on_gpu))):
         before, _, rest = page.partition(begin)

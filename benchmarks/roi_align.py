@@ -67,12 +67,13 @@ def level_by_level(maps: Sequence[Tensor], rois: Tensor, side: int) -> Tensor:
     return torch.stack(parts).sum(dim=0)
 
 
-def picked(maps: Sequence[Tensor], rois: Tensor, side: int) -> Tensor:
+def picked(maps: Sequence[Tensor], rois: Tensor, side: int, sampling: int = 0) -> Tensor:
+    """As torchvision's detectors pool: the RoIs of every level by themselves."""
     levels = roi_levels(rois[:, 1:], len(STRIDES))
     pooled = maps[0].new_zeros(len(rois), maps[0].shape[1], side, side)
     for level, stride in enumerate(STRIDES):
         rows = (levels == level).nonzero().squeeze(1)
-        pooled[rows] = roi_align(maps[level], rois[rows], side, 1 / stride, 0, aligned=True)
+        pooled[rows] = roi_align(maps[level], rois[rows], side, 1 / stride, sampling, aligned=True)
     return pooled
 
 

@@ -27,6 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets 
 
 import harness
 import torch
+from roi_align import picked
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -117,7 +118,6 @@ def poolings(pyramid: list[Tensor], rois: Tensor, *, backward: bool) -> dict[str
     """Torchvision's pooling and ours, the making of the maps or rows that they read included."""
     shifts = torch.zeros(len(rois), 2, ROI_SIZE, ROI_SIZE, device=rois.device)
     shifts.normal_(0, 0.05, generator=torch.Generator(rois.device).manual_seed(2)).requires_grad_()
-    plain = RoIPooler(ROI_SIZE, sampling_ratio=2, aligned=True)
 
     def with_backward(forward: Callable[[], Tensor], leaves: list[Tensor]) -> Callable[[], object]:
         def call() -> object:
@@ -128,8 +128,7 @@ def poolings(pyramid: list[Tensor], rois: Tensor, *, backward: bool) -> dict[str
         return call
 
     def theirs() -> Tensor:
-        pooled: Tensor = plain([features.contiguous() for features in pyramid], rois)
-        return pooled
+        return picked([features.contiguous() for features in pyramid], rois, ROI_SIZE, sampling=2)
 
     def ours() -> Tensor:
         return shifted_roi_align(pyramid_rows(pyramid, STRIDES), rois, shifts, ROI_SIZE)

@@ -101,5 +101,7 @@ def test_one_matrix_at_a_time():
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     step()
-    # Beside it the sums, their gradient, that of the features in float32 and in their own dtype, and small things.
-    assert torch.cuda.max_memory_allocated() - before < (9 + 7) * x.nbytes
+    # Beside it the sums, their gradient, that of the features in float32 and in their own dtype, small things, and up
+    # to 3 for the workspace of cuBLAS; a second matrix would make it 23 at least.
+    taken = (torch.cuda.max_memory_allocated() - before) / x.nbytes
+    assert taken < 9 + 12, taken

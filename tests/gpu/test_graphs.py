@@ -144,3 +144,7 @@ def test_what_cannot_be_recorded_leaves_training_as_it_was(caplog):
     assert found == expected
     assert not step.keeps_gradients
     assert "CUDA graphs: none from here on" in caplog.text
+    torch.empty(1 << 28, dtype=torch.uint8, device=GPU)  # free again at once, and kept by the allocator
+    reserved = torch.cuda.memory_reserved(GPU)
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved(GPU) <= reserved - (1 << 28)

@@ -10,11 +10,26 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from tailseg.devices import find_device
 from tailseg.errors import UserError
 from tailseg.layers.norm import count_learning, synchronize
 from tailseg.training.local_ranks import start_ranks, starting
+
+
+class _OneStream(DDPStrategy):
+    """Gradients of all processes averaged, with hooks on the stream that the model runs on.
+
+    Fabric's own makes the hooks on another stream, which then waits for each gradient.
+    """
+
+    def setup_module(self, module: nn.Module) -> DistributedDataParallel:
+        """Wrap a model. Counts and batch statistics are those of all processes: no buffer needs broadcasting."""
+        devices = None if self.root_device.type == "cpu" else [self.root_device]
+        return DistributedDataParallel(
+            module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
 
 def launch(devices: int, device: str | int | torch.device | None = None) -> Fabric:
@@ -42,11 +57,10 @@ def launch(devices: int, device: str | int | torch.device | None = None) -> Fabr
             f"device '{chosen}': is one device for several processes; choose cpu or cuda (CUDA_VISIBLE_DEVICES chooses "
             "among GPUs), or a single process"
         )
-    # Counts and batch statistics are those of all processes: no buffer needs broadcasting.
     # Newer releases of PyTorch rename that argument, and remark on the strides of channels_last gradients.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if many else "auto"
+    strategy = _OneStream() if many else "auto"
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # importing it sets another level
     fabric = Fabric(
         accelerator=chosen.type,

@@ -12,6 +12,7 @@ import gc
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any, Protocol
 
@@ -70,6 +71,11 @@ class CudaGraph:
                 return work()
         except RuntimeError:
             torch.cuda.set_stream(stream)
+            # So does the memory allocator, which would then give nothing back to the device; newer releases of
+            # PyTorch have told it already, and refuse to do it twice.
+            with suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(stream.device.index, self.pool)
+                torch._C._cuda_releasePool(stream.device.index, self.pool)
             # The generator believes that it is still being recorded, so it gets another state.
             fresh = torch.Generator(stream.device).graphsafe_get_state()
             torch.cuda.default_generators[stream.device.index].graphsafe_set_state(fresh)

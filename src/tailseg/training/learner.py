@@ -110,9 +110,17 @@ def seed_of_step(seed: int, step: int, rank: int) -> int:
 
 
 def copy_values(given: Sequence[Tensor], taken: Sequence[Tensor]) -> None:
-    """Copy the values of tensors, on one device, into others of the same shapes and types, in one go."""
-    if given:
-        torch._foreach_copy_(list(taken), list(given))
+    """Copy the values of tensors, on one device, into others of the same shapes and types: a launch for each type.
+
+    Tensors of unlike types in one call would be copied one by one, in as many launches.
+    """
+    groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for source, target in zip(given, taken, strict=True):
+        sources, targets = groups.setdefault(source.dtype, ([], []))
+        sources.append(source)
+        targets.append(target)
+    for sources, targets in groups.values():
+        torch._foreach_copy_(targets, sources)
 
 
 def losses_of(model: nn.Module, batch: Any, batch_per_device: int) -> dict[str, Tensor]:
