@@ -18,7 +18,7 @@ from tailseg.layers.norm import count_learning, synchronize
 from tailseg.training.local_ranks import start_ranks, starting
 
 
-class _OneStream(DDPStrategy):
+class _OneStream(DDPStrategy):  # type: ignore[misc]
     """Gradients of all processes averaged, with hooks on the stream that the model runs on.
 
     Fabric's own makes the hooks on another stream, which then waits for each gradient.
