@@ -15,6 +15,7 @@ from tailseg.data.importers.foreign import (
     image_size,
     mask_columns,
     read_bytes,
+    read_json,
     read_object,
     read_text,
     rectangle,
@@ -84,7 +85,7 @@ def test_bytes_text_and_objects_of_a_file(tmp_path):
     path = tmp_path / "a"
     path.write_bytes('\ufeff{"é": [1]}'.encode())
     assert read_text(path) == '{"é": [1]}'
-    assert read_object(path) == {"é": [1]}
+    assert read_json(path) == read_object(path) == {"é": [1]}
     assert read_bytes(path)[:3] == b"\xef\xbb\xbf"
 
 
@@ -93,6 +94,9 @@ def test_bytes_text_and_objects_of_a_file(tmp_path):
     [
         (read_bytes, None, "no such file; check the path"),
         (read_text, b"\xff", "it is not a UTF-8 text; save it as one"),
+        (read_json, b"\xff", "it is not a UTF-8 text; save it as one"),
+        (read_json, b'{"a":\n x}', "not valid JSON: .* at line 2, column 2; write it again"),
+        (read_json, b"[" * 100_000, "not valid JSON: .* at line 1, column .*; write it again"),
         (read_object, b"", "not valid JSON: .* at line 1, column 1; write it again"),
         (read_object, b'{"a":\n x}', "not valid JSON: .* at line 2, column 2; write it again"),
         (read_object, b"[1]", "expected a JSON object, found a list; check the file"),
@@ -105,6 +109,11 @@ def test_files_at_fault_are_named(tmp_path, read, content, sentence):
         path.write_bytes(content)
     with pytest.raises(UserError, match=f"^{path}: {sentence}"):
         read(path)
+
+
+def test_json_may_have_numbers_that_python_writes(tmp_path):
+    (tmp_path / "a").write_text("[1, NaN, -Infinity, 1e999]")
+    assert str(read_json(tmp_path / "a")) == "[1, nan, -inf, inf]"
 
 
 def test_a_folder_is_no_file(tmp_path):

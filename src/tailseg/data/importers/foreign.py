@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -215,6 +216,19 @@ def read_text(path: Path) -> str:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path}: it is not a UTF-8 text; save it as one") from None
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, in which numbers may be NaN; UserError if it is none."""
+    text = read_text(path)
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        try:
+            return json.loads(text)  # also takes NaN, which Python's own writer writes
+        except (ValueError, RecursionError):
+            place = f"line {error.lineno}, column {error.colno}"
+            raise UserError(f"{path}: not valid JSON: {error.msg} at {place}; write it again") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:

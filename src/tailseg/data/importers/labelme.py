@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Hashable
 from functools import partial
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 from PIL import Image
 
 from tailseg.data.annotations.image_files import files_below
@@ -22,7 +20,7 @@ from tailseg.data.importers.foreign import (
     AnnotatedImage,
     LeftOut,
     Source,
-    read_text,
+    read_json,
     rectangle,
     source_by_names,
 )
@@ -121,15 +119,7 @@ def _content(path: Path) -> dict[str, Any]:
     """
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path}: it has more than {MAX_BYTES >> 20} MB; save it without the photograph")
-    text = read_text(path)
-    try:
-        content = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        try:
-            content = json.loads(text)  # also takes NaN, which Python's own writer writes
-        except (ValueError, RecursionError):
-            place = f"line {error.lineno}, column {error.colno}"
-            raise UserError(f"{path}: not valid JSON: {error.msg} at {place}; write it again") from None
+    content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise UserError(f"{path}: it has no list 'shapes'; check the file")
     return content
