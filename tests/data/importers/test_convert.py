@@ -17,6 +17,7 @@ from tailseg.data.importers.convert import (
 from tailseg.errors import UserError
 
 LABELME = '{"version": "5", "shapes": [], "imagePath": "a.jpg"}'
+VIA = '{"_via_settings": {}, "_via_img_metadata": {}}'
 YOLO = {"images/1.jpg": None, "labels/1.txt": "0 0.5 0.5 0.5 0.5"}
 IN_A_FOLDER = {f"YOLODataset/{name}": content for name, content in YOLO.items()}
 
@@ -142,6 +143,16 @@ def test_what_is_no_data_set_is_answered_with_what_is_one(tmp_path):
         (IN_A_FOLDER | {"1.json": LABELME}, "", "labelme"),  # labelme2yolo writes into labelme's folder
         (IN_A_FOLDER | {"1.json": '{"images": []}'}, "", "yolo"),
         ({"a.json.gz": b"PK"}, "a.json.gz", None),
+        ({"a.json": VIA}, "", "via"),
+        ({"a.json": VIA}, "a.json", "via"),
+        ({"a.csv": "filename,file_size,file_attributes,region_count,"}, "", "via"),  # its reader says what to export
+        ({"a.csv": "filename,width,height"}, "", None),
+        ({"a.json": VIA, "b.json": LABELME}, "", "labelme"),
+        ({"a.json": VIA, "a.xml": "<annotation/>"}, "", "voc"),
+        ({"a.json": VIA, "coco.json": '{"images": []}'}, "", "coco"),  # made of VIA's file, as other tools ask for it
+        (IN_A_FOLDER | {"a.json": VIA}, "", "yolo"),
+        ({f"{i:02}.json": VIA for i in range(25)} | {"a.json": LABELME}, "", "labelme"),
+        ({f"{i:02}.json": '{"a": 1}' for i in range(25)} | {"a.json": VIA}, "", "via"),
         ({f"{i:02}.json": '{"a": 1}' for i in range(25)} | {"a.json": LABELME}, "", "labelme"),
         ({f"{i:02}.json": '{"a": 1}' for i in range(25)} | {"a.json": LABELME, "b.json": '{"images": []}'}, "", "coco"),
     ],

@@ -1,4 +1,4 @@
-"""From COCO, YOLO, labelme, Pascal VOC or CVAT to a data folder in LVIS format.
+"""From COCO, YOLO, labelme, Pascal VOC, CVAT or VIA to a data folder in LVIS format.
 
 A reader turns a source into its categories and one `Part` (LVIS rows and image files) for each split that it has. A
 source without a validation split is divided as by `tailseg data split`. Nothing of the source is changed or moved.
@@ -20,6 +20,7 @@ from tailseg.data.importers.foreign import Source
 from tailseg.data.importers.labelme import is_labelme, read_labelme
 from tailseg.data.importers.labelstudio import is_labelstudio, read_labelstudio
 from tailseg.data.importers.split import divide
+from tailseg.data.importers.via import is_via, read_via
 from tailseg.data.importers.voc import is_voc, read_voc
 from tailseg.data.importers.writer import Part, Row, write_parts
 from tailseg.data.importers.yolo import has_names, is_yolo, read_yolo
@@ -33,6 +34,7 @@ READERS: dict[str, Callable[..., Source]] = {
     "voc": read_voc,
     "cvat": read_cvat,
     "labelstudio": read_labelstudio,
+    "via": read_via,
 }
 NAMES = {
     "coco": "COCO",
@@ -41,6 +43,7 @@ NAMES = {
     "voc": "Pascal VOC",
     "cvat": "CVAT for images",
     "labelstudio": "Label Studio",
+    "via": "VIA (VGG Image Annotator)",
 }
 _TOLD: dict[str, tuple[Callable[[Path], bool], str]] = {  # formats that one file tells, and its suffix
     "cvat": (is_cvat, ".xml"),
@@ -62,6 +65,7 @@ def recognise(source: Path) -> str | None:
     if source.is_file():  # of labelme and VOC too, whose readers say what to give instead
         kinds: list[tuple[str, Callable[[Path], bool]]] = [("yolo", is_yolo), ("coco", is_coco)]
         kinds += [(kind, told) for kind, (told, _) in _TOLD.items()]
+        kinds += [("via", is_via)]
         return next((kind for kind, told in kinds if told(source)), None)
     if is_yolo(source, inner=False):  # without names where they are made of COCO's file, as Ultralytics' are
         return "yolo" if has_names(source) or not any(map(is_coco, json_files(source))) else "coco"
@@ -69,7 +73,11 @@ def recognise(source: Path) -> str | None:
         return kind
     if is_yolo(source):
         return "yolo"
-    return "coco" if any(map(is_coco, json_files(source))) else _of_files(source, MOST_LOOKED_AT)
+    if any(map(is_coco, json_files(source))):  # also beside VIA's files, from which it may have been made
+        return "coco"
+    if kind := _of_files(source, MOST_LOOKED_AT):
+        return kind
+    return "via" if any(map(is_via, islice(files_below(source, (".json", ".csv")), MOST_LOOKED_AT))) else None
 
 
 def _of_files(source: Path, most: int) -> str | None:
