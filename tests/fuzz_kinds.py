@@ -24,6 +24,7 @@ from tailseg.data.importers.coco import read_coco
 from tailseg.data.importers.cvat import read_cvat
 from tailseg.data.importers.labelme import read_labelme
 from tailseg.data.importers.labelstudio import read_labelstudio
+from tailseg.data.importers.via import read_via
 from tailseg.data.importers.voc import read_voc
 from tailseg.data.importers.yolo import read_yolo
 from tailseg.data.sources import open_splits
@@ -97,6 +98,20 @@ def labelstudio(folder: Path) -> Path:
     content = [{"id": 1, "annotations": annotations, "data": {"image": "/data/upload/1/1234abcd-a.jpg"}}]
     (folder / "export.json").write_text(json.dumps(content))
     return folder / "export.json"
+
+
+def via(folder: Path) -> Path:
+    picture(folder / "a.jpg")
+    shapes = [
+        {"name": "polygon", "all_points_x": [20, 60, 20], "all_points_y": [10, 10, 30]},
+        {"name": "ellipse", "cx": 40, "cy": 20, "rx": 10, "ry": 5, "theta": 0.5},
+    ]
+    regions = [{"shape_attributes": shape, "region_attributes": {"class": "1", "side": ""}} for shape in shapes]
+    attributes = {"class": {"type": "dropdown", "options": {"1": "cat"}}}
+    images = {"a.jpg34": {"filename": "a.jpg", "size": 34, "regions": regions, "file_attributes": {}}}
+    content = {"_via_settings": {}, "_via_img_metadata": images, "_via_attributes": {"region": attributes}}
+    (folder / "via.json").write_text(json.dumps(content))
+    return folder / "via.json"
 
 
 def yolo_labels(folder: Path) -> Path:
@@ -268,6 +283,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     "VOC": (voc, lambda path: read_voc(path.parent)),
     "CVAT": (cvat, read_cvat),
     "Label Studio": (labelstudio, read_labelstudio),
+    "VIA": (via, read_via),
     "YOLO labels": (yolo_labels, lambda path: read_yolo(path.parents[1])),
     "YOLO data.yaml": (yolo_config, read_yolo),
     "data YAML": (data_yaml, open_splits),

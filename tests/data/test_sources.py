@@ -272,6 +272,17 @@ def labelstudio_set(root):
     return root
 
 
+def via_set(root):
+    rows = {}
+    for number in range(6):
+        picture(root / f"{number}.jpg")
+        shape = {"name": "polygon", "all_points_x": [20, 60, 20], "all_points_y": [10, 10, 30]}
+        region = {"shape_attributes": shape, "region_attributes": {"class": "cat"}}
+        rows[f"{number}.jpg34"] = {"filename": f"{number}.jpg", "size": 34, "regions": [region], "file_attributes": {}}
+    (root / "via_region_data.json").write_text(json.dumps(rows))
+    return root
+
+
 SETS = {
     "COCO": lambda root: coco_set(root, "result.json", "images", range(6)),
     "YOLO": yolo_set,
@@ -279,12 +290,14 @@ SETS = {
     "Pascal VOC": voc_set,
     "CVAT for images": cvat_set,
     "Label Studio": labelstudio_set,
+    "VIA (VGG Image Annotator)": via_set,
 }
 FILES = {
     "COCO": "result.json",
     "YOLO": "data.yaml",
     "CVAT for images": "annotations.xml",
     "Label Studio": "project.json",
+    "VIA (VGG Image Annotator)": "via_region_data.json",
 }
 
 

@@ -36,8 +36,17 @@ def test_damaged_files(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatc
     fuzz(tmp_path, kind, change, monkeypatch)
 
 
-JSON = ("annotations", "annotations with errors", "COCO import", "results", "labelme", "labelme with pixels", "log")
-JSON += ("Label Studio",)
+JSON = (
+    "annotations",
+    "annotations with errors",
+    "COCO import",
+    "results",
+    "labelme",
+    "labelme with pixels",
+    "Label Studio",
+    "VIA",
+    "log",
+)
 YAML = ("recipe", "data YAML", "YOLO data.yaml", "detectron2's config")
 XML = ("VOC", "CVAT")
 WORDS = ("YOLO labels", "--set", "mmdetection's config")
