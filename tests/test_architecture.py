@@ -28,7 +28,20 @@ ORDER = (
         "checkpoint",
         "hub",
     ),
-    *("evaluation", "visualize", "training", "results", "predict", "export", "zoo", "jobs", "app", "cli", "__main__"),
+    *(
+        "evaluation",
+        "visualize",
+        "training",
+        "results",
+        "predict",
+        "export",
+        "zoo",
+        "outcomes",
+        "jobs",
+        "app",
+        "cli",
+        "__main__",
+    ),
 )
 LONGEST = 400  # lines of a file
 

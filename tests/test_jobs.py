@@ -14,7 +14,7 @@ from tiny import ENVIRONMENT, SMALL_RECIPE, options, tailseg
 import tailseg as package
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.errors import UserError
-from tailseg.jobs import Evaluated, Trained
+from tailseg.outcomes import Evaluated, Trained
 
 # One epoch of six steps; frozen stages would be frozen at random weights.
 SETTINGS = (*SMALL_RECIPE, "schedule={epochs: 1, milestones: []}", "training={evaluate_every: 1, log_steps: 2}")

@@ -9,23 +9,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tailseg import hub, losses, recipes
     from tailseg.errors import UserError
-    from tailseg.jobs import Compared, Evaluated, Trained, compare, evaluate, open_data, score, train
+    from tailseg.jobs import compare, evaluate, open_data, score, train
     from tailseg.layers.normalized import NormalizedConv2d, NormalizedLinear
     from tailseg.losses.seesaw import SeesawLoss
+    from tailseg.outcomes import Compared, Evaluated, Trained
     from tailseg.predict import Model, load
     from tailseg.results.detections import Detections
 
 __version__ = version("tailseg")
 
 _HOMES = {
-    "Compared": "tailseg.jobs",
+    "Compared": "tailseg.outcomes",
     "Detections": "tailseg.results.detections",
-    "Evaluated": "tailseg.jobs",
+    "Evaluated": "tailseg.outcomes",
     "Model": "tailseg.predict",
     "NormalizedConv2d": "tailseg.layers.normalized",
     "NormalizedLinear": "tailseg.layers.normalized",
     "SeesawLoss": "tailseg.losses.seesaw",
-    "Trained": "tailseg.jobs",
+    "Trained": "tailseg.outcomes",
     "UserError": "tailseg.errors",
     "compare": "tailseg.jobs",
     "evaluate": "tailseg.jobs",

@@ -11,7 +11,6 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from tailseg.data.annotations.annotations import tell
 from tailseg.data.annotations.frequency import LVIS_LIMITS, GroupRule, require_rule_in_use
 from tailseg.data.sources import DataSplits, known_categories
 from tailseg.errors import UserError
+from tailseg.outcomes import Compared, Evaluated, Trained
 from tailseg.recipes import get
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import dotted
@@ -28,53 +28,11 @@ from tailseg.recipes.values import dotted
 if TYPE_CHECKING:
     import torch
 
-    from tailseg.evaluation.metrics import Metrics, Scores
+    from tailseg.evaluation.metrics import Scores
     from tailseg.evaluation.tta import View
     from tailseg.predict import Model
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trained:
-    """A training run that is complete: its scores and where its files are.
-
-    ``load(trained.model)`` gives the model.
-    """
-
-    out: Path  # the run's folder
-    last: Path  # the model after the last step
-    best: Path | None  # the model with the best segm AP; None if nothing could be scored
-    metrics: Metrics | None  # "bbox" and "segm" -> AP, APr ... of the last evaluation, fractions in [0, 1]
-    classes: list[dict[str, Any]] | None = field(repr=False)  # a row a class: id, name, frequency, segm_AP ...
-
-    @property
-    def model(self) -> Path:
-        """The best model, or the last one if nothing could be scored."""
-        return self.best or self.last
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluated:
-    """The scores of a model on a split, and the files that were written."""
-
-    metrics: Metrics  # "bbox" and "segm" -> AP, APr ..., fractions in [0, 1]; empty if there was nothing to score
-    classes: list[dict[str, Any]] = field(repr=False)  # a row a class: id, name, frequency, train_images, segm_AP ...
-    analysis: dict[str, Any] | None = field(repr=False)  # by IoU type, if asked for
-    files: tuple[Path, ...]  # metrics.json, if asked for analysis.html and thresholds.json; detections.json
-
-    @property
-    def page(self) -> Path | None:
-        """The page of the analysis, if there is one."""
-        return next((file for file in self.files if file.name == "analysis.html"), None)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Compared:
-    """Runs compared on the same images, and the files that were written."""
-
-    content: dict[str, Any] = field(repr=False)  # what comparison.json holds, see `evaluation.paired.compare_runs`
-    files: tuple[Path, ...]  # comparison.json and comparison.html
 
 
 def open_data(

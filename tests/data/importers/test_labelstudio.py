@@ -366,9 +366,9 @@ def test_files_are_told_by_their_words(tmp_path, content, told):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('[{"was_cancelled": 1},', "not valid JSON: .* at line 1, column 23; export it again"),
+        ('[{"was_cancelled": 1},', "not valid JSON: .* at line 1, column 23; write it again"),
         ('{"images": []}', "there is no JSON export of Label Studio in it; give the file or its folder"),
-        ('[{"was_cancelled": ' + "[" * 5000, "not valid JSON: .*; export it again"),
+        ('[{"was_cancelled": ' + "[" * 5000, "not valid JSON: .*; write it again"),
         ('[3, {"annotations": [{"was_cancelled": 0}], "data": {}}]', "task 2: it names no image file; put the images"),
         ('[{"annotations": {"completed_by": 1}, "data": 4}]', "no file in it has an object"),
         ('[{"annotations": [7, {"completed_by": 1, "result": 5}], "data": {"image": 4}}]', "task 1: it names no image"),

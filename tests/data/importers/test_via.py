@@ -13,7 +13,7 @@ from tiny import tailseg
 from tailseg.data.importers.convert import recognise
 from tailseg.data.importers.shapes import OddObjectError
 from tailseg.data.importers.via import class_attribute, is_via, parse_via_shape, read_via
-from tailseg.data.sources import open_source
+from tailseg.data.sources import open_data
 from tailseg.errors import UserError
 
 TRIANGLE = ((10, 10), (30, 10), (10, 30))
@@ -643,7 +643,7 @@ def test_data_says_what_to_do_with_other_forms(tmp_path, monkeypatch, file, text
     root = write_files(tmp_path / "src", {"a.jpg": None, file: text})
     for source in (root, root / file):
         with pytest.raises(UserError, match=f"^{root / file}: it is .*which is not read; export"):
-            open_source(str(source), show=False)
+            open_data(str(source), show=False)
 
 
 def test_other_formats_come_first(tmp_path):

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.image_files import candidate_names, files_below
 from tailseg.data.annotations.masks import Bitmap
 from tailseg.data.images import IMAGE_SUFFIXES, open_content
-from tailseg.data.importers.foreign import AnnotatedImage, LeftOut, Source, read_bytes, rectangle, source_by_names
+from tailseg.data.importers.foreign import AnnotatedImage, LeftOut, Source, read_json, rectangle, source_by_names
 from tailseg.data.importers.layouts import Split, split_of, split_of_path
 from tailseg.data.importers.shapes import (
     ObjectList,
@@ -99,11 +98,9 @@ def _tasks(path: Path, found: LeftOut) -> Iterator[_Task]:
     """The tasks of a file that somebody annotated."""
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path}: it has more than {MAX_BYTES >> 20} MB; export in several parts")
-    try:
-        tasks = orjson.loads(read_bytes(path).removeprefix(b"\xef\xbb\xbf"))
-    except orjson.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{path}: not valid JSON: {error.msg} at {place}; export it again") from None
+    tasks = read_json(path)
+    if not isinstance(tasks, list):
+        raise UserError(f"{path}: expected a list of tasks; export it again")
     for number, task in enumerate(tasks, start=1):
         where = f"{path}: task {number}"
         if not isinstance(task, dict):
