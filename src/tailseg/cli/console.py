@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DATA_HELP = (
     "Folder with train.json, val.json and images/; YAML file with these entries; "
-    "COCO, YOLO, labelme, VOC, CVAT or VIA folder or file; or 'synthetic'."
+    "COCO, YOLO, labelme, VOC, CVAT, Label Studio, Supervisely or VIA folder or file; or 'synthetic'."
 )
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; may be repeated.")

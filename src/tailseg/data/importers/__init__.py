@@ -1,1 +1,1 @@
-"""Other tools' formats (COCO exports, YOLO, labelme, Pascal VOC, CVAT, VIA) turned into LVIS format."""
+"""Other tools' formats (COCO exports, YOLO, labelme, Pascal VOC, CVAT, Label Studio, Supervisely, VIA) turned into LVIS format."""

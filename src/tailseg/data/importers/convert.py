@@ -1,4 +1,4 @@
-"""From COCO, YOLO, labelme, Pascal VOC, CVAT or VIA to a data folder in LVIS format.
+"""From COCO, YOLO and the formats of labelling tools to a data folder in LVIS format.
 
 A reader turns a source into its categories and one `Part` (LVIS rows and image files) for each split that it has. A
 source without a validation split is divided as by `tailseg data split`. Nothing of the source is changed or moved.
