@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from foreign_files import attempt
@@ -141,3 +143,14 @@ def test_pixels_and_polygons_of_a_group_are_joined():
     expected = np.zeros((6, 8), np.uint8)
     expected[4:6, 0:4] = expected[0, 7] = 1
     assert np.array_equal(rle.decode({"size": [6, 8], "counts": code}), expected)
+
+
+def test_many_objects_of_pixels_take_little_memory():
+    """A compressed mask of a few hundred bytes may cover a whole photograph, thousands of times in one file."""
+    objects = ObjectList((1000, 1000))
+    tracemalloc.start()
+    for number in range(30):
+        objects.add("a", Bitmap(np.ones((1000, 1000), np.uint8), 0, 0), number % 2)
+    assert tracemalloc.get_traced_memory()[0] < 1 << 20
+    tracemalloc.stop()
+    assert [rle.area({"size": [1000, 1000], "counts": code}) for code in objects.shapes()] == [10**6] * 2

@@ -7,9 +7,10 @@ from collections.abc import Hashable, Sequence
 from unicodedata import normalize
 
 import numpy as np
+from hotcoco import mask as rle
 from numpy.typing import NDArray
 
-from tailseg.data.annotations.masks import Bitmap, bitmap_of, encode_bitmap
+from tailseg.data.annotations.masks import Bitmap, encode_bitmap, run_lengths
 from tailseg.data.annotations.segmentations import MAX_SIDE, is_too_long
 from tailseg.data.importers.foreign import TOO_LONG, Shape
 from tailseg.errors import UserError
@@ -143,7 +144,7 @@ class ObjectList:
     def __init__(self, image_hw: tuple[int, int]) -> None:
         self.image_hw = image_hw
         self.names: list[str] = []
-        self._pieces: list[list[Piece]] = []
+        self._pieces: list[list[NDArray[np.float64] | bytes]] = []  # pixels as run lengths, which take little memory
         self._groups: dict[tuple[str, Hashable], int] = {}  # places of objects in several pieces
 
     def add(self, name: str, piece: Piece, group: Hashable = None) -> None:
@@ -152,25 +153,21 @@ class ObjectList:
         if place == len(self.names):
             self.names.append(name)
             self._pieces.append([])
-        self._pieces[place].append(piece)
+        self._pieces[place].append(encode_bitmap(piece, self.image_hw) if isinstance(piece, Bitmap) else piece)
 
     def shapes(self) -> list[Shape]:
         """The union of each object's pieces: polygons, or pixels if one of them is pixels."""
         return [_union(pieces, self.image_hw) for pieces in self._pieces]
 
 
-def _union(pieces: Sequence[Piece], image_hw: tuple[int, int]) -> Shape:
-    polygons = [piece for piece in pieces if not isinstance(piece, Bitmap)]
-    bitmaps = [piece for piece in pieces if isinstance(piece, Bitmap)]
-    if not bitmaps:
+def _union(pieces: Sequence[NDArray[np.float64] | bytes], image_hw: tuple[int, int]) -> Shape:
+    polygons = [piece for piece in pieces if not isinstance(piece, bytes)]
+    codes = [piece for piece in pieces if isinstance(piece, bytes)]
+    if not codes:
         return polygons
     if polygons:
-        bitmaps.append(bitmap_of([polygon.ravel() for polygon in polygons], image_hw))
-    if len(bitmaps) == 1:
-        return encode_bitmap(bitmaps[0], image_hw)
-    full = np.zeros(image_hw, np.uint8)
-    for bitmap in bitmaps:
-        x, y, right, low = bitmap.box
-        inside = full[max(y, 0) : max(low, 0), max(x, 0) : max(right, 0)]
-        inside |= bitmap.pixels[max(-y, 0) :, max(-x, 0) :][: inside.shape[0], : inside.shape[1]]
-    return encode_bitmap(Bitmap(full, 0, 0), image_hw)
+        codes.append(run_lengths([polygon.ravel() for polygon in polygons], image_hw).encode())
+    if len(codes) == 1:
+        return codes[0]
+    union: bytes = rle.merge([{"size": list(image_hw), "counts": code} for code in codes])["counts"]
+    return union
