@@ -10,6 +10,7 @@ import orjson
 import pytest
 from annotation_files import annotation, content
 from foreign_files import coco_set, picture
+from supervisely_files import box, supervisely
 
 from tailseg.data.annotations.annotations import Annotations, Category
 from tailseg.data.annotations.frequency import GroupRule
@@ -283,6 +284,12 @@ def via_set(root):
     return root
 
 
+def supervisely_set(root):
+    for number in range(6):
+        supervisely(root, f"ds/{number}.jpg", [box((20, 10), (59, 29))])
+    return root
+
+
 SETS = {
     "COCO": lambda root: coco_set(root, "result.json", "images", range(6)),
     "YOLO": yolo_set,
@@ -290,6 +297,7 @@ SETS = {
     "Pascal VOC": voc_set,
     "CVAT for images": cvat_set,
     "Label Studio": labelstudio_set,
+    "Supervisely": supervisely_set,
     "VIA (VGG Image Annotator)": via_set,
 }
 FILES = {

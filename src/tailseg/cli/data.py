@@ -183,7 +183,8 @@ def check_tables(report: DatasetReport) -> list[Table]:
 @data_app.command("convert")
 def data_convert(
     kind: Annotated[
-        str, typer.Argument(metavar="coco|yolo|labelme|voc|cvat|labelstudio|via", help="Format of the source.")
+        str,
+        typer.Argument(metavar="coco|yolo|labelme|voc|cvat|labelstudio|supervisely|via", help="Format of the source."),
     ],
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder, annotation file or YOLO data.yaml.")],
     out: NewFolderArgument,

@@ -18,6 +18,7 @@ from tailseg.errors import UserError
 
 LABELME = '{"version": "5", "shapes": [], "imagePath": "a.jpg"}'
 VIA = '{"_via_settings": {}, "_via_img_metadata": {}}'
+SUPERVISELY = '{"tags": [], "size": {"height": 40, "width": 80}, "objects": []}'
 YOLO = {"images/1.jpg": None, "labels/1.txt": "0 0.5 0.5 0.5 0.5"}
 IN_A_FOLDER = {f"YOLODataset/{name}": content for name, content in YOLO.items()}
 
@@ -153,6 +154,10 @@ def test_what_is_no_data_set_is_answered_with_what_is_one(tmp_path):
         (IN_A_FOLDER | {"a.json": VIA}, "", "yolo"),
         ({f"{i:02}.json": VIA for i in range(25)} | {"a.json": LABELME}, "", "labelme"),
         ({f"{i:02}.json": '{"a": 1}' for i in range(25)} | {"a.json": VIA}, "", "via"),
+        ({"ann/a.jpg.json": SUPERVISELY}, "ann/a.jpg.json", "supervisely"),
+        ({"meta.json": "{}", "ds/ann/a.jpg.json": SUPERVISELY}, "", "supervisely"),
+        ({"ds/ann/a.jpg.json": SUPERVISELY, "z.json": LABELME}, "", "labelme"),
+        (IN_A_FOLDER | {"ds/ann/a.jpg.json": SUPERVISELY}, "", "supervisely"),
         ({f"{i:02}.json": '{"a": 1}' for i in range(25)} | {"a.json": LABELME}, "", "labelme"),
         ({f"{i:02}.json": '{"a": 1}' for i in range(25)} | {"a.json": LABELME, "b.json": '{"images": []}'}, "", "coco"),
     ],

@@ -1,1 +1,1 @@
-"""Other tools' formats (COCO exports, YOLO, labelme, Pascal VOC, CVAT, Label Studio, Supervisely, VIA) turned into LVIS format."""
+"""Formats of other tools (COCO exports, YOLO, those of labelling tools) turned into LVIS format."""

@@ -20,6 +20,7 @@ from tailseg.data.importers.foreign import Source
 from tailseg.data.importers.labelme import is_labelme, read_labelme
 from tailseg.data.importers.labelstudio import is_labelstudio, read_labelstudio
 from tailseg.data.importers.split import divide
+from tailseg.data.importers.supervisely import is_supervisely, read_supervisely
 from tailseg.data.importers.via import is_via, read_via
 from tailseg.data.importers.voc import is_voc, read_voc
 from tailseg.data.importers.writer import Part, Row, write_parts
@@ -34,6 +35,7 @@ READERS: dict[str, Callable[..., Source]] = {
     "voc": read_voc,
     "cvat": read_cvat,
     "labelstudio": read_labelstudio,
+    "supervisely": read_supervisely,
     "via": read_via,
 }
 NAMES = {
@@ -43,6 +45,7 @@ NAMES = {
     "voc": "Pascal VOC",
     "cvat": "CVAT for images",
     "labelstudio": "Label Studio",
+    "supervisely": "Supervisely",
     "via": "VIA (VGG Image Annotator)",
 }
 _TOLD: dict[str, tuple[Callable[[Path], bool], str]] = {  # formats that one file tells, and its suffix
@@ -50,6 +53,7 @@ _TOLD: dict[str, tuple[Callable[[Path], bool], str]] = {  # formats that one fil
     "voc": (is_voc, ".xml"),
     "labelme": (is_labelme, ".json"),
     "labelstudio": (is_labelstudio, ".json"),
+    "supervisely": (is_supervisely, ".json"),
 }
 SHARE = 0.2  # of a source without validation split that is set aside for it
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
@@ -62,7 +66,7 @@ def recognise(source: Path) -> str | None:
 
     A folder is looked through once; of its files the beginnings of a few are read.
     """
-    if source.is_file():  # of labelme and VOC too, whose readers say what to give instead
+    if source.is_file():  # of labelme, VOC and Supervisely too, whose readers say what to give instead
         kinds: list[tuple[str, Callable[[Path], bool]]] = [("yolo", is_yolo), ("coco", is_coco)]
         kinds += [(kind, told) for kind, (told, _) in _TOLD.items()]
         kinds += [("via", is_via)]

@@ -25,6 +25,7 @@ from tailseg.data.images import IMAGE_SUFFIXES
 from tailseg.data.importers.coco_files import root_of
 from tailseg.data.importers.convert import read_source
 from tailseg.data.importers.foreign import LeftOut
+from tailseg.data.importers.supervisely import meta_above
 from tailseg.data.importers.writer import Part, place_parts, require_text, write_annotations
 from tailseg.data.importers.yolo_layout import find_layout
 from tailseg.errors import UserError
@@ -139,6 +140,8 @@ def _key(kind: str, source: Path) -> str:
     """A name for the content of a source."""
     digest = hashlib.blake2b(repr((VERSION, kind, str(source.resolve()))).encode(), digest_size=16)
     files = {path: status for root in _roots(kind, source) for path, status in _files(root)}
+    if kind == "supervisely" and (meta := meta_above(source)):
+        files[meta] = meta.stat()
     for path, status in sorted(files.items()):
         digest.update(f"{path}\0{status.st_size}\0".encode("utf-8", "surrogateescape"))
         if path.name.lower().endswith(_ANNOTATIONS) or path == source:

@@ -44,10 +44,22 @@ MAX_BYTES = 2**29  # of a file; labelme's may hold a photograph
 MAX_MASK = 2**26  # characters of a mask
 MAX_NAME = 200  # bytes of an image's name, of which file systems take 255
 
+COCO_KEYS = re.compile(rb'"(?:images|annotations|categories)"\s*:\s*\[')
 _KEYS = re.compile(rb'"(?:shapes"\s*:\s*\[|imagePath"\s*:|imageData"\s*:)')
-_OTHER_KEYS = re.compile(rb'"(?:images|annotations|categories)"\s*:\s*\[')  # COCO's
 _OUTLINES = ("polygon", "oriented_rectangle", "rotation", "quadrilateral")  # the latter two are X-AnyLabeling's
 _NO_AREA = ("point", "points", "line", "linestrip", "line_strip")
+
+
+def ends_of(path: Path) -> bytes:
+    """The first and last 4 KB of a file that begins as an object in JSON does; nothing of any other."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+            file.seek(max(path.stat().st_size - HEAD, 0))
+            ends = head + b"\n" + file.read(HEAD)
+    except OSError:
+        return b""
+    return ends if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") else b""
 
 
 def is_labelme(path: Path) -> bool:
@@ -56,15 +68,8 @@ def is_labelme(path: Path) -> bool:
     It is an object in JSON with one of the keys `shapes`, `imagePath` and `imageData`, and without COCO's. Of the long
     values (the shapes, the photograph) one begins in the first 4 KB, whatever the order of the keys.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD)
-            file.seek(max(path.stat().st_size - HEAD, 0))
-            ends = head + b"\n" + file.read(HEAD)
-    except OSError:
-        return False
-    is_object = head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
-    return is_object and _KEYS.search(ends) is not None and _OTHER_KEYS.search(ends) is None
+    ends = ends_of(path)
+    return _KEYS.search(ends) is not None and COCO_KEYS.search(ends) is None
 
 
 def read_labelme(source: Path) -> Source:

@@ -17,7 +17,8 @@ from tailseg.data.importers.path_ends import Parts, PathEnds
 from tailseg.errors import UserError
 
 T = TypeVar("T")
-_MASKS = ("SegmentationClass", "SegmentationObject")  # begin the names of Pascal VOC's folders of masks
+# Begin the names of folders of masks: Pascal VOC's, Supervisely's.
+_MASKS = ("SegmentationClass", "SegmentationObject", "masks_human", "masks_instances", "masks_machine")
 
 
 def _stem(name: str) -> str:
