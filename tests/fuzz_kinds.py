@@ -15,6 +15,7 @@ import torch
 import yaml
 from foreign_files import coco_set, picture
 from PIL import Image
+from supervisely_files import bitmap, box, meta, polygon, supervisely
 from tiny import SMALL_RECIPE
 
 from tailseg.checkpoint import load_model, require_fit, save_model
@@ -24,6 +25,7 @@ from tailseg.data.importers.coco import read_coco
 from tailseg.data.importers.cvat import read_cvat
 from tailseg.data.importers.labelme import read_labelme
 from tailseg.data.importers.labelstudio import read_labelstudio
+from tailseg.data.importers.supervisely import read_supervisely
 from tailseg.data.importers.via import read_via
 from tailseg.data.importers.voc import read_voc
 from tailseg.data.importers.yolo import read_yolo
@@ -112,6 +114,19 @@ def via(folder: Path) -> Path:
     content = {"_via_settings": {}, "_via_img_metadata": images, "_via_attributes": {"region": attributes}}
     (folder / "via.json").write_text(json.dumps(content))
     return folder / "via.json"
+
+
+def supervisely_annotations(folder: Path) -> Path:
+    hole = ((12, 12), (15, 12), (12, 15))
+    rows = [polygon(interior=[hole]), box(title="owl"), bitmap(title="owl", instance="k")]
+    supervisely(meta(folder, cat="polygon", owl="any"), "ds/a.jpg", rows)
+    return folder / "ds" / "ann" / "a.jpg.json"
+
+
+def supervisely_meta(folder: Path) -> Path:
+    path = supervisely_annotations(folder)
+    path.write_text(path.read_text().replace("geometryType", "kind"))
+    return folder / "meta.json"
 
 
 def yolo_labels(folder: Path) -> Path:
@@ -284,6 +299,8 @@ KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     "CVAT": (cvat, read_cvat),
     "Label Studio": (labelstudio, read_labelstudio),
     "VIA": (via, read_via),
+    "Supervisely": (supervisely_annotations, lambda path: read_supervisely(path.parents[2])),
+    "Supervisely's meta.json": (supervisely_meta, lambda path: read_supervisely(path.parent)),
     "YOLO labels": (yolo_labels, lambda path: read_yolo(path.parents[1])),
     "YOLO data.yaml": (yolo_config, read_yolo),
     "data YAML": (data_yaml, open_splits),

@@ -44,6 +44,8 @@ JSON = (
     "labelme",
     "labelme with pixels",
     "Label Studio",
+    "Supervisely",
+    "Supervisely's meta.json",
     "VIA",
     "log",
 )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tailseg.data.sources import DataSplits
 
 EXAMPLES = 4  # of a finding on the terminal
+FORMATS = ("coco", "yolo", "labelme", "voc", "cvat", "labelstudio", "supervisely", "via")  # that are read
 
 data_app = typer.Typer(help="Make, check, import, split and export data.", no_args_is_help=True)
 
@@ -182,10 +183,7 @@ def check_tables(report: DatasetReport) -> list[Table]:
 
 @data_app.command("convert")
 def data_convert(
-    kind: Annotated[
-        str,
-        typer.Argument(metavar="coco|yolo|labelme|voc|cvat|labelstudio|supervisely|via", help="Format of the source."),
-    ],
+    kind: Annotated[str, typer.Argument(metavar="|".join(FORMATS), help="Format of the source.")],
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder, annotation file or YOLO data.yaml.")],
     out: NewFolderArgument,
     crowds_are_objects: Annotated[
@@ -195,13 +193,13 @@ def data_convert(
 ) -> None:
     """Convert another tool's data set to LVIS format, odd objects repaired or left out; the source stays as it is."""
     log(quiet)
-    from tailseg.data.importers.convert import READERS, convert
-    from tailseg.progress import progress_bar
-
-    if kind not in READERS:
-        raise typer.BadParameter(f"'{kind}' is not one of {', '.join(READERS)}", param_hint="FORMAT")
+    if kind not in FORMATS:
+        raise typer.BadParameter(f"'{kind}' is not one of {', '.join(FORMATS)}", param_hint="FORMAT")
     if crowds_are_objects and kind != "coco":
         raise typer.BadParameter(f"is for coco; {kind} has no crowds", param_hint="--crowds-are-objects")
+    from tailseg.data.importers.convert import convert
+    from tailseg.progress import progress_bar
+
     with progress_bar("converting", None, show=not quiet) as advance:
         parts, notes = convert(kind, source, out, crowds_are_objects=crowds_are_objects, progress=advance)
     _tell(parts, notes, out)

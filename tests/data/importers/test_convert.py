@@ -4,6 +4,7 @@ import os
 import pytest
 from foreign_files import attempt, coco_set, converted, fault, write_files
 
+from tailseg.cli.data import FORMATS
 from tailseg.data.importers.convert import (
     NAMES,
     READERS,
@@ -179,3 +180,8 @@ def test_sets_of_other_tools_and_things_that_are_not_there_cannot_be_split(tmp_p
     ):
         path = tmp_path / name
         assert attempt(read_set, path)[1].startswith(f"{path}: {sentence.format(path=path)}")
+
+
+def test_the_command_names_every_format_that_is_read():
+    assert tuple(READERS) == FORMATS
+    assert NAMES.keys() == READERS.keys()

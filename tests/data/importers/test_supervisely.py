@@ -11,7 +11,7 @@ from tiny import tailseg
 from tailseg.data.importers.convert import recognise
 from tailseg.data.importers.in_place import import_in_place
 from tailseg.data.importers.supervisely import is_supervisely, meta_above, read_supervisely
-from tailseg.data.sources import open_source
+from tailseg.data.sources import open_data
 from tailseg.errors import UserError
 
 
@@ -281,7 +281,7 @@ def test_projects_of_other_things_than_images(tmp_path, kind, name):
         "and export that"
     )
     assert attempt(read_supervisely, tmp_path)[1] == message
-    assert attempt(open_source, str(tmp_path))[1] == message
+    assert attempt(open_data, str(tmp_path))[1] == message
     path.rename(tmp_path / "ds" / "annotation.json")  # of an episode of point clouds
     assert attempt(read_supervisely, tmp_path)[1] == message
     supervisely(tmp_path, "ds/a.jpg", [polygon()])
@@ -380,8 +380,8 @@ def test_data_takes_a_project_a_dataset_and_nothing_less(tmp_path, monkeypatch):
         write_files(root, {f"a{number}/meta/{number}.jpg.json": "{}" for number in range(30)})  # many before the first
     for source in (root, root / "ds"):
         assert recognise(source) == "supervisely"
-        splits = open_source(str(source), show=False)
+        splits = open_data(str(source), show=False)
         assert (len(splits.train), len(splits.val)) == (5, 1)
         assert splits.train.boxes.tolist() == [[15, 12, 35, 22]] * 5
-    message = attempt(open_source, str(root / "ds/ann/0.jpg.json"))[1]
+    message = attempt(open_data, str(root / "ds/ann/0.jpg.json"))[1]
     assert message.endswith("Supervisely writes one file for each image; give the folder of the whole project")
