@@ -25,6 +25,7 @@ from tailseg.data.images import read_header, require_whole
 from tailseg.data.importers.writer import Part, Row, new_names
 from tailseg.errors import UserError
 
+HEAD = 4096  # bytes at the beginning and end of a file that tell its format
 DECIMALS = 3  # of written coordinates, in pixels
 TOO_LONG = f"objects with an outline of more than {LONGEST_OUTLINE:,} pixels: left out"
 
@@ -216,6 +217,17 @@ def read_text(path: Path) -> str:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path}: it is not a UTF-8 text; save it as one") from None
+
+
+def ends_of(path: Path) -> bytes:
+    """The first and last 4 KB of a file, without a byte order mark; nothing if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+            file.seek(max(path.stat().st_size - HEAD, 0))
+            return head.removeprefix(b"\xef\xbb\xbf").lstrip() + b"\n" + file.read(HEAD)
+    except OSError:
+        return b""
 
 
 def read_json(path: Path) -> Any:

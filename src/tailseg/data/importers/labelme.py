@@ -20,6 +20,7 @@ from tailseg.data.importers.foreign import (
     AnnotatedImage,
     LeftOut,
     Source,
+    ends_of,
     read_json,
     rectangle,
     source_by_names,
@@ -39,7 +40,6 @@ from tailseg.data.importers.shapes import (
 from tailseg.data.importers.source_images import SourceImages, recognised
 from tailseg.errors import UserError
 
-HEAD = 4096  # bytes at a file's beginning and end that tell whether it is labelme's
 MAX_BYTES = 2**29  # of a file; labelme's may hold a photograph
 MAX_MASK = 2**26  # characters of a mask
 MAX_NAME = 200  # bytes of an image's name, of which file systems take 255
@@ -50,18 +50,6 @@ _OUTLINES = ("polygon", "oriented_rectangle", "rotation", "quadrilateral")  # th
 _NO_AREA = ("point", "points", "line", "linestrip", "line_strip")
 
 
-def ends_of(path: Path) -> bytes:
-    """The first and last 4 KB of a file that begins as an object in JSON does; nothing of any other."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD)
-            file.seek(max(path.stat().st_size - HEAD, 0))
-            ends = head + b"\n" + file.read(HEAD)
-    except OSError:
-        return b""
-    return ends if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") else b""
-
-
 def is_labelme(path: Path) -> bool:
     """Return whether a file looks like labelme's, by its first and last 4 KB.
 
@@ -69,7 +57,7 @@ def is_labelme(path: Path) -> bool:
     values (the shapes, the photograph) one begins in the first 4 KB, whatever the order of the keys.
     """
     ends = ends_of(path)
-    return _KEYS.search(ends) is not None and COCO_KEYS.search(ends) is None
+    return ends.startswith(b"{") and _KEYS.search(ends) is not None and COCO_KEYS.search(ends) is None
 
 
 def read_labelme(source: Path) -> Source:

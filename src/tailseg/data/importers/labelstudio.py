@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from tailseg.data.annotations.image_files import candidate_names, files_below
 from tailseg.data.annotations.masks import Bitmap
 from tailseg.data.images import IMAGE_SUFFIXES, open_content
-from tailseg.data.importers.foreign import AnnotatedImage, LeftOut, Source, read_json, rectangle, source_by_names
+from tailseg.data.importers.foreign import (
+    AnnotatedImage,
+    LeftOut,
+    Source,
+    ends_of,
+    read_json,
+    rectangle,
+    source_by_names,
+)
 from tailseg.data.importers.layouts import Split, split_of, split_of_path
 from tailseg.data.importers.shapes import (
     ObjectList,
@@ -36,7 +44,6 @@ from tailseg.data.importers.shapes import (
 from tailseg.data.importers.source_images import SourceImages, recognised
 from tailseg.errors import UserError
 
-HEAD = 4096  # bytes at a file's beginning and end that tell whether it is Label Studio's
 MAX_BYTES = 2**29  # of a file
 MAX_MASK = 2**26  # characters or numbers of a mask
 
@@ -60,14 +67,8 @@ class _Task:
 
 def is_labelstudio(path: Path) -> bool:
     """Return whether a file looks like Label Studio's, by its first and last 4 KB: a list, with its words in it."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD)
-            file.seek(max(path.stat().st_size - HEAD, 0))
-            ends = head + b"\n" + file.read(HEAD)
-    except OSError:
-        return False
-    return head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[") and _KEYS.search(ends) is not None
+    ends = ends_of(path)
+    return ends.startswith(b"[") and _KEYS.search(ends) is not None
 
 
 def read_labelstudio(source: Path) -> Source:

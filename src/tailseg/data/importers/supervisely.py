@@ -9,8 +9,8 @@ from typing import Any
 from unicodedata import normalize
 
 from tailseg.data.annotations.image_files import files_below
-from tailseg.data.importers.foreign import AnnotatedImage, LeftOut, Source, read_object, source_by_names
-from tailseg.data.importers.labelme import COCO_KEYS, MAX_BYTES, ends_of, is_labelme
+from tailseg.data.importers.foreign import AnnotatedImage, LeftOut, Source, ends_of, read_object, source_by_names
+from tailseg.data.importers.labelme import COCO_KEYS, MAX_BYTES, is_labelme
 from tailseg.data.importers.layouts import split_of_path
 from tailseg.data.importers.shapes import size_of
 from tailseg.data.importers.source_images import SourceImages, recognised
@@ -32,7 +32,7 @@ def is_supervisely(path: Path) -> bool:
     It is an object in JSON with a list `objects` and a `size` of height and width, without keys of COCO and labelme.
     """
     ends = ends_of(path)
-    told = _OBJECTS.search(ends) and _SIZE.search(ends) and not COCO_KEYS.search(ends)
+    told = ends.startswith(b"{") and _OBJECTS.search(ends) and _SIZE.search(ends) and not COCO_KEYS.search(ends)
     return bool(told) and not is_labelme(path)
 
 

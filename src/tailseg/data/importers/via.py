@@ -18,7 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailseg.data.annotations.image_files import candidate_names, files_below
-from tailseg.data.importers.foreign import AnnotatedImage, LeftOut, Source, read_json, rectangle, source_by_names
+from tailseg.data.importers.foreign import (
+    AnnotatedImage,
+    LeftOut,
+    Source,
+    ends_of,
+    read_json,
+    rectangle,
+    source_by_names,
+)
 from tailseg.data.importers.layouts import Split, split_of, split_of_path, words_of
 from tailseg.data.importers.shapes import (
     ObjectList,
@@ -32,7 +40,6 @@ from tailseg.data.importers.shapes import (
 from tailseg.data.importers.source_images import SourceImages, recognised
 from tailseg.errors import UserError
 
-HEAD = 4096  # bytes at a file's beginning and end that tell whether it is VIA's
 ONE_CLASS = "object"  # of a set whose regions have no attribute with a value
 
 _PROJECT = re.compile(rb'"_via_(?:settings|img_metadata)"\s*:')
@@ -63,7 +70,7 @@ def is_via(path: Path) -> bool:
 
     Also one of VIA 3 and a CSV, which `read_via` answers with the way out.
     """
-    ends = _ends(path)
+    ends = ends_of(path)
     is_own = _PROJECT.search(ends) or (_KEYS.search(ends) and not _OTHER_KEYS.search(ends))
     return bool(_way_out(ends) or (ends.startswith(b"{") and is_own))
 
@@ -87,17 +94,6 @@ def read_via(source: Path) -> Source:
     return source_by_names(read, root, found)
 
 
-def _ends(path: Path) -> bytes:
-    """The first and last 4 KB of a file; nothing if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD)
-            file.seek(max(path.stat().st_size - HEAD, 0))
-            return head.removeprefix(b"\xef\xbb\xbf").lstrip() + b"\n" + file.read(HEAD)
-    except OSError:
-        return b""
-
-
 def _way_out(ends: bytes) -> str | None:
     """The fix for a file of VIA in a form that is not read; None for any other file."""
     if _VERSION_3.match(ends):
@@ -110,18 +106,18 @@ def _files(source: Path, found: LeftOut) -> list[Path]:
     if source.is_file():
         return [source]
     own = recognised(files_below(source, (".json",)), is_via, "JSON files that are not VIA's: left out", found)
-    others = [path for path in (*own, *files_below(source, (".csv",))) if _way_out(_ends(path))]
+    others = [path for path in (*own, *files_below(source, (".csv",))) if _way_out(ends_of(path))]
     own = [path for path in own if path not in others]
     if not own and not others:
         raise UserError(f"{source}: there is no JSON file of VIA in it; give the folder that holds it")
     if own:
         found.add("CSV files of VIA and projects of VIA 3: left out", *map(str, others))
-    return sorted(own, key=lambda path: _PROJECT.search(_ends(path)) is None) or others[:1]
+    return sorted(own, key=lambda path: _PROJECT.search(ends_of(path)) is None) or others[:1]
 
 
 def _entries(path: Path, root: Path, split: Split | None, found: LeftOut) -> Iterator[_Entry]:
     """The images of a file."""
-    if way_out := _way_out(_ends(path)):
+    if way_out := _way_out(ends_of(path)):
         raise UserError(f"{path}: {way_out}")
     content = read_json(path)
     rows = _inner(content, "_via_img_metadata") or _inner(content)
