@@ -203,7 +203,7 @@ def context_calls(detector: Detector, batch: Batch, rois: list[tuple[int, int]],
     assert detector.context is not None
     encoder: ContextEncoder = detector.context
     with torch.no_grad():
-        coarsest = detector.features(batch)[-1]
+        coarsest = detector.pyramid(batch.images, batch.image_sizes)[-1]
     channels = coarsest.shape[1]
     pooled = [torch.randn(count, channels, side, side, device=coarsest.device) for count, side in rois]
     images = [torch.arange(count, device=coarsest.device) % len(batch) for count, _ in rois]

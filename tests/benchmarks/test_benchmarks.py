@@ -579,7 +579,7 @@ def test_twin_computes_what_we_do():
     images, targets = twin_inputs(batch, masks)
     assert (targets[0]["labels"] == batch.labels[0] + 1).all()
     with torch.no_grad():
-        ours = detector.features(batch)
+        ours = detector.pyramid(batch.images, batch.image_sizes)
         theirs = list(twin.backbone(twin.transform(images)[0].tensors).values())
         rows = torch.rand(3, 256, 7, 7)
         ours_of_rows = detector.stages[0].box_head(lambda _rois: rows, torch.zeros(3, 5))

@@ -53,7 +53,9 @@ def random_boxes(count: int, seed: int) -> Tensor:
 @pytest.mark.usefixtures("same_lottery")
 def test_training_step_equals_the_cpu(recipe):
     model, batch = detector(recipe).train(), scene()
-    proposals = model.rpn.propose(model.rpn(model.features(batch)), batch.image_sizes, training=model.rpn.training)
+    proposals = model.rpn.propose(
+        model.rpn(model.pyramid(batch.images, batch.image_sizes)), batch.image_sizes, training=model.rpn.training
+    )
 
     def same_proposals(output: RpnOutput, _image_sizes: Tensor, **_: object) -> Proposals:
         # Scores that differ in the last bit would change places, and sampling goes by place.

@@ -73,7 +73,7 @@ def test_training_step_equals_the_cpu(row):
     with torch.no_grad():
         theirs.eval()
         proposals = theirs.rpn.propose(
-            theirs.rpn(theirs.features(batch)), batch.image_sizes, training=theirs.rpn.training
+            theirs.rpn(theirs.pyramid(batch.images, batch.image_sizes)), batch.image_sizes, training=theirs.rpn.training
         )
         theirs.train()
 

@@ -434,7 +434,7 @@ class TestCascade:
         batch = small_batch()
         found = detector.detect(batch)
         with torch.no_grad():
-            pyramid = detector.features(batch)
+            pyramid = detector.pyramid(batch.images, batch.image_sizes)
             proposals = detector.rpn.propose(detector.rpn(pyramid), batch.image_sizes, training=detector.rpn.training)
             for image, (hw, factor) in enumerate((((64, 90), 2.0), ((50, 96), 1.0))):
                 boxes = proposals.boxes[image][proposals.valid[image]]
@@ -536,7 +536,8 @@ def test_a_stage_without_mask_weight_has_no_mask_head():
         assert_sound(found, 300)
     # Its masks are those of the one head there is.
     with torch.no_grad():
-        pyramid = detector.features(small_batch())
+        batch = small_batch()
+        pyramid = detector.pyramid(batch.images, batch.image_sizes)
         rois, labels = torch.tensor([[0.0, 3, 4, 40, 50], [1, 0, 0, 30, 30]]), torch.tensor([1, 4])
         own = detector.stages[1].mask_head(detector.mask_pooler(pyramid, rois), labels).sigmoid()
         masks, ious = detector.predict_masks(ImageFeatures(pyramid), rois, labels)

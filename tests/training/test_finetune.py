@@ -296,7 +296,9 @@ def test_copies_leave_the_scores_of_the_model_as_they_are(
     assert isinstance(ours.stages[0].box_head, TsdBoxHead if "row-6" in kind else BoxHead)
     batch = collate([run.dataset[0], run.dataset[1]])
     with torch.no_grad():
-        proposals = plain.rpn.propose(plain.rpn(plain.features(batch)), batch.image_sizes, training=plain.rpn.training)
+        proposals = plain.rpn.propose(
+            plain.rpn(plain.pyramid(batch.images, batch.image_sizes)), batch.image_sizes, training=plain.rpn.training
+        )
         rois = torch.cat([torch.cat([torch.full((20, 1), float(i)), proposals.boxes[i]], dim=1) for i in range(2)])
         (boxes, scores), (their_boxes, their_scores) = (
             detector.predict_boxes(detector.extract_features(batch), rois, batch.image_sizes)

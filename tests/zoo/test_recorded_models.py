@@ -118,7 +118,7 @@ class TestRecordedTestRun:
         case, outputs, batch, _, detector = run
         with torch.no_grad():
             check(case, "tensor", detector.normalized(batch.images, batch.image_sizes), outputs["tensor"])
-            for i, features in enumerate(detector.features(batch), start=2):
+            for i, features in enumerate(detector.pyramid(batch.images, batch.image_sizes), start=2):
                 check(case, f"p{i}", features, outputs[f"p{i}"])
                 expected = outputs[f"p{i}"]
                 assert (features - expected).norm() <= FEATURES * expected.norm()

@@ -161,7 +161,7 @@ def assert_same(ours: Model, model: MaskRCNN, at_least: int) -> dict[str, Tensor
     pyramid, found, proposals = theirs(model, picture)
     batch = batch_of(picture)
     with torch.no_grad():
-        features = ours.detector.features(batch)
+        features = ours.detector.pyramid(batch.images, batch.image_sizes)
         for own, their in zip(features, pyramid.values(), strict=True):
             assert (own - their).abs().max() <= FEATURES * their.abs().max()
         own = ours.detector.rpn.propose(

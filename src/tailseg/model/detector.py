@@ -171,7 +171,7 @@ class Detector(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses of a step; their sum is the objective."""
-        pyramid = self.features(batch)
+        pyramid = self.pyramid(batch.images, batch.image_sizes)
         anchors = self.rpn(pyramid)
         ignored = IgnoredRegions(batch.ignored)
         losses = self.rpn.loss(anchors, batch.image_sizes, batch.boxes, batch.valid, ignored)
@@ -226,15 +226,12 @@ class Detector(nn.Module):
 
     def image_features(self, images: Tensor, image_sizes: Tensor) -> ImageFeatures:
         """The same of images (B, 3, H, W) with sizes (B, 2) before padding."""
-        pyramid = self._pyramid(images, image_sizes)
+        pyramid = self.pyramid(images, image_sizes)
         context = None if self.context is None else self.context(pyramid[-1], image_sizes)[1]
         return ImageFeatures(pyramid, context, None if self.semantic is None else self.semantic(pyramid))
 
-    def features(self, batch: Batch) -> list[Tensor]:
-        """P2..P6 of the batch, channels_last."""
-        return self._pyramid(batch.images, batch.image_sizes)
-
-    def _pyramid(self, images: Tensor, image_sizes: Tensor) -> list[Tensor]:
+    def pyramid(self, images: Tensor, image_sizes: Tensor) -> list[Tensor]:
+        """P2..P6 of images (B, 3, H, W) with sizes (B, 2) before padding, channels_last."""
         return list(self.neck(self.backbone(self.normalized(images, image_sizes))))
 
     def normalized(self, images: Tensor, image_sizes: Tensor) -> Tensor:
