@@ -108,6 +108,8 @@ def rotated(
     corners: NDArray[np.float64], degrees: float, pivot: NDArray[np.float64] | None = None
 ) -> NDArray[np.float64]:
     """Points (K, 2) turned clockwise, as seen on the image, about a point (2,), else the middle of their bounds."""
+    if not np.isfinite(degrees):
+        raise _no_numbers()
     angle = np.deg2rad(degrees)
     middle = (corners.min(axis=0) + corners.max(axis=0)) / 2 if pivot is None else pivot
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
