@@ -4,6 +4,7 @@ import torch
 from tailseg.checkpoint import write_tensors
 from tailseg.errors import UserError
 from tailseg.recipes.resolve import resolve
+from tailseg.recipes.values import changed
 from tailseg.training.resumption import is_recorded, out_of_memory, require_same_run
 
 NAMES = ("cat", "owl")
@@ -57,6 +58,26 @@ def test_a_run_of_an_earlier_version_lacks_newer_keys(tmp_path):
     other = resolve("demo/seesaw", ["data.groups=quantiles"])
     with pytest.raises(UserError, match=r"cannot resume with data\.groups = quantiles, the run began with limits; set"):
         require_same_run(about, tmp_path, other, NAMES, 1, 1, DATA)
+
+
+@pytest.mark.parametrize(
+    ("key", "began", "now"),
+    [
+        ("model.backbone.options", {"drop_path_rate": 0.2}, {}),
+        ("model.backbone.options", {}, {"drop_path_rate": 0.2}),
+        ("model.backbone.options", {"drop_path_rate": 0.2, "drop_rate": 0.1}, {"drop_path_rate": 0.2}),
+        ("optimizer.rates", {"backbone": 0.1}, {}),
+        ("optimizer.rates", {"backbone": 0.1}, {"rpn": 0.1}),
+    ],
+)
+def test_keys_that_a_recipe_need_not_have_stay_as_they_were(tmp_path, key, began, now):
+    old, new = (changed(resolve("demo/seesaw"), {key: value}) for value in (began, now))
+    with pytest.raises(UserError) as refused:
+        require_same_run(about_run(old), tmp_path, new, NAMES, 1, 1, DATA)
+    assert str(refused.value) == (
+        f"{tmp_path}: cannot resume with {key} = {now}, the run began with {began}; set it back or choose another --out"
+    )
+    assert require_same_run(about_run(old), tmp_path, old, NAMES, 1, 1, DATA) == []
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Fine-tuning: which weights of another model a run starts from, checked class by class and by name."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -489,6 +490,18 @@ def test_settings_under_which_the_weights_were_trained_are_said(tmp_path: Path) 
         "; they were trained with model.backbone.norm_eps = None (here 0.001), "
         "model.roi_pooling.aligned = False (here True)"
     )
+
+
+def test_options_of_the_backbone_that_the_run_lacks_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    theirs = small("model.backbone.options={drop_path_rate: 0.2}")
+    model_file(path, theirs)
+    names = [str(recipe.model.backbone.options) for recipe in (theirs, small())]
+    _, _, sentence = started(path, small(), THEIRS)
+    assert sentence.endswith("; they were trained with model.backbone.options = {} (here {})".format(*names))
+    detector = fresh(small(FINETUNE), THEIRS, seed=2)
+    with pytest.raises(UserError, match=re.escape("has model.backbone.options = {}, the recipe {}".format(*names))):
+        start_from(load_model(path), detector, small(FINETUNE), categories_of(*THEIRS))
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(data: DataSplits, tmp_path: Path) -> None:

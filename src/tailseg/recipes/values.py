@@ -6,7 +6,7 @@ An unknown key is an error that names the key, the place and the nearest valid k
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import yaml
@@ -18,6 +18,7 @@ from tailseg.recipes.schema import Recipe
 from tailseg.yaml_files import load_yaml
 
 MOST_NAMED = 4  # keys that a message about a key without its section offers
+FREE_FORM = ("model.backbone.options", "optimizer.rates")  # sections that may lack any of their keys
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -25,12 +26,18 @@ def to_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict of dotted keys."""
+def flatten(values: dict[str, Any], prefix: str = "", *, whole: Collection[str] = ()) -> dict[str, Any]:
+    """Nested dicts as one dict of dotted keys.
+
+    Args:
+        values: the dicts.
+        prefix: what all keys begin with.
+        whole: dotted keys whose dicts stay as they are, such as `FREE_FORM` where a key that is gone is a change too.
+    """
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
+        if isinstance(value, dict) and value and prefix + key not in whole:
+            flat |= flatten(value, f"{prefix}{key}.", whole=whole)
         else:
             flat[prefix + key] = value
     return flat

@@ -15,7 +15,7 @@ from tailseg.data.annotations.annotations import Annotations
 from tailseg.errors import UserError
 from tailseg.recipes.model_header import read_header
 from tailseg.recipes.schema import Recipe
-from tailseg.recipes.values import flatten
+from tailseg.recipes.values import FREE_FORM, flatten
 from tailseg.training.feature_cache import digest_of_annotations
 from tailseg.training.run_log import better
 
@@ -117,9 +117,9 @@ def require_same_run(
     Returns:
         Sentences on what is another now, so that the run is no longer the one that it would have been.
     """
-    new = flatten(recipe.model_dump(mode="json"))
-    defaults = flatten(Recipe(name="").model_dump(mode="json"))
-    old = defaults | flatten(about["recipe"])  # a run of an earlier version knows nothing of newer keys
+    new = flatten(recipe.model_dump(mode="json"), whole=FREE_FORM)
+    defaults = flatten(Recipe(name="").model_dump(mode="json"), whole=FREE_FORM)
+    old = defaults | flatten(about["recipe"], whole=FREE_FORM)  # a run of an earlier version knows nothing of newer keys
     free = FREE | FREE_WITH_WARNING | set(OF_A_STEP)
     free |= {key for key in new if key.startswith("training.") and key.endswith(("_steps", "_every"))}
     changed = [key for key in new if key not in free and old.get(key) != new[key]]
