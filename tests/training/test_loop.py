@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import time
@@ -29,7 +30,7 @@ from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.errors import UserError
 from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
-from tailseg.recipes.values import to_yaml
+from tailseg.recipes.values import override, to_yaml
 from tailseg.training.class_statistics import class_statistics
 from tailseg.training.loop import Run, train
 from tailseg.training.resumption import read_trainer
@@ -758,6 +759,37 @@ def test_divergence_then_resumed_as_advised(
     key, value = setting.split("=")
     assert f"goes on with {key} = {float(value)} instead of" in caplog.text
     assert [row["step"] for row in rows(out) if "loss" in row] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_checkpoint_that_had_diverged_then_started_again_as_advised(
+    data: DataSplits, reference: Path, tmp_path: Path, older: bool
+) -> None:
+    """A step so large that the next loss is not finite, saved before that was seen; the best model may be older."""
+    out, settings = tmp_path / "run", ("training.save_steps=1", "optimizer.clip=null", "schedule.warmup_steps=0")
+    wild = tiny(*settings, "optimizer={name: sgd, lr: 100000.0}")
+    with pytest.raises(UserError, match=r"^step 2: .* training diverged; lower optimizer\.lr .*go on with --resume$"):
+        train(wild, data, out, show=False)
+    best = out / "best.safetensors"
+    if older:
+        tensors, about = read_tensors(reference / best.name)
+        write_tensors(best, tensors, about | {"step": 0})
+    else:
+        shutil.copy(reference / best.name, best)  # of step 6, after the checkpoint
+    for setting in ("optimizer.lr=1e-3", "optimizer.clip=0.1"):
+        calmed = override(wild, [setting])
+        with pytest.raises(UserError) as refused:
+            train(calmed, data, out, resume=True, show=False)
+        advice = re.fullmatch(
+            r"step 2: the loss '\w+' is \w+, and was not finite as soon as the run was resumed: the weights saved at "
+            r"step 1 have diverged; start again with another --out(.*), and no --resume, with a lower optimizer\.lr "
+            r"than they were trained with, or optimizer\.clip set",
+            str(refused.value),
+        )
+        assert advice is not None, refused.value
+        assert advice[1] == (f" and --init {best}" if older else "")
+    again = train(tiny(*settings), data, tmp_path / "another", init=best if older else None, show=False)
+    assert again is not None
 
 
 def test_divergence_before_the_first_checkpoint_then_started_again(

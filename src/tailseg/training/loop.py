@@ -178,6 +178,7 @@ class Run:
         )  # fmt: skip
         self.forward_backward = GraphedStep(self._forward_backward, fabric.device, cuda_graphs(recipe, fabric))
         self.step = self.saved_step = 0
+        self.resumed_step: int | None = None
         self.state = BETWEEN_STEPS
         self.is_learning = False  # whether all modules are in the modes of training
         self.buffers = list(trained.buffers())  # counts and batch statistics, which the forward passes of a step change
@@ -206,7 +207,7 @@ class Run:
                 about, self.out, self.recipe, names, self.seed, world, self.data_keys
             )
             resumption.load_trainer(trainer, tensors, self.detector, self.optimizer, self.average)
-            self.step = self.saved_step = about["step"]
+            self.step = self.saved_step = self.resumed_step = about["step"]
         elif trainer.is_file():
             raise UserError(f"{self.out}: already holds a run; add --resume to go on with it, or choose another --out")
         else:
@@ -316,7 +317,8 @@ class Run:
         if batches == 0:
             return
         total = sum(losses.values())
-        trouble = resumption.divergence(self.out, self.step, losses, self.recipe.optimizer.lr)
+        spoilt = None if self.run_log.began_finite() else self.resumed_step
+        trouble = resumption.divergence(self.out, self.step, losses, self.recipe.optimizer.lr, spoilt)
         if not alone:
             trouble = first_trouble(self.fabric, trouble)
         if trouble:

@@ -49,11 +49,47 @@ def require_still_there(out: Path) -> None:
         raise UserError(f"{out}: what was saved there has been removed; {way_on(out)}")
 
 
-def divergence(out: Path, step: int, losses: Mapping[str, float], rate: float) -> str:
-    """A sentence on the end of a run whose losses are not finite; empty if they are."""
+def afresh(out: Path, before: int | None = None) -> str:
+    """Advice for whoever cannot go on with what the run in a folder saved, but maybe from its best model.
+
+    Args:
+        out: the folder.
+        before: the best model is of no use unless its step is an earlier one.
+    """
+    best = out / "best.safetensors"
+    step = _header_of(best).get("step")
+    useful = isinstance(step, int) and (before is None or step < before)
+    return f"start again with another --out{f' and --init {best}' if useful else ''}, and no --resume"
+
+
+def _header_of(model: Path) -> dict[str, Any]:
+    """The header of a model file; empty where there is none, or a damaged one."""
+    try:
+        return read_header(model)
+    except UserError:
+        return {}
+
+
+def divergence(out: Path, step: int, losses: Mapping[str, float], rate: float, spoilt: int | None = None) -> str:
+    """A sentence on the end of a run whose losses are not finite; empty if they are.
+
+    Args:
+        out: its folder.
+        step: that was just made.
+        losses: means over the last steps.
+        rate: `optimizer.lr`.
+        spoilt: step at which the run was resumed with weights whose very first losses were not finite; no setting
+            helps them.
+    """
     if math.isfinite(sum(losses.values())):
         return ""
     name, value = next(((n, v) for n, v in losses.items() if not math.isfinite(v)), ("total", math.inf))
+    if spoilt is not None:
+        return (
+            f"step {step}: the loss '{name}' is {value}, and was not finite as soon as the run was resumed: the "
+            f"weights saved at step {spoilt} have diverged; {afresh(out, spoilt)}, with a lower optimizer.lr than they "
+            "were trained with, or optimizer.clip set"
+        )
     return (
         f"step {step}: the loss '{name}' is {value}: training diverged; lower optimizer.lr (now {rate:g}) or set "
         f"optimizer.clip, then {way_on(out)}"
@@ -119,7 +155,9 @@ def require_same_run(
     """
     new = flatten(recipe.model_dump(mode="json"), whole=FREE_FORM)
     defaults = flatten(Recipe(name="").model_dump(mode="json"), whole=FREE_FORM)
-    old = defaults | flatten(about["recipe"], whole=FREE_FORM)  # a run of an earlier version knows nothing of newer keys
+    old = defaults | flatten(
+        about["recipe"], whole=FREE_FORM
+    )  # a run of an earlier version knows nothing of newer keys
     free = FREE | FREE_WITH_WARNING | set(OF_A_STEP)
     free |= {key for key in new if key.startswith("training.") and key.endswith(("_steps", "_every"))}
     changed = [key for key in new if key not in free and old.get(key) != new[key]]
@@ -189,10 +227,7 @@ def is_recorded(out: Path, step: int, best: float | None, metrics: Mapping[str, 
         best: segm AP, the best before it.
         metrics: of the log.
     """
-    try:
-        header = read_header(out / "best.safetensors")
-    except UserError:
-        header = {}
+    header = _header_of(out / "best.safetensors")
     if better(best, metrics["segm"]["AP"]) != best:
         return header.get("step") == step and header.get("metrics") == metrics
     return header.get("step") != step
@@ -227,9 +262,7 @@ def read_trainer(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 f"{path}: does not say with which {key} the run goes on: it is no trainer file, or was edited; get it "
                 "again, or start again with another --out"
             )
-    best = path.with_name("best.safetensors")
-    begin = f" and --init {best}" if best.is_file() else ""
-    require_finite(tensors, path, f"start again with another --out{begin}, and no --resume")
+    require_finite(tensors, path, afresh(path.parent))
     return tensors, about
 
 

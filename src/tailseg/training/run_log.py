@@ -33,6 +33,7 @@ class RunLog:
         self.writes = writes
         self._sums: dict[str, Tensor] = {}
         self._batches = 0
+        self._first: Tensor | None = None  # the total of the first batch
         self._started = time.perf_counter()
 
     def metrics_at(self, step: int) -> dict[str, Any] | None:
@@ -81,6 +82,8 @@ class RunLog:
         for name, value in losses.items():
             detached = value.detach()
             self._sums[name] = self._sums[name] + detached if name in self._sums else detached
+        if self._first is None:
+            self._first = torch.stack([value.detach() for value in losses.values()]).sum()
         self._batches += 1
 
     def means(self) -> tuple[dict[str, float], int, float]:
@@ -91,6 +94,10 @@ class RunLog:
         self._sums, self._batches = {}, 0
         self.restart_clock()
         return dict(zip(names, means, strict=True)), batches, seconds
+
+    def began_finite(self) -> bool:
+        """Whether the losses of the first batch were finite, before any step of this process; waits for the device."""
+        return self._first is None or bool(self._first.isfinite())
 
     def restart_clock(self) -> None:
         """Count seconds from now on: what took time was not training."""
