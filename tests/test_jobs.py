@@ -56,6 +56,16 @@ def test_training_returns_scores_and_files(trained: Trained):
     assert recipe.training.save_steps == 3
 
 
+def test_a_finished_run_that_is_resumed_returns_its_scores(trained: Trained, recipe: Path, data: Path):
+    again = package.train(recipe, data, trained.out, resume=True, training__save_steps=3, show=False)
+    assert again == trained
+    line = ("train", recipe, "--data", data, "--out", trained.out, "--resume", "--set", "training.save_steps=3")
+    done = tailseg(*line, "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert "APr" in done.stdout
+    assert f"{trained.last}" in done.stdout
+
+
 def test_an_evaluation_is_that_of_the_command(trained: Trained, data: Path, tmp_path: Path):
     by_command = tailseg("eval", trained.last, "--data", data, "--out", tmp_path / "command", "--max-dets", 5)
     assert by_command.returncode == 0

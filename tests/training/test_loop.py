@@ -543,7 +543,7 @@ def test_a_kill_while_it_evaluates_loses_nothing(
     assert scores is not None
     assert scores.metrics == json.loads((reference / "metrics.json").read_text())
     assert_same_files(out, reference)
-    assert train(tiny(), data, out, resume=True, show=False) is None  # nothing is left to do
+    assert train(tiny(), data, out, resume=True, show=False) == scores  # nothing is left to do
     assert_same_files(out, reference)
 
 
@@ -761,6 +761,23 @@ def test_divergence_then_resumed_as_advised(
     assert [row["step"] for row in rows(out) if "loss" in row] == [2, 4, 6]
 
 
+@pytest.mark.parametrize("left", [None, b"damaged", "best.safetensors"])
+def test_the_last_model_of_a_finished_run_is_written_again(
+    data: DataSplits, reference: Path, tmp_path: Path, left: bytes | str | None
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(reference, out)
+    last = out / "last.safetensors"
+    last.unlink()
+    if isinstance(left, bytes):
+        last.write_bytes(left)
+    elif left is not None:  # a sound model, of another step
+        tensors, about = read_tensors(out / left)
+        write_tensors(last, tensors, about | {"step": 3})
+    assert train(tiny(), data, out, resume=True, show=False) is not None
+    assert_same_files(out, reference)
+
+
 @pytest.mark.parametrize("older", [False, True])
 def test_a_checkpoint_that_had_diverged_then_started_again_as_advised(
     data: DataSplits, reference: Path, tmp_path: Path, older: bool
@@ -836,7 +853,11 @@ def test_a_finished_run_says_so_and_goes_on_with_more_epochs(
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(reference, out)
-    assert train(tiny(), data, out, resume=True, show=False) is None
+    scores = train(tiny(), data, out, resume=True, show=False)
+    assert scores is not None
+    assert scores.metrics == json.loads((out / "metrics.json").read_text())
+    assert data.train is not None
+    assert [row["name"] for row in scores.per_category] == [category.name for category in data.train.categories]
     assert (
         f"{out}: the run is finished: 6 steps of 6, 1 epochs; for more, --resume with a larger schedule.epochs."
         in caplog.messages
@@ -867,12 +888,12 @@ def test_other_data_is_refused_then_started_from_as_advised(data: DataSplits, re
         f"{len(left)} objects now; go on with the data of before, or train on the new with "
         f"--init {out / 'last.safetensors'}, another --out and no --resume"
     )
-    assert train(tiny(), data, out, resume=True, show=False) is None
+    assert train(tiny(), data, out, resume=True, show=False) is not None
     again = train(tiny(), fewer, tmp_path / "again", init=out / "last.safetensors", show=False)
     assert again is not None
     # Moved to another folder it is the same data.
     shutil.copy(data.train.path, other)
-    assert train(tiny(), open_data(str(other)), out, resume=True, show=False) is None
+    assert train(tiny(), open_data(str(other)), out, resume=True, show=False) is not None
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -937,7 +958,7 @@ def test_two_trainings_in_one_folder(data: DataSplits, reference: Path, tmp_path
     with run_lock(out), pytest.raises(UserError, match=rf"^{out}: process {os.getpid()} on \S+ is training in"):
         train(tiny("schedule.epochs=2"), data, out, resume=True, show=False)
     assert differing(out, reference, "trainer.safetensors") == []
-    assert train(tiny(), data, out, resume=True, show=False) is None
+    assert train(tiny(), data, out, resume=True, show=False) is not None
     assert not (out / ".lock").exists()
 
 

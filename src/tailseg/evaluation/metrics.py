@@ -273,6 +273,23 @@ def write_scores(scores: Scores, metrics: Path, beside: str = "") -> None:
         write_json(metrics.with_name(f"{beside}thresholds.json"), scores.thresholds)
 
 
+def read_classes(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ``classes.csv`` of `write_scores`; none where it is missing or damaged."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [{name: _cell(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError, AttributeError, csv.Error):
+        return []
+
+
+def _cell(column: str, text: str) -> Any:
+    if column == "name":
+        return text
+    if not text:
+        return None
+    return text if column == "frequency" else float(text) if column.endswith("_AP") else int(text)
+
+
 def checked_place(metrics: Path) -> Path:
     """The path of a file for metrics (UserError if none can be there, so that it is told before scoring)."""
     if metrics.is_dir():

@@ -14,7 +14,7 @@ from tailseg.data.annotations.annotations import Annotations, Category
 from tailseg.data.dataset import evaluation_dataset
 from tailseg.data.loading import worker_count
 from tailseg.evaluation.evaluate import evaluate
-from tailseg.evaluation.metrics import Metrics, Scores
+from tailseg.evaluation.metrics import Metrics, Scores, read_classes
 from tailseg.model.detector import Detector
 from tailseg.recipes.schema import Recipe
 from tailseg.training import resumption
@@ -85,6 +85,8 @@ class Evaluations:
         recorded = self.run_log.metrics_at(step)
         if recorded and resumption.is_recorded(self.out, step, best, recorded):
             self.evaluated_step, self.best = step, better(best, recorded["segm"]["AP"])
+            if self._is_main_process:
+                self.scores = Scores(metrics=recorded, per_category=read_classes(self.out / "classes.csv"))
             self.ends_early = self._out_of_patience(step)
 
     def evaluate_once(self, model: Candidate, save_best: Callable[[Metrics], None], *, show: bool) -> None:

@@ -255,6 +255,9 @@ class Run:
                 self.save()
                 raise KeyboardInterrupt
             self.evaluate_if_due(show)  # after saving: a kill or a fault meanwhile loses nothing
+        last = self.out / "last.safetensors"
+        if self.is_main_process and self.step == self.resumed_step and not resumption.holds_step(last, self.step):
+            self._save_model(last.name)  # which a finished run had lost
 
     def train_step(self, batches: Iterator[Any]) -> None:
         """One step of the optimiser."""

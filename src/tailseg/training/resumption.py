@@ -70,6 +70,14 @@ def _header_of(model: Path) -> dict[str, Any]:
         return {}
 
 
+def holds_step(model: Path, step: int) -> bool:
+    """Whether a model file is there, undamaged and of this step."""
+    try:
+        return read_tensors(model)[1].get("step") == step
+    except UserError:
+        return False
+
+
 def divergence(out: Path, step: int, losses: Mapping[str, float], rate: float, spoilt: int | None = None) -> str:
     """A sentence on the end of a run whose losses are not finite; empty if they are.
 
