@@ -761,6 +761,27 @@ def test_divergence_then_resumed_as_advised(
     assert [row["step"] for row in rows(out) if "loss" in row] == [2, 4, 6]
 
 
+def test_the_best_model_of_an_earlier_run_is_not_taken_over_then_as_advised(
+    data: DataSplits, reference: Path, tmp_path: Path
+) -> None:
+    """Its trainer file was removed, to save disk."""
+    out = tmp_path / "run"
+    shutil.copytree(reference, out)
+    (out / "trainer.safetensors").unlink()
+    best = out / "best.safetensors"
+    with pytest.raises(UserError) as refused:
+        train(tiny(), data, out, seed=1, show=False)
+    assert str(refused.value) == (
+        f"{best}: is of an earlier run; move it elsewhere to start a new one here, or choose another --out"
+    )
+    for name in ("best.safetensors", "last.safetensors", "metrics.jsonl", "metrics.json", "recipe.yaml"):
+        assert (out / name).read_bytes() == (reference / name).read_bytes()
+    best.rename(tmp_path / "kept.safetensors")
+    assert train(tiny(), data, out, seed=1, show=False) is not None
+    assert {row["step"] for row in rows(out)} == {STEPS}
+    assert len(differing(out, reference)) > 0
+
+
 @pytest.mark.parametrize("left", [None, b"damaged", "best.safetensors"])
 def test_the_last_model_of_a_finished_run_is_written_again(
     data: DataSplits, reference: Path, tmp_path: Path, left: bytes | str | None

@@ -211,6 +211,7 @@ class Run:
         elif trainer.is_file():
             raise UserError(f"{self.out}: already holds a run; add --resume to go on with it, or choose another --out")
         else:
+            resumption.require_no_best(self.out)
             require_whole_steps(self.recipe, self.length)
             warnings = schedule_warnings(self.recipe, self.length)
         if self.is_main_process:

@@ -70,6 +70,17 @@ def _header_of(model: Path) -> dict[str, Any]:
         return {}
 
 
+def require_no_best(out: Path) -> None:
+    """Raise UserError if a folder without a trainer file has a best model, which a new run would take for its own.
+
+    What a run leaves that was ended before its first checkpoint does not matter.
+    """
+    best = out / "best.safetensors"
+    if best.exists():
+        fix = "move it elsewhere to start a new one here, or choose another --out"
+        raise UserError(f"{best}: is of an earlier run; {fix}")
+
+
 def holds_step(model: Path, step: int) -> bool:
     """Whether a model file is there, undamaged and of this step."""
     try:
