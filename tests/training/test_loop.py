@@ -32,6 +32,7 @@ from tailseg.recipes.resolve import resolve
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import override, to_yaml
 from tailseg.training.class_statistics import class_statistics
+from tailseg.training.distributed import launch
 from tailseg.training.loop import Run, train
 from tailseg.training.resumption import read_trainer
 from tailseg.training.run_lock import run_lock
@@ -1097,6 +1098,30 @@ def test_a_loss_that_needs_them_gets_the_statistics(data: DataSplits, tmp_path: 
     assert data.train is not None
     share = class_statistics(data.train).images / IMAGES
     assert state["stages.0.box_head.classification.spared"].tolist() == (share < 0.5).float().tolist()
+
+
+def test_shares_are_over_all_images_that_are_trained_on(data: DataSplits, tmp_path: Path) -> None:
+    """With data.keep_empty, also over those without annotations."""
+    assert data.train is not None
+    content = json.loads(data.train.path.read_text())
+    content["images"] += [content["images"][0] | {"id": 1000 + i} for i in range(2 * IMAGES)]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "train.json").write_text(json.dumps(content))
+    shutil.copy(data.train.path.with_name("val.json"), folder)
+    (folder / "images").symlink_to(data.train.images_dir)
+    splits = open_data(str(folder))
+    assert splits.train is not None
+    assert class_statistics(splits.train).num_images == IMAGES
+    assert class_statistics(splits.train, keep_empty=True).num_images == 3 * IMAGES
+    share = class_statistics(splits.train).images / IMAGES
+    threshold = float(share.max()) / 2
+    for keep, expected in (("false", share < threshold), ("true", share / 3 < threshold)):
+        settings = ("classifier.loss=eql", f"classifier.threshold={threshold}", f"data.keep_empty={keep}")
+        run = Run(launch(1), tiny(*settings), splits, tmp_path / "run", 0)
+        spared = run.detector.state_dict()["stages.0.box_head.classification.spared"]
+        assert spared.tolist() == expected.float().tolist()
+    assert expected.all()
 
 
 def test_data_sets(data: DataSplits) -> None:

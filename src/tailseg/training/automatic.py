@@ -140,7 +140,7 @@ class StepMemory:
         self.device = device
         self.place = recipe.name
         self.classes = len(train.categories)
-        self.statistics = class_statistics(train)
+        self.statistics = class_statistics(train, keep_empty=recipe.data.keep_empty)
         starts = np.concatenate([[0], np.cumsum(train.trained)])[train.first_annotation]
         objects = int(np.diff(starts).max(initial=1))
         self.objects = rounded_rows(objects) if graphs else objects

@@ -149,7 +149,8 @@ class Run:
 
         checkpoint = None if init is None else read_init(init, recipe, self.categories)
         torch.manual_seed(seed)
-        self.detector = build_detector(recipe, len(self.categories), class_statistics(data.train))
+        statistics = class_statistics(data.train, keep_empty=recipe.data.keep_empty)
+        self.detector = build_detector(recipe, len(self.categories), statistics)
         self.stored_recipe = stored_recipe(recipe, self.detector)
         self.weights_note = init_weights(self.detector, recipe, self.categories, checkpoint, resume=resume)
         self.detector = self.detector.to(memory_format=torch.channels_last)
