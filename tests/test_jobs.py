@@ -130,6 +130,17 @@ def test_scoring(trained: Trained, data: Path, tmp_path: Path):
     assert package.score(str(data / "val.json"), rows).metrics == found.metrics
 
 
+def test_scores_have_no_analysis_of_earlier_ones_beside_them(trained: Trained, data: Path, tmp_path: Path):
+    out = tmp_path / "scores.json"
+    rows = json.loads((trained.out / "detections.json").read_text())
+    package.score(data / "val.json", rows, out=out, analyse=True, show=False)
+    assert {path.name for path in tmp_path.glob("scores.*.*")} == {
+        *("scores.classes.csv", "scores.analysis.json", "scores.analysis.html", "scores.thresholds.json")
+    }
+    package.score(data / "val.json", rows, out=out, show=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"scores.json", "scores.classes.csv"}
+
+
 def test_training_in_a_thread(trained: Trained, recipe: Path, data: Path, tmp_path: Path):
     results: list[Trained] = []
 

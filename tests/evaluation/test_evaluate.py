@@ -321,6 +321,23 @@ def test_analysis_is_written(dataset: DetectionDataset, tmp_path: Path) -> None:
     assert set(json.loads((tmp_path / "thresholds.json").read_text())) == {"default", "classes"}
 
 
+def test_no_file_of_an_earlier_evaluation_stays_beside_new_ones(
+    dataset: DetectionDataset, unannotated: DetectionDataset, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    oracle: Any = Oracle(dataset, wrong_class)
+    evaluate(oracle, dataset, out, device=CPU, options=ScoreOptions(analyse=True), show=False)
+    others = ("analysis.html", "notes.json", "my.analysis.json")
+    for name in others:
+        (out / name).write_text("x")  # the first is of the same evaluation, the others are somebody's own
+    evaluate(oracle, dataset, out, device=CPU, show=False)
+    written = {"detections.json", "metrics.json", "classes.csv"}
+    assert {path.name for path in out.iterdir()} == written | {*others[1:]}
+    evaluate(oracle, dataset, out, device=CPU, options=ScoreOptions(analyse=True), show=False)
+    evaluate(oracle, unannotated, out, device=CPU, show=False)
+    assert {path.name for path in out.iterdir()} == {"detections.json", *others[1:]}
+
+
 def ranked_backwards(found: RawDetections) -> RawDetections:
     """Masks with scores of their own, the lower the better the box."""
     return replace(found, mask_scores=(1 - found.scores) / 2)

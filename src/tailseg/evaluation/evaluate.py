@@ -17,7 +17,7 @@ from tailseg.data.dataset import DetectionDataset
 from tailseg.data.loading import eval_loader
 from tailseg.data.transforms import Image
 from tailseg.evaluation.behind import behind
-from tailseg.evaluation.metrics import DEFAULT, ScoreOptions, Scores, score, write_scores
+from tailseg.evaluation.metrics import DEFAULT, ScoreOptions, Scores, remove_scores, score, write_scores
 from tailseg.evaluation.results import ResultsWriter, merge_results
 from tailseg.evaluation.tta import View, detect_views
 from tailseg.model.detector import Detector
@@ -65,7 +65,7 @@ def evaluate(
     """Write ``out/detections.json``, ``out/metrics.json`` and ``out/classes.csv``.
 
     Images without any annotation, such as those of a test server, leave nothing to score: then only the first is
-    written, and the scores hold nothing.
+    written, and the scores hold nothing. What earlier scores left of these names, or of an analysis, does not stay.
 
     Every process detects its share of the images; process 0 merges the shares, scores them and returns the
     scores, the others return None.
@@ -136,6 +136,7 @@ def evaluate(
             "%s: has no annotations, so there is nothing to score; send %s to the test server.",
             annotations.path, out / "detections.json",
         )  # fmt: skip
+        remove_scores(out / "metrics.json")
         return Scores(metrics={}, per_category=[])
     scores = score(
         annotations,

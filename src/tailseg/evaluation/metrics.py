@@ -73,6 +73,7 @@ class Scores:
 
 
 DEFAULT = ScoreOptions()
+ANALYSIS = ("analysis.json", "thresholds.json", "analysis.html")  # files of an analysis; the jobs write the page
 
 
 def score(
@@ -256,6 +257,8 @@ def mean_measured(values: NDArray[np.float64]) -> float | None:
 def write_scores(scores: Scores, metrics: Path, beside: str = "") -> None:
     """Write the metrics and beside them ``classes.csv`` and, if there is an analysis, its JSON and thresholds.
 
+    Without one, that of earlier scores is removed.
+
     Args:
         scores: of one results file.
         metrics: JSON file.
@@ -268,9 +271,22 @@ def write_scores(scores: Scores, metrics: Path, beside: str = "") -> None:
     table.writeheader()
     table.writerows(scores.per_category)
     write_whole(classes, text.getvalue())
-    if scores.analysis is not None:
+    if scores.analysis is None:
+        _remove(metrics, beside, ANALYSIS)
+    else:
         write_json(metrics.with_name(f"{beside}analysis.json"), scores.analysis)
         write_json(metrics.with_name(f"{beside}thresholds.json"), scores.thresholds)
+
+
+def remove_scores(metrics: Path, beside: str = "") -> None:
+    """Remove the files of earlier scores, where there are none now; arguments of `write_scores`."""
+    metrics.unlink(missing_ok=True)
+    _remove(metrics, beside, ("classes.csv", *ANALYSIS))
+
+
+def _remove(metrics: Path, beside: str, names: Sequence[str]) -> None:
+    for name in names:
+        metrics.with_name(f"{beside}{name}").unlink(missing_ok=True)
 
 
 def read_classes(path: Path) -> list[dict[str, Any]]:
