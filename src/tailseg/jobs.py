@@ -173,7 +173,7 @@ def evaluate(
     from tailseg.evaluation.evaluate import evaluate as evaluate_detector
     from tailseg.evaluation.metrics import ScoreOptions
     from tailseg.evaluation.tta import views_of
-    from tailseg.predict import Model, load
+    from tailseg.predict import Model, is_exported, load
 
     if split not in ("train", "val"):
         raise ValueError(f"split is 'train' or 'val', received {split!r}")
@@ -188,7 +188,7 @@ def evaluate(
                 )
             loaded = model
         else:
-            limit = {} if max_dets is None else {"test.max_detections": max_dets}
+            limit = {} if max_dets is None or is_exported(model) else {"test.max_detections": max_dets}
             texts = [f"{key}={json.dumps(value)}" for key, value in (limit | dotted(settings)).items()]
             loaded = load(model, device, settings=texts)
         source = "the model" if loaded.path is None else str(loaded.path)

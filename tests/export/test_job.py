@@ -47,6 +47,17 @@ def test_eval_scores_the_same(onnx_file: Path, model: Path, tmp_path: Path) -> N
         metrics.append(json.loads((out / "metrics.json").read_text()))
         assert len(json.loads((out / "detections.json").read_text())) > 3
     assert metrics[0] == metrics[1]
+    # Of an image the best two count: the model keeps no more, the export finds as many as ever.
+    limited = []
+    for file in (model, onnx_file):
+        out = tmp_path / f"limited{file.suffix}"
+        assert_done(tailseg("eval", file, "--data", tmp_path, "--out", out, "--max-dets", 2, "--quiet"))
+        limited.append(json.loads((out / "metrics.json").read_text()))
+    for exported in (onnx_file, load(onnx_file)):
+        found = package.evaluate(exported, tmp_path, tmp_path / "python", max_dets=2, show=False)
+        limited.append(found.metrics)
+    assert limited == [limited[0]] * 4
+    assert "AR2" in limited[0]["segm"]
 
 
 @pytest.mark.nightly

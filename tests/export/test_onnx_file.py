@@ -93,5 +93,8 @@ def test_choosing_among_what_is_found(onnx_file: Path, model: Path, photo: Path)
 
 
 def test_a_loaded_export_keeps_its_settings(onnx_file: Path) -> None:
-    with pytest.raises(UserError, match="has the settings of its export"):
-        package.load(onnx_file, settings=["test.nms_iou=0.6"])
+    own = package.load(onnx_file).recipe
+    same = [f"test.nms_iou={own.test.nms_iou}", f"test.max_detections={own.test.max_detections}"]
+    assert package.load(onnx_file, settings=same).recipe == own
+    with pytest.raises(UserError, match=r"^--set test\.nms_iou=0\.65: .* has the settings of its export"):
+        package.load(onnx_file, settings=[*same, "test.nms_iou=0.65"])

@@ -180,9 +180,9 @@ def evaluate(
     if split not in ("train", "val"):
         raise typer.BadParameter(f"'{split}' is not one of train, val", param_hint="--split")
     from tailseg.jobs import evaluate as run
-    from tailseg.predict import load
+    from tailseg.predict import is_exported, load
 
-    limit = [] if max_dets is None else [f"test.max_detections={max_dets}"]
+    limit = [] if max_dets is None or is_exported(model) else [f"test.max_detections={max_dets}"]
     found = run(
         load(model, device, settings=[*limit, *_tta_setting(tta), *(settings or ())]),
         *(data, out),

@@ -72,6 +72,11 @@ def _chosen(raw: RawDetections, wanted: Wanted) -> RawDetections:
     return raw[kept.nonzero().squeeze(1)[: wanted.limit]]
 
 
+def is_exported(model: str | Path) -> bool:
+    """Whether the path of a model is that of an ONNX file."""
+    return Path(model).suffix.lower() == ".onnx"
+
+
 def load_exported(path: Path) -> tuple[ExportedModel, Recipe, tuple[Category, ...]]:
     """An ONNX file with the recipe and the categories that it carries; views are not looked at.
 

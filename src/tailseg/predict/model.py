@@ -27,7 +27,7 @@ from tailseg.errors import UserError
 from tailseg.evaluation.tta import detect_views, views_of
 from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector, Wanted
-from tailseg.predict.exported import ExportedModel, load_exported
+from tailseg.predict.exported import ExportedModel, is_exported, load_exported
 from tailseg.predict.slices import detect_slices
 from tailseg.predict.sources import Item, open_pictures
 from tailseg.predict.thresholds import Thresholds, class_scores
@@ -320,7 +320,7 @@ def load(path: str | Path, device: str | int | torch.device | None = None, setti
 
     Args:
         path: of a model that `tailseg train` saved, or of its run's folder: then the best model, else the last; or of
-            an ONNX file that `tailseg export` wrote, which runs on the CPU and keeps its settings.
+            an ONNX file that `tailseg export` wrote, which runs on the CPU and keeps its settings: others are refused.
         device: where it shall run (see `find_device`).
         settings: recipe overrides that a trained model allows, such as ``test.nms_iou=0.6``.
 
@@ -329,12 +329,14 @@ def load(path: str | Path, device: str | int | torch.device | None = None, setti
             not of the test or idle.
     """
     target = find_device(device)
-    if Path(path).suffix.lower() == ".onnx":
-        if settings:
-            raise UserError(f"--set {settings[0]}: {path} has the settings of its export; export it again with others")
+    if is_exported(path):
         if device not in (None, "auto") and target.type != "cpu":
             raise UserError(f"device '{device}': {path} is an exported model and runs on the CPU; choose cpu")
-        return Model(*load_exported(Path(path)), Path(path))
+        exported, recipe, categories = load_exported(Path(path))
+        for setting in settings:
+            if override(recipe, [setting]) != recipe:
+                raise UserError(f"--set {setting}: {path} has the settings of its export; export it again with others")
+        return Model(exported, recipe, categories, Path(path))
     checkpoint = load_model(Path(path))
     for setting in settings:
         if not setting.startswith(AT_TEST_TIME):
