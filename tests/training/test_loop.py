@@ -918,6 +918,24 @@ def test_other_data_is_refused_then_started_from_as_advised(data: DataSplits, re
     assert train(tiny(), open_data(str(other)), out, resume=True, show=False) is not None
 
 
+@pytest.mark.parametrize("damage", ["cut", "byte", "text"])
+def test_a_damaged_trainer_file_then_as_advised(data: DataSplits, reference: Path, tmp_path: Path, damage: str) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(reference, out)
+    trainer, best = out / "trainer.safetensors", out / "best.safetensors"
+    sound = trainer.read_bytes()
+    damaged = {"cut": sound[: len(sound) // 2], "byte": sound[:-9] + bytes([sound[-9] ^ 1]) + sound[-8:], "text": b"x"}
+    trainer.write_bytes(damaged[damage])
+    sentence = f"{trainer}: is damaged or was edited; start again with another --out{{}}, and no --resume"
+    with pytest.raises(UserError) as refused:
+        train(tiny(), data, out, resume=True, show=False)
+    assert str(refused.value) == sentence.format(f" and --init {best}")
+    best.write_bytes(damaged["text"])  # such a model is not advised
+    with pytest.raises(UserError) as refused:
+        train(tiny(), data, out, resume=True, show=False)
+    assert str(refused.value) == sentence.format("")
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_trainer_file_with_what_is_not_finite_then_as_advised(
     data: DataSplits, reference: Path, tmp_path: Path, value: float

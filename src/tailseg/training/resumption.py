@@ -274,12 +274,15 @@ def read_trainer(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         UserError: it is missing, damaged or no trainer file, or a value in it is not finite.
     """
-    tensors, about = read_tensors(path)
+    try:
+        tensors, about = read_tensors(path)
+    except UserError as error:
+        raise UserError(f"{path}: is damaged or was edited; {afresh(path.parent)}") from error
     for key, kind in ABOUT.items():
         if not isinstance(about.get(key), kind):
             raise UserError(
-                f"{path}: does not say with which {key} the run goes on: it is no trainer file, or was edited; get it "
-                "again, or start again with another --out"
+                f"{path}: does not say with which {key} the run goes on: it is no trainer file, or was edited; "
+                f"{afresh(path.parent)}"
             )
     require_finite(tensors, path, afresh(path.parent))
     return tensors, about
