@@ -6,12 +6,14 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import ENVIRONMENT, SMALL_RECIPE, options, tailseg
 
 import tailseg as package
+from tailseg.checkpoint import read_tensors
 from tailseg.data.synthetic.generate import SyntheticSettings, write_synthetic
 from tailseg.errors import UserError
 from tailseg.outcomes import Evaluated, Trained
@@ -139,6 +141,19 @@ def test_scores_have_no_analysis_of_earlier_ones_beside_them(trained: Trained, d
     }
     package.score(data / "val.json", rows, out=out, show=False)
     assert {path.name for path in tmp_path.iterdir()} == {"scores.json", "scores.classes.csv"}
+
+
+def test_numbers_of_numpy_are_numbers(recipe: Path, data: Path, tmp_path: Path):
+    seed, epochs = np.arange(4)[3], np.int64(1)
+    run = package.train(recipe, data, tmp_path / "run", seed=seed, schedule__epochs=epochs, show=False)
+    assert read_tensors(tmp_path / "run" / "trainer.safetensors")[1]["seed"] == 3
+    given = {"test__nms_iou": np.float32(0.5), "test__max_detections": np.int64(5), "test__tta": np.bool_(0)}
+    found = package.evaluate(run.last, data, tmp_path / "found", show=False, **given)
+    least = package.evaluate(run.last, data, tmp_path, max_dets=np.int64(5), show=False)
+    assert least.files[-1].read_bytes() == found.files[-1].read_bytes()
+    rows = json.loads(found.files[-1].read_text())
+    scores = package.score(data / "val.json", rows, max_dets=np.int64(5))
+    assert scores.metrics == least.metrics
 
 
 def test_training_in_a_thread(trained: Trained, recipe: Path, data: Path, tmp_path: Path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from tailseg.errors import UserError
 from tailseg.outcomes import Compared, Evaluated, Trained
 from tailseg.recipes import get
 from tailseg.recipes.schema import Recipe
-from tailseg.recipes.values import dotted
+from tailseg.recipes.values import dotted, plain
 
 # What needs PyTorch is imported where it is used: a fault in the data is told seconds earlier.
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def train(
 
         scores = run_training(
             *(resolved, splits, out),
-            seed=seed,
+            seed=operator.index(seed),
             devices=devices,
             resume=resume,
             init=None if init is None else starting_model(init, resolved),
@@ -177,6 +178,7 @@ def evaluate(
 
     if split not in ("train", "val"):
         raise ValueError(f"split is 'train' or 'val', received {split!r}")
+    max_dets = plain(max_dets)
     most = 300 if max_dets is None else max_dets
     options = ScoreOptions(max_dets=most, fixed_ap=fixed_ap, boundary=boundary, analyse=analyse)
     with reporting(show):
@@ -272,7 +274,7 @@ def score(
     from tailseg.evaluation.metrics import ScoreOptions, checked_place, write_scores
     from tailseg.evaluation.metrics import score as score_file
 
-    options = ScoreOptions(max_dets=max_dets, fixed_ap=fixed_ap, boundary=boundary, analyse=analyse)
+    options = ScoreOptions(max_dets=plain(max_dets), fixed_ap=fixed_ap, boundary=boundary, analyse=analyse)
     results = detections if isinstance(detections, list) else Path(detections)
     out = None if out is None else checked_place(Path(out))
     with reporting(show):

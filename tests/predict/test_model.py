@@ -173,6 +173,7 @@ def test_score_classes_and_number(model: Model, picture: np.ndarray) -> None:
         found = model.predict(picture, classes=classes, score=0, max_detections=1000)
         assert set(found.names) == {"owl", "egg_cup"}
     assert_equal(model.predict(picture, classes=7), model.predict(picture, classes=["egg_cup"]))
+    assert_equal(model.predict(picture, classes=np.int64(7)), model.predict(picture, classes=[7]))
     assert len(model.predict(picture, classes=[])) == 0
     assert len(model.predict(picture, score=1)) == 0
     for classes, sentence in (

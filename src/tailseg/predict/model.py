@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import islice
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
@@ -262,7 +263,7 @@ class Model:
             raise ValueError(f"expected a score from 0 to 1, received {score}")
         if max_detections is not None and max_detections < 1:
             raise ValueError(f"expected max_detections of at least 1, received {max_detections}")
-        asked = [classes] if isinstance(classes, str | int) else classes
+        asked = [classes] if isinstance(classes, str | Integral) else classes
         labels = None if asked is None else tuple(sorted({label for one in asked for label in self._labels_of(one)}))
         if thresholds is None:
             return Wanted(min_score=score, labels=labels, limit=max_detections)

@@ -134,7 +134,16 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 def dotted(keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Recipe keys from Python keywords, which write a double underscore for each dot: ``optimizer__lr``."""
-    return {key.replace("__", "."): value for key, value in keywords.items()}
+    return {key.replace("__", "."): plain(value) for key, value in keywords.items()}
+
+
+def plain(value: Any) -> Any:
+    """A value with Python's own numbers and lists in place of NumPy's and PyTorch's."""
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
