@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,6 +155,21 @@ def test_numbers_of_numpy_are_numbers(recipe: Path, data: Path, tmp_path: Path):
     rows = json.loads(found.files[-1].read_text())
     scores = package.score(data / "val.json", rows, max_dets=np.int64(5))
     assert scores.metrics == least.metrics
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, None, 0.5, "0"])
+def test_a_seed_out_of_range_is_refused_first(seed: Any, tmp_path: Path):
+    with pytest.raises(UserError) as error:
+        package.train("no recipe", tmp_path / "gone", tmp_path / "run", seed=seed)
+    assert str(error.value) == f"seed: expected a whole number from 0 to 2^63 - 1, received {seed!r}"
+
+
+def test_the_largest_seed(recipe: Path, data: Path, tmp_path: Path):
+    package.train(recipe, data, tmp_path / "run", seed=2**63 - 1, show=False)
+    done = tailseg("train", recipe, "--data", data, "--out", tmp_path / "other", "--seed", 2**63)
+    assert done.returncode == 2
+    assert "--seed" in done.stderr
+    assert not (tmp_path / "other").exists()
 
 
 def test_training_in_a_thread(trained: Trained, recipe: Path, data: Path, tmp_path: Path):

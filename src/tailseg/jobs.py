@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import operator
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from tailseg.outcomes import Compared, Evaluated, Trained
 from tailseg.recipes import get
 from tailseg.recipes.schema import Recipe
 from tailseg.recipes.values import dotted, plain
+from tailseg.wording import short
 
 # What needs PyTorch is imported where it is used: a fault in the data is told seconds earlier.
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def train(
         resume: go on from the exact step where the run in ``out`` stopped.
         devices: processes on this machine; more than one need a script, which each of them runs from its start.
         device: where they run: ``auto`` (a CUDA GPU if there is one), ``cpu``, ``cuda:1``, ``mps`` ...
-        seed: of all random numbers.
+        seed: of all random numbers, from 0 to 2^63 - 1.
         show: report progress, on stderr.
         settings: recipe keys, a double underscore for each dot, such as ``schedule__epochs=3``.
 
@@ -104,6 +104,9 @@ def train(
             f"devices={devices}: several processes need a script that each of them can run, which a notebook or a "
             f"prompt is not; use devices=1, or the command `tailseg train ... --devices {devices}`"
         )
+    seed = plain(seed)
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise UserError(f"seed: expected a whole number from 0 to 2^63 - 1, received {short(seed)}")
     resolved = get(recipe, **settings)
     out = Path(out)
     if device != "auto":  # or a fault would be told after the data are open
@@ -119,7 +122,7 @@ def train(
 
         scores = run_training(
             *(resolved, splits, out),
-            seed=operator.index(seed),
+            seed=seed,
             devices=devices,
             resume=resume,
             init=None if init is None else starting_model(init, resolved),

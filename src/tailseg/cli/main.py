@@ -118,7 +118,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the exact step where OUT stopped.")] = False,
     devices: Annotated[int, typer.Option(min=1, help="Number of GPUs, or of processes on the CPU.")] = 1,
     device: DeviceOption = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of all random numbers.")] = 0,
     quiet: QuietOption = False,
 ) -> None:
     """Train a recipe on a data set."""
