@@ -132,6 +132,62 @@ def test_override() -> None:
     assert section.data == base.data.model_copy(update={"workers": 0})
 
 
+def test_a_free_form_section_is_added_to_and_emptied(tmp_path: Path) -> None:
+    base = resolve("own/accurate")
+    assert base.model.backbone.options == {"drop_path_rate": 0.2}
+    assert override(base, ["model.backbone.options={}"]).model.backbone.options == {}
+    assert changed(base, {"model.backbone.options": {}}).model.backbone.options == {}
+    assert override(base, ["model.backbone={options: {}}"]).model.backbone.options == {}
+    rated = override(resolve("demo/seesaw"), ["optimizer.rates.backbone=0.1", "optimizer.rates.neck=0.5"])
+    assert rated.optimizer.rates == {"backbone": 0.1, "neck": 0.5}
+    assert override(rated, ["optimizer.rates={}"]).optimizer.rates == {}
+    assert override(rated, ["optimizer={}"]) == rated
+    (tmp_path / "own.yaml").write_text("extends: own/accurate\nmodel: {backbone: {options: {}}}\n")
+    assert resolve(str(tmp_path / "own.yaml")).model.backbone.options == {}
+    for key, example in (("optimizer.rates", "backbone"), ("model.backbone.options", "drop_path_rate")):
+        with pytest.raises(UserError) as error:
+            override(resolve("demo/seesaw"), [f"{key}=null"])
+        sentence = f"'{key}' is a section; set one of its keys, such as {key}.{example}, or empty it with {{}}"
+        assert str(error.value) == f"--set {key}=null: {sentence}"
+    with pytest.raises(UserError, match=r"optimizer\.rates\.head.*'box_heads'"):
+        override(rated, ["optimizer.rates.head=0.1"])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "data.flip=true",
+        "optimizer.lr=yes",
+        "optimizer.clip=on",
+        "optimizer.rates.backbone=true",
+        "training.patience=true",
+        "schedule.epochs=on",
+        "schedule.milestones=[true]",
+        "data.short_edges=[64, no]",
+        "model.neck.channels=no",
+        "model.stages.0.iou=true",
+        "classifier.p=false",
+    ],
+)
+def test_true_is_no_number(setting: str) -> None:
+    with pytest.raises(UserError) as error:
+        resolve("demo/seesaw", [setting])
+    key = setting.partition("=")[0].removesuffix(".backbone")  # the section's own
+    received = "False" if "no" in setting or "false" in setting else "True"
+    why = f"expected a number, received {received}; YAML reads yes, no, on and off as true and false"
+    assert str(error.value) == f"--set {setting}: {key}: {why}"
+
+
+def test_true_where_it_has_a_meaning() -> None:
+    recipe = resolve(
+        "demo/seesaw",
+        ["model.neck.norm=true", "model.box_head.norm=yes", "test.tta=on", "model.backbone.options={avg_down: true}"],
+    )
+    assert (recipe.model.neck.norm, recipe.model.box_head.norm, recipe.test.tta) == (True, True, True)
+    assert recipe.model.backbone.options == {"avg_down": True}
+    assert resolve("demo/seesaw", ["model.neck.norm=group", "data.flip=1"]).data.flip == 1
+
+
 def test_flatten_and_validate() -> None:
     assert flatten({}) == {}
     assert flatten({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a.b": 1, "a.c": {}, "d": [2]}

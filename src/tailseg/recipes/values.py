@@ -15,8 +15,11 @@ from pydantic import BaseModel, ValidationError
 from tailseg.errors import UserError
 from tailseg.recipes.classifiers import CLASSIFIERS, ClassifierRecipe
 from tailseg.recipes.schema import Recipe
+from tailseg.recipes.section import TRUE_AS_NUMBER
 from tailseg.yaml_files import load_yaml
 
+# Keys whose dict holds no fields of a section but what people like, with an example.
+FREE_FORM = {"options": "drop_path_rate", "rates": "backbone"}
 MOST_NAMED = 4  # keys that a message about a key without its section offers
 FREE_FORM = ("model.backbone.options", "optimizer.rates")  # sections that may lack any of their keys
 
@@ -65,9 +68,15 @@ def validate(values: dict[str, Any], place: str) -> Recipe:
 def fault_of(refused: ValidationError) -> str:
     """A sentence that names the first faulty key, what is wrong with it and, of an unknown one, the nearest."""
     error: Any = refused.errors()[0]
-    # In a union the second part of the place is the chosen loss, which is no key.
-    parts = [part for i, part in enumerate(error["loc"]) if not (i == 1 and error["loc"][0] == "classifier")]
+    # No keys: in a union the second part of the place, the chosen loss; what follows a dict's faulty key.
+    loc = error["loc"]
+    parts = [part for i, part in enumerate(loc) if part != "[key]" and not (i == 1 and loc[0] == "classifier")]
+    if error["type"] == TRUE_AS_NUMBER:
+        parts.append(error["ctx"]["field"])
     key = ".".join(str(part) for part in parts)
+    if error["type"] == TRUE_AS_NUMBER:
+        received = error["ctx"]["found"]
+        return f"{key}: expected a number, received {received}; YAML reads yes, no, on and off as true and false"
     if error["type"] == "extra_forbidden":
         return unknown_key(key)
     if error["type"] == "union_tag_invalid":
@@ -197,13 +206,13 @@ def _assign(values: dict[str, Any], key: str, value: Any, place: str) -> None:
             raise UserError(f"{place}: '{'.'.join(path[: path.index(part)])}' has places 0 to {len(target) - 1}")
         else:
             raise UserError(f"{place}: {unknown_key(key)}")
-    free_form = path[-2:] == ["backbone", "options"]
+    free_form = bool(path) and path[-1] in FREE_FORM
     if not isinstance(target, dict) or (last not in target and not free_form):
         raise UserError(f"{place}: {unknown_key(key)}")
     if isinstance(target.get(last), dict) and not isinstance(value, dict):
-        raise UserError(
-            f"{place}: '{key}' is a section; set one of its keys, such as {key}.{next(iter(target[last]), '')}"
-        )
+        example = f"{key}.{next(iter(target[last]), FREE_FORM.get(last, ''))}"
+        emptied = ", or empty it with {}" if last in FREE_FORM else ""
+        raise UserError(f"{place}: '{key}' is a section; set one of its keys, such as {example}{emptied}")
     # A section is merged into, as in a file: what is not named stays.
     merged = merge(target, {last: value})
     target.clear()
@@ -211,7 +220,7 @@ def _assign(values: dict[str, Any], key: str, value: Any, place: str) -> None:
 
 
 def merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with ``values`` over it, section by section."""
+    """``base`` with ``values`` over it, section by section; an empty dict empties a free-form one."""
     merged = dict(base)
     loss = values.get("loss")
     if loss != merged.get("loss") and isinstance(loss, str) and loss in CLASSIFIERS:
@@ -219,6 +228,6 @@ def merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         shared = {key: merged[key] for key in ClassifierRecipe.model_fields if key in merged and key != "loss"}
         merged = CLASSIFIERS[loss](loss=loss, **shared).model_dump(mode="json")
     for key, value in values.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and (value or key not in FREE_FORM)
         merged[key] = merge(merged[key], value) if both else value
     return merged
