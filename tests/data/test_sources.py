@@ -135,6 +135,19 @@ def test_open_data_from_a_folder_and_from_yaml(tmp_path):
     assert open_splits(tmp_path, need=("train",)).val is None
 
 
+def test_relative_paths_stay_those_of_one_set(tmp_path, monkeypatch):
+    folder, val = tmp_path / "pets", content([])
+    folder.mkdir()
+    val["images"][0]["file_name"] = "images/of_val.jpg"  # relative to the file
+    make_splits(folder, val)
+    (folder / "images" / "of_val.jpg").touch()
+    monkeypatch.chdir(tmp_path)
+    splits = open_splits("pets")
+    monkeypatch.chdir(folder)
+    assert splits.val.path == Path("pets/val.json")  # as it was given
+    assert splits.val.image_path(0) == folder / "images" / "of_val.jpg"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import tailseg
 from tailseg.errors import UserError
 from tailseg.predict.sources import images_below, open_pictures
 from tailseg.predict.video import VideoFile
@@ -141,6 +142,29 @@ def test_lists_are_flattened(folder: Path, picture: np.ndarray) -> None:
         "/a.JPG", "/b.png", "/deeper/c.webp", "image 1 0", "image 2 0", "/b.png",
     ]  # fmt: skip
     assert open_pictures([folder, picture]).count == 4
+
+
+def test_a_relative_path_stays_that_of_one_file(
+    tmp_path: Path, picture: np.ndarray, model: tailseg.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, pixels in (("one", picture), ("other", 255 - picture)):
+        write_image(tmp_path / name / "clip" / "i.png")
+        Image.fromarray(pixels).save(tmp_path / name / "i.png")
+    write_video(tmp_path / "one" / "v.mp4", 2)
+    monkeypatch.chdir(tmp_path / "one")
+    found, folder, video = model.predict("i.png"), open_pictures("clip"), open_pictures("v.mp4")
+    Path("clip/i.png").write_bytes(b"")
+    monkeypatch.chdir(tmp_path / "other")
+    assert found.source == "i.png"
+    assert (found.picture == picture).all()
+    assert len(list(video.items)) == 2
+    (item,) = folder.items
+    assert (item.name, item.path) == (str(Path("clip/i.png")), tmp_path / "one" / "clip" / "i.png")
+    with pytest.raises(UserError, match=r"^clip/i\.png: the file is empty"):
+        item.read()
+    (tmp_path / "one" / "i.png").unlink()
+    with pytest.raises(UserError, match=r"^i\.png: no such image"):
+        found.plot()
 
 
 def test_paths_of_any_type(folder: Path) -> None:

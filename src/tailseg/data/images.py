@@ -157,17 +157,21 @@ def page_count(path: Path) -> int:
         return 1
 
 
-def read_image(path: Path) -> Pixels:
+def read_image(path: Path, name: Path | str | None = None) -> Pixels:
     """An image file as (H, W, 3) uint8 RGB; see `to_rgb`. Of several frames or pages it is the first.
+
+    Args:
+        path: of the file.
+        name: opens the sentences of errors; by default the path.
 
     Raises:
         UserError: the file is missing, empty, a folder, broken, cut off or no image; or see `to_rgb`.
         ImageTooLargeError: it has too many pixels.
     """
-    return to_rgb(decode(path)[0], path, upright=True)
+    return to_rgb(decode(path, name=name)[0], path if name is None else name, upright=True)
 
 
-def decode(path: Path, reduction: int = 1) -> tuple[Image.Image, int]:
+def decode(path: Path, reduction: int = 1, name: Path | str | None = None) -> tuple[Image.Image, int]:
     """The decoded image, in the mode and orientation of the file, and by how much it is reduced.
 
     That is ``reduction`` (1, 2, 4 or 8) for a JPEG whose sides are multiples of it, else 1.
@@ -181,7 +185,7 @@ def decode(path: Path, reduction: int = 1) -> tuple[Image.Image, int]:
         with path.open("rb") as file:
             return _decoded(file, reduction)
     except Exception as error:
-        raise _fault(path, error) from None
+        raise _fault(path, error, name=name) from None
 
 
 def read_content(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -299,28 +303,31 @@ def _grey_of_8_bits(image: Image.Image) -> Pixels:
     return np.asarray(grey * 255 // max(int(grey.max()), 1), np.uint8)
 
 
-def _fault(path: Path | str, error: Exception, max_pixels: int = MAX_PIXELS) -> Exception:
+def _fault(
+    path: Path | str, error: Exception, max_pixels: int = MAX_PIXELS, name: Path | str | None = None
+) -> Exception:
     """The user's error that a failure to open or decode a file stands for; Pillow's decoders raise many types."""
+    name = path if name is None else name
     if isinstance(error, UserError | MemoryError):
         return error
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return UserError(f"{path}: no such image; check the path")
+        return UserError(f"{name}: no such image; check the path")
     if isinstance(path, Path) and os.path.isdir(path):  # unlike `Path.is_dir`, it never raises
-        return UserError(f"{path}: it is a folder; give an image file")
+        return UserError(f"{name}: it is a folder; give an image file")
     if isinstance(error, OSError) and error.errno:  # Pillow's own have none
-        return UserError(f"{path}: the image cannot be read ({error.strerror}); check the path and its rights")
+        return UserError(f"{name}: the image cannot be read ({error.strerror}); check the path and its rights")
     if isinstance(error, Image.DecompressionBombError):
         pixels = re.search(r"\d+", str(error))
         found = f"{int(pixels[0]):,} pixels" if pixels else str(error)
         return ImageTooLargeError(
-            f"{path}: the image is too large ({found}, the limit is {max_pixels:,}); shrink it or cut it into pieces"
+            f"{name}: the image is too large ({found}, the limit is {max_pixels:,}); shrink it or cut it into pieces"
         )
     if isinstance(error, _ManyScansError):
         scans = f"more than {MOST_SCANS} scans of its pixels, which would take too long to decode"
-        return UserError(f"{path}: the JPEG file has {scans}; save it again with another program")
+        return UserError(f"{name}: the JPEG file has {scans}; save it again with another program")
     if isinstance(error, UnidentifiedImageError):
         empty = isinstance(path, Path) and path.is_file() and path.stat().st_size == 0
         problem = "the file is empty" if empty else "not an image that can be read"
-        return UserError(f"{path}: {problem}; replace it by a JPEG or PNG file")
-    message = f"{path}: the image is broken or cut off ({error}); copy or download it again"
+        return UserError(f"{name}: {problem}; replace it by a JPEG or PNG file")
+    message = f"{name}: the image is broken or cut off ({error}); copy or download it again"
     return UserError(message.replace("\n", " "))

@@ -155,7 +155,8 @@ def _stem_of_url(url: str) -> str:
 
 
 def _file(path: Path) -> Item:
-    return Item(str(path), partial(read_image, path), path=path, stem=path.stem)
+    place = path.absolute()  # the same file wherever the program goes before it is read
+    return Item(str(path), partial(read_image, place, path), path=place, stem=path.stem)
 
 
 def _open_video(path: Path) -> Source:

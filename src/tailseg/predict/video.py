@@ -43,6 +43,7 @@ class Video:
     path: Path
     fps: float  # frames a second; `USUAL_FPS` where the file states none
     stated_frames: int  # 0 where the file does not say
+    place: Path  # the absolute path: the same file wherever the program goes
 
     def frames(self) -> Iterator[Picture]:
         """The frames, each (H, W, 3) uint8 RGB, upright, decoded as they are asked for.
@@ -50,7 +51,7 @@ class Video:
         A warning says so if the file ends before all frames came that it states.
         """
         count = 0
-        capture = _open(self.path)
+        capture = _open(self.place)
         try:
             while True:
                 good, frame = capture.read()
@@ -90,7 +91,8 @@ def open_video(path: Path) -> Video:
     if not (math.isfinite(fps) and 0 < fps <= 1000):
         logger.warning("%s: does not state its frames a second; taken as %g", path, USUAL_FPS)
         fps = USUAL_FPS
-    return Video(path, fps, int(stated) if math.isfinite(stated) and 0 < stated < 1e9 else 0)
+    frames = int(stated) if math.isfinite(stated) and 0 < stated < 1e9 else 0
+    return Video(path, fps, frames, path.absolute())
 
 
 def _open(path: Path) -> cv2.VideoCapture:

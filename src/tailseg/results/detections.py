@@ -68,7 +68,8 @@ class Detections:
         self.raw = raw.to("cpu")
         self.categories = tuple(categories)
         self.source = str(picture) if source is None and isinstance(picture, Path) else source
-        self._picture = picture
+        # The same file wherever the program goes.
+        self._picture = picture.absolute() if isinstance(picture, Path) else picture
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -150,12 +151,11 @@ class Detections:
             raise UserError("these detections came without their picture: predict from a file or an array")
         if isinstance(self._picture, np.ndarray):
             return self._picture
-        pixels = read_image(self._picture)
+        pixels = read_image(self._picture, self.source)
         if pixels.shape[:2] != tuple(self.image_hw):
-            (height, width), (h, w) = self.image_hw, pixels.shape[:2]
+            (height, width), (h, w), name = self.image_hw, pixels.shape[:2], self.source or self._picture
             raise UserError(
-                f"{self._picture}: has {h} x {w} pixels, but {height} x {width} when its objects were found; "
-                "predict again"
+                f"{name}: has {h} x {w} pixels, but {height} x {width} when its objects were found; predict again"
             )
         return pixels
 

@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 class Annotations:
     """An annotation file: images in the file's order, annotations sorted by image, labels by category id."""
 
-    path: Path
+    path: Path  # as it was given, for messages
+    folder: Path  # of the file, absolute: the same wherever the program goes, as is the next
     images_dir: Path
     categories: tuple[Category, ...]  # in id order: the label is the position
     frequency_stated: bool  # the file itself gives each category's frequency
@@ -152,7 +153,7 @@ class Annotations:
         where = f"{self.path}: image {self.image_id(image)}"
         if not names:
             raise UserError(f"{where}: it has no file_name and no coco_url; give one, to say which file it is")
-        path = self._folder.find(names, where, self.path.parent)
+        path = self._folder.find(names, where, self.folder)
         if path is None:
             place = f"{self.images_dir}, its train2017 or its val2017"
             raise UserError(f"{where}: {names[0]!r} is not in {place}; put it there or correct the image folder")
@@ -184,7 +185,8 @@ def load_annotations(json_path: Path, images_dir: Path, *, masks: bool = True, t
     stored = stored_columns(Path(json_path), masks=masks, tolerant=tolerant)
     return Annotations(
         path=Path(json_path),
-        images_dir=Path(images_dir),
+        folder=Path(json_path).absolute().parent,
+        images_dir=Path(images_dir).absolute(),
         categories=stored.categories,
         frequency_stated=stored.frequency_stated,
         report=stored.report,
