@@ -269,6 +269,23 @@ def test_gradients_seen_are_part_of_the_state():
     assert torch.equal(other.loss(logits, labels, valid)["classes"], ours.loss(logits, labels, valid)["classes"])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_keep_growing_in_a_model_of_low_precision(dtype):
+    ours, same = EqualizationV2Classification(3), EqualizationV2Classification(3)
+    for one in (ours, same):
+        one.positive_gradients.fill_(48_776.25)
+        one.negative_gradients.fill_(8_192.25)
+    ours.to(dtype)
+    logits, labels, valid = case(4, 3)
+    logits = logits.to(dtype)
+    assert torch.equal(ours.loss(logits, labels, valid)["classes"], same.loss(logits, labels, valid)["classes"])
+    for name, sums in ours.state_dict().items():
+        assert sums.dtype == torch.float32
+        assert torch.equal(sums, same.state_dict()[name])
+        assert (sums > {"positive_gradients": 48_776.25, "negative_gradients": 8_192.25}[name]).all()
+    assert ours.double().ratios().dtype == torch.float64
+
+
 def test_gradients_are_collected_in_training_only_and_without_a_graph():
     ours = EqualizationV2Classification(3).eval()
     logits, labels, valid = case(4, 3)

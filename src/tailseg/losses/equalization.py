@@ -5,6 +5,8 @@ EQL is of arXiv 2003.05176, EQL v2 of arXiv 2012.08548.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -118,6 +120,16 @@ class EqualizationV2Classification(Classification):
         self.sync_counts = True  # sum the gradients over all processes
         self.register_buffer("positive_gradients", torch.zeros(num_classes))
         self.register_buffer("negative_gradients", torch.zeros(num_classes))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EqualizationV2Classification:
+        """Move and cast as modules are, but keep the sums in float32 at least: in less they would soon stand still."""
+        before = {name: getattr(self, name) for name in self.learned_buffers}
+        super()._apply(fn, recurse)
+        for name, sums in before.items():
+            after = getattr(self, name)
+            if torch.promote_types(after.dtype, torch.float32) != after.dtype:
+                setattr(self, name, sums.to(after.device))
+        return self
 
     def ratios(self) -> Tensor:
         """Ratios g (C,): gradients so far as positive over those as negative; 100 for a class that has had none."""
