@@ -224,7 +224,25 @@ def test_missing_statistics_are_named_until_they_are_there(name):
     case = (torch.zeros(2, ours.num_logits), torch.tensor([0, 5]), torch.ones(2, dtype=torch.bool))
     assert refused_statistics(ours, case) == refused_statistics(ours, case)
     ours.load_state_dict(made(name).state_dict())
+    assert ours.statistics_known
     assert all(value.isfinite() for value in ours.loss(*case).values())
+    by_hand = CLASSIFICATIONS[name](5)
+    for buffer, filled in zip(by_hand.buffers(), made(name).buffers(), strict=True):
+        buffer.copy_(filled)
+    assert all(value.isfinite() for value in by_hand.loss(*case).values())
+
+
+@pytest.mark.parametrize("name", [name for name, kind in CLASSIFICATIONS.items() if kind.needs_statistics])
+def test_missing_statistics_are_named_by_a_compiled_loss_too(name):
+    torch.compiler.reset()
+    ours, loaded = (CLASSIFICATIONS[name](5) for _ in range(2))
+    logits, labels = torch.zeros(2, ours.num_logits), torch.tensor([0, 5])
+    compiled = torch.compile(ours, backend="eager")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="without statistics; pass statistics=ClassStatistics"):
+            compiled(logits, labels)
+    loaded.load_state_dict(made(name).state_dict())
+    assert torch.compile(loaded, backend="eager", fullgraph=True)(logits, labels).isfinite()
 
 
 def refused_statistics(ours, case) -> str:

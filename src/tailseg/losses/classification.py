@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -77,13 +77,22 @@ class Classification(nn.Module):
         if not logits.is_floating_point() or valid.dtype != torch.bool:
             raise ValueError(f"{name} expected floating logits and bool valid, received {logits.dtype}, {valid.dtype}")
         require_labels(name, labels, self.num_classes, background=True)
-        if not self.statistics_known and not torch.compiler.is_compiling():
-            # Looked at once, whatever the device: only a loss that was made without them comes here.
-            if any(bool(buffer.isnan().any()) for buffer in self.buffers() if buffer.is_floating_point()):
+        if not self.statistics_known:
+            # Looked at once, whatever the device: only a loss comes here that was made without them and has loaded no
+            # state dict. A compiler sees no values, and has the flag alone.
+            if torch.compiler.is_compiling() or self._lacks_values():
                 raise ValueError(
                     f"{name} was made without statistics; pass statistics=ClassStatistics(...) or load a state dict"
                 )
             self.statistics_known = True
+
+    def _lacks_values(self) -> bool:
+        return any(bool(buffer.isnan().any()) for buffer in self.buffers() if buffer.is_floating_point())
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*args, **options)
+        if not self.statistics_known:
+            self.statistics_known = not any(buffer.is_meta for buffer in self.buffers()) and not self._lacks_values()
 
     def forward(self, logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
         """Sum of the losses of `loss`, called as `torch.nn.functional.cross_entropy` is.
