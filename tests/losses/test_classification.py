@@ -212,7 +212,9 @@ def test_other_shapes_and_types_are_refused(name):
     assert "received (4, " in refused(ours, logits, labels[:3], valid)
     assert "received (4, " in refused(ours, logits, labels, valid[:3])
     for dtype in (torch.int32, torch.float32, torch.uint8):
-        assert f"expected int64 labels, received {dtype}" in refused(ours, logits, labels.to(dtype), valid)
+        assert f"expected int64 labels, received {dtype}; pass labels.long()" in refused(
+            ours, logits, labels.to(dtype), valid
+        )
     assert "received torch.int64, torch.bool" in refused(ours, logits.long(), labels, valid)
     assert "received torch.float32, torch.float32" in refused(ours, logits, labels, valid.float())
     assert all(value.isfinite() for value in ours.loss(logits, labels, valid).values())

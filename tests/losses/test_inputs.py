@@ -65,7 +65,7 @@ def test_soft_labels_name_their_largest_share():
             torch.tensor([[0, -100], [2, -1]]),
             r"labels in \[0, 3\) or -100 \(ignored\), received -1 at position \(1, 1\)$",
         ),
-        (torch.tensor([[0, 1], [2, 0]]).float(), r"int64 labels, received torch.float32$"),
+        (torch.tensor([[0, 1], [2, 0]]).float(), r"int64 labels, received torch.float32; pass labels\.long\(\)$"),
         (
             torch.tensor([0, 1]),
             r"logits \(N, 3\) or \(N, 3, ...\) and labels \(N,\) or \(N, ...\), received \(2, 3, 2\) and \(2,\)$",
@@ -133,6 +133,27 @@ def test_all_ten_take_any_rank_and_ignored_labels(name, shape):
     torch.testing.assert_close(flat_logits(ours.grad), rows.grad)
     for one, other in zip(whole.buffers(), part.buffers(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", CLASSIFICATIONS)
+def test_all_ten_take_images_of_labels(name):
+    ours, same = made(name), made(name)
+    logits, labels = case(ours.num_logits, (2, 3, 2), 5)
+    labels[0, 1] = 255
+    value = ours(logits, labels.byte(), ignore_index=255)
+    assert torch.equal(value, same(logits, labels, ignore_index=255))
+    for one, other in zip(ours.buffers(), same.buffers(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_module_takes_images_of_labels():
+    ours, same = SeesawLoss(4), SeesawLoss(4)
+    logits, labels = case(4, (2, 3), 4)
+    assert torch.equal(ours(logits, labels.byte()), same(logits, labels))
+    assert torch.equal(ours.per_sample(logits, labels.byte()), same.per_sample(logits, labels))
+    ours.count(labels.byte())
+    same.count(labels)
+    assert torch.equal(ours.counts, same.counts)
 
 
 def test_cross_entropy_of_ours_is_pytorchs():

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tailseg.losses.inputs import flat_logits, require_labels, require_shapes
+from tailseg.losses.inputs import flat_logits, require_labels, require_shapes, whole_labels
 
 PRIOR_01 = -4.595120  # ln(0.01 / 0.99): the bias at which a sigmoid starts at 0.01
 PRIOR_001 = -6.906755  # ln(0.001 / 0.999)
@@ -99,7 +99,7 @@ class Classification(nn.Module):
 
         Args:
             logits: (N, num_logits), (N, num_logits, d1, ...) or (num_logits,) float.
-            labels: (N,), (N, d1, ...) or () int64 in [0, C], C being background, or ``ignore_index``.
+            labels: (N,), (N, d1, ...) or () int64 or uint8 in [0, C], C being background, or ``ignore_index``.
             ignore_index: label of samples that `loss` takes as not valid.
 
         Returns:
@@ -108,7 +108,7 @@ class Classification(nn.Module):
         Raises:
             ValueError: a shape, a type or (on CPU) a label is not as described, or the statistics are missing.
         """
-        name = type(self).__name__
+        name, labels = type(self).__name__, whole_labels(labels)
         require_shapes(name, logits, labels, self.num_logits)
         require_labels(name, labels, self.num_classes, background=True, ignore_index=ignore_index)
         valid = (labels != ignore_index).flatten()

@@ -29,14 +29,15 @@ def flat_targets(name: str, logits: Tensor, labels: Tensor, num_classes: int, ig
     Args:
         name: of the loss, for messages.
         logits: (N, C), (N, C, d1, ...) or (C,) float.
-        labels: int64 in [0, C) or ``ignore_index``, in the shape of the logits without the class dimension; or soft
-            labels, float in [0, 1] in the shape of the logits.
+        labels: int64 or uint8 in [0, C) or ``ignore_index``, in the shape of the logits without the class dimension;
+            or soft labels, float in [0, 1] in the shape of the logits.
         num_classes: C.
         ignore_index: label of samples without a loss.
 
     Raises:
         ValueError: a shape, a type or (on CPU) a label is not as described.
     """
+    labels = whole_labels(labels)
     if labels.is_floating_point() and labels.shape == logits.shape:
         shape = require_shapes(name, logits, None, num_classes)
         _require_shares(name, labels)
@@ -50,6 +51,11 @@ def flat_targets(name: str, logits: Tensor, labels: Tensor, num_classes: int, ig
         return FlatTargets(flat_logits(logits), flat, None, None, shape)
     counted = flat != ignore_index
     return FlatTargets(flat_logits(logits), flat * counted, None, counted, shape)
+
+
+def whole_labels(labels: Tensor) -> Tensor:
+    """Labels as int64 where they are uint8, which images of labels hold, as in `torch.nn.functional.cross_entropy`."""
+    return labels.long() if labels.dtype == torch.uint8 else labels
 
 
 def flat_logits(logits: Tensor) -> Tensor:
@@ -90,7 +96,7 @@ def require_labels(
         Whether it is known that no label is ``ignore_index``.
     """
     if labels.dtype != torch.int64:
-        raise ValueError(f"{name} expected int64 labels, received {labels.dtype}")
+        raise ValueError(f"{name} expected int64 labels, received {labels.dtype}; pass labels.long()")
     if not labels.numel():
         return True
     if not _may_look(labels):

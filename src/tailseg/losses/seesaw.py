@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tailseg.losses.classification import Classification, one_hot
 from tailseg.losses.fused import is_watched
-from tailseg.losses.inputs import FlatTargets, flat_targets, require_labels
+from tailseg.losses.inputs import FlatTargets, flat_targets, require_labels, whole_labels
 from tailseg.losses.seesaw_kernels import (
     count_labels,
     fused_parts,
@@ -156,8 +156,8 @@ class SeesawLoss(nn.Module):
 
         Args:
             logits: (N, C), (N, C, d1, ...) or (C,) float of any precision; computed in float32 or better.
-            labels: (N,), (N, d1, ...) or () int64 in [0, C) or `ignore_index`; or soft labels, float in [0, 1] in the
-                shape of the logits.
+            labels: (N,), (N, d1, ...) or () int64 or uint8 in [0, C) or `ignore_index`; or soft labels, float in
+                [0, 1] in the shape of the logits.
             weights: factors of the samples' losses, in the shape of hard labels; a sample of weight 0 is not counted.
 
         Returns:
@@ -198,8 +198,9 @@ class SeesawLoss(nn.Module):
         Ignored samples are not counted, nor are those where ``valid`` (bool, of the same shape) is False.
 
         Raises:
-            ValueError: labels are not int64, or (on CPU) one is out of range.
+            ValueError: labels are neither int64 nor uint8, or (on CPU) one is out of range.
         """
+        labels = whole_labels(labels)
         none_ignored = require_labels("SeesawLoss", labels, self.num_classes, ignore_index=self.ignore_index)
         labels, valid = labels.flatten(), None if valid is None else valid.flatten()
         if not none_ignored:
