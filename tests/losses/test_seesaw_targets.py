@@ -257,6 +257,20 @@ def test_compiled_it_counts_and_learns_the_same(options):
     assert torch.equal(compiled.counts, eager.counts)
 
 
+def test_an_exponent_beyond_the_range_of_float32():
+    logits, soft = case((6,), soft=True)
+    loss = SeesawLoss(CLASSES, p=10, reduction="none").eval()
+    loss.counts.copy_(torch.tensor([10**9, 1, 1000, 10**9, 0]))
+    ours = logits.float().requires_grad_()
+    losses = loss(ours, soft.float())
+    torch.testing.assert_close(losses.double(), losses_stated(loss, logits, soft), rtol=1e-5, atol=1e-4)
+    losses.sum().backward()
+    theirs = logits.clone().requires_grad_()  # e^207 has its place in float64
+    loss(theirs, soft).sum().backward()
+    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-4, atol=1e-5)
+    assert torch.autograd.gradgradcheck(lambda z: loss(z, soft).sum(), logits.requires_grad_())
+
+
 def test_per_sample_gradients_of_soft_labels_by_function_transforms():
     logits, soft = case((6,), soft=True)
     loss = with_counts(reduction="sum", label_smoothing=0.1)

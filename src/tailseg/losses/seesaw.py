@@ -23,6 +23,8 @@ from tailseg.losses.seesaw_kernels import (
     triton_means,
 )
 
+LARGEST_P = 2.0  # at which N^p of any count fits float32
+
 
 def log_seesaw_factors(
     logits: Tensor, labels: Tensor, counts: Tensor, p: float, q: float = 0.0, eps: float = 1e-2
@@ -257,7 +259,7 @@ class SeesawLoss(nn.Module):
             soft = one_hot(flat.labels, self.num_classes) if flat.soft is None else flat.soft
             soft = soft.to(strengths.dtype) * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
             soft = soft if self.weight is None else soft * self.weight
-            losses = soft_seesaw(flat.logits, soft, strengths, self.q, self.eps)
+            losses = soft_seesaw(flat.logits, soft, strengths, self.q, self.eps, steep=self.p > LARGEST_P)
         return losses if flat.counted is None or flat.soft is not None else losses.where(flat.counted, 0)
 
     def _hard_losses(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -268,7 +268,9 @@ def takes_triton(logits: Tensor) -> bool:
     return bool(logits.is_cuda and logits.dtype != torch.float64 and has_triton() and not is_watched())
 
 
-def soft_seesaw(logits: Tensor, soft: Tensor, strengths: Tensor, q: float, eps: float) -> Tensor:
+def soft_seesaw(
+    logits: Tensor, soft: Tensor, strengths: Tensor, q: float, eps: float, *, steep: bool = False
+) -> Tensor:
     """Losses (N,) of soft labels: Σ_c t_c · L_c, where L_c is the loss that the label c would have.
 
     With q = 0, Σ_j e^{z_j + min(a_j, a_c)} is a sum over the classes no stronger than c, of e^{z + a}, and one over the
@@ -279,9 +281,10 @@ def soft_seesaw(logits: Tensor, soft: Tensor, strengths: Tensor, q: float, eps: 
     Args:
         logits: (N, C) float.
         soft: (N, C) t, each class's share of the label; classes may be weighted.
-        strengths: (C,) a = p · ln N >= 0, float32 (up to 88) or float64.
+        strengths: (C,) a = p · ln N >= 0, float32 or float64.
         q: compensation exponent.
         eps: floor of the label's own probability in the compensation.
+        steep: e^a may be more than the dtype holds (float32: a of 88); the sums are then kept as logarithms.
     """
     logits = logits.to(strengths.dtype)
     if q > 0:
@@ -291,14 +294,29 @@ def soft_seesaw(logits: Tensor, soft: Tensor, strengths: Tensor, q: float, eps: 
             shift = q * (log_prob.unsqueeze(1) - floor).clamp_(min=0)  # (N, label, class)
             shift += torch.minimum(strengths.unsqueeze(1), strengths)
         normalizers = (logits.unsqueeze(1) + shift).logsumexp(dim=2)
+        return (soft * (normalizers - strengths - logits)).sum(dim=1)
+    order = strengths.argsort()
+    logits, soft, strengths = logits[:, order], soft[:, order], strengths[order]
+    if steep:
+        weaker = _running_logsumexp(logits + strengths)
+        stronger = _running_logsumexp(logits.flip(1)).flip(1)[:, 1:] + strengths[:-1]
+        both = torch.stack([weaker[:, :-1], stronger]).logsumexp(dim=0)
+        normalizers = torch.cat([both, weaker[:, -1:]], dim=1)
     else:
-        order = strengths.argsort()
-        logits, soft, strengths = logits[:, order], soft[:, order], strengths[order]
         logits = logits - logits.detach().amax(dim=1, keepdim=True)
         weaker = (logits + strengths).exp().cumsum(dim=1)  # and the class itself
         stronger = F.pad(logits[:, 1:].exp().flip(1).cumsum(dim=1).flip(1), (0, 1))
         normalizers = (weaker + strengths.exp() * stronger).log()
     return (soft * (normalizers - strengths - logits)).sum(dim=1)
+
+
+def _running_logsumexp(values: Tensor) -> Tensor:
+    """Logarithms of the running sums of e^values along (N, C), by doubling."""
+    step = 1
+    while step < values.shape[1]:
+        further = torch.stack([values[:, step:], values[:, :-step]]).logsumexp(dim=0)
+        values, step = torch.cat([values[:, :step], further], dim=1), 2 * step
+    return values
 
 
 def seesaw_losses(logits: Tensor, labels: Tensor, strengths: Tensor, q: float, eps: float) -> Tensor:
