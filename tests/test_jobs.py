@@ -186,6 +186,19 @@ def test_training_in_a_thread(trained: Trained, recipe: Path, data: Path, tmp_pa
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+def test_another_default_type_changes_nothing(trained: Trained, recipe: Path, data: Path, tmp_path: Path):
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = package.train(recipe, data, tmp_path / "run", training__save_steps=3, show=False)
+        found = package.evaluate(again.last, data, tmp_path / "found", show=False)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert again.metrics == trained.metrics == found.metrics
+    ours, theirs = load_file(again.last), load_file(trained.last)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
 def test_progress_is_reported_where_nobody_set_up_logging(trained: Trained, data: Path):
     """A notebook or a prompt: `__main__` has no file, and nothing is configured."""
     lines = f"""

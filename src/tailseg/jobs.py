@@ -117,18 +117,20 @@ def train(
         rule = GroupRule.of(resolved.data)
         splits = open_data(data, rule=rule, show=show)
         require_rule_in_use(rule, splits.train, splits.val)
+        from tailseg.model.build import float32_by_default
         from tailseg.training.loop import train as run_training
         from tailseg.zoo.start import starting_model
 
-        scores = run_training(
-            *(resolved, splits, out),
-            seed=seed,
-            devices=devices,
-            resume=resume,
-            init=None if init is None else starting_model(init, resolved),
-            device=device,
-            show=show,
-        )
+        with float32_by_default():
+            scores = run_training(
+                *(resolved, splits, out),
+                seed=seed,
+                devices=devices,
+                resume=resume,
+                init=None if init is None else starting_model(init, resolved),
+                device=device,
+                show=show,
+            )
     best, last = out / "best.safetensors", out / "last.safetensors"
     return Trained(
         out=out,
@@ -177,6 +179,7 @@ def evaluate(
     from tailseg.evaluation.evaluate import evaluate as evaluate_detector
     from tailseg.evaluation.metrics import ScoreOptions
     from tailseg.evaluation.tta import views_of
+    from tailseg.model.build import float32_by_default
     from tailseg.predict import Model, is_exported, load
 
     if split not in ("train", "val"):
@@ -184,7 +187,7 @@ def evaluate(
     max_dets = plain(max_dets)
     most = 300 if max_dets is None else max_dets
     options = ScoreOptions(max_dets=most, fixed_ap=fixed_ap, boundary=boundary, analyse=analyse)
-    with reporting(show):
+    with reporting(show), float32_by_default():
         if isinstance(model, Model):
             given = [*settings, *(["device"] if device != "auto" else [])]
             if given:

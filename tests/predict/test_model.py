@@ -219,6 +219,22 @@ def test_load_gives_the_saved_model(path: Path, model: Model, picture: np.ndarra
     assert_equal(tailseg.load(str(path), torch.device("cpu")).predict(picture), model.predict(picture))
 
 
+def test_another_default_type_changes_nothing(path: Path, model: Model, picture: np.ndarray) -> None:
+    found = model.predict(picture)
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = tailseg.load(path, "cpu").predict(picture)
+        sides = tailseg.load(path, "cpu").predict(picture, slices=50)
+        masks, polygons = again.masks, again.polygons()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_equal(again, found)
+    assert torch.equal(masks, found.masks)
+    assert len(polygons) == len(found)
+    assert_equal(sides, model.predict(picture, slices=50))
+
+
 def test_settings_of_the_test_can_be_changed(path: Path, picture: np.ndarray) -> None:
     few = tailseg.load(path, "cpu", ["test.max_detections=2"])
     assert few.recipe.test.max_detections == 2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,6 +37,18 @@ OF_WEIGHTS = {"pretrained", "weights"}  # keys of a recipe's backbone that do no
 OF_DETECTOR = {"score_threshold", "nms_iou", "max_detections", "stage_average", "min_size"}
 
 
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """What is made without a type is float32, whatever `torch.set_default_dtype` was called with."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@float32_by_default()
 def build_detector(recipe: Recipe, num_classes: int, statistics: ClassStatistics | None = None) -> Detector:
     """The detector of a recipe for C classes, with random weights (see `backbone.load_pretrained`).
 

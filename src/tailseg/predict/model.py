@@ -26,7 +26,7 @@ from tailseg.data.transforms import fit_transform
 from tailseg.devices import find_device
 from tailseg.errors import UserError
 from tailseg.evaluation.tta import detect_views, views_of
-from tailseg.model.build import build_detector
+from tailseg.model.build import build_detector, float32_by_default
 from tailseg.model.detector import Detector, Wanted
 from tailseg.predict.exported import ExportedModel, is_exported, load_exported
 from tailseg.predict.slices import detect_slices
@@ -216,6 +216,7 @@ class Model:
                     origin = picture if item.path is None else item.path
                     yield Outcome(item, picture, Detections(next(found), self.categories, origin, item.name))
 
+    @float32_by_default()
     def _detect_all(self, pictures: Sequence[Picture], look: Look) -> list[RawDetections]:
         if look.slices is None:
             return self._detect(pictures, look.wanted)
@@ -263,7 +264,7 @@ class Model:
             raise ValueError(f"expected a score from 0 to 1, received {score}")
         if max_detections is not None and max_detections < 1:
             raise ValueError(f"expected max_detections of at least 1, received {max_detections}")
-        asked = [classes] if isinstance(classes, str | Integral) else classes
+        asked = [classes] if isinstance(classes, str | int | Integral) else classes
         labels = None if asked is None else tuple(sorted({label for one in asked for label in self._labels_of(one)}))
         if thresholds is None:
             return Wanted(min_score=score, labels=labels, limit=max_detections)
