@@ -145,6 +145,16 @@ def test_classes_that_do_not_count_get_no_gradient():
     assert (logits.grad[valid][:, counted] != 0).all()
 
 
+def test_per_sample_gradients_by_function_transforms():
+    ours = make(sampled=CLASSES + 1, power=0)  # all classes count, whatever is drawn
+    logits, labels, _ = case()
+    of_one = torch.func.grad(lambda z, y: ours(z[None], y[None]))
+    rows = torch.func.vmap(of_one, randomness="same")(logits, labels)
+    leaf = logits.clone().requires_grad_()
+    (ours(leaf, labels) * len(labels)).backward()
+    torch.testing.assert_close(rows, leaf.grad)
+
+
 def test_a_fresh_classifier_starts_at_a_probability_of_a_hundredth():
     ours = make()
     assert torch.tensor(ours.initial_bias).sigmoid().item() == pytest.approx(0.01, rel=1e-5)

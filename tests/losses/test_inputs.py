@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from tailseg.losses import CLASSIFICATIONS, ClassStatistics, CrossEntropyClassification, SeesawLoss
@@ -154,6 +155,23 @@ def test_the_module_takes_images_of_labels():
     ours.count(labels.byte())
     same.count(labels)
     assert torch.equal(ours.counts, same.counts)
+
+
+@pytest.mark.parametrize("name", CLASSIFICATIONS)
+def test_all_ten_have_batched_and_forward_derivatives(name):
+    ours = made(name)
+    logits, labels = case(ours.num_logits, (6,), 5)
+    leaf, direction = logits.clone().requires_grad_(), torch.randn(logits.shape, generator=torch.manual_seed(1))
+    value = made(name)(leaf, labels)
+    (grad,) = torch.autograd.grad(value, leaf, retain_graph=True)
+    factors = torch.tensor([1.0, -2.0])
+    (batched,) = torch.autograd.grad(made(name)(leaf, labels), leaf, factors, is_grads_batched=True)
+    torch.testing.assert_close(batched, grad * factors.view(2, 1, 1))
+    with forward_ad.dual_level():
+        moved = forward_ad.unpack_dual(ours(forward_ad.make_dual(logits, direction), labels))
+        assert all(forward_ad.unpack_dual(buffer).tangent is None for buffer in ours.buffers())
+        torch.testing.assert_close(moved.tangent, (grad * direction).sum())
+    torch.testing.assert_close(moved.primal, value.detach())
 
 
 def test_cross_entropy_of_ours_is_pytorchs():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from gpu_code import lines_of
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from tailseg.losses import seesaw_kernels
 from tailseg.losses.seesaw_kernels import (
@@ -181,6 +182,28 @@ def test_function_transforms_take_the_plain_way():
     leaf = logits.detach().requires_grad_()
     fused_seesaw(leaf, labels, strengths, 0.0, EPS).sum().backward()
     torch.testing.assert_close(rows, leaf.grad)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_batched_gradients_are_those_one_by_one(way):
+    logits, labels, strengths, _ = case(6, rows=4, scale=1.0)
+    leaf, rows = logits.detach().requires_grad_(), torch.eye(4)
+    found = torch.autograd.grad(way(leaf, labels, strengths, 0.5, EPS), leaf, rows, is_grads_batched=True)[0]
+    losses = way(leaf, labels, strengths, 0.5, EPS)
+    each = [torch.autograd.grad(losses, leaf, row, retain_graph=True)[0].clone() for row in rows]
+    torch.testing.assert_close(found, torch.stack(each), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("q", [0.0, 0.5])
+def test_forward_derivatives_leave_the_factors_alone(q):
+    logits, labels, strengths, upstream = case(6)
+    losses, grad = run(fused_seesaw, logits, labels, strengths, upstream, q)
+    direction = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+    with forward_ad.dual_level():
+        dual = seesaw_losses(forward_ad.make_dual(logits, direction), labels, strengths, q, EPS)
+        primal, tangent = forward_ad.unpack_dual(dual)
+        torch.testing.assert_close((tangent * upstream).sum(), (grad * direction).sum())
+    torch.testing.assert_close(primal, losses)
 
 
 def test_forward_and_backward_make_two_buffers_of_the_size_of_the_logits():

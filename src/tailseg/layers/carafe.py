@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from tailseg.layers import carafe_gather
 from tailseg.layers.carafe_gather import Window, sum_dtype
 from tailseg.layers.triton_support import has_triton
+from tailseg.layers.watched import is_watched
 
 
 def carafe(x: Tensor, kernels: Tensor, *, kernel_size: int = 5, groups: int = 1, scale: int = 2) -> Tensor:
@@ -120,7 +121,7 @@ def _resample(x: Tensor, kernels: Tensor, window: Window, out_hw: tuple[int, int
     _require_fit(x, kernels, window, out_hw)
     if torch.compiler.is_exporting() and window.up == 1 and window.groups == 1:
         return convolved_carafe(x, kernels, window)
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if is_watched():
         return plain_carafe(x, kernels, window)
     if x.is_cuda and sum_dtype(x, kernels) == torch.float32 and has_triton():
         return triton_carafe(x, kernels, window)

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
 from tailseg.layers.triton_support import has_triton
+from tailseg.layers.watched import is_watched
 from tailseg.layers.weighted_sums import weighted_sums
 
 Pair = tuple[int, int]
@@ -233,8 +234,7 @@ def _way(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
     """The fastest of the three ways that will do."""
     if device.type == "cpu" and not torch.compiler.is_exporting():
         return gathered_deform_conv2d
-    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if device.type == "cuda" and dtype == torch.float32 and has_triton() and not transformed:
+    if device.type == "cuda" and dtype == torch.float32 and has_triton() and not is_watched():
         return triton_deform_conv2d
     return cast("Callable[..., Tensor]", deform_conv2d)
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from tailseg.layers.watched import is_transformed
+
 _SMALL = 2**31  # numbers below fit int32, which sort in half the time
 
 
@@ -26,7 +28,7 @@ def weighted_sums(table: Tensor, *parts: Tensor) -> Tensor:
         parts: pairs of positions (K, n) int32 or int64 in the table and their weights (K, n) in its dtype; n may differ
             from pair to pair.
     """
-    if not table.is_cpu or torch._C._are_functorch_transforms_active():  # elsewhere, to count waits for the device
+    if not table.is_cpu or is_transformed():  # elsewhere, to count waits for the device
         return _sums(table, parts)
     out: Tensor = _WeightedSums.apply(table, *parts)
     return out

@@ -155,7 +155,7 @@ class EqualizationV2Classification(Classification):
         else:
             losses = self._losses(logits, labels, negative, positive)
             if self.training:
-                self._collect(self._gradients(logits, labels, negative, positive, valid))
+                self._collect(self._gradients(logits.detach(), labels, negative, positive, valid))
         return {"classes": mean_over_valid(losses, valid)}
 
     def _losses(self, logits: Tensor, labels: Tensor, negative: Tensor, positive: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class FederatedClassification(Classification):
         Returns:
             (C,) float32, 1 for classes that count, else 0; NaN where a weight is.
         """
-        present = self.weights.new_zeros(self.num_classes + 1).index_add_(0, labels, valid.to(self.weights.dtype)) > 0
+        present = self.weights.new_zeros(self.num_classes + 1).index_add(0, labels, valid.to(self.weights.dtype)) > 0
         wanted = self.sampled - present.sum()
         present = present[:-1]
         # The largest of weight / Exp(1) are a draw without replacement, one after the other, in proportion to the

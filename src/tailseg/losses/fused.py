@@ -13,14 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tailseg.layers.watched import is_watched
+
 LARGEST_LOGIT = 70.0  # float32 holds the sum of a million of e^70
 
 Definition = Callable[[Tensor], Tensor]  # of logits (R, K) to losses (R,)
-
-
-def is_watched() -> bool:
-    """Return whether a compiler or a function transform follows the operations, and no value can be looked at."""
-    return bool(torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
 
 
 def may_fuse(logits: Tensor) -> bool:

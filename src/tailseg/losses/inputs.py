@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tailseg.layers.watched import is_watched
+
 
 class FlatTargets(NamedTuple):
     """Logits and targets of a batch with one row a sample."""
@@ -127,7 +129,7 @@ def _require_shares(name: str, soft: Tensor) -> None:
 
 
 def _may_look(tensor: Tensor) -> bool:
-    return tensor.is_cpu and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    return tensor.is_cpu and not is_watched()
 
 
 def _first(values: Tensor, wrong: Tensor) -> str:

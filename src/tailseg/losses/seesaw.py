@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tailseg.layers.watched import is_watched
 from tailseg.losses.classification import Classification, one_hot
-from tailseg.losses.fused import is_watched
 from tailseg.losses.inputs import FlatTargets, flat_targets, require_labels, whole_labels
 from tailseg.losses.seesaw_kernels import (
     count_labels,

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tailseg.layers.triton_support import has_triton
-from tailseg.losses.fused import is_watched
+from tailseg.layers.watched import is_batched, is_watched
 
 LARGEST_BY_PROBABILITY = 69.0  # -ln 1e-30: float32 holds smaller ones, with fewer and fewer digits
 
@@ -37,7 +37,7 @@ def shifted_logits(logits: Tensor, labels: Tensor, strengths: Tensor, q: float, 
     with torch.no_grad():
         shift = torch.minimum(strengths, strengths.gather(0, labels).unsqueeze(1))
         if q > 0:
-            shift += _compensation(logits, labels.unsqueeze(1), strengths.dtype, q, eps)
+            shift += _compensation(logits.detach(), labels.unsqueeze(1), strengths.dtype, q, eps)
     return shift + logits
 
 
@@ -130,7 +130,7 @@ class _FusedSeesaw(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         logits, labels, strengths = ctx.saved_tensors
         kept, ctx.kept = ctx.kept, None
-        if kept is None or torch.is_grad_enabled():
+        if kept is None or torch.is_grad_enabled() or is_batched(*grads):
             return _gradient(grads, logits, labels, strengths, *ctx.options), None, None, None, None
         prob, own, push = kept
         weight = grads[0].to(prob.dtype).unsqueeze(1)
@@ -157,7 +157,7 @@ class _TritonSeesaw(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         logits, labels, strengths, kept, divisor = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_batched(*grads):
             return _gradient(grads, logits, labels, strengths, *ctx.options), None, None, None, None
         from tailseg.losses import seesaw_triton
 
@@ -190,7 +190,7 @@ class _TritonMeans(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         logits, labels, valid, strengths, kept, divisor = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_batched(*grads):
             share = torch.ones_like(labels, dtype=strengths.dtype) if valid is None else valid.to(strengths.dtype)
             share = share / divisor
             upstream = (
@@ -288,8 +288,8 @@ def soft_seesaw(
     """
     logits = logits.to(strengths.dtype)
     if q > 0:
-        with torch.no_grad():
-            log_prob = logits.log_softmax(dim=1)
+        with torch.no_grad():  # which forward-mode AD does not heed
+            log_prob = logits.detach().log_softmax(dim=1)
             floor = log_prob.clamp(min=math.log(eps)).unsqueeze(2)
             shift = q * (log_prob.unsqueeze(1) - floor).clamp_(min=0)  # (N, label, class)
             shift += torch.minimum(strengths.unsqueeze(1), strengths)
