@@ -219,6 +219,24 @@ def test_faulty_categories_end_the_check_with_a_sentence(tmp_path, split, change
     assert "(1 of 2 such faults)" in done.stderr
 
 
+@pytest.mark.parametrize("changes", [{"id": "a"}, {"width": 0}, {"height": 70_000}])
+def test_a_file_in_which_no_image_is_sound_is_reported(tmp_path, changes):
+    """Each split of it has 0 images: the check still lists all findings and names the fix."""
+    folder = write(tmp_path, SOUND, SOUND_VAL)
+    for split in ("train", "val"):
+        content = json.loads((folder / f"{split}.json").read_text())
+        for image in content["images"]:
+            image.update(changes)
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    done = run("check", folder, "--quiet", "--json", tmp_path / "check.json")
+    assert done.exit_code == 1
+    assert str(done.exception).startswith(f"{folder}: cannot be trained on: 4 images without")
+    assert "`tailseg data convert coco` writes a copy in which this is done" in str(done.exception)
+    findings = json.loads((tmp_path / "check.json").read_text())["findings"]
+    errors = [(f["split"], f["count"]) for f in findings if f["severity"] == "error"]
+    assert errors == [("train", 4), ("val", 2), ("train", 1)]  # the last: nothing to train on
+
+
 def test_export_command(tmp_path):
     folder = write(tmp_path / "src", [row(i, i) for i in range(1, 5)], SOUND_VAL)
     done = run("export", "yolo", folder, tmp_path / "yolo", "--quiet")

@@ -401,6 +401,10 @@ def test_a_validation_file_that_lists_what_occurs_in_it_has_all_categories(tmp_p
     assert f"{tmp_path / 'val.json'} lists 1 of 3 categories: it gets all of them." in caplog.messages
     assert [c.image_count for c in splits.val.categories] == [0, 0, 1]
     assert pickle.loads(pickle.dumps(splits.val)).labels.tolist() == [2]
+    val["images"] = [row | {"width": 0} for row in val["images"]]  # as it has where it has no sound image
+    (tmp_path / "val.json").write_text(json.dumps(val))
+    splits = open_data(str(tmp_path), examine=True)
+    assert (len(splits.val), [c.name for c in splits.val.categories]) == (0, ["cat", "dog", "owl"])
 
 
 def test_two_classes_of_one_name_keep_their_ids(tmp_path):

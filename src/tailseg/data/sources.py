@@ -100,7 +100,7 @@ def open_splits(
     val = load(sources.val) if "val" in need else None
     only_train_knows = val is not None and not val.frequency_stated and sources.train and os.path.exists(sources.train)
     train = load(sources.train) if "train" in need or only_train_knows else None
-    if train and val:
+    if train is not None and val is not None:
         own = len(val.categories)
         val = with_categories_of(val, train)
         if own < len(val.categories):

@@ -67,7 +67,7 @@ class DatasetReport:
 
 def file_steps(splits: DataSplits) -> int:
     """About how often `check_data` advances."""
-    return sum(steps(part) for part in (splits.train, splits.val) if part)
+    return sum(steps(part) for part in (splits.train, splits.val) if part is not None)
 
 
 def check_data(
@@ -198,7 +198,7 @@ def expected_memory(splits: DataSplits, recipe: Recipe) -> dict[str, int]:
     images as bytes and as float32 at (largest short edge x long edge), rounded up to 32 pixels, and masks of as many
     objects as the fullest image has. The network's own activations are not in it.
     """
-    parts = [part for part in (splits.train, splits.val) if part]
+    parts = [part for part in (splits.train, splits.val) if part is not None]
     most = max(int(np.diff(part.first_annotation).max(initial=0)) for part in parts)
     height, width = (-(-side // 32) * 32 for side in (max(recipe.data.short_edges), recipe.data.long_edge))
     image = 3 * height * width * (1 + 4)
