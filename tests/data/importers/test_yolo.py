@@ -218,7 +218,7 @@ def test_odd_things_are_left_out_and_counted(tmp_path):
         f"{root}/data.yaml: its path ../datasets/x is not here; the file's own folder was taken",
         f"1 images of the test split: left out ({root}/images/test/1.jpg)",
         f"1 lines that are neither a polygon of 3 points or more nor a box: left out ({labels}/1.txt: line 2)",
-        f"1 lines of a box with a confidence: left out ({labels}/1.txt: line 3)",
+        f"1 lines with a confidence: left out ({labels}/1.txt: line 3)",
         f"1 images that cannot be read: left out with their labels ({images}/2.jpg)",
         f"1 images whose label file is not a UTF-8 text: left out ({labels}/3.txt)",
         f"1 label files without an image: left out ({labels}/5.txt)",
@@ -230,7 +230,7 @@ def test_odd_things_are_left_out_and_counted(tmp_path):
     ("line", "sentence"),
     [
         ("0 320 240 100 50", "2 are lines with coordinates outside of 0 to 1: these look like pixels; divide by"),
-        ("0 0.1 0.2 0.3 0.4 0.5", "2 are lines of a box with a confidence: these look like predictions of a model;"),
+        ("0 0.1 0.2 0.3 0.4 0.5", "2 are lines with a confidence: these look like predictions of a model;"),
         ("0,0.1,0.2,0.3,0.4", "2 are lines that are not rows of numbers: write class x y x y ..., numbers with blanks"),
         ("0 0.1 0.2 0.3", "2 are lines that are neither a polygon of 3 points or more nor a box: write at least three"),
         ("0 0.1 0.2 0 0", "2 are boxes without width or height: write the boxes as x y w h, with the centre first"),

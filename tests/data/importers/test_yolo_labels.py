@@ -16,6 +16,7 @@ from tailseg.data.importers.yolo_labels import (
     NO_SHAPE,
     NO_SIZE,
     OUTSIDE,
+    TRACKED,
     LabelFiles,
     parse_labels,
 )
@@ -101,8 +102,11 @@ def test_equal_lines_are_kept_for_the_data_check_to_find():
         ("0", NO_SHAPE),
         ("0 0.1 0.2", NO_SHAPE),
         ("0 0.1 0.2 0.3", NO_SHAPE),
-        ("0 0.1 0.2 0.3 0.4 0.5 0.6 0.7", NO_SHAPE),
+        ("0 0.1 0.2 0.3 0.4 0.5 0.6 1.7", NO_SHAPE),
         ("0 0.1 0.2 0.3 0.4 0.5", CONFIDENCE),
+        ("0 0.1 0.2 0.3 0.4 1.0", CONFIDENCE),
+        (f"0 {TRIANGLE} 0.75", CONFIDENCE),
+        ("0 0.5 0.5 0 0.1 7", NO_SIZE),
         ("0 0.1 0.2 0.3 0.4 0.5 1.5", OUTSIDE),
         ("0 0.1 0.2 0.3 0.4 0.5 -0.02", OUTSIDE),
         ("0 320 240 100 50", OUTSIDE),
@@ -151,6 +155,20 @@ def test_keypoints_are_no_polygon():
     assert not found.counts
 
 
+def test_a_track_id_after_a_box_polygon_or_keypoints_is_dropped():
+    """CVAT: "Integer track id can be added to the end of any annotation"; its example has a box with the id 1."""
+    lines, found = parse(f"0 0.3 0.8 0.1 0.3 1\n1 0.7 0.2 0.3 0.1\n1 0.5 0.5 0.2 1\n1 {TRIANGLE} 23\n0 {TRIANGLE}")
+    assert [(label, is_box) for label, _, is_box in lines] == [(0, True), (1, True), (1, True), (1, False), (0, False)]
+    assert lines[0][1].round(9).tolist() == [[0.25, 0.65], [0.35, 0.65], [0.35, 0.95], [0.25, 0.95]]
+    assert lines[2][1].round(9).tolist() == [[0.4, 0], [0.6, 0], [0.6, 1], [0.4, 1]]  # the 1 is its height
+    assert lines[3][1].tolist() == lines[4][1].tolist() == [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75]]
+    assert found.counts[TRACKED] == 2
+    for points, dropped in (("0.5 0.5 2", 0), ("0.5 0.5 2 7", 1), ("7", 1)):
+        lines, found = parse(f"1 0.5 0.5 0.5 0.25 {points}", keypoint_numbers=3)
+        assert [(is_box, polygon.tolist()[0]) for _, polygon, is_box in lines] == [(True, [0.25, 0.375])]
+        assert found.counts == ({TRACKED: 1} if dropped else {})
+
+
 points = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=12)
 
 
@@ -168,7 +186,7 @@ def test_any_text_is_read_or_refused_with_its_line(text):
     assert refused.startswith("f.txt: line ") or not refused
     lines, found = result or ([], LeftOut())
     assert all(((polygon >= 0) & (polygon <= 1)).all() and len(polygon) >= 3 for _, polygon, _ in lines)
-    assert set(found.counts) <= set(CAUSES)
+    assert set(found.counts) <= {*CAUSES, TRACKED, BESIDE_POLYGONS}
     if result:  # every line that is not blank is an object or is counted
         assert len(lines) + sum(found.counts.values()) == sum(bool(line.strip()) for line in text.splitlines())
 

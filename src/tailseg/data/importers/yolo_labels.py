@@ -25,10 +25,11 @@ Line = tuple[int, NDArray[np.float64], bool]  # class, (K, 2) points from 0 to 1
 LONG_LINE = f"lines of more than {LONGEST_LINE:,} signs: left out"
 NO_NUMBERS = "lines that are not rows of numbers: left out"
 NO_SHAPE = "lines that are neither a polygon of 3 points or more nor a box: left out"
-CONFIDENCE = "lines of a box with a confidence: left out"
+CONFIDENCE = "lines with a confidence: left out"
 OUTSIDE = "lines with coordinates outside of 0 to 1: left out"
 NO_SIZE = "boxes without width or height: left out"
 BESIDE_POLYGONS = "boxes in a label file with polygons: taken as boxes, though Ultralytics reads polygons of two points"
+TRACKED = "lines with a track id: taken without it"
 CAUSES = {  # kinds of odd lines, and what to do where all are so
     LONG_LINE: "write each object on a line of its own",
     NO_NUMBERS: "write class x y x y ..., numbers with blanks between them",
@@ -45,7 +46,8 @@ def parse_labels(
     """The objects of a label file; blank lines are none.
 
     Four numbers are a box. In a file that has polygons, whose lines Ultralytics reads as polygons throughout, they are
-    one only if it lies in the image; else they are a polygon of two points.
+    one only if it lies in the image; else they are a polygon of two points. A whole number after the box or polygon is
+    the id of a track, as CVAT writes them, and is dropped; another number there is a model's confidence.
 
     Args:
         text: of the file.
@@ -71,6 +73,9 @@ def parse_labels(
             label, *rest = map(float, words)
         except ValueError:
             label, rest = math.nan, []
+        tracked = words[-1].isdecimal() and _has_one_more(len(rest), keypoint_numbers)
+        if tracked:
+            rest.pop()
         kind = ""
         if not math.isfinite(label + sum(rest)):
             kind = NO_NUMBERS
@@ -81,7 +86,7 @@ def parse_labels(
         is_box = len(rest) == 4
         if kind:
             pass
-        elif len(rest) == 5:
+        elif len(rest) == 5 or (len(rest) > 6 and len(rest) % 2 and 0 <= rest[-1] <= 1):
             kind = CONFIDENCE
         elif not is_box and (len(rest) < 6 or len(rest) % 2):
             kind = NO_SHAPE
@@ -94,6 +99,8 @@ def parse_labels(
         if kind:
             found.add(kind, f"{where}: line {number}")
             continue
+        if tracked:
+            found.add(TRACKED, f"{where}: line {number}")
         if is_box:
             if has_polygons:
                 found.add(BESIDE_POLYGONS, f"{where}: line {number}")
@@ -101,6 +108,11 @@ def parse_labels(
             rest = [x - w / 2, y - h / 2, x + w / 2, y - h / 2, x + w / 2, y + h / 2, x - w / 2, y + h / 2]
         lines.append((int(label), np.array(rest).clip(0, 1).reshape(-1, 2), is_box))
     return lines
+
+
+def _has_one_more(numbers: int, keypoint_numbers: int) -> bool:
+    """Return whether a line has one number more than a box, with or without keypoints, or a polygon."""
+    return numbers in (5, 5 + keypoint_numbers) or (not keypoint_numbers and numbers > 6 and numbers % 2 == 1)
 
 
 def _is_inside(x: float, y: float, w: float, h: float) -> bool:
