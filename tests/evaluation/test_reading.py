@@ -128,6 +128,10 @@ def test_boxes_are_optional_for_masks_but_for_all_rows_alike():
         ({"segmentation": {"size": [32, 48], "counts": "\x00"}}, "row 1 is malformed"),
         ({"segmentation": {"size": [32, 48], "counts": [-1, 5]}}, "row 1 is malformed"),
         ({"segmentation": {"size": [32, 48], "counts": [0, 32 * 48 + 1]}}, "row 1 is malformed"),
+        ({"segmentation": {"size": [32, 48], "counts": "pqrs"}}, r"row 1 is malformed \(not a compressed RLE\)"),
+        ({"segmentation": {"size": [32, 48], "counts": "é3"}}, "row 1 is malformed"),
+        ({"segmentation": {"size": [32, 48], "counts": "523"}}, "RLE covers 10 pixels but its size is 32 x 48"),
+        ({"segmentation": {"size": [32, 48], "counts": [5, 2, 3]}}, "RLE covers 10 pixels but its size is 32 x 48"),
         ({"segmentation": [[0, 0, 9e6, 2] * 80]}, "row 1 has a polygon whose outline is longer than 10,000,000 pixels"),
         ({"segmentation": "mask"}, "neither a run-length code nor"),
         ({"segmentation": None}, "neither a run-length code nor"),
@@ -156,6 +160,18 @@ def test_masks_that_nobody_looked_for_are_let_go():
     assert len(columns) == 0
     with pytest.raises(UserError, match="row 0 is malformed"):  # and its mask must be sound
         read([row(category_id=9, segmentation={"size": [32, 48], "counts": "oooo"})], about=about)
+
+
+@pytest.mark.parametrize("place", [0, 1023, 1024, 2500])
+def test_run_lengths_of_half_an_image_are_named_wherever_they_stand(place):
+    """A mask of 16 x 24 pixels, whose code says 32 x 48: `pycocotools` scores it as some other mask."""
+    half = coco_mask.encode(np.ones((16, 24), np.uint8, order="F"))["counts"].decode()
+    rows = [row() for _ in range(2501)]
+    rows[place] = row(segmentation={"size": [32, 48], "counts": half})
+    with pytest.raises(UserError) as caught:
+        read(rows)
+    sentence = f"r.json: segmentation of row {place} is malformed (the RLE covers 384 pixels but its size is 32 x 48)"
+    assert str(caught.value) == sentence
 
 
 def test_ties_at_the_limit_go_to_the_earlier_row():

@@ -11,14 +11,16 @@ import numpy as np
 from hotcoco import mask as rle_codec
 from numpy.typing import NDArray
 
+from tailseg.data.annotations.masks import rle_pixels
 from tailseg.data.annotations.repair import whole, wrapped
-from tailseg.data.annotations.segmentations import LONGEST_OUTLINE, is_too_long
+from tailseg.data.annotations.segmentations import LONGEST_OUTLINE, is_too_long, rle_faults
 from tailseg.errors import UserError
 from tailseg.layers.paste import Rle
 from tailseg.wording import short
 
 Row = dict[str, Any]
 LONGEST = 40  # letters of a value in a message
+_AT_ONCE = 1024  # masks whose run lengths are added up at once: as many as a processor's cache holds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +101,7 @@ class Rows:
             counts = [mask["counts"] for mask in masks]
             outlined = [_has_outline(row["segmentation"]) for row in self.rows]
         areas = self._mask_areas(masks)
+        self._require_whole(image_sizes)
         there = np.array([len(count) > 0 for count in counts] if outlined is None else outlined, np.bool_)
         return np.fromiter(counts, dtype=object, count=len(counts)), areas, ~there & (areas == 0)
 
@@ -115,6 +118,27 @@ class Rows:
                 except (ValueError, TypeError) as error:
                     raise UserError(f"{self._mask_place(index)} is malformed ({error})") from error
             raise
+
+    def _require_whole(self, image_sizes: NDArray[np.int64]) -> None:
+        """Raise UserError unless the run lengths that stand in the rows cover their images; empty ones are no mask."""
+        pixels = image_sizes.prod(axis=1)
+        counts = [one["counts"] if isinstance(one := row["segmentation"], dict) else None for row in self.rows]
+        for index, count in enumerate(counts):
+            if isinstance(count, list) and count and sum(count) != pixels[index]:
+                height, width = image_sizes[index].tolist()
+                found = f"the RLE covers {sum(count)} pixels but its size is {height} x {width}"
+                raise UserError(f"{self._mask_place(index)} is malformed ({found})")
+        texts = [index for index, count in enumerate(counts) if isinstance(count, str | bytes) and count]
+        for start in range(0, len(texts), _AT_ONCE):
+            some = texts[start : start + _AT_ONCE]
+            codes = [text.encode() if isinstance(text := counts[index], str) else text for index in some]
+            try:
+                sound = np.array_equal(rle_pixels(codes), pixels[some])
+            except ValueError:
+                sound = False
+            if not sound:
+                index, fault = next(iter(rle_faults(codes, image_sizes[some].astype(np.int32)).items()))
+                raise UserError(f"{self._mask_place(some[index])} is malformed ({fault})")
 
 
 def _to_rle(segmentation: Any, image_hw: Sequence[int], place: str) -> Rle:

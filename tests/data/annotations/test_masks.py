@@ -11,7 +11,7 @@ from pycocotools import mask as coco
 from tiny import rasterise
 from torchvision.ops import roi_align
 
-from tailseg.data.annotations.masks import Bitmap, encode_bitmap, rle_runs
+from tailseg.data.annotations.masks import Bitmap, encode_bitmap, rle_pixels, rle_runs
 from tailseg.data.sources import open_splits
 
 GRID = 112
@@ -153,12 +153,23 @@ def test_runs_of_compressed_rles(objects):
     for bitmap, lengths in zip(bitmaps, of_codes, strict=True):
         values = np.repeat(np.arange(len(lengths)) % 2, lengths)
         np.testing.assert_array_equal(values.reshape(bitmap.shape, order="F"), bitmap)
+    cut = [code[:-1] if code and code[-2:-1].isdigit() else code for code in codes]  # without a last number of one sign
+    runs, first = rle_runs(cut)
+    assert rle_pixels(cut).tolist() == [runs[a:b].sum() for a, b in pairwise(first)]
 
 
 @pytest.mark.parametrize("code", [b"zzzz", b"\xff\x01", b"0P", b"02\xc3\xa9", b"PPPPPPPPPPPPPPPP1"])
 def test_broken_rle_is_refused(code):
     with pytest.raises(ValueError, match="RLE"):
         rle_runs([b"02", code, b"02"])
+    with pytest.raises(ValueError, match="RLE"):
+        rle_pixels([b"02", code, b"02"])
+
+
+def test_pixels_of_run_lengths():
+    """By hand: 3; 5 and 2; 1, 2, 3 and 2 + 4, written as the difference; 40 in two groups."""
+    assert rle_pixels([b"3", b"52", b"", b"1234", b"X1"]).tolist() == [3, 7, 0, 12, 40]
+    assert rle_pixels([]).tolist() == rle_runs([])[0].tolist() == []
 
 
 def test_photographs_targets_agree_with_full_bitmaps(shared):

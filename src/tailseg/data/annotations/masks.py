@@ -55,22 +55,9 @@ def rle_runs(codes: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int6
     Raises:
         ValueError: the bytes are not such a code, or a run is negative.
     """
-    groups = np.frombuffer(b"".join(codes), dtype=np.uint8).astype(np.int64) - 48
-    stops = np.cumsum(np.fromiter(map(len, codes), np.int64, len(codes)))  # of each code, in groups
-    ends = np.flatnonzero(groups & 32 == 0)  # of each number
-    of_codes = np.searchsorted(ends, stops)  # numbers up to the end of each code
-    first = np.concatenate([[0], of_codes])
-    if groups.size == 0:
-        return groups, first
-    broken = groups.min() < 0 or groups.max() > 63 or ends.size == 0
-    if broken or (groups[stops[stops > 0] - 1] & 32).any():
-        raise ValueError("not a compressed RLE")
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    if (ends - starts).max() > 6:  # 7 groups hold 35 bits, more than any image has pixels
-        raise ValueError("a run of the RLE is too long")
-    places = np.arange(groups.size) - np.repeat(starts, ends - starts + 1)
-    values = np.add.reduceat((groups & 31) << (5 * places), starts)
-    values -= np.where(groups[ends] & 16, 1 << (5 * (ends - starts + 1)), 0)
+    values, first = _written_numbers(codes)
+    if values.size == 0:
+        return values, first
     # Sum up the differences: the odd numbers of a code are one chain, the even ones from the third on another.
     counts = np.diff(first)
     numbers = np.arange(values.size) - np.repeat(first[:-1], counts)
@@ -82,6 +69,43 @@ def rle_runs(codes: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int6
     values[order] = sums - np.repeat(before, np.diff(begins, append=values.size))
     if values.min() < 0:
         raise ValueError("a run of the RLE is negative")
+    return values, first
+
+
+def rle_pixels(codes: Sequence[bytes]) -> NDArray[np.int64]:
+    """The pixels that compressed RLEs cover, with and without their object: the sums of `rle_runs`, at less cost.
+
+    Raises:
+        ValueError: the bytes are not such a code.
+    """
+    values, first = _written_numbers(codes)
+    counts = np.diff(first)
+    after = np.repeat(first[1:], counts) - np.arange(1, values.size + 1)  # numbers of the same code
+    weights = (after >> 1) + 1  # a difference is in every second run from its own on
+    weights[first[:-1][counts > 0]] = 1
+    sums = np.concatenate([[0], np.cumsum(values * weights)])
+    return np.asarray(sums[first[1:]] - sums[first[:-1]])
+
+
+def _written_numbers(codes: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The numbers in compressed RLEs as they are written, and where those of each code start; see `rle_runs`."""
+    groups = np.frombuffer(b"".join(codes), dtype=np.uint8) - np.uint8(48)  # those below it become large
+    stops = np.cumsum(np.fromiter(map(len, codes), np.int64, len(codes)))  # of each code, in groups
+    ends = np.flatnonzero(groups & 32 == 0)  # of each number
+    first = np.concatenate([[0], np.searchsorted(ends, stops)])
+    if groups.size == 0:
+        return np.zeros(0, np.int64), first
+    if groups.max() > 63 or (groups[stops[stops > 0] - 1] & 32).any():
+        raise ValueError("not a compressed RLE")
+    sizes = np.diff(ends, prepend=-1)  # groups of each number
+    if sizes.max() > 7:  # they hold 35 bits, more than any image has pixels
+        raise ValueError("a run of the RLE is too long")
+    values = (groups[ends] & 31).astype(np.int64)
+    values -= (values & 16) << 1
+    longer = np.flatnonzero(sizes > 1)
+    for place in range(1, 7):
+        values[longer] = (values[longer] << 5) | (groups[ends[longer] - place] & 31)
+        longer = longer[sizes[longer] > place + 1]
     return values, first
 
 

@@ -76,7 +76,7 @@ def segmentation_columns(
             else:
                 codes[i], sizes[i] = _compressed(sound)
     if objects:
-        for i, problem in _rle_faults(codes, sizes).items():
+        for i, problem in rle_faults(codes, sizes).items():
             faults.setdefault(i, Fault("bad_mask", problem))
             codes[i], sizes[i] = b"", 0
     about_codes: dict[str, NDArray[Any]] = {
@@ -94,7 +94,7 @@ def sound_segmentation(value: Any, place: str, met: Tally) -> tuple[Any, Fault |
     sound, fault = _sound(value, lambda: place, met)
     if fault is None and type(sound) is dict:
         code, size = _compressed(sound)
-        problems = _rle_faults([code], np.array([size], np.int32))
+        problems = rle_faults([code], np.array([size], np.int32))
         fault = Fault("bad_mask", problems[0]) if problems else None
     return sound, fault
 
@@ -232,7 +232,7 @@ def _compressed(value: dict[str, Any]) -> tuple[bytes, list[int]]:
     return counts.encode(), size
 
 
-def _rle_faults(codes: list[bytes], sizes: NDArray[np.int32]) -> dict[int, str]:
+def rle_faults(codes: list[bytes], sizes: NDArray[np.int32]) -> dict[int, str]:
     """Faults of compressed RLEs by index: broken ones, and those that do not cover ``sizes`` (N, 2)."""
     pixels = sizes.astype(np.int64).prod(axis=1)
     try:
@@ -240,7 +240,7 @@ def _rle_faults(codes: list[bytes], sizes: NDArray[np.int32]) -> dict[int, str]:
     except ValueError as error:
         if len(codes) == 1:
             return {0: str(error)}
-        parts = (_rle_faults(codes[i : i + 1], sizes[i : i + 1]) for i in range(len(codes)))
+        parts = (rle_faults(codes[i : i + 1], sizes[i : i + 1]) for i in range(len(codes)))
         return {i: fault[0] for i, fault in enumerate(parts) if fault}
     totals = np.diff(np.concatenate([[0], np.cumsum(runs)])[first])
     return {
