@@ -131,6 +131,7 @@ def test_labels_are_text(label, name):
     [
         *[({**shape(), "label": label}, "without a label") for label in ("", "  ", None, True, [1], {}, "\ud800")],
         ("text", "without a label"),
+        *[(shape(label), f"called {label}, which labelme keeps") for label in ("__ignore__", "_background_")],
         (shape(points=((1, 2), (3, 4))), "too few points"),
         (shape(kind="rectangle", points=((1, 2),)), "too few points"),
         (shape(kind="circle", points=((1, 2),)), "too few points"),
@@ -165,6 +166,7 @@ def test_rectangles_of_masks_may_be_a_pixel_off(points):
 
 def test_one_odd_shape_does_not_refuse_the_set(tmp_path):
     shapes = [shape(), shape(""), shape(kind="line"), shape(points=((1, 1),)), shape("owl"), shape("")]
+    shapes.append(shape("__ignore__"))
     labelme(tmp_path, "a", shapes, flags=None)
     found = read_labelme(tmp_path)
     assert [row["category_id"] for row in found.parts["train"].annotations] == [1, 2]
@@ -173,7 +175,9 @@ def test_one_odd_shape_does_not_refuse_the_set(tmp_path):
         f"2 objects without a label: left out ({path}: shape 2, {path}: shape 6)",
         f"1 points and lines, which have no area: left out ({path}: shape 3)",
         f"1 objects with too few points: left out ({path}: shape 4)",
+        f"1 shapes called __ignore__, which labelme keeps for what is no object: left out ({path}: shape 7)",
     ]
+    assert [row["name"] for row in found.categories] == ["cat", "owl"]
 
 
 @pytest.mark.parametrize("group", [[1], {"a": 1}, 1.5, True, ""])

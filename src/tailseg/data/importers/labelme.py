@@ -47,6 +47,7 @@ MAX_NAME = 200  # bytes of an image's name, of which file systems take 255
 COCO_KEYS = re.compile(rb'"(?:images|annotations|categories)"\s*:\s*\[')
 _KEYS = re.compile(rb'"(?:shapes"\s*:\s*\[|imagePath"\s*:|imageData"\s*:)')
 _OUTLINES = ("polygon", "oriented_rectangle", "rotation", "quadrilateral")  # the latter two are X-AnyLabeling's
+_NO_OBJECT = ("__ignore__", "_background_")  # names that labelme keeps for what is not to be learnt
 _NO_AREA = ("point", "points", "line", "linestrip", "line_strip")
 
 
@@ -183,11 +184,13 @@ def parse_shape(shape: Any, image_hw: tuple[int, int]) -> tuple[str, Piece]:
     """Label and polygon (K, 2) or pixels of one of labelme's shapes, in an image of the given size.
 
     Raises:
-        OddObjectError: it has no label, no area, or cannot be read.
+        OddObjectError: it has no label or one that is no class, no area, or cannot be read.
     """
     if not isinstance(shape, dict):
         raise OddObjectError("objects without a label: left out")
     name = label_of(shape.get("label"))
+    if name in _NO_OBJECT:
+        raise OddObjectError(f"shapes called {name}, which labelme keeps for what is no object: left out")
     kind = shape.get("shape_type") or "polygon"
     points = shape.get("points")
     if kind in _NO_AREA:
