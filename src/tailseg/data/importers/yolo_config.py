@@ -21,6 +21,7 @@ YAML_SUFFIXES = (".yaml", ".yml")
 MOST_CLASSES = 100_000
 MOST_BYTES = 100_000  # of an obj.data
 MOST_FOLDERS = 100  # of a folder that are looked into
+MOST_DEEP = 4  # folders in one another that hold nothing else
 _SPLIT_KEYS = ("train", "training", "val", "valid", "validation", "test", "testing")
 _ABSENT = ("", "null", "~", "None")  # as texts
 
@@ -84,8 +85,10 @@ class YoloConfig:
         return _distinct({number: names[number] for number in sorted(names)}, self.path)
 
 
-def find_config(source: Path) -> YoloConfig | None:
+def find_config(source: Path, deeper: int = MOST_DEEP) -> YoloConfig | None:
     """The file that describes a data set: the one given, or one in the folder, or in the one folder in it that has any.
+
+    A folder that holds nothing but one other, as unpacking makes them, stands for that one.
 
     Raises:
         UserError: there are several, or the only one is no valid YAML, or a file is of another kind.
@@ -101,6 +104,10 @@ def find_config(source: Path) -> YoloConfig | None:
             one, other = (config.path.relative_to(source) for config in inner[:2])
             raise UserError(f"{source}: both {one} and {other} describe a data set; name the file to use")
         found = inner[0] if inner else None
+    if found is None and deeper > 0:
+        folders, files = entries_of(source)
+        if len(folders) == 1 and not files:
+            return find_config(folders[0], deeper - 1)
     return found
 
 
