@@ -11,11 +11,11 @@ from tailseg.data.annotations.annotations import load_annotations, summary
 def test_filter_counts_what_it_drops(tmp_path):
     rows = [
         annotation(1),
-        annotation(2, bbox=[50, 10, 20, 20]),  # begins where the image ends
-        annotation(3, bbox=[-20, 10, 20, 20]),
+        annotation(2, bbox=[50, 10, 20, 20], segmentation=[[50, 10, 70, 10, 60, 30]]),  # begins where the image ends
+        annotation(3, bbox=[-20, 10, 20, 20], segmentation=[[-20, 10, 0, 10, -10, 30]]),
         annotation(4, area=0),
         annotation(5, bbox=[10, 10, 0.5, 20]),
-        annotation(6, bbox=[10, 10, 0, 20]),  # no width: it meets nothing
+        annotation(6, bbox=[10, 10, 0, 20], segmentation=[[10, 10, 10, 20, 10, 30]]),  # no width: it meets nothing
         annotation(7, iscrowd=1, segmentation={"size": [40, 50], "counts": [100, 50, 1850]}),
         annotation(8, bbox=[49, 39, 20, 20]),  # meets the last pixel
         annotation(9, bbox=[10, 10, 1, 1], category_id=4),
@@ -82,6 +82,16 @@ def test_boxes_and_areas_that_are_missing_or_no_numbers_are_taken_from_the_masks
     assert data.boxes_xywh.tolist() == [*[[10, 10, 20, 20]] * 5, [5, 3, 1, 10], *[[10, 10, 20, 20]] * 2]
     assert data.areas.tolist() == [400] * 5 + [10, 400, 400]
     assert met(data) == {"box": 7, "area": 6}
+
+
+def test_boxes_that_do_not_meet_the_image_are_taken_from_masks_that_do(tmp_path):
+    """Zeros for a box that a tool does not know; `pycocotools` and lvis-api score such masks."""
+    boxes = ([0, 0, 0, 0], [10, 10, 0, 20], [50, 10, 20, 20], [-30, 10, 20, 20], [10, 10, 0.5, 20])
+    rows = [annotation(number, bbox=box) for number, box in enumerate(boxes, start=1)]
+    data = load(tmp_path, content(rows))
+    assert data.boxes_xywh.tolist() == [*[[10, 10, 20, 20]] * 4, [10, 10, 0.5, 20]]
+    assert data.trained.tolist() == [*[True] * 4, False]
+    assert met(data) == {"box": 4}
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])

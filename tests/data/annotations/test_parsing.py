@@ -201,7 +201,7 @@ def test_groups_count_only_if_every_category_states_one(groups):
 def test_what_is_left_out_is_counted_once(tmp_path):
     """No mask comes before outside, that before no area, and that before thin."""
     rows = [
-        annotation(1, bbox=[60, 60, 0.5, 0.5], area=0),
+        annotation(1, bbox=[60, 60, 0.5, 0.5], area=0, segmentation=[[60, 60, 61, 60, 61, 61]]),
         annotation(2, bbox=[1, 1, 0.5, 0.5], area=0),
         annotation(3, bbox=[1, 1, 0.5, 0.5], segmentation=[]),
         annotation(4, bbox=[1, 1, 0.5, 0.5]),

@@ -187,7 +187,7 @@ def test_annotations_of_nothing(tmp_path):
         data["annotations"][0]["image_id"] = 99
         data["annotations"][1]["image_id"] = [1]
         del data["annotations"][2]["id"]
-        data["annotations"][3]["bbox"] = [200, 200, 5, 5]
+        data["annotations"][3] |= {"bbox": [200, 200, 5, 5], "segmentation": [[200, 200, 205, 200, 200, 205]]}
         data["annotations"][4]["area"] = 0
 
     found = read_coco(changed(tmp_path, change))
@@ -317,7 +317,9 @@ def test_crowds_ignored_objects_and_empty_images_are_counted(tmp_path):
     assert few.notes == []
 
 
-def test_boxes_with_sides_below_zero_are_taken_from_the_masks(tmp_path):
-    root = changed(tmp_path, lambda data: data["annotations"][0].update(bbox=[60, 30, -40, -20], area=-1))
-    row = read_coco(root).parts["train"].annotations[0]
+@pytest.mark.parametrize("box", [[60, 30, -40, -20], [0, 0, 0, 0], [20, 10, 40, 0], [200, 200, 5, 5]])
+def test_boxes_without_sides_or_beside_the_image_are_taken_from_the_masks(tmp_path, box):
+    found = read_coco(changed(tmp_path, lambda data: data["annotations"][0].update(bbox=box, area=-1)))
+    row = found.parts["train"].annotations[0]
     assert (row["bbox"], row["area"]) == ([20, 10, 40, 20], 400)
+    assert found.notes[0].startswith("1 annotations without a sound bbox that meets the image: taken from the mask")

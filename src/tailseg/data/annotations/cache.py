@@ -38,7 +38,7 @@ from tailseg.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-VERSION = 5  # raise it when the columns or what is dropped from them change
+VERSION = 6  # raise it when the columns or what is dropped from them change
 SMALLEST = 16 << 20  # bytes of a file worth a cache: smaller ones are parsed in a fraction of a second
 KEPT_DAYS = 30  # a cache that was not opened for longer goes when another is written
 _MAGIC = b"tailseg" + bytes([VERSION])

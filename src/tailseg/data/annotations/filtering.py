@@ -87,10 +87,7 @@ def keep(
     x, y, w, h = annotations["boxes_xywh"].T
     leave_out("no_box", np.isnan(x))
     _fill_areas(annotations, hws, left, faults if with_masks else None, met)
-    height, width = hws.T
-    inter_w = np.minimum(x + w, width) - np.maximum(x, 0)
-    inter_h = np.minimum(y + h, height) - np.maximum(y, 0)
-    leave_out("outside", (inter_w <= 0) | (inter_h <= 0))
+    leave_out("outside", ~_meet(annotations["boxes_xywh"], hws))
     leave_out("no_area", annotations["areas"] <= 0)
     annotations["boxes"] = np.stack([x, y, x + w, y + h], axis=1)
     annotations["trained"] = ~((w < 1) | (h < 1)) & ~annotations["crowd"] & ~annotations["ignored"]
@@ -112,13 +109,15 @@ def _segmentations(annotations: Columns) -> Segmentations:
 def _fill_boxes(
     annotations: Columns, hws: NDArray[Any], left: NDArray[np.bool_], faults: dict[int, Fault], met: Tally
 ) -> None:
-    """Boxes that the file does not state, or with sides below 0: those around the masks, where there are masks."""
+    """Boxes that the file does not state or that do not meet the image: those around the masks, where they do."""
     boxes, ids = annotations["boxes_xywh"], annotations["annotation_ids"]
     boxes[(boxes[:, 2:] < 0).any(axis=1)] = np.nan
-    rows = [row for row in np.flatnonzero(left & np.isnan(boxes).any(axis=1)).tolist() if row not in faults]
-    segmentations = _segmentations(annotations) if rows else None
+    rows = [row for row in np.flatnonzero(left & ~_meet(boxes, hws)).tolist() if row not in faults]
+    if not rows:
+        return
+    segmentations = _segmentations(annotations)
+    stated = boxes[rows]
     for row in rows:
-        assert segmentations is not None
         segmentation = segmentations[row]
         if isinstance(segmentation, bytes):
             boxes[row] = rle.toBbox({"size": hws[row].tolist(), "counts": segmentation})
@@ -126,7 +125,16 @@ def _fill_boxes(
             points = np.concatenate(segmentation).reshape(-1, 2)
             low, high = points.min(axis=0), points.max(axis=0)
             boxes[row] = [*low, *(high - low)]
-    met.add("box", (f"annotation {ids[row]}" for row in rows[:PLACES]), len(rows))
+    beside = ~np.isnan(stated).any(axis=1) & ~_meet(boxes[rows], hws[rows])  # as the masks are
+    boxes[np.array(rows)[beside]] = stated[beside]
+    filled = np.array(rows)[~beside].tolist()
+    met.add("box", (f"annotation {ids[row]}" for row in filled[:PLACES]), len(filled))
+
+
+def _meet(boxes: NDArray[np.float64], hws: NDArray[Any]) -> NDArray[np.bool_]:
+    """(N,) whether boxes (N, 4) xywh have an area in their image; where a number is missing they have none."""
+    low, high = np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, :2] + boxes[:, 2:], hws[:, ::-1])
+    return np.asarray((high > low).all(axis=1))
 
 
 def _fill_areas(

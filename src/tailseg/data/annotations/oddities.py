@@ -114,7 +114,9 @@ ODD_KINDS = {
     "same_name": OddKind(
         "warning", "categories with the name of another: told apart by a number", "give each a name of its own"
     ),
-    "box": OddKind("note", "annotations without a sound bbox: taken from the mask", "no action needed"),
+    "box": OddKind(
+        "note", "annotations without a sound bbox that meets the image: taken from the mask", "no action needed"
+    ),
     "area": OddKind("note", "annotations without a sound area: taken from the mask", "no action needed"),
     "form": OddKind(
         "note",

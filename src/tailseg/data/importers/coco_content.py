@@ -223,18 +223,18 @@ class CocoContent:
             self.met.add(fault_kind, [f"{place}: {problem}"])
             return False
         row["segmentation"] = segmentation
-        no_box = row["bbox"][0] != row["bbox"][0] or min(row["bbox"][2:]) < 0
+        no_box = not _meets(row["bbox"], image_hw)
         no_area = row["area"] is None or row["area"] < 0
         if no_box or no_area:
             code = {"size": list(image_hw), "counts": _counts(segmentation, image_hw)}
             if no_box:
                 row["bbox"] = np.round(_box_of(segmentation, code), DECIMALS).tolist()
-                self.met.add("box", [place])
+                if _meets(row["bbox"], image_hw):
+                    self.met.add("box", [place])
             if no_area:
                 row["area"] = float(rle.area(code))
                 self.met.add("area", [place])
-        x, y, w, h = row["bbox"]
-        if min(x + w, image_hw[1]) <= max(x, 0) or min(y + h, image_hw[0]) <= max(y, 0):
+        if not _meets(row["bbox"], image_hw):
             self.met.add("outside", [place])
             return False
         if row["area"] <= 0:
@@ -308,6 +308,12 @@ def _extent(row: Row) -> tuple[float, float] | None:
     if isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box):
         return box[1] + box[3], box[0] + box[2]
     return None
+
+
+def _meets(box: Sequence[float], image_hw: tuple[int, int]) -> bool:
+    """Return whether a box x, y, width, height has an area in an image; one of NaN has none."""
+    x, y, w, h = box
+    return min(x + w, image_hw[1]) > max(x, 0) and min(y + h, image_hw[0]) > max(y, 0)
 
 
 def _counts(segmentation: Any, image_hw: tuple[int, int]) -> str:

@@ -32,7 +32,7 @@ from tailseg.errors import UserError
 from tailseg.files import new_folder
 from tailseg.wording import controls_escaped
 
-VERSION = 4  # raise it when an import writes anything else
+VERSION = 5  # raise it when an import writes anything else
 _ABOUT = "import.json"
 _ANNOTATIONS = (
     ".json",
