@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import numpy as np
@@ -13,6 +14,7 @@ from tailseg.data.diagnosis.image_checks import FileFacts, PixelFacts
 from tailseg.data.diagnosis.mask_checks import check_masks
 from tailseg.data.diagnosis.near_duplicates import thumbnail_of
 from tailseg.data.images import ImageHeader
+from tailseg.data.importers.coco import read_coco
 from tailseg.errors import UserError
 
 
@@ -108,6 +110,22 @@ def test_equal_images_within_and_across_splits(tmp_path):
     found = report(folder)
     assert finding(found, "in both splits").examples == ("train image 3 (3.png) = val image 11 (11.png)",)
     assert finding(found, "equal content").examples == ("train image 1 (1.png) = train image 2 (2.png)",)
+
+
+def test_a_file_that_is_listed_twice(tmp_path):
+    """Each entry has objects that the other lacks; to keep one of them would lose some."""
+    folder = write(tmp_path, [*SOUND, row(5, 9, (30, 20, 10, 10))], SOUND_VAL)
+    content = json.loads((folder / "train.json").read_text())
+    content["images"].append(content["images"][1] | {"id": 9})
+    (folder / "train.json").write_text(json.dumps(content))
+    found = report(folder)
+    twice = finding(found, "files listed as several images")
+    assert (twice.severity, twice.split) == ("warning", "train")
+    assert twice.examples == ("train image 2 (2.png) = train image 9 (2.png)",)
+    assert "images with equal content" not in texts(found)
+    joined = read_coco(folder).parts["train"]
+    assert len(joined.images) == 4
+    assert sorted(r["bbox"][0] for r in joined.annotations if r["image_id"] == 2) == [10, 30]  # as the fix promises
 
 
 def test_odd_annotations(tmp_path):

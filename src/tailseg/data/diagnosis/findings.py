@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -132,6 +133,7 @@ def _shared(looked: Sequence[Split]) -> list[Finding]:
     named = {split.name: split for split in looked}
     across: list[str] = []
     within: dict[str, list[str]] = {name: [] for name in files}
+    again: dict[str, list[str]] = {name: [] for name in files}  # of one file
     equal: set[tuple[str, int]] = set()  # images with a file of equal content in the other split
     for places in same_content(files).values():
         splits = {split for split, _ in places}
@@ -143,7 +145,9 @@ def _shared(looked: Sequence[Split]) -> list[Finding]:
             across.append(text)
             equal |= set(places)
         else:
-            within[splits.pop()].append(text)
+            name = splits.pop()
+            paths = {os.path.realpath(path) for _, image in places if (path := files[name][image].path)}
+            (within if len(paths) == len(places) else again)[name].append(text)
     fix = "remove them from one split: scores on images that were trained on mean nothing"
     return [
         _finding("warning", "", "images that are in both splits", fix, across),
@@ -151,6 +155,16 @@ def _shared(looked: Sequence[Split]) -> list[Finding]:
         *(
             _finding("note", name, "images with equal content", "keep one of each", texts)
             for name, texts in within.items()
+        ),
+        *(
+            _finding(
+                "warning",
+                name,
+                "files listed as several images: the objects of one are background in the other",
+                "`tailseg data convert coco` writes a copy in which they are joined",
+                texts,
+            )
+            for name, texts in again.items()
         ),
     ]
 
@@ -225,7 +239,8 @@ def _file_findings(split: Split) -> list[Finding]:
             "error",
             name,
             "images of another size than stated",
-            "correct width and height in the file; `tailseg data convert coco` does where they are only exchanged",
+            "correct width and height in the file; `tailseg data convert coco` does where they are only exchanged "
+            "and the objects show it",
             wrong,
         ),
         _finding(
