@@ -74,7 +74,7 @@ def test_boxes_and_areas_that_are_missing_or_no_numbers_are_taken_from_the_masks
     del rows[0]["bbox"], rows[0]["area"]
     rows[1] |= {"bbox": None, "area": None}
     rows[2] |= {"bbox": [1, 2, 3], "area": "4"}
-    rows[3] |= {"bbox": [1, 2, 3, "4"], "area": True}
+    rows[3] |= {"bbox": [1, 2, 3, "x"], "area": True}
     rows[4] |= {"bbox": [0, 0, 1e300, 5]}
     rows[5] |= {"bbox": "x", "segmentation": code, "area": None}
     rows += [annotation(8, bbox=[30, 30, -20, 20], area=-1)]

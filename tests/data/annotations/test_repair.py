@@ -45,6 +45,15 @@ def test_a_plain_row_stays_as_it_is():
     assert met.counts == {}
 
 
+def test_numbers_of_a_box_may_be_texts():
+    met, row = Tally(), {"id": 1, "image_id": 2, "category_id": 3}
+    assert plain_annotation(row | {"bbox": ["1", 2, "3.5", "4"]}, "p", 0, met)["bbox"] == [1, 2, 3.5, 4]
+    assert met.places == {"form": ["p"]}
+    for box in (["1", 2, 3, "x"], ["1", 2, 3, "nan"], ["1", 2, 3, "1e9"], ["1", 2, 3], "1234"):
+        assert all(map(math.isnan, plain_annotation(row | {"bbox": box}, "p", 0, met)["bbox"]))
+    assert met.counts == {"form": 1}
+
+
 def test_a_row_of_nothing():
     met = Tally()
     assert plain_image({}, "image number 1 of the list", met) is None

@@ -101,7 +101,7 @@ def test_images_that_are_nowhere(tmp_path):
     content = json.loads((root / "train.json").read_text())
     content["images"][0]["file_name"] = None
     (root / "train.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="the first of them without a name, image 1; put the images there"):
+    with pytest.raises(UserError, match="have no file_name, the first of them image 1; give each the name of its file"):
         read_coco(root)
 
 

@@ -219,8 +219,48 @@ def test_annotations_of_a_category_that_is_not_listed_are_left_out(tmp_path):
 
 def test_a_file_of_which_nothing_can_be_used_is_an_error(tmp_path):
     root = changed(tmp_path, lambda data: [row.update(segmentation=[[1, 2, 3]]) for row in data["annotations"]])
-    with pytest.raises(UserError, match=r"none of its 6 annotations can be used \(6 annotations with a broken mask"):
+    with pytest.raises(
+        UserError, match=r"none of its 6 annotations can be used \(6 annotations with a broken mask"
+    ) as caught:
         read_coco(root)
+    assert str(caught.value).endswith("); draw it again")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"category_id": "cat"}, "; write an id of the list of categories into each category_id"),
+        ({"segmentation": [], "bbox": [1, 2, 3]}, "; write bbox as four numbers x, y, width, height, or draw masks"),
+        (
+            {"area": 0.0, "iscrowd": 7, "bbox": [99, 99, 1, 1], "segmentation": [[99, 99, 100, 99, 100, 100]]},
+            "; correct ",
+        ),
+        (
+            {"category_id": None, "segments_info": []},
+            "it is a panoptic file; give the file of the instances of the same",
+        ),
+    ],
+)
+def test_the_error_of_a_file_of_which_nothing_can_be_used_names_a_fix(tmp_path, changes, sentence):
+    root = changed(tmp_path, lambda data: [row.update(changes) for row in data["annotations"]])
+    with pytest.raises(UserError) as caught:
+        read_coco(root)
+    assert sentence in str(caught.value)
+
+
+def test_a_broken_box_in_a_set_of_boxes_is_one_and_texts_are_numbers(tmp_path):
+    def change(data):
+        for row in data["annotations"]:
+            row |= {"segmentation": [], "bbox": ["20", "10.0", 40, "20"]}
+        data["annotations"][1]["bbox"] = ["a", 1, 2, 3]
+
+    found = read_coco(changed(tmp_path, change))
+    assert [row["bbox"] for row in found.parts["train"].annotations] == [[20, 10, 40, 20]] * 5
+    assert [note.split(" (")[0] for note in found.notes][:3] == [
+        "5 objects have a box only: their masks are rectangles",
+        "5 masks or boxes in another form",
+        "1 annotations without a sound bbox and mask: left out",
+    ]
 
 
 def test_a_file_without_annotations_is_a_set_of_empty_images(tmp_path):

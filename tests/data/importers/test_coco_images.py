@@ -77,6 +77,10 @@ def test_sizes_are_those_of_the_files_where_they_can_be_meant(tmp_path):
             "3 of its 3 images are not in {}, the first of them x.jpg; put the images there, "
             "or name their folder in a YAML file with train, val and images",
         ),
+        (
+            {"file_name": None},
+            "3 of its 3 images have no file_name, the first of them image 0; give each the name of its file",
+        ),
         ({"id": [1]}, "3 of its 3 images have no id, the first of them a.jpg; number them"),
         (
             {"height": 20},

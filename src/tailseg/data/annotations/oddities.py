@@ -120,7 +120,7 @@ ODD_KINDS = {
     "area": OddKind("note", "annotations without a sound area: taken from the mask", "no action needed"),
     "form": OddKind(
         "note",
-        "masks written in another form (a polygon in no list, points as pairs, numbers as texts): taken as meant",
+        "masks or boxes in another form (a polygon in no list, points as pairs, numbers as texts): taken as meant",
         "no action needed",
     ),
     "unsigned_id": OddKind("note", "images whose id needs all of 64 bits: taken without sign", "no action needed"),

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from tailseg.data.annotations.oddities import Tally
-from tailseg.data.annotations.segmentations import MAX_SIDE
+from tailseg.data.annotations.segmentations import MAX_SIDE, number_meant
 from tailseg.data.images import MAX_PIXELS
 from tailseg.wording import short
 
@@ -101,8 +101,11 @@ def plain_annotation(row: Row, place: str, number: int, met: Tally) -> Row | Non
         met.add("no_category", [f"{place}: its category_id is {_found(row, 'category_id')}"])
         return None
     plain |= {"id": wrapped(own), "image_id": wrapped(image), "category_id": category}
-    box = row.get("bbox")
+    stated = row.get("bbox")
+    box = [number_meant(value) for value in stated] if type(stated) is list else stated
     sound = type(box) is list and len(box) == 4 and all(map(_is_number, box)) and max(map(abs, box)) <= FARTHEST
+    if sound and box != stated:
+        met.add("form", [place])
     plain["bbox"] = box if sound else [math.nan] * 4
     area = row.get("area")
     plain["area"] = area if _is_number(area) else None

@@ -137,7 +137,9 @@ def _usual_form(value: Any) -> Any:
     if type(value) is dict:
         return value | {key: _usual_counts(value[key]) for key in ("size", "counts") if key in value}
     polygons = [value] if _is_polygon(value) else value
-    return [[_number(number) for number in _flat(polygon)] if _is_polygon(polygon) else polygon for polygon in polygons]
+    return [
+        [number_meant(number) for number in _flat(polygon)] if _is_polygon(polygon) else polygon for polygon in polygons
+    ]
 
 
 def _usual_counts(value: Any) -> Any:
@@ -153,15 +155,15 @@ def _is_polygon(value: Any) -> bool:
     if type(value) is not list or not value:
         return False
     if all(type(pair) is list and len(pair) == 2 for pair in value):
-        return len(value) >= 3 and all(type(_number(number)) in (int, float) for pair in value for number in pair)
-    return all(type(_number(number)) in (int, float) for number in value)
+        return len(value) >= 3 and all(type(number_meant(number)) in (int, float) for pair in value for number in pair)
+    return all(type(number_meant(number)) in (int, float) for number in value)
 
 
 def _flat(polygon: list[Any]) -> list[Any]:
     return list(chain.from_iterable(polygon)) if type(polygon[0]) is list else polygon
 
 
-def _number(value: Any) -> Any:
+def number_meant(value: Any) -> Any:
     """The number that a text stands for; other values as they are."""
     if type(value) is str:
         with contextlib.suppress(ValueError):

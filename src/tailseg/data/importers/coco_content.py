@@ -38,6 +38,14 @@ _MEANINGS = {
 }
 
 
+_FIXES = {  # where nothing else is left, and it is convert that says so
+    "its_image": "put these images there, or correct them",
+    "no_category": "write an id of the list of categories into each category_id",
+    "no_mask": "draw one",
+    "no_box": "write bbox as four numbers x, y, width, height, or draw masks",
+}
+
+
 class CocoContent:
     """One annotation file, its rows repaired as far as that goes."""
 
@@ -199,6 +207,9 @@ class CocoContent:
                     plain["bbox"] = [*low.round(DECIMALS).tolist(), *(high - low).round(DECIMALS).tolist()]
                     turned += 1
                 plain["segmentation"] = [corners.round(DECIMALS).ravel().tolist()]
+            elif boxes_only:
+                self.met.add("no_box", [f"{place}: its bbox is {short(row['bbox']) if 'bbox' in row else 'missing'}"])
+                continue
             if self._make_whole(plain, place, (image["height"], image["width"])):
                 part.annotations.append(plain)
         ids = Counter(row["id"] for row in part.annotations)
@@ -245,9 +256,11 @@ class CocoContent:
     def _count(self, part: Part) -> None:
         """Say what of the rows does not serve training."""
         if self.split == "train" and self.annotations and not part.annotations:
-            raise UserError(
-                f"{self.path}: none of its {len(self.annotations):,} annotations can be used ({self._first()})"
-            )
+            if any("segments_info" in row for row in self.annotations):
+                raise UserError(f"{self.path}: it is a panoptic file; give the file of the instances of the same set")
+            cause, fix = self._cause()
+            total = f"{len(self.annotations):,} annotations"
+            raise UserError(f"{self.path}: none of its {total} can be used ({cause}); {fix}")
         crowds = sum(row.get("iscrowd", 0) for row in part.annotations)
         if crowds:
             likely = f": {CROWDS_FIX}" if crowds >= MANY * len(part.annotations) else ""
@@ -257,21 +270,21 @@ class CocoContent:
         used = {row["image_id"] for row in part.annotations}
         self.met.add("empty", [row["file_name"] for row in part.images if row["id"] not in used])
 
-    def _first(self) -> str:
-        """The most frequent of what was left out, and its fix."""
-        return max(self._told(), key=lambda told: told[0])[1]
+    def _cause(self) -> tuple[str, str]:
+        """The most frequent cause for which annotations were left out, and its fix."""
+        counts = self.met.counts
+        causes = [kind for kind in counts if kind in _FIXES or (kind in ODD_KINDS and ODD_KINDS[kind].dropped)]
+        kind = max(causes, key=counts.__getitem__)
+        return self._sentence(kind), _FIXES.get(kind) or ODD_KINDS[kind].fix
 
     def all_notes(self, where: str) -> list[str]:
         """Sentences on everything odd; ``where`` ends them, to name the file."""
-        return [note + where for note in (*self.notes, *(text for _, text in self._told()))]
+        return [note + where for note in (*self.notes, *map(self._sentence, self.met.counts))]
 
-    def _told(self) -> list[tuple[int, str]]:
-        """What was met: how often, and as a sentence."""
-        told = []
-        for kind, count in self.met.counts.items():
-            meaning = _MEANINGS.get(kind) or ODD_KINDS[kind].meaning
-            told.append((count, counted(count, meaning, self.met.places[kind])))
-        return told
+    def _sentence(self, kind: str) -> str:
+        """How often a kind of odd thing was met, and where first."""
+        meaning = _MEANINGS.get(kind) or ODD_KINDS[kind].meaning
+        return counted(self.met.counts[kind], meaning, self.met.places[kind])
 
 
 def _number(digits: str) -> int | str:

@@ -31,6 +31,7 @@ _FAULTS = {
         "may be any of several files in {}",
         "write their folders into the names",
     ),
+    "image_without_name": ("images without a file_name", "have no file_name", "give each the name of its file"),
     "image_without_id": ("images without an id", "have no id", "number them"),
     "broken_image": ("images that cannot be read", "cannot be read", "copy or download them again"),
     "large_image": ("images that are too large", "are too large", "shrink them, or cut them into pieces"),
@@ -116,14 +117,17 @@ def usable_images(
     seen: list[_Looked] = []
     for place, (row, file) in enumerate(zip(rows, paths, strict=True)):
         several = len(finder.rivals.get(place, ())) if file is None else 0
-        seen.append(_Looked("one_of_several", f": any of {several} files") if several else _looked_at(row, file))
+        if not candidates[place]:
+            seen.append(_Looked("image_without_name"))
+        else:
+            seen.append(_Looked("one_of_several", f": any of {several} files") if several else _looked_at(row, file))
         progress(len(seen))
     turned = {i: seen[i].image_hw for i, row in enumerate(rows) if _is_exchanged(row, seen[i])}
     if turned and exchanged({id_of(rows[i]["id"]): image_hw for i, image_hw in turned.items()}):
         for i, image_hw in turned.items():
             seen[i] = _Looked("size_exchanged", image_hw=image_hw)
     for row, names, file, looked in zip(rows, candidates, paths, seen, strict=True):
-        name = f"{names[0]}{looked.place}" if names else f"without a name, image {row.get('id')!r}"
+        name = f"{names[0]}{looked.place}" if names else f"image {row.get('id')!r}"
         if looked.kind in _FAULTS:
             faults.add(looked.kind, [name])
             continue
