@@ -85,6 +85,32 @@ def test_a_set_of_boxes_becomes_rectangles(tmp_path):
     assert found.notes == ["6 objects have a box only: their masks are rectangles"]
 
 
+@pytest.mark.parametrize(
+    ("boxes", "area", "fit"),
+    [
+        ([[20, 10, 60, 30]] * 6, 800, 6),  # 40 x 20 by its corners
+        ([[15, 8, 60, 30]] * 6, 1800, 0),
+        ([[10, 5, 40, 20]] * 6, 450, 6),  # in the image either way
+        ([[10, 5, 40, 20]] * 6, 800, 0),
+        ([[10, 5, 40, 20]] * 5 + [[30, 10, 60, 30]], None, 1),  # 90 of 80 pixels
+        ([[10, 5, 40, 20]] * 5 + [[22, 10, 60, 30]], None, 0),  # 2 pixels beyond, as from rounding
+        ([[0, 0, 80, 40]] * 6, 3200, 0),
+    ],
+)
+def test_boxes_that_fit_only_as_corners_are_told(tmp_path, boxes, area, fit):
+    """In images of 80 x 40."""
+
+    def change(data):
+        for row, box in zip(data["annotations"], boxes, strict=True):
+            row |= {"segmentation": [], "bbox": box, "area": area}
+
+    notes = [note for note in read_coco(changed(tmp_path, change)).notes if note.startswith("warning")]
+    said = (
+        f"warning: {fit} boxes that fit only if their numbers are x0, y0, x1, y1; write bbox as x, y, width, height ("
+    )
+    assert [note.startswith(said) for note in notes] == [True] * bool(fit)
+
+
 def test_boxes_that_cvat_rotates_become_turned_rectangles(tmp_path):
     """It writes the box before the turn, and the degrees clockwise about its middle as an attribute."""
 

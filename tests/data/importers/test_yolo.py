@@ -226,6 +226,16 @@ def test_odd_things_are_left_out_and_counted(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(("beyond", "hint"), [(1, True), (0, False)])
+def test_boxes_that_are_written_as_corners_are_told_from_a_tenth_on(tmp_path, beyond, hint):
+    lines = ["0 0.5 0.5 0.2 0.2"] * 9 + ["0 0.6 0.6 0.95 0.9" if beyond else "0 0.6 0.6 0.5 0.5"]
+    root = yolo(tmp_path / "src", {"train/1": "\n".join(lines), "val/1": ""})
+    notes = read_yolo(root).notes
+    warning = "warning: 1 of 10 boxes reach beyond their image; check that they are x y w h with the centre first"
+    assert (warning in notes) == hint
+    assert any("1 boxes that reach beyond the image: cut" in note for note in notes) == hint
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [

@@ -16,6 +16,7 @@ from tailseg.data.importers.yolo_labels import (
     NO_SHAPE,
     NO_SIZE,
     OUTSIDE,
+    REACHING,
     TRACKED,
     LabelFiles,
     parse_labels,
@@ -43,8 +44,9 @@ def test_a_box_is_its_four_corners_and_edges_are_cut():
     ((_, polygon, drawn),), found = parse(" 0 -0.005 0 1.009 0 1 1 ")
     assert (polygon.tolist(), drawn) == ([[0, 0], [1, 0], [1, 1]], False)
     assert not found.counts
-    ((_, corners, _),), _ = parse("0 0.1 0.5 0.4 1")  # reaches out of the image
+    ((_, corners, _),), found = parse("0 0.1 0.5 0.4 1")
     assert corners.round(9).tolist() == [[0, 0], [0.3, 0], [0.3, 1], [0, 1]]
+    assert found.notes() == [f"1 {REACHING} (f.txt: line 1)"]
 
 
 @pytest.mark.parametrize("points", ["0.1 0.1 0.9 0.9", "0.9 0.9 0.925 0.9", "0.5 0.03 0.5 0.1"])
@@ -63,7 +65,7 @@ def test_a_box_in_the_image_beside_polygons_is_one_and_counted():
     assert found.notes() == [f"1 {BESIDE_POLYGONS} (f.txt: line 2)"]
     lines, found = parse("0 0.1 0.1 0.9 0.9\n1 0.5 0.5 0.5 0.5 0.1 0.1 1", keypoint_numbers=3)
     assert [is_box for _, _, is_box in lines] == [True, True]
-    assert not found.counts
+    assert found.counts == {REACHING: 1}  # of the first line
 
 
 @pytest.mark.parametrize("text", ["", " \n\r\n", "\t\n \t"])
@@ -186,7 +188,7 @@ def test_any_text_is_read_or_refused_with_its_line(text):
     assert refused.startswith("f.txt: line ") or not refused
     lines, found = result or ([], LeftOut())
     assert all(((polygon >= 0) & (polygon <= 1)).all() and len(polygon) >= 3 for _, polygon, _ in lines)
-    assert set(found.counts) <= {*CAUSES, TRACKED, BESIDE_POLYGONS}
+    assert set(found.counts) <= {*CAUSES, TRACKED, BESIDE_POLYGONS, REACHING}
     if result:  # every line that is not blank is an object or is counted
         assert len(lines) + sum(found.counts.values()) == sum(bool(line.strip()) for line in text.splitlines())
 

@@ -28,7 +28,8 @@ from tailseg.data.importers.writer import Part, Row, new_names
 from tailseg.errors import UserError
 from tailseg.wording import short
 
-MANY = 0.1  # share of crowds from which on a note says what they may be
+MANY = 0.1  # share of crowds, or of boxes that fit as corners, from which on a note says what they may be
+BEYOND = 2  # pixels by which boxes may leave their image, from rounding
 _MEANINGS = {
     **OF_IMAGES,
     "its_image": "annotations of images that are left out: left out too",
@@ -178,6 +179,7 @@ class CocoContent:
         no_areas = all(row.get("area") == 0 for row in self.annotations)  # a tool that does not know them
         listed = {id_of(row.get("id")) for row in self.images} - {None}
         rectangles = turned = 0
+        corners_fit: list[str] = []
         for number, row in enumerate(self.annotations):
             own, key, category = (id_of(row.get(name)) for name in ("id", "image_id", "category_id"))
             place = f"annotation number {number + 1} of the list" if own is None else f"annotation {short(own)}"
@@ -201,6 +203,8 @@ class CocoContent:
                 x, y, w, h = plain["bbox"]
                 corners, degrees = rectangle(x, y, x + w, y + h), _rotation(row)
                 rectangles += 1
+                if not degrees and _fits_as_corners(plain["bbox"], plain["area"], (image["height"], image["width"])):
+                    corners_fit.append(place)
                 if degrees:  # the area stays
                     corners = rotated(corners, degrees)
                     low, high = corners.min(axis=0), corners.max(axis=0)
@@ -220,6 +224,9 @@ class CocoContent:
         if rectangles:
             rotation = f", {turned:,} of them turned as their attribute 'rotation' says" if turned else ""
             self.notes.append(f"{rectangles:,} objects have a box only: their masks are rectangles{rotation}")
+        if corners_fit and len(corners_fit) >= MANY * rectangles:
+            meaning = "boxes that fit only if their numbers are x0, y0, x1, y1; write bbox as x, y, width, height"
+            self.notes.append("warning: " + counted(len(corners_fit), meaning, corners_fit))
 
     def _make_whole(self, row: Row, place: str, image_hw: tuple[int, int]) -> bool:
         """Check the mask, and fill in box and area where they are missing; False if the object is left out."""
@@ -327,6 +334,18 @@ def _meets(box: Sequence[float], image_hw: tuple[int, int]) -> bool:
     """Return whether a box x, y, width, height has an area in an image; one of NaN has none."""
     x, y, w, h = box
     return min(x + w, image_hw[1]) > max(x, 0) and min(y + h, image_hw[0]) > max(y, 0)
+
+
+def _fits_as_corners(box: Sequence[float], area: float | None, image_hw: tuple[int, int]) -> bool:
+    """Return whether the numbers of a box fit its image, or the area that is stated, only as x0, y0, x1, y1."""
+    (x, y, w, h), (height, width) = box, image_hw
+    if not (0 <= x < w <= width and 0 <= y < h <= height):
+        return False
+    if x + w > width + BEYOND or y + h > height + BEYOND:
+        return True
+    if area is None or math.isclose(area, w * h, rel_tol=0.01):
+        return False
+    return math.isclose(area, (w - x) * (h - y), rel_tol=0.01)
 
 
 def _counts(segmentation: Any, image_hw: tuple[int, int]) -> str:

@@ -17,11 +17,12 @@ from tailseg.data.importers.foreign import (
     source_of,
 )
 from tailseg.data.importers.yolo_config import MOST_FOLDERS, NAME_FILES, entries_of, find_config, find_names
-from tailseg.data.importers.yolo_labels import CAUSES, LabelFiles, Line, parse_labels
+from tailseg.data.importers.yolo_labels import CAUSES, REACHING, LabelFiles, Line, parse_labels
 from tailseg.data.importers.yolo_layout import YoloLayout, find_layout
 from tailseg.errors import UserError
 
 MAX_BYTES = 2**26  # of a label file
+MANY = 0.1  # share of boxes beyond their image from which on a note says what they may be
 
 NO_IMAGE = "label files without an image: left out"
 NO_LABEL = "images without a label file: taken as images without objects"
@@ -159,6 +160,10 @@ class _Reader:
         notes = []
         if self._boxes:
             notes.append(f"{self._boxes:,} objects have a box only: their masks are rectangles")
+        reaching = self._found.counts.get(REACHING, 0)
+        if reaching and reaching >= MANY * self._boxes:
+            share = f"{reaching:,} of {self._boxes:,} boxes reach beyond their image"
+            notes.append(f"warning: {share}; check that they are x y w h with the centre first")
         if self._layout.keypoint_numbers:
             notes.append("the set has keypoints (kpt_shape): they were left out")
         if not self._layout.names:

@@ -29,6 +29,7 @@ CONFIDENCE = "lines with a confidence: left out"
 OUTSIDE = "lines with coordinates outside of 0 to 1: left out"
 NO_SIZE = "boxes without width or height: left out"
 BESIDE_POLYGONS = "boxes in a label file with polygons: taken as boxes, though Ultralytics reads polygons of two points"
+REACHING = "boxes that reach beyond the image: cut"
 TRACKED = "lines with a track id: taken without it"
 CAUSES = {  # kinds of odd lines, and what to do where all are so
     LONG_LINE: "write each object on a line of its own",
@@ -102,6 +103,8 @@ def parse_labels(
         if tracked:
             found.add(TRACKED, f"{where}: line {number}")
         if is_box:
+            if not _is_inside(*rest):
+                found.add(REACHING, f"{where}: line {number}")
             if has_polygons:
                 found.add(BESIDE_POLYGONS, f"{where}: line {number}")
             x, y, w, h = rest
