@@ -122,7 +122,9 @@ class Rows:
     def _require_whole(self, image_sizes: NDArray[np.int64]) -> None:
         """Raise UserError unless the run lengths that stand in the rows cover their images; empty ones are no mask."""
         pixels = image_sizes.prod(axis=1)
-        counts = [one["counts"] if isinstance(one := row["segmentation"], dict) else None for row in self.rows]
+        counts: list[Any] = [
+            one["counts"] if isinstance(one := row["segmentation"], dict) else None for row in self.rows
+        ]
         for index, count in enumerate(counts):
             if isinstance(count, list) and count and sum(count) != pixels[index]:
                 height, width = image_sizes[index].tolist()
@@ -131,7 +133,7 @@ class Rows:
         texts = [index for index, count in enumerate(counts) if isinstance(count, str | bytes) and count]
         for start in range(0, len(texts), _AT_ONCE):
             some = texts[start : start + _AT_ONCE]
-            codes = [text.encode() if isinstance(text := counts[index], str) else text for index in some]
+            codes = [text.encode() if isinstance(text := counts[index], str) else bytes(text) for index in some]
             try:
                 sound = np.array_equal(rle_pixels(codes), pixels[some])
             except ValueError:

@@ -18,10 +18,10 @@ from tailseg.recipes.schema import Recipe
 from tailseg.recipes.section import TRUE_AS_NUMBER
 from tailseg.yaml_files import load_yaml
 
-# Keys whose dict holds no fields of a section but what people like, with an example.
+# Keys whose dict holds no fields of a section but what people like, with an example; and these keys with all dots.
 FREE_FORM = {"options": "drop_path_rate", "rates": "backbone"}
+FREE_FORM_KEYS = ("model.backbone.options", "optimizer.rates")
 MOST_NAMED = 4  # keys that a message about a key without its section offers
-FREE_FORM = ("model.backbone.options", "optimizer.rates")  # sections that may lack any of their keys
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -35,7 +35,7 @@ def flatten(values: dict[str, Any], prefix: str = "", *, whole: Collection[str] 
     Args:
         values: the dicts.
         prefix: what all keys begin with.
-        whole: dotted keys whose dicts stay as they are, such as `FREE_FORM` where a key that is gone is a change too.
+        whole: dotted keys whose dicts stay as they are, such as `FREE_FORM_KEYS`, where a key that is gone counts.
     """
     flat: dict[str, Any] = {}
     for key, value in values.items():

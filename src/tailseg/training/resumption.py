@@ -15,7 +15,7 @@ from tailseg.data.annotations.annotations import Annotations
 from tailseg.errors import UserError
 from tailseg.recipes.model_header import read_header
 from tailseg.recipes.schema import Recipe
-from tailseg.recipes.values import FREE_FORM, flatten
+from tailseg.recipes.values import FREE_FORM_KEYS, flatten
 from tailseg.training.feature_cache import digest_of_annotations
 from tailseg.training.run_log import better
 
@@ -172,10 +172,10 @@ def require_same_run(
     Returns:
         Sentences on what is another now, so that the run is no longer the one that it would have been.
     """
-    new = flatten(recipe.model_dump(mode="json"), whole=FREE_FORM)
-    defaults = flatten(Recipe(name="").model_dump(mode="json"), whole=FREE_FORM)
+    new = flatten(recipe.model_dump(mode="json"), whole=FREE_FORM_KEYS)
+    defaults = flatten(Recipe(name="").model_dump(mode="json"), whole=FREE_FORM_KEYS)
     old = defaults | flatten(
-        about["recipe"], whole=FREE_FORM
+        about["recipe"], whole=FREE_FORM_KEYS
     )  # a run of an earlier version knows nothing of newer keys
     free = FREE | FREE_WITH_WARNING | set(OF_A_STEP)
     free |= {key for key in new if key.startswith("training.") and key.endswith(("_steps", "_every"))}

@@ -22,7 +22,7 @@ from tailseg.model.build import build_detector
 from tailseg.model.detector import Detector, Stage
 from tailseg.model.pretrained import load_pretrained
 from tailseg.recipes.schema import Recipe
-from tailseg.recipes.values import FREE_FORM, flatten
+from tailseg.recipes.values import FREE_FORM_KEYS, flatten
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def start_from(checkpoint: Checkpoint, detector: Detector, recipe: Recipe, categ
 
 def _other_conventions(recipe: Recipe, checkpoint: Checkpoint) -> str:
     """The settings of another value under which the weights were trained, as the rest of a sentence; may be empty."""
-    ours, theirs = (flatten(r.model_dump(mode="json"), whole=FREE_FORM) for r in (recipe, checkpoint.recipe))
+    ours, theirs = (flatten(r.model_dump(mode="json"), whole=FREE_FORM_KEYS) for r in (recipe, checkpoint.recipe))
     changed = [key for key in ours if key.startswith(MEANING) and key in theirs and ours[key] != theirs[key]]
     found = ", ".join(f"{key} = {theirs[key]} (here {ours[key]})" for key in changed)
     return f"; they were trained with {found}" if found else ""
@@ -288,7 +288,7 @@ def _require_whole(
             f"--init {path}: does not know '{unknown[0]}'{others}, and with finetune.enabled it learns no new class; "
             "train a model on this data first"
         )
-    ours, theirs = (flatten(r.model_dump(mode="json"), whole=FREE_FORM) for r in (recipe, checkpoint.recipe))
+    ours, theirs = (flatten(r.model_dump(mode="json"), whole=FREE_FORM_KEYS) for r in (recipe, checkpoint.recipe))
     for of_stage in ("stds", "tsd"):
         for values in (ours, theirs):
             values |= {f"model.stages.{i}.{of_stage}": own[of_stage] for i, own in enumerate(values["model.stages"])}
