@@ -95,6 +95,7 @@ def data(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         images.append({**first, "id": 1000, "file_name": f"{split}-empty.png"})
         if split == "train":
             box = {**content["annotations"][0], "id": 9999, "bbox": [10.0, 10.0, 0.0, 20.0]}
+            box["segmentation"] = [[-30, -30, -20, -30, -20, -20]]
             content["annotations"].append(box)
         (folder / f"{split}.json").write_bytes(orjson.dumps(content))
     return folder

@@ -204,7 +204,7 @@ def test_workers(monkeypatch):
         ),
         ("data.batch_per_device=some", "expected a whole number from 1 to 1024 or auto, received 'some'"),
         ("data.workers=1.5", "data.workers: expected a whole number from 0 to 1024 or auto, received 1.5"),
-        ("data.workers=true", "expected a whole number from 0 to 1024 or auto, received True"),
+        ("data.workers=true", "data.workers: expected a number, received True"),
         ("data.workers=.inf", "expected a whole number from 0 to 1024 or auto, received inf"),
         ("data.workers=.nan", "expected a whole number from 0 to 1024 or auto, received nan"),
         ("training.precision=fp8", "training.precision"),
