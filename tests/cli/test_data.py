@@ -260,7 +260,8 @@ def test_export_command(tmp_path):
 
 
 def test_export_tells_what_reading_dropped(tmp_path):
-    rows = [*(row(i, i) for i in range(1, 5)), row(9, 1, bbox=[500, 500, 5, 5], segmentation=[[500, 500, 505, 500, 505, 505]])]
+    beside = {"bbox": [500, 500, 5, 5], "segmentation": [[500, 500, 505, 500, 505, 505]]}
+    rows = [*(row(i, i) for i in range(1, 5)), row(9, 1, **beside)]
     done = run("export", "coco", write(tmp_path / "src", rows, SOUND_VAL), tmp_path / "out", "--quiet")
     assert done.exit_code == 0, done.output
     assert done.output.splitlines()[1] == (

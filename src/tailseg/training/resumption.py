@@ -174,9 +174,8 @@ def require_same_run(
     """
     new = flatten(recipe.model_dump(mode="json"), whole=FREE_FORM_KEYS)
     defaults = flatten(Recipe(name="").model_dump(mode="json"), whole=FREE_FORM_KEYS)
-    old = defaults | flatten(
-        about["recipe"], whole=FREE_FORM_KEYS
-    )  # a run of an earlier version knows nothing of newer keys
+    # A run of an earlier version knows nothing of newer keys.
+    old = defaults | flatten(about["recipe"], whole=FREE_FORM_KEYS)
     free = FREE | FREE_WITH_WARNING | set(OF_A_STEP)
     free |= {key for key in new if key.startswith("training.") and key.endswith(("_steps", "_every"))}
     changed = [key for key in new if key not in free and old.get(key) != new[key]]

@@ -221,6 +221,12 @@ def test_a_shape_and_its_label_may_stand_apart(tmp_path):
     assert found.notes == []
 
 
+def test_regions_without_an_id_are_apart_from_those_whose_id_is_a_number(tmp_path):
+    """Predictions that were imported have ids as people chose them, or none."""
+    found = read_labelstudio(project(tmp_path, result(POLYGON, number="1"), result(BOX)))
+    assert [row["name"] for row in found.categories] == ["cat", "owl"]
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Tasks and images
 

@@ -144,7 +144,7 @@ def _regions(task: Mapping[str, Any], where: str, found: LeftOut) -> list[dict[s
     regions: dict[object, dict[str, Any]] = {}  # by id: a shape, its label and further answers may stand apart
     for number, result in enumerate(latest["result"] if _has_result(latest) else ()):
         if isinstance(result, dict):
-            region = regions.setdefault(str(result.get("id") or number), {})
+            region = regions.setdefault(str(result["id"]) if result.get("id") else number, {})
             value = result.get("value")
             sizes = {key: result[key] for key in ("original_width", "original_height") if key in result}
             region |= (value if isinstance(value, dict) else {}) | sizes
